@@ -1,0 +1,5 @@
+"""Vaults: what holds the secret keys of a node."""
+
+from trionode.vault.memory import MemoryVault
+
+__all__ = ["MemoryVault"]

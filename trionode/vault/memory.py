@@ -1,0 +1,89 @@
+"""A vault that keeps its keys in memory and loses them with the process."""
+
+from collections.abc import Sequence
+
+import attrs
+import nacl.bindings
+import nacl.utils
+from nacl.exceptions import RuntimeError as SodiumError
+
+from trionode.errors import HandshakeError, VaultError
+from trionode.identities import MemoryIdentities
+from trionode.known_peers import MemoryKnownPeers
+from trionode.protocol.vault import KeyHandle, KeyKind
+
+#: Both kinds of secret are 32 random bytes: an Ed25519 seed (RFC 8032), an X25519 scalar (RFC 7748).
+SECRET_SIZE = 32
+
+
+@attrs.frozen
+class _Key:
+    handle: KeyHandle
+    secret: bytes = attrs.field(
+        repr=False
+    )  # X25519: the scalar; Ed25519: seed and public key, as libsodium signs with them
+    ephemeral: bool
+
+
+class MemoryVault:
+    """Keys in memory (see `trionode.protocol.vault.Vault`); `import_secret` is for tests and for keys that come from elsewhere."""
+
+    def __init__(self) -> None:
+        self._keys: dict[str, _Key] = {}
+        #: The identities whose keys are here, and the peers that they have met.
+        self.identities = MemoryIdentities()
+        self.known_peers = MemoryKnownPeers()
+
+    def generate(self, kind: KeyKind, *, ephemeral: bool = False) -> KeyHandle:
+        """Return a new random key; an ephemeral one is not in `keys()`."""
+        return self._keep(kind, nacl.utils.random(SECRET_SIZE), ephemeral=ephemeral)
+
+    def import_secret(self, kind: KeyKind, secret: bytes) -> KeyHandle:
+        """Hold a key whose 32 secret bytes are known already; VaultError if they are not 32."""
+        if len(secret) != SECRET_SIZE:
+            raise VaultError(
+                f"a secret of {kind.name} has {SECRET_SIZE} bytes, this one {len(secret)}: give the raw seed or scalar"
+            )
+        return self._keep(kind, secret, ephemeral=False)
+
+    def sign(self, handle: KeyHandle, data: bytes) -> bytes:
+        """Return the 64-byte Ed25519 signature of `data` by an ED25519 key."""
+        return nacl.bindings.crypto_sign(data, self._secret(handle, KeyKind.ED25519))[: nacl.bindings.crypto_sign_BYTES]
+
+    def x25519(self, handle: KeyHandle, public: bytes) -> bytes:
+        """Return the 32-byte shared secret; HandshakeError if `public` is not 32 bytes, or of small order (the secret would be all zero)."""
+        secret = self._secret(handle, KeyKind.X25519)
+        if len(public) != nacl.bindings.crypto_scalarmult_BYTES:
+            raise HandshakeError("a public key that is not 32 bytes")
+        try:
+            return nacl.bindings.crypto_scalarmult(secret, public)
+        except SodiumError:
+            raise HandshakeError("a public key of small order") from None
+
+    def forget(self, handle: KeyHandle) -> None:
+        """Delete the key; to forget one that is gone already does nothing."""
+        self._keys.pop(handle.name, None)
+
+    def keys(self) -> Sequence[KeyHandle]:
+        """Return the handles of all keys that are not ephemeral, oldest first."""
+        return [key.handle for key in self._keys.values() if not key.ephemeral]
+
+    def __repr__(self) -> str:
+        return f"MemoryVault({len(self._keys)} keys)"
+
+    def _keep(self, kind: KeyKind, secret: bytes, *, ephemeral: bool) -> KeyHandle:
+        if kind is KeyKind.ED25519:
+            public, secret = nacl.bindings.crypto_sign_seed_keypair(secret)
+        else:
+            public = nacl.bindings.crypto_scalarmult_base(secret)
+        handle = KeyHandle(nacl.utils.random(16).hex(), kind, public)
+        self._keys[handle.name] = _Key(handle, secret, ephemeral)
+        return handle
+
+    def _secret(self, handle: KeyHandle, kind: KeyKind) -> bytes:
+        key = self._keys.get(handle.name)
+        if key is None or key.handle != handle:
+            raise VaultError(f"no key {handle.name} in this vault: it was forgotten, or it is another vault's")
+        if handle.kind is not kind:
+            raise VaultError(f"this takes a key of kind {kind.name}, {handle.name} is {handle.kind.name}")
+        return key.secret
