@@ -1,0 +1,33 @@
+import pytest
+
+from trionode.errors import IdentityError, LocalError
+from trionode.protocol.identity import Identifier, create_history
+from trionode.protocol.key_exchange import Peer
+from trionode.protocol.vault import KeyKind
+from trionode.trust import trust_everyone, trust_only
+from trionode.vault.memory import MemoryVault
+
+
+def peer() -> Peer:
+    vault = MemoryVault()
+    return Peer(create_history(vault, vault.generate(KeyKind.ED25519), 1_700_000_000))
+
+
+async def test_everyone_is_trusted_only_where_a_program_says_so() -> None:
+    assert await trust_everyone(peer()) is True
+
+
+async def test_only_the_named_identities_are_trusted_given_as_text_or_value() -> None:
+    alice, bob, mallory = peer(), peer(), peer()
+    policy = trust_only(alice.identifier, str(bob.identifier))
+    assert [await policy(each) for each in (alice, bob, mallory)] == [True, True, False]
+
+
+def test_a_text_that_is_no_identifier_is_refused_where_the_policy_is_made() -> None:
+    with pytest.raises(IdentityError, match="I and 64 hex digits"):
+        trust_only(Identifier(bytes(32)), "bob")
+
+
+def test_to_trust_nobody_is_a_mistake() -> None:
+    with pytest.raises(LocalError, match="at least one"):
+        trust_only()
