@@ -1,0 +1,93 @@
+"""Frames out of a byte stream and into it: a length, then a message; lengths are checked before anything is kept (spec §3)."""
+
+from collections.abc import Sequence
+from typing import Final
+
+from trionode.errors import WireError
+from trionode.protocol.wire import Wire
+
+
+class FrameDecoder:
+    """Bytes in, whole frames out, for one direction of one connection.
+
+    The peer's preface is expected first, where the generation has one. What is kept never exceeds one frame and one read. An error
+    is final: the stream has lost its place, and the connection is to be closed.
+    """
+
+    __slots__ = ("_buffer", "_expected", "_length_size", "_max_frame", "_name")
+
+    def __init__(self, wire: Wire, *, max_frame: int | None = None) -> None:
+        self._buffer: bytes | bytearray = b""
+        self._expected = wire.preface
+        self._length_size: Final = wire.length_size
+        self._max_frame: Final = min(wire.max_frame, max_frame or wire.max_frame)
+        self._name: Final = wire.name
+
+    def receive(self, data: bytes) -> Sequence[bytes]:
+        """Return the frames that `data` completes, in order, perhaps none. WireError at a wrong preface, an empty or too long frame."""
+        if self._expected:
+            data = self._greet(data)
+        buffer: bytes | bytearray
+        if self._buffer:
+            # A large frame arrives in many reads: a bytearray grows in place where bytes would be copied each time.
+            if isinstance(self._buffer, bytes):
+                self._buffer = bytearray(self._buffer)
+            self._buffer += data
+            buffer = self._buffer
+            size = self._length_size
+            if len(buffer) < size or len(buffer) < size + self._checked(int.from_bytes(buffer[:size], "big")):
+                return ()
+            buffer = bytes(buffer)
+        else:
+            buffer = data
+        return self._split(buffer)
+
+    def _split(self, buffer: bytes) -> list[bytes]:
+        frames = []
+        size, limit, available = self._length_size, self._max_frame, len(buffer)
+        start = 0
+        while (body := start + size) <= available:
+            length = int.from_bytes(buffer[start:body], "big")
+            if not 0 < length <= limit:
+                self._checked(length)
+            end = body + length
+            if end > available:
+                break
+            frames.append(buffer[body:end])
+            start = end
+        self._buffer = buffer[start:]
+        return frames
+
+    def _checked(self, length: int) -> int:
+        if not 0 < length <= self._max_frame:
+            msg = f"a frame of {length} bytes, where 1 to {self._max_frame} are allowed"
+            raise WireError(msg)
+        return length
+
+    def _greet(self, data: bytes) -> bytes:
+        greeting = data[: len(self._expected)]
+        if not self._expected.startswith(greeting):
+            msg = f"the peer does not speak the wire's generation {self._name}: it began with {greeting.hex()}, expected {self._expected.hex()}"
+            raise WireError(msg)
+        self._expected = self._expected[len(greeting) :]
+        return data[len(greeting) :]
+
+    @property
+    def greeted(self) -> bool:
+        """Whether the peer's preface has arrived."""
+        return not self._expected
+
+    @property
+    def is_between_frames(self) -> bool:
+        """Whether no part of a frame is waiting for its rest, so that an end of the stream here is an orderly one."""
+        return not self._buffer
+
+
+def join_frames(wire: Wire, frames: Sequence[bytes]) -> bytes:
+    """Return the bytes of a burst of frames, each behind its length."""
+    size = wire.length_size
+    parts = []
+    for frame in frames:
+        parts.append(len(frame).to_bytes(size, "big"))
+        parts.append(frame)
+    return b"".join(parts)
