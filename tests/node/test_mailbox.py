@@ -1,0 +1,371 @@
+import logging
+
+import pytest
+import trio
+from trio.testing import MockClock, wait_all_tasks_blocked
+
+from trionode.access import from_anywhere
+from trionode.errors import MessageTooLargeError, UnknownAddressError
+from trionode.mailbox import MAX_DEBTS, Mailbox, Sender
+from trionode.memory_channel import FAIR_BURST, ITEM_OVERHEAD, MemoryChannel
+from trionode.protocol.address import Encoded, local
+from trionode.protocol.message import HERE, Facts, Message
+from trionode.protocol.route import Route
+from trionode.room import Room
+from trionode.router import MAX_DELIVERIES, Router
+
+AFAR = Facts(link=local("link"))
+TRUNK = Facts(link=local("link"), trunk=True)
+BOX = local("box")
+
+
+def a_mailbox(router: Router, name: str = "box", *, bound: int = 256 * 1024, patience: float = 5) -> Mailbox:
+    mailbox = Mailbox(router, local(name), bound=bound, patience=patience)
+    router.register(mailbox.encoded, mailbox.hop, allow=from_anywhere)
+    return mailbox
+
+
+def a_queue(router: Router, name: str, items: int) -> MemoryChannel[Message]:
+    """An address whose hop owes after so many messages, as a link's does."""
+    queue: MemoryChannel[Message] = MemoryChannel(items * ITEM_OVERHEAD)
+    router.register(local(name), lambda message: queue.put(message, 0), allow=from_anywhere)
+    return queue
+
+
+def too_large(_: Message) -> Room | None:
+    raise MessageTooLargeError("the link carries frames of at most 1 byte")
+
+
+async def test_messages_come_in_order_with_their_routes_and_payloads() -> None:
+    router = Router()
+    one, other = a_mailbox(router, "one"), a_mailbox(router, "other")
+    for i in range(200):
+        await one.send(Route("other"), str(i))
+    for i in range(200):
+        message = await other.receive()
+        assert (message.text, message.return_route, message.onward_route) == (str(i), Route("one"), Route("other"))
+
+
+async def test_bytes_go_as_they_are_and_text_as_a_bare_string() -> None:
+    box = a_mailbox(Router())
+    await box.send(Route("box"), b"\x00raw")
+    await box.send(Route("box"), "hi")
+    assert [(await box.receive()).payload for _ in range(2)] == [b"\x00raw", b"\x02hi"]
+
+
+async def test_a_reply_goes_the_return_route_exactly_as_it_arrived() -> None:
+    router = Router()
+    box, way = a_mailbox(router), a_queue(router, "way", 10)
+    back = (local("way"), b"\x82\x05\x42\xff\x00", local("origin"))
+    router.deliver(Message((box.encoded,), back, b"ping", AFAR))
+    await box.reply(await box.receive(), "pong")
+    answer = way.take()
+    assert answer is not None
+    assert (answer.onward, answer.back, answer.payload) == (back, (box.encoded,), b"\x04pong")
+
+
+async def test_a_reply_that_finds_no_way_or_is_too_large_for_it_is_dropped_and_counted() -> None:
+    router = Router()
+    box = a_mailbox(router)
+    router.register(local("narrow"), too_large, allow=from_anywhere)
+    for back in ((local("gone"),), (local("narrow"),), ()):
+        message = Message((box.encoded,), back, b"", AFAR)
+        await box.reply(message, b"answer")
+        box.reply_nowait(message, b"answer")
+    assert router.counters == {"reply to a way that is gone": 4, "reply too large for its way": 2}
+
+
+async def test_sending_to_nobody_or_too_much_is_the_senders_error() -> None:
+    router = Router()
+    box = a_mailbox(router)
+    router.register(local("narrow"), too_large, allow=from_anywhere)
+    with pytest.raises(UnknownAddressError, match="0#gone"):
+        await box.send(Route("gone"), b"")
+    with pytest.raises(MessageTooLargeError):
+        await box.send(Route("narrow"), b"")
+
+
+async def test_forwarding_keeps_the_return_route_and_drops_what_is_too_large_by_its_peers_choice() -> None:
+    router = Router()
+    box, way = a_mailbox(router), a_queue(router, "way", 10)
+    router.register(local("narrow"), too_large, allow=from_anywhere)
+    message = Message((box.encoded,), (local("link"), local("origin")), b"x", AFAR)
+    await box.forward(message, Route("way", "far"))
+    sent = way.take()
+    assert sent is not None
+    assert (sent.onward, sent.back, sent.payload) == (Route("way", "far").encoded, message.back, b"x")
+    await box.forward(message, Route("narrow"))
+    assert router.counters == {"message too large to forward": 1}
+    with pytest.raises(UnknownAddressError):
+        await box.forward(message, Route("gone"))
+
+
+async def test_forwarding_and_replying_count_the_local_deliveries_of_a_message_together() -> None:
+    router = Router()
+    box = a_mailbox(router)
+    router.deliver(Message((box.encoded,), (box.encoded,), b"", AFAR))
+    handled = 0
+    with trio.move_on_after(1):
+        async with trio.open_nursery() as nursery:
+
+            async def work() -> None:
+                nonlocal handled
+                async for message in box:
+                    handled += 1
+                    await (box.forward(message, Route("box")) if handled % 2 else box.reply(message, b""))
+                    if router.counters:
+                        nursery.cancel_scope.cancel()
+
+            nursery.start_soon(work)
+    assert handled == MAX_DELIVERIES
+    assert router.counters == {"too many local deliveries": 1}
+
+
+# Who owes, waits
+
+
+async def test_a_sender_waits_only_before_the_next_message_that_takes_the_same_way() -> None:
+    router = Router()
+    sender, slow = Sender(router, local("me")), a_queue(router, "slow", 1)
+    quick = a_queue(router, "quick", 100)
+
+    async def send(name: str) -> None:
+        await sender.deliver(Message((local(name),), (), b""))
+
+    for _ in range(2):
+        await send("slow")
+    for _ in range(10):
+        await send("quick")
+    assert (len(slow), len(quick)) == (2, 10)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(send, "slow")
+        await wait_all_tasks_blocked()
+        assert len(slow) == 2
+        slow.take_all()
+    assert len(slow) == 1
+
+
+@pytest.mark.parametrize("sent", [1, FAIR_BURST - 2, FAIR_BURST - 1, FAIR_BURST, 3 * FAIR_BURST])
+async def test_a_cancelled_send_has_not_been_delivered_wherever_it_was_cancelled(sent: int) -> None:
+    router = Router()
+    box, way = a_mailbox(router), a_queue(router, "way", 10_000)
+    for _ in range(sent):
+        await box.send(Route("way"), b"")
+    cancelled = 0
+    for _ in range(3 * FAIR_BURST):
+        before = len(way)
+        with trio.CancelScope() as scope:
+            scope.cancel()
+            await box.send(Route("way"), b"")
+        assert len(way) == before + (not scope.cancelled_caught)
+        cancelled += scope.cancelled_caught
+    assert cancelled >= 2
+
+
+async def test_a_send_that_is_cancelled_while_it_waits_has_not_been_delivered(autojump_clock: MockClock) -> None:
+    router = Router()
+    box, way = a_mailbox(router), a_queue(router, "way", 1)
+    for _ in range(2):
+        await box.send(Route("way"), b"sent")
+    with trio.move_on_after(1) as scope:
+        await box.send(Route("way"), b"never")
+    assert scope.cancelled_caught
+    way.take_all()
+    await box.send(Route("way"), b"next")
+    assert [message.payload for message in way.take_all()] == [b"next"]
+
+
+async def test_many_tasks_of_one_sender_may_wait_for_the_same_way() -> None:
+    router = Router()
+    sender, way = Sender(router, local("me")), a_queue(router, "way", 4)
+    tasks, each, received = 20, 10, 0
+
+    async def send() -> None:
+        for _ in range(each):
+            await sender.deliver(Message((local("way"),), (), b""))
+
+    async with trio.open_nursery() as nursery:
+        for _ in range(tasks):
+            nursery.start_soon(send)
+        while received < tasks * each:
+            await way.receive()
+            received += 1
+            assert len(way) <= 4 + tasks
+    assert not len(way)
+
+
+async def test_a_sender_goes_on_when_the_way_that_it_waits_for_is_closed() -> None:
+    router = Router()
+    box, way = a_mailbox(router), a_queue(router, "way", 1)
+    for _ in range(2):
+        await box.send(Route("way"), b"")
+    async with trio.open_nursery() as nursery:
+
+        async def send() -> None:
+            with pytest.raises(UnknownAddressError):
+                await box.send(Route("way"), b"")
+
+        nursery.start_soon(send)
+        await wait_all_tasks_blocked()
+        router.unregister(local("way"))
+        way.close()
+
+
+async def test_a_sender_forgets_debts_that_settled_themselves() -> None:
+    router, names = Router(), [f"way{i}" for i in range(10 * MAX_DEBTS)]
+    sender = Sender(router, local("me"))
+    for name in names:
+        way = a_queue(router, name, 0)
+        await sender.deliver(Message((local(name),), (), b""))
+        way.take_all()
+    assert len(sender._debts) <= MAX_DEBTS
+
+
+async def test_a_reply_without_waiting_gives_up_a_way_that_is_full_to_the_hard_bound() -> None:
+    router, given_up = Router(), []
+    box = a_mailbox(router)
+    queue: MemoryChannel[Message] = MemoryChannel(4 * ITEM_OVERHEAD, give_up=lambda: given_up.append(len(queue)))
+    router.register(local("way"), lambda message: queue.put(message, 0), allow=from_anywhere)
+    message = Message((box.encoded,), (local("way"),), b"", AFAR)
+    while not given_up:
+        box.reply_nowait(message, b"")
+    assert given_up == [4 * 16]
+
+
+# Receiving
+
+
+async def test_iteration_takes_what_waits_but_lets_others_run_at_every_64th_message() -> None:
+    box = a_mailbox(Router())
+    for _ in range(10 * FAIR_BURST):
+        box.hop(Message((box.encoded,), (), b""))
+    turns = 0
+
+    async def other() -> None:
+        nonlocal turns
+        while True:
+            await trio.lowlevel.checkpoint()
+            turns += 1
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(other)
+        for _ in range(10 * FAIR_BURST):
+            await box.receive()
+        assert 8 <= turns <= 20
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_deadline_ends_an_iteration_that_never_has_to_wait(autojump_clock: MockClock) -> None:
+    router = Router()
+    box = a_mailbox(router)
+    await box.send(Route("box"), b"round and round")
+    with trio.move_on_after(1) as scope:
+        async for _ in box:
+            await box.send(Route("box"), b"round and round")
+            autojump_clock.jump(0.001)
+    assert scope.cancelled_caught
+    assert trio.current_time() < 1.1
+
+
+@pytest.mark.parametrize("received", [0, FAIR_BURST - 2, FAIR_BURST - 1, FAIR_BURST])
+async def test_a_cancelled_receive_takes_nothing(received: int) -> None:
+    box = a_mailbox(Router())
+    for i in range(received + 2 * FAIR_BURST):
+        box.hop(Message((box.encoded,), (), i.to_bytes(2, "big")))
+    got = [await box.receive() for _ in range(received)]
+    while len(got) < received + 2 * FAIR_BURST:
+        with trio.CancelScope() as scope:
+            scope.cancel()
+            got.append(await box.receive())
+        if scope.cancelled_caught:
+            got.append(await box.receive())
+    assert [int.from_bytes(message.payload, "big") for message in got] == list(range(len(got)))
+
+
+async def test_a_closed_mailbox_ends_its_iteration_when_it_is_empty() -> None:
+    box = a_mailbox(Router())
+    box.hop(Message((box.encoded,), (), b"last"))
+    box.close()
+    assert [message.payload async for message in box] == [b"last"]
+    with pytest.raises(trio.EndOfChannel):
+        await box.receive()
+
+
+# Overrun
+
+
+async def test_a_mailbox_of_which_nothing_is_taken_drops_after_its_patience_until_half_of_it_is_empty(
+    autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    router = Router()
+    box = a_mailbox(router, bound=4 * (ITEM_OVERHEAD + len(BOX)), patience=3)
+
+    async def arrive() -> Room | None:
+        debt = router.deliver(Message((box.encoded,), (), b"", AFAR))
+        if debt is not None:
+            await debt.settle()
+        return debt
+
+    for _ in range(4):
+        assert await arrive() is None
+    assert await arrive() is not None
+    assert trio.current_time() == pytest.approx(3, abs=0.01)
+    for _ in range(10):
+        assert await arrive() is None
+    assert router.counters == {"mailbox overrun": 10}
+    assert [(r.levelno, r.getMessage()) for r in caplog.records] == [
+        (
+            logging.WARNING,
+            "worker 0#box took no message for 3 s: dropping what comes until half of its mailbox is empty",
+        )
+    ]
+    for _ in range(3):
+        await box.receive()
+    assert await arrive() is None
+    assert router.counters == {"mailbox overrun": 10}
+    assert len(box._inbox) == 3
+
+
+async def test_a_slow_worker_is_waited_for_as_long_as_it_takes_anything(autojump_clock: MockClock) -> None:
+    router = Router()
+    box = a_mailbox(router, bound=8 * (ITEM_OVERHEAD + len(BOX)), patience=3)
+    count = 50
+
+    async def arrive() -> None:
+        for _ in range(count):
+            debt = router.deliver(Message((box.encoded,), (), b"", AFAR))
+            if debt is not None:
+                await debt.settle()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(arrive)
+        for _ in range(count):
+            await trio.sleep(2.5)
+            await box.receive()
+    assert not router.counters
+
+
+def test_a_trunk_fills_a_mailbox_to_its_hard_bound_and_is_then_dropped_and_counted() -> None:
+    router = Router()
+    box = a_mailbox(router, bound=4 * (ITEM_OVERHEAD + len(BOX)))
+    for _ in range(100):
+        router.deliver(Message((box.encoded,), (), b"", TRUNK))
+    assert len(box._inbox) == 4 * 16
+    assert router.counters == {"mailbox full, from a trunk": 36}
+
+
+def test_what_comes_from_here_is_never_dropped() -> None:
+    router = Router()
+    box = a_mailbox(router, bound=4 * (ITEM_OVERHEAD + len(BOX)))
+    for _ in range(100):
+        router.deliver(Message((box.encoded,), (), b"", HERE))
+    assert len(box._inbox) == 100
+    assert not router.counters
+
+
+def test_long_routes_count_in_a_mailboxs_size() -> None:
+    router = Router()
+    box = a_mailbox(router)
+    back: tuple[Encoded, ...] = (local(b"x" * 1000),) * 30
+    router.deliver(Message((box.encoded,), back, b"", AFAR))
+    assert box._inbox.size > 30_000

@@ -1,0 +1,274 @@
+import pytest
+import trio
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from trio.testing import MockClock, assert_checkpoints, wait_all_tasks_blocked
+
+from trionode.errors import ClosedError
+from trionode.memory_channel import ITEM_OVERHEAD, MemoryChannel
+from trionode.room import HARD_FACTOR, HARD_LIMIT, Room
+
+
+class Model(RuleBasedStateMachine):
+    """The synchronous half against a list: what is put comes out in order, and the size is what waits."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.channel: MemoryChannel[int] = MemoryChannel(5 * ITEM_OVERHEAD)
+        self.waiting: list[tuple[int, int]] = []
+        self.put = 0
+
+    @rule(size=st.integers(0, 3000))
+    def add(self, size: int) -> None:
+        debt = self.channel.put(self.put, size)
+        if not self.channel.is_closed:
+            self.waiting.append((self.put, size))
+        assert (debt is self.channel) == (self.channel.size > self.channel.bound and not self.channel.is_closed)
+        self.put += 1
+
+    @rule()
+    def take(self) -> None:
+        expected = self.waiting.pop(0)[0] if self.waiting else None
+        assert self.channel.take() == expected
+
+    @rule()
+    def take_all(self) -> None:
+        assert self.channel.take_all() == [item for item, _ in self.waiting]
+        self.waiting.clear()
+
+    @precondition(lambda self: self.put > 5)
+    @rule()
+    def close(self) -> None:
+        self.channel.close()
+
+    @invariant()
+    def the_size_is_what_waits(self) -> None:
+        assert len(self.channel) == len(self.waiting)
+        assert self.channel.size == sum(size + ITEM_OVERHEAD for _, size in self.waiting)
+        assert self.channel.is_full == (self.channel.size >= self.channel.hard_bound)
+
+
+TestModel = Model.TestCase
+TestModel.settings = settings(max_examples=50, stateful_step_count=40)
+
+
+def full(bound: int = 4 * ITEM_OVERHEAD) -> MemoryChannel[bytes]:
+    """A channel that is over its bound by one item, in items without bytes."""
+    channel: MemoryChannel[bytes] = MemoryChannel(bound)
+    while channel.put(b"", 0) is None:
+        pass
+    return channel
+
+
+def test_the_hard_bound_is_a_multiple_of_the_bound_but_never_less_nor_much_more() -> None:
+    assert MemoryChannel(1000).hard_bound == 1000 * HARD_FACTOR
+    assert MemoryChannel(HARD_LIMIT // 2).hard_bound == HARD_LIMIT
+    assert MemoryChannel(HARD_LIMIT * 2).hard_bound == HARD_LIMIT * 2
+
+
+def test_items_without_bytes_are_bounded_too() -> None:
+    channel: MemoryChannel[bytes] = MemoryChannel()
+    while channel.put(b"", 0) is None:
+        pass
+    assert len(channel) <= channel.bound // ITEM_OVERHEAD + 1
+
+
+def test_an_empty_channel_is_true() -> None:
+    assert MemoryChannel[int]()
+
+
+async def test_room_in_a_channel_within_its_bound_is_there_at_once_but_lets_others_run() -> None:
+    channel: MemoryChannel[bytes] = MemoryChannel()
+    channel.put(b"", 0)
+    with assert_checkpoints():
+        assert await channel.room()
+
+
+async def test_room_is_waited_for_until_half_is_taken() -> None:
+    channel = full()
+    done = trio.Event()
+
+    async def wait() -> None:
+        assert await channel.room()
+        done.set()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(wait)
+        while channel.size > channel.bound // 2:
+            await wait_all_tasks_blocked()
+            assert not done.is_set()
+            channel.take()
+        await done.wait()
+
+
+async def test_room_ends_when_the_channel_is_closed() -> None:
+    channel = full()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(channel.room)
+        nursery.start_soon(channel.room, 1.0)
+        await wait_all_tasks_blocked()
+        await channel.aclose()
+    assert await channel.room()
+    assert channel.put(b"", 0) is None
+
+
+async def test_patience_ends_after_its_time_without_one_item_taken(autojump_clock: MockClock) -> None:
+    channel = full()
+    assert not await channel.room(5)
+    assert trio.current_time() == pytest.approx(5, abs=0.01)
+
+
+async def test_patience_runs_anew_whenever_an_item_was_taken(autojump_clock: MockClock) -> None:
+    channel = full(20 * ITEM_OVERHEAD)
+
+    async def take_slowly() -> None:
+        for _ in range(3):
+            await trio.sleep(4)
+            channel.take()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(take_slowly)
+        assert not await channel.room(5)
+    # Taken at 4, 8 and 12; asked at 5, 10, 15 and, for the first time in vain, at 20.
+    assert trio.current_time() == pytest.approx(20, abs=0.01)
+
+
+async def test_settling_tells_the_owner_when_patience_is_over_and_not_before(autojump_clock: MockClock) -> None:
+    told: list[float] = []
+    channel: MemoryChannel[bytes] = MemoryChannel(
+        ITEM_OVERHEAD, patience=3, give_up=lambda: told.append(trio.current_time())
+    )
+    channel.put(b"", 0)
+    await channel.settle()
+    assert not told
+    channel.put(b"", 0)
+    await channel.settle()
+    assert told == [pytest.approx(3, abs=0.01)]
+
+
+async def test_a_room_can_be_bounded_without_a_queue() -> None:
+    room = Room(100)
+    assert room.add(60) is None
+    assert room.add(60) is room
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(room.room)
+        await wait_all_tasks_blocked()
+        room.release(60)
+        await wait_all_tasks_blocked()
+        assert nursery.child_tasks
+        room.release(60)
+
+
+@pytest.mark.parametrize("wait", ["room", "room with patience", "send"])
+async def test_a_cancelled_wait_for_room_changes_nothing(wait: str, autojump_clock: MockClock) -> None:
+    channel = full()
+    before = len(channel), channel.size
+    with trio.move_on_after(1) as scope:
+        match wait:
+            case "room":
+                await channel.room()
+            case "room with patience":
+                await channel.room(10)
+            case _:
+                await channel.send(b"never", 5)
+    assert scope.cancelled_caught
+    assert (len(channel), channel.size) == before
+
+
+async def test_a_send_that_is_cancelled_before_it_begins_adds_nothing_even_if_there_is_room() -> None:
+    channel: MemoryChannel[bytes] = MemoryChannel()
+    with trio.CancelScope() as scope:
+        scope.cancel()
+        await channel.send(b"never", 5)
+    assert scope.cancelled_caught
+    assert not len(channel)
+
+
+async def test_a_cancelled_receive_takes_nothing(autojump_clock: MockClock) -> None:
+    channel: MemoryChannel[int] = MemoryChannel()
+    with trio.move_on_after(1) as waiting:
+        await channel.receive()
+    assert waiting.cancelled_caught
+    channel.put(1, 0)
+    with trio.CancelScope() as scope:
+        scope.cancel()
+        await channel.receive()
+    assert scope.cancelled_caught
+    assert await channel.receive() == 1
+
+
+async def test_senders_wait_for_the_receiver_and_everything_arrives_once_and_in_order() -> None:
+    channel: MemoryChannel[tuple[int, int]] = MemoryChannel(8 * ITEM_OVERHEAD)
+    senders, count, highest = 5, 200, 0
+
+    async def send(sender: int) -> None:
+        nonlocal highest
+        for i in range(count):
+            await channel.send((sender, i), 0)
+            highest = max(highest, len(channel))
+
+    received = []
+    async with trio.open_nursery() as nursery:
+        for sender in range(senders):
+            nursery.start_soon(send, sender)
+        received.extend([await channel.receive() for _ in range(senders * count)])
+    for sender in range(senders):
+        assert [i for s, i in received if s == sender] == list(range(count))
+    assert highest <= 8 + senders, "a channel holds its bound and one item for each who sends"
+
+
+async def test_receivers_share_what_comes() -> None:
+    channel: MemoryChannel[int] = MemoryChannel(8 * ITEM_OVERHEAD)
+    received: list[int] = []
+
+    async def receive() -> None:
+        async for item in channel:
+            received.append(item)  # noqa: PERF401  # several tasks append to one list
+
+    async with trio.open_nursery() as nursery:
+        for _ in range(3):
+            nursery.start_soon(receive)
+        await wait_all_tasks_blocked()
+        for i in range(100):
+            await channel.send(i, 0)
+        channel.close()
+    assert sorted(received) == list(range(100))
+
+
+async def test_what_waits_in_a_closed_channel_can_still_be_taken_and_then_it_ends() -> None:
+    channel: MemoryChannel[int] = MemoryChannel()
+    channel.put(1, 0)
+    channel.put(2, 0)
+    await channel.aclose()
+    assert channel.is_closed
+    assert channel.put(3, 0) is None
+    with pytest.raises(ClosedError, match="closed"):
+        await channel.send(3, 0)
+    assert await channel.ready()
+    assert [item async for item in channel] == [1, 2]
+    assert not await channel.ready()
+    with pytest.raises(trio.EndOfChannel):
+        await channel.receive()
+
+
+async def test_a_receiver_that_waits_hears_of_the_end() -> None:
+    channel: MemoryChannel[int] = MemoryChannel()
+    async with trio.open_nursery() as nursery:
+
+        async def receive() -> None:
+            with pytest.raises(trio.EndOfChannel):
+                await channel.receive()
+
+        nursery.start_soon(receive)
+        await wait_all_tasks_blocked()
+        channel.close()
+
+
+async def test_discarding_counts_and_gives_room() -> None:
+    channel = full()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(channel.room)
+        await wait_all_tasks_blocked()
+        assert channel.discard() == 5
+    assert channel.size == 0

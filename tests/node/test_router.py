@@ -1,0 +1,127 @@
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from trionode.access import from_anywhere, from_here
+from trionode.errors import AddressInUseError, UnknownAddressError
+from trionode.memory_channel import MemoryChannel
+from trionode.protocol.address import encode_address, local
+from trionode.protocol.message import HERE, Facts, Message
+from trionode.room import Room
+from trionode.router import MAX_DELIVERIES, Router
+
+A, B = local("a"), local("b")
+AFAR = Facts(link=local("link"))
+
+
+def message(*onward: bytes, facts: Facts = HERE) -> Message:
+    return Message(onward, (), b"payload", facts)
+
+
+def test_a_message_goes_to_the_hop_of_its_first_address_and_the_debt_comes_back() -> None:
+    router, room = Router(), MemoryChannel[object]()
+    got: list[Message] = []
+
+    def hop(message: Message) -> Room | None:
+        got.append(message)
+        return room
+
+    router.register(A, hop, allow=from_anywhere)
+    sent = message(A, B)
+    assert router.deliver(sent) is room
+    assert got == [sent]
+    assert A in router
+    assert B not in router
+
+
+@given(st.lists(st.tuples(st.integers(0, 255), st.binary(max_size=8)), unique=True, min_size=1, max_size=20), st.data())
+def test_addresses_are_told_apart_by_type_and_value(pairs: list[tuple[int, bytes]], data: st.DataObject) -> None:
+    router = Router()
+    inboxes: dict[tuple[int, bytes], list[Message]] = {pair: [] for pair in pairs}
+    for pair in pairs:
+        router.register(encode_address(*pair), inboxes[pair].append, allow=from_anywhere)
+    chosen = data.draw(st.sampled_from(pairs))
+    router.deliver(message(encode_address(*chosen)))
+    assert [pair for pair, inbox in inboxes.items() if inbox] == [chosen]
+
+
+def test_an_address_is_taken_once_and_free_again() -> None:
+    router = Router()
+    router.register(A, lambda _: None, allow=from_anywhere)
+    with pytest.raises(AddressInUseError, match="0#a is in use on this node: close its owner"):
+        router.register(A, lambda _: None, allow=from_anywhere)
+    router.unregister(A)
+    router.unregister(A)
+    router.register(A, lambda _: None, allow=from_anywhere)
+
+
+def test_a_message_from_afar_to_nobody_is_dropped_and_counted() -> None:
+    router = Router()
+    assert router.deliver(message(A, facts=AFAR)) is None
+    assert router.deliver(message(facts=AFAR)) is None
+    assert router.counters == {"unknown address": 2}
+
+
+def test_a_message_from_here_to_nobody_is_the_callers_error_and_says_what_to_do() -> None:
+    router = Router()
+    with pytest.raises(UnknownAddressError, match=r"\[0#a => 0#b\]: 0#a. Start a worker there, connect first"):
+        router.deliver(message(A, B))
+    with pytest.raises(UnknownAddressError, match="an empty route"):
+        router.deliver(message())
+    assert not router.counters
+
+
+def test_a_message_that_may_not_be_delivered_is_dropped_and_counted() -> None:
+    router = Router()
+    got: list[Message] = []
+    router.register(A, got.append, allow=from_here)
+    router.deliver(message(A, facts=AFAR))
+    assert not got
+    assert router.counters == {"access denied": 1}
+    router.deliver(message(A))
+    assert len(got) == 1
+
+
+def test_a_message_has_a_bounded_number_of_local_deliveries() -> None:
+    router, count = Router(), 0
+
+    def around(message: Message) -> Room | None:
+        nonlocal count
+        count += 1
+        return router.deliver(message)
+
+    router.register(A, around, allow=from_anywhere)
+    router.deliver(message(A))
+    assert count == MAX_DELIVERIES
+    assert router.counters == {"too many local deliveries": 1}
+
+
+def test_the_limit_of_a_way_is_that_of_its_first_address() -> None:
+    router = Router()
+    router.register(A, lambda _: None, allow=from_anywhere, limit=65_000)
+    router.register(B, lambda _: None, allow=from_anywhere)
+    assert [router.limit(address) for address in (A, B, local("nobody"))] == [65_000, None, None]
+
+
+def test_a_family_takes_all_addresses_that_begin_with_its_prefix_and_are_nobody_elses() -> None:
+    router, room = Router(), MemoryChannel[object]()
+    family: list[Message] = []
+    own: list[Message] = []
+
+    def serve(message: Message) -> Room | None:
+        family.append(message)
+        return room
+
+    router.register_family(b"ST_", serve, allow=from_here)
+    router.register(local("ST_own"), own.append, allow=from_anywhere)
+    assert router.deliver(message(local("ST_1"))) is room
+    router.deliver(message(local("ST_own")))
+    router.deliver(message(local("ST_2"), facts=AFAR))
+    router.deliver(message(encode_address(1, b"ST_1"), facts=AFAR))
+    assert (len(family), len(own)) == (1, 1)
+    assert router.counters == {"access denied": 1, "unknown address": 1}
+    with pytest.raises(AddressInUseError, match="served on this node already"):
+        router.register_family(b"ST_x", serve, allow=from_here)
+    router.unregister_family(b"ST_")
+    with pytest.raises(UnknownAddressError):
+        router.deliver(message(local("ST_1")))

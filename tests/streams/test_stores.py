@@ -1,0 +1,349 @@
+import sqlite3
+import stat
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from functools import partial
+from importlib.metadata import EntryPoint
+from pathlib import Path
+
+import pytest
+import trio
+import trio.testing
+
+from trionode.errors import LocalError
+from trionode.protocol.stream import RECORD_OVERHEAD, Record
+from trionode.stream_store import Position, Push, Stored, StoreError, StreamStore, fitting, memory, sqlite
+from trionode.stream_store.memory import MemoryStore, open_memory_store
+from trionode.stream_store.sqlite import open_sqlite_store
+from trionode.testing.stream_store import check_stream_store
+
+
+async def test_the_memory_store_fulfils_the_contract() -> None:
+    await check_stream_store(open_memory_store)
+
+
+async def test_the_sqlite_store_fulfils_the_contract(tmp_path: Path) -> None:
+    await check_stream_store(partial(open_sqlite_store, str(tmp_path / "store")), durable=True)
+
+
+# -- the contract finds broken stores ---------------------------------------------------------------------------------------------------
+
+
+class StoresResendsAgain(MemoryStore):
+    _calls = 0
+
+    async def append(self, pushes: Sequence[Push]) -> Sequence[Stored | StoreError]:
+        type(self)._calls += 1
+        return await super().append(
+            [Push(push.stream, push.producer + b"%d" % self._calls, push.request_id, push.record) for push in pushes]
+        )
+
+
+class TakesResendsForAnyProducers(MemoryStore):
+    async def append(self, pushes: Sequence[Push]) -> Sequence[Stored | StoreError]:
+        return await super().append([Push(push.stream, b"", push.request_id, push.record) for push in pushes])
+
+
+class AnswersEmpty(MemoryStore):
+    async def read(self, stream: str, index: int, *, limit: int, max_bytes: int) -> Sequence[Record]:
+        if stream in self._streams and index >= len(self._streams[stream].records):
+            return ()
+        return await super().read(stream, index, limit=limit, max_bytes=max_bytes)
+
+
+class ReadsFromTheStart(MemoryStore):
+    async def read(self, stream: str, index: int, *, limit: int, max_bytes: int) -> Sequence[Record]:
+        await super().read(stream, index, limit=limit, max_bytes=max_bytes)
+        return await super().read(stream, 0, limit=limit, max_bytes=max_bytes)
+
+
+class NeverWakes(MemoryStore):
+    async def read(self, stream: str, index: int, *, limit: int, max_bytes: int) -> Sequence[Record]:
+        if stream in self._streams and index >= len(self._streams[stream].records):
+            await trio.sleep_forever()
+        return await super().read(stream, index, limit=limit, max_bytes=max_bytes)
+
+
+class KnowsNoLimit(MemoryStore):
+    async def read(self, stream: str, index: int, *, limit: int, max_bytes: int) -> Sequence[Record]:
+        return await super().read(stream, index, limit=1000, max_bytes=max_bytes)
+
+
+class KnowsNoSize(MemoryStore):
+    async def read(self, stream: str, index: int, *, limit: int, max_bytes: int) -> Sequence[Record]:
+        return await super().read(stream, index, limit=limit, max_bytes=1 << 20)
+
+
+class ReadsBackwards(MemoryStore):
+    async def read(self, stream: str, index: int, *, limit: int, max_bytes: int) -> Sequence[Record]:
+        return (await super().read(stream, index, limit=limit, max_bytes=max_bytes))[::-1]
+
+
+class RefusesWholeBatches(MemoryStore):
+    async def append(self, pushes: Sequence[Push]) -> Sequence[Stored | StoreError]:
+        if any(push.stream not in self._streams for push in pushes):
+            return [StoreError("all of them")] * len(pushes)
+        return await super().append(pushes)
+
+
+class MakesUnknownStreams(MemoryStore):
+    async def append(self, pushes: Sequence[Push]) -> Sequence[Stored | StoreError]:
+        for push in pushes:
+            await self.create(push.stream)
+        return await super().append(pushes)
+
+
+class ForgetsPositions(MemoryStore):
+    async def save_positions(self, positions: Sequence[Position]) -> None:
+        return
+
+
+class SharesPositions(MemoryStore):
+    async def save_positions(self, positions: Sequence[Position]) -> None:
+        await super().save_positions([Position("all", each.stream, each.index) for each in positions])
+
+    async def position(self, client_id: str, stream: str) -> int | None:
+        return await super().position("all", stream)
+
+
+class TheLastOwnerWins(MemoryStore):
+    async def create(self, stream: str, owner: str = "") -> str:
+        await super().create(stream, owner)
+        self._streams[stream].owner = owner
+        return owner
+
+
+class MixesStreams(MemoryStore):
+    async def append(self, pushes: Sequence[Push]) -> Sequence[Stored | StoreError]:
+        answers = await super().append(pushes)
+        for stream in self._streams:
+            if all(push.stream != stream for push in pushes):
+                await super().append([Push(stream, push.producer, push.request_id, push.record) for push in pushes])
+        return answers
+
+
+BROKEN = [
+    StoresResendsAgain,
+    TakesResendsForAnyProducers,
+    AnswersEmpty,
+    ReadsFromTheStart,
+    NeverWakes,
+    KnowsNoLimit,
+    KnowsNoSize,
+    ReadsBackwards,
+    RefusesWholeBatches,
+    MakesUnknownStreams,
+    ForgetsPositions,
+    SharesPositions,
+    TheLastOwnerWins,
+    MixesStreams,
+]
+
+
+@pytest.mark.parametrize("broken", BROKEN)
+async def test_a_broken_store_fails_the_contract(
+    broken: type[MemoryStore], autojump_clock: trio.testing.MockClock
+) -> None:
+    @asynccontextmanager
+    async def make() -> AsyncIterator[StreamStore]:
+        yield broken()
+
+    with pytest.raises((AssertionError, ExceptionGroup)) as caught:
+        await check_stream_store(make)
+    assert isinstance(caught.value, AssertionError) or caught.group_contains(AssertionError)
+
+
+async def test_a_store_that_forgets_is_not_durable() -> None:
+    with pytest.raises(AssertionError, match="after a restart"):
+        await check_stream_store(open_memory_store, durable=True)
+
+
+# -- bounds -----------------------------------------------------------------------------------------------------------------------------
+
+
+async def test_a_full_memory_store_refuses_and_goes_on() -> None:
+    async with open_memory_store(max_bytes=5000) as store:
+        await store.create("s")
+        answers = await store.append([Push("s", b"p", number, bytes(1000)) for number in range(5)])
+        assert [isinstance(answer, Stored) for answer in answers] == [True] * 3 + [False] * 2
+        assert list(await store.append([Push("s", b"p", 1, bytes(1000))])) == [Stored(1)]
+        assert len(await store.read("s", 0, limit=10, max_bytes=10_000)) == 3
+
+
+async def test_a_full_sqlite_store_refuses_and_goes_on(tmp_path: Path) -> None:
+    path = str(tmp_path / "store")
+    async with open_sqlite_store(path, max_bytes=1 << 20) as store:
+        await store.create("s")
+        stored = 0
+        while True:
+            (answer,) = await store.append([Push("s", b"p", stored, bytes(60_000))])
+            if isinstance(answer, StoreError):
+                break
+            stored += 1
+        assert 10 < stored < 20
+        assert list(await store.append([Push("s", b"p", 0, bytes(60_000))])) == [Stored(0)]
+        assert await store.position("c", "s") is None
+    async with open_sqlite_store(path) as store:
+        (answer,) = await store.append([Push("s", b"p", stored, bytes(60_000))])
+        assert answer == Stored(stored)
+
+
+async def _fill(store: StreamStore) -> None:
+    for number in range(3):
+        await store.create(f"s{number}")
+    with pytest.raises(StoreError):
+        await store.create("s3")
+    assert await store.create("s0") == ""
+    for number in range(5):
+        await store.save_positions([Position(f"c{number}", "s0", number)])
+        await store.save_positions([Position("c0", "s0", 10 + number)])
+    assert [await store.position(f"c{number}", "s0") for number in range(5)] == [14, None, None, 3, 4]
+
+
+async def test_streams_and_positions_have_a_bound_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "MAX_STREAMS", 3)
+    monkeypatch.setattr(memory, "MAX_POSITIONS", 3)
+    async with open_memory_store() as store:
+        await _fill(store)
+
+
+async def test_streams_and_positions_have_a_bound_in_sqlite(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sqlite, "MAX_STREAMS", 3)
+    monkeypatch.setattr(sqlite, "MAX_POSITIONS", 3)
+    async with open_sqlite_store(str(tmp_path / "store")) as store:
+        await _fill(store)
+    # The count and the ages are those of the file, after a restart too.
+    async with open_sqlite_store(str(tmp_path / "store")) as store:
+        await store.save_positions([Position("c5", "s0", 5)])
+        assert [await store.position(f"c{number}", "s0") for number in (0, 3, 4, 5)] == [14, None, 4, 5]
+
+
+def test_what_fits_is_counted_with_its_overhead() -> None:
+    records = [Record(number, bytes(100)) for number in range(5)]
+    one = 100 + RECORD_OVERHEAD
+    assert len(fitting(records, limit=9, max_bytes=3 * one)) == 3
+    assert len(fitting(records, limit=9, max_bytes=3 * one - 1)) == 2
+    assert len(fitting(records, limit=2, max_bytes=1000)) == 2
+    assert len(fitting(records, limit=9, max_bytes=0)) == 1
+    assert fitting([], limit=9, max_bytes=0) == []
+
+
+# -- the file ---------------------------------------------------------------------------------------------------------------------------
+
+
+def _modes(folder: Path) -> set[int]:
+    return {stat.S_IMODE(file.stat().st_mode) for file in folder.iterdir()}
+
+
+async def test_the_file_is_private(tmp_path: Path) -> None:
+    path = tmp_path / "store"
+    for _ in range(2):
+        async with open_sqlite_store(str(path)) as store:
+            await store.create("s")
+            await store.append([Push("s", b"p", 0, b"record")])
+            assert _modes(tmp_path) == {0o600}
+        path.chmod(0o644)
+
+
+async def test_a_file_that_is_no_store_is_left_as_it_is(tmp_path: Path) -> None:
+    text, other, newer = tmp_path / "text", tmp_path / "other", tmp_path / "newer"
+    text.write_text("certainly no database, but long enough to be read as one" * 20)
+    for path, statement in ((other, "CREATE TABLE t (x)"), (newer, "PRAGMA user_version = 99")):
+        connection = sqlite3.connect(path)
+        connection.execute(statement)
+        connection.close()
+    for path in (text, other, newer):
+        before = path.read_bytes()
+        with pytest.raises(LocalError, match=r"no stream store.*name another path"):
+            async with open_sqlite_store(str(path)):
+                raise AssertionError
+        assert path.read_bytes() == before
+
+
+async def test_a_path_that_can_be_no_file_is_told(tmp_path: Path) -> None:
+    for where, message in (("", "path"), (str(tmp_path), "no file"), (str(tmp_path / "no" / "folder"), "existing")):
+        with pytest.raises(LocalError, match=message):
+            async with open_sqlite_store(where):
+                raise AssertionError
+
+
+async def test_a_store_has_one_hub(tmp_path: Path) -> None:
+    path = str(tmp_path / "store")
+    async with open_sqlite_store(path) as store:
+        await store.create("s")
+        with pytest.raises(LocalError, match="open in another process"):
+            async with open_sqlite_store(path):
+                raise AssertionError
+        assert list(await store.append([Push("s", b"p", 0, b"")])) == [Stored(0)]
+
+
+async def test_a_failing_file_is_an_answer_and_not_a_crash(tmp_path: Path) -> None:
+    async with open_sqlite_store(str(tmp_path / "store")) as store:
+        await store.create("s")
+        assert isinstance(store, sqlite.SQLiteStore)
+        store._sql.execute("PRAGMA query_only = ON")
+        answers = await store.append([Push("s", b"p", number, b"") for number in range(2)])
+        assert [type(answer) for answer in answers] == [StoreError, StoreError]
+        with pytest.raises(StoreError):
+            await store.save_positions([Position("c", "s", 1)])
+        with pytest.raises(StoreError):
+            await store.create("t")
+        store._sql.execute("PRAGMA query_only = OFF")
+        assert list(await store.append([Push("s", b"p", 0, b"")])) == [Stored(0)]
+
+
+async def test_a_cancelled_append_is_whole_or_nothing(tmp_path: Path) -> None:
+    async with open_sqlite_store(str(tmp_path / "store")) as store:
+        await store.create("s")
+        pushes = [Push("s", b"p", number, bytes(1000)) for number in range(200)]
+        with trio.move_on_after(0.001):
+            await store.append(pushes)
+        assert list(await store.append(pushes)) == [Stored(number) for number in range(200)]
+        assert len(await store.read("s", 0, limit=1000, max_bytes=1 << 20)) == 200
+
+
+PUSHER = """
+import itertools, sys, trio
+from trionode.stream_store import Push
+from trionode.stream_store.sqlite import open_sqlite_store
+
+async def main():
+    async with open_sqlite_store(sys.argv[1]) as store:
+        await store.create("s")
+        for batch in itertools.count():
+            await store.append([Push("s", b"p", 3 * batch + number, b"%d" % (3 * batch + number)) for number in range(3)])
+            print(batch, flush=True)
+
+trio.run(main)
+"""
+
+
+def _push_until_killed(path: str) -> int:
+    """The number of the last batch that was acknowledged."""
+    said = 0
+    process = subprocess.Popen([sys.executable, "-c", PUSHER, path], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    with process, process.stdout:
+        while said < 20:
+            said = int(process.stdout.readline())
+        process.kill()
+        return int([str(said), *process.stdout.read().split()][-1])
+
+
+async def test_what_was_acknowledged_survives_a_kill(tmp_path: Path) -> None:
+    path = str(tmp_path / "store")
+    said = await trio.to_thread.run_sync(_push_until_killed, path)
+    async with open_sqlite_store(path) as store:
+        records = await store.read("s", 0, limit=100_000, max_bytes=1 << 30)
+        # Everything that was acknowledged, and whole batches only.
+        assert len(records) % 3 == 0
+        assert len(records) >= 3 * (said + 1)
+        assert list(records) == [Record(number, b"%d" % number) for number in range(len(records))]
+
+
+def test_both_stores_are_named_by_entry_points() -> None:
+    for module, opener in (("memory", open_memory_store), ("sqlite", open_sqlite_store)):
+        value = f"trionode.stream_store.{module}:open_{module}_store"
+        assert EntryPoint(module, value, "trionode.stream_stores").load() is opener

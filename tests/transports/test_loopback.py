@@ -1,0 +1,61 @@
+import pytest
+import trio
+
+from trionode.errors import LocalError
+from trionode.testing.transport import CHECKS, Check, Ground, check_transport, run_check
+from trionode.transport import Transport, load_transport
+from trionode_loopback import NETWORK, Loopback, link_pair
+
+
+@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
+async def test_loopback_keeps_the_contract_in_virtual_time(
+    check: Check, autojump_clock: trio.testing.MockClock
+) -> None:
+    await run_check(check, Ground(Loopback(), "hub:0", "nobody"))
+
+
+async def test_the_contract_runs_as_a_whole_for_plugins_that_want_it_so(autojump_clock: trio.testing.MockClock) -> None:
+    await check_transport(Loopback, at="", nobody="nobody")
+
+
+def test_the_entry_point_gives_every_node_of_this_process_the_same_network() -> None:
+    assert load_transport("loopback") is NETWORK
+    assert isinstance(NETWORK, Transport)
+
+
+def test_a_transport_that_is_not_installed_is_answered_with_those_that_are() -> None:
+    with pytest.raises(LocalError, match=r"no transport 'pigeon' is installed; installed are: .*loopback.*tcp"):
+        load_transport("pigeon")
+
+
+async def test_two_networks_do_not_see_each_other(autojump_clock: trio.testing.MockClock) -> None:
+    ground = Ground(Loopback(), "hub", "nobody")
+    other = Ground(Loopback(), "hub", "hub")
+    async with trio.open_nursery() as nursery:
+
+        async def accept(_: object) -> None: ...
+
+        await nursery.start(ground.transport.serve, ground.at, accept)
+        await run_check(CHECKS[-3], other)
+        nursery.cancel_scope.cancel()
+
+
+async def test_the_window_bounds_what_is_under_way_to_a_peer_that_does_not_read() -> None:
+    one, other = link_pair("one", "other")
+    with trio.move_on_after(1) as scope:
+        await trio.testing.wait_all_tasks_blocked()
+        sent = 0
+        async with trio.open_nursery() as nursery:
+
+            async def send() -> None:
+                nonlocal sent
+                while True:
+                    await one.send([bytes(10_000)])
+                    sent += 1
+
+            nursery.start_soon(send)
+            await trio.testing.wait_all_tasks_blocked()
+            assert sent == 256 * 1024 // 10_512 + 1
+            assert len(await other.receive()) == sent
+            nursery.cancel_scope.cancel()
+    assert not scope.cancelled_caught

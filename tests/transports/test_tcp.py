@@ -1,0 +1,269 @@
+import logging
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from functools import partial
+
+import pytest
+import trio
+
+import trionode_tcp
+from trionode import Node, Route, open_node
+from trionode.access import from_anywhere
+from trionode.errors import LinkLostError, LocalError
+from trionode.protocol.address import local
+from trionode.protocol.current import CURRENT, encode_message
+from trionode.protocol.framing import join_frames
+from trionode.testing.transport import CHECKS, Check, Ground, run_check
+from trionode.transport import Link
+from trionode.workers import echoer
+from trionode_tcp import TCP, TCPLink
+
+#: Port 1 of the loopback interface: nobody listens there on any machine that runs tests.
+NOBODY = "127.0.0.1:1"
+
+
+@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
+async def test_tcp_keeps_the_contract(check: Check) -> None:
+    await run_check(check, Ground(TCP(), "127.0.0.1:0", NOBODY))
+
+
+async def test_tcp_keeps_its_contract_with_small_frames_too() -> None:
+    await run_check(CHECKS[2], Ground(TCP(max_frame=1000), "127.0.0.1:0", NOBODY))
+
+
+async def test_tcp_speaks_ipv6_and_writes_its_addresses_with_brackets() -> None:
+    if not socket.has_ipv6:
+        pytest.skip("this system has no IPv6")
+    try:
+        with socket.socket(socket.AF_INET6) as probe:
+            probe.bind(("::1", 0))
+    except OSError:
+        pytest.skip("this system has no IPv6 loopback interface")
+    async with open_node("tcp") as bob, open_node("tcp") as alice:
+        at = await bob.listen("tcp:[::1]:0")
+        assert str(at).startswith("tcp:[::1]:")
+        await bob.start_worker("echoer", echoer, allow=from_anywhere)
+        assert (await alice.ask(Route(at, "echoer"), "hello")).text == "hello"
+
+
+async def test_links_do_not_wait_for_more_before_they_send_and_notice_dead_peers() -> None:
+    async with trio.open_nursery() as nursery:
+
+        async def accept(link: Link) -> None:
+            await link.aclose()
+
+        bound = await nursery.start(partial(TCP().serve, "127.0.0.1:0", accept))
+        link = await TCP().connect(bound)
+        assert isinstance(link, TCPLink)
+        assert link._socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+        assert link._socket.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+        await link.aclose()
+        nursery.cancel_scope.cancel()
+
+
+# What strangers send to a listener
+
+
+@asynccontextmanager
+async def node_with_a_friend() -> AsyncIterator[tuple[Node, str, Node, Route]]:
+    """A listening node, its host and port, and a friend with a link to it whose echo works before and after the block."""
+    async with open_node(TCP(max_frame=100_000)) as node, open_node("tcp") as friend:
+        at = await node.listen("tcp:127.0.0.1:0")
+        await node.start_worker("echoer", echoer, allow=from_anywhere)
+        route = Route(at, "echoer")
+        assert (await friend.ask(route, "before")).text == "before"
+        yield node, at.value.decode(), friend, route
+        assert (await friend.ask(route, "after")).text == "after"
+
+
+async def end_of(stream: trio.SocketStream) -> bytes:
+    """All that comes until the stream ends, however it ends."""
+    received = b""
+    try:
+        async for part in stream:
+            received += part
+    except trio.BrokenResourceError:
+        pass
+    return received
+
+
+STRANGERS = {
+    "http": b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n",
+    "tls": bytes.fromhex("16030100c8010000c40303") + bytes(100),
+    "ssh": b"SSH-2.0-OpenSSH_9.6\r\n",
+    "a wrong preface": b"\x02",
+    "zeros": bytes(100),
+    "a huge first length": b"\x01" + (2**32 - 1).to_bytes(4, "big"),
+    "a first length beyond the link's": b"\x01" + (100_001).to_bytes(4, "big"),
+    "an empty first frame": b"\x01" + bytes(4),
+}
+
+
+@pytest.mark.parametrize("greeting", STRANGERS.values(), ids=STRANGERS.keys())
+async def test_a_stranger_is_refused_with_a_log_line_and_others_do_not_notice(
+    greeting: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "trionode")
+    with trio.fail_after(5):
+        async with node_with_a_friend() as (_, peer, _, _):
+            host, _, port = peer.partition(":")
+            async with await trio.open_tcp_stream(host, int(port)) as stranger:
+                await stranger.send_all(greeting)
+                assert await end_of(stranger) in (b"\x01", b"")
+            assert any(r.message.startswith("refused a connection at tcp:127.0.0.1:0") for r in caplog.records)
+            assert "\r" not in caplog.text
+
+
+HEARTBEAT = join_frames(CURRENT, [bytes.fromhex("83808040")])
+NONSENSE = {
+    "a huge length": (b"\xff\xff\xff\xff", "where 1 to 100000 are allowed"),
+    "an empty frame": (bytes(4), "a frame of 0 bytes"),
+    "a frame that is no message": (join_frames(CURRENT, [b"\xa0"]), "CBOR should hold list"),
+    "a truncated message": (join_frames(CURRENT, [b"\x83\x80\x80"]), "more items than its input"),
+    "half a frame, then the end": (join_frames(CURRENT, [b"x" * 1000])[:500], "in the middle of a frame"),
+    "half a length, then the end": (b"\x00\x00", "in the middle of a frame"),
+}
+
+
+@pytest.mark.parametrize(("nonsense", "reason"), NONSENSE.values(), ids=NONSENSE.keys())
+async def test_nonsense_after_the_greeting_ends_that_link_with_a_log_line_and_no_other(
+    nonsense: bytes, reason: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "trionode")
+    with trio.fail_after(5):
+        async with node_with_a_friend() as (_, peer, _, _):
+            host, _, port = peer.partition(":")
+            async with await trio.open_tcp_stream(host, int(port)) as stranger:
+                await stranger.send_all(b"\x01" + HEARTBEAT)
+                assert await stranger.receive_some(1) == b"\x01"
+                await stranger.send_all(nonsense)
+                if "middle" in reason:
+                    await stranger.send_eof()
+                assert not await end_of(stranger)
+            assert any(r.message.startswith("link with tcp:127.0.0.1") and reason in r.message for r in caplog.records)
+
+
+async def test_a_peer_that_greets_slowly_and_sends_byte_by_byte_is_understood() -> None:
+    with trio.fail_after(5):
+        async with node_with_a_friend() as (_, peer, _, _):
+            host, _, port = peer.partition(":")
+            frame = join_frames(CURRENT, [encode_message((local("echoer"),), (local("app"),), b"payload")])
+            async with await trio.open_tcp_stream(host, int(port)) as slow:
+                for byte in b"\x01" + HEARTBEAT + frame:
+                    await slow.send_all(bytes((byte,)))
+                    await trio.testing.wait_all_tasks_blocked()
+                answer = join_frames(CURRENT, [encode_message((local("app"),), (local("echoer"),), b"payload")])
+                received = b""
+                while len(received) < 1 + len(answer):
+                    received += await slow.receive_some()
+                assert received == b"\x01" + answer
+
+
+async def test_frames_that_come_with_the_greeting_are_not_lost_when_the_first_receive_is_cancelled() -> None:
+    links, accepted = trio.open_memory_channel[Link](1)
+    with trio.fail_after(5):
+        async with trio.open_nursery() as nursery:
+
+            async def accept(link: Link) -> None:
+                await links.send(link)
+
+            bound = await nursery.start(partial(TCP().serve, "127.0.0.1:0", accept))
+            host, _, port = bound.partition(":")
+            async with await trio.open_tcp_stream(host, int(port)) as peer:
+                await peer.send_all(b"\x01" + join_frames(CURRENT, [b"early", b"frames"]))
+                link = await accepted.receive()
+                with trio.CancelScope() as scope:
+                    scope.cancel()
+                    await link.receive()
+                assert list(await link.receive()) == [b"early", b"frames"]
+            await link.aclose()
+            nursery.cancel_scope.cancel()
+
+
+async def test_connections_that_say_nothing_are_dropped_when_their_time_is_over_and_bounded_before(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "trionode")
+    monkeypatch.setattr(trionode_tcp, "GREETING_TIMEOUT", 0.2)
+    monkeypatch.setattr(trionode_tcp, "MAX_GREETING", 3)
+    with trio.fail_after(5):
+        async with node_with_a_friend() as (_, peer, _, _):
+            host, _, port = peer.partition(":")
+            streams = [await trio.open_tcp_stream(host, int(port)) for _ in range(5)]
+            for stream in streams:
+                await end_of(stream)
+                await stream.aclose()
+    assert caplog.text.count("3 others have not said") == 2
+    assert caplog.text.count("did not say within 0.2 s") == 3
+
+
+# What this side meets when it connects
+
+
+async def stranger(greeting: bytes, stream: trio.SocketStream) -> None:
+    """A server of another kind: says its greeting, waits for what the client says, and hangs up."""
+    async with stream:
+        await stream.send_all(greeting)
+        await stream.receive_some()
+
+
+@pytest.mark.parametrize(
+    ("greeting", "reason"),
+    [
+        (b"SSH-2.0-OpenSSH_9.6\r\n", "is no trionode or Ockam node.*began with 53, expected 01"),
+        (b"HTTP/1.1 400 Bad Request\r\n\r\n", "is no trionode or Ockam node.*began with 48, expected 01"),
+        (b"\x01\xff\xff\xff\xff", "is no trionode or Ockam node.*are allowed"),
+        (b"", "closed the connection before it said which wire it speaks|was lost"),
+    ],
+)
+async def test_connecting_to_what_is_no_node_is_a_lost_link_that_says_so(greeting: bytes, reason: str) -> None:
+    with trio.fail_after(5):
+        async with trio.open_nursery() as nursery:
+            listeners = await nursery.start(
+                partial(trio.serve_tcp, partial(stranger, greeting), 0, host="127.0.0.1"),
+            )
+            port = listeners[0].socket.getsockname()[1]
+            async with open_node("tcp") as node:
+                with pytest.raises(LinkLostError, match=reason):
+                    await node.connect(f"tcp:127.0.0.1:{port}")
+            nursery.cancel_scope.cancel()
+
+
+async def test_connecting_to_a_silent_server_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trionode_tcp, "GREETING_TIMEOUT", 0.1)
+
+    async def silent(stream: trio.SocketStream) -> None:
+        await end_of(stream)
+        await stream.aclose()
+
+    with trio.fail_after(5):
+        async with trio.open_nursery() as nursery:
+            listeners = await nursery.start(partial(trio.serve_tcp, silent, 0, host="127.0.0.1"))
+            port = listeners[0].socket.getsockname()[1]
+            with pytest.raises(LinkLostError, match=r"did not say within 0.1 s which wire it speaks: is it a trionode"):
+                await TCP().connect(f"127.0.0.1:{port}")
+            nursery.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize("peer", ["127.0.0.1:1", "localhost:1"])
+async def test_connecting_where_nobody_listens_says_in_the_systems_words_why(peer: str) -> None:
+    with pytest.raises(LinkLostError, match=rf"can't connect to tcp:{peer}: .*Connection refused\. Is the node there"):
+        await TCP().connect(peer)
+
+
+async def test_a_place_that_is_taken_is_answered_with_what_to_do() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        async with open_node("tcp") as node:
+            with pytest.raises(LocalError, match=rf"can't listen at tcp:127.0.0.1:{port}: .* Choose another port"):
+                await node.listen(f"tcp:127.0.0.1:{port}")
+
+
+@pytest.mark.parametrize("at", ["tcp:127.0.0.1", "tcp:127.0.0.1:x", "tcp:127.0.0.1:70000"])
+async def test_an_address_without_a_port_is_the_callers_mistake(at: str) -> None:
+    async with open_node("tcp") as node:
+        with pytest.raises(LocalError, match="expected HOST:PORT"):
+            await node.listen(at)
+        with pytest.raises(LocalError, match="expected HOST:PORT"):
+            await node.connect(at)

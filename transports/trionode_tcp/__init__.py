@@ -1,0 +1,237 @@
+"""Links over TCP (spec §3): no delay, keepalive, half-open connections noticed, and an orderly end in both directions."""
+
+import socket
+import sys
+from collections.abc import Awaitable, Callable, Sequence
+from typing import ClassVar, Never
+
+import trio
+
+from trionode.errors import LinkLostError, LocalError, RemoteError, WireError
+from trionode.observe import log, shown
+from trionode.protocol.address import parse_host_port
+from trionode.protocol.current import CURRENT
+from trionode.protocol.framing import FrameDecoder, join_frames
+from trionode.protocol.wire import Wire
+from trionode.transport import Link
+
+#: Bytes in one read: larger ones were measured not to pay.
+READ_SIZE = 65_536
+#: Seconds that a new connection has to show which wire it speaks.
+GREETING_TIMEOUT = 10.0
+#: Seconds that connecting may take.
+CONNECT_TIMEOUT = 10.0
+#: Seconds without a byte before a probe, between probes, and how many unanswered ones end a connection: a dead peer is noticed in 30 s.
+KEEPALIVE = (15, 5, 3)
+#: Milliseconds that sent bytes may stay unacknowledged.
+USER_TIMEOUT = 30_000
+#: Seconds that `aclose` reads on for the peer's own end.
+CLOSE_GRACE = 1.0
+#: Connections that wait to be accepted.
+BACKLOG = 512
+#: Accepted connections that may be greeting at a time: one that says nothing costs a socket for GREETING_TIMEOUT.
+MAX_GREETING = 512
+
+
+class TCPLink:
+    """A connected socket; frames are sent in one system call a burst and read as many as there are."""
+
+    def __init__(self, sock: socket.socket, *, max_frame: int) -> None:
+        self.wire: Wire = CURRENT
+        self.max_frame = max_frame
+        self.peer = "tcp:" + join_host_port(sock.getpeername())
+        self._socket = sock
+        self._decoder = FrameDecoder(self.wire, max_frame=max_frame)
+        self._early: Sequence[bytes] = ()
+
+    async def greet(self) -> None:
+        """Send the preface of the wire and wait for the peer's (spec §3.2); frames that come with it are kept for `receive`."""
+        await self._send_bytes(self.wire.preface)
+        with trio.move_on_after(GREETING_TIMEOUT):
+            while not self._decoder.greeted:
+                data = await self._receive_bytes()
+                if not data:
+                    msg = f"{self.peer} closed the connection before it said which wire it speaks"
+                    raise LinkLostError(msg)
+                self._early = self._decoder.receive(data)
+            return
+        msg = f"{self.peer} accepted the connection but did not say within {GREETING_TIMEOUT:g} s which wire it speaks: is it a trionode or Ockam node?"
+        raise LinkLostError(msg)
+
+    async def receive(self) -> Sequence[bytes]:
+        """All frames that one read brought, at least one; () at the peer's orderly end."""
+        if self._early:
+            await trio.lowlevel.checkpoint()
+            early, self._early = self._early, ()
+            return early
+        while True:
+            data = await self._receive_bytes()
+            if not data:
+                if not self._decoder.is_between_frames:
+                    msg = f"{self.peer} ended the connection in the middle of a frame"
+                    raise LinkLostError(msg)
+                return ()
+            if frames := self._decoder.receive(data):
+                return frames
+
+    async def send(self, frames: Sequence[bytes]) -> None:
+        """Write a burst; LinkLostError if the connection is gone. Cancelled half-way, the stream is broken."""
+        await self._send_bytes(join_frames(self.wire, frames))
+
+    async def _receive_bytes(self) -> bytes:
+        # Not Trio's stream: its read costs more than all else that a small burst costs.
+        await trio.lowlevel.checkpoint()
+        while True:
+            try:
+                return self._socket.recv(READ_SIZE)
+            except BlockingIOError:
+                await trio.lowlevel.wait_readable(self._socket)
+            except OSError as error:
+                raise self._lost(error) from error
+
+    async def _send_bytes(self, data: bytes) -> None:
+        try:
+            sent = self._socket.send(data)
+        except BlockingIOError:
+            sent = 0
+        except OSError as error:
+            raise self._lost(error) from error
+        if sent < len(data):
+            rest = memoryview(data)[sent:]
+            while rest:
+                await trio.lowlevel.wait_writable(self._socket)
+                try:
+                    rest = rest[self._socket.send(rest) :]
+                except BlockingIOError:
+                    continue
+                except OSError as error:
+                    raise self._lost(error) from error
+        else:
+            await trio.lowlevel.checkpoint()
+
+    def _lost(self, error: OSError) -> LinkLostError:
+        return LinkLostError(f"the connection with {self.peer} was lost: {error.strerror or error}")
+
+    async def aclose(self) -> None:
+        """Shut down writing, read on until the peer's end or CLOSE_GRACE is over, close: a plain close can destroy what is on its way."""
+        try:
+            self._socket.shutdown(socket.SHUT_WR)
+            with trio.move_on_after(CLOSE_GRACE):
+                while await self._receive_bytes():
+                    pass
+        except (OSError, RemoteError):
+            pass  # whatever state the peer is in, the socket is closed below
+        finally:
+            trio.lowlevel.notify_closing(self._socket)
+            self._socket.close()
+
+
+def join_host_port(name: tuple[object, ...]) -> str:
+    """Return a socket name as HOST:PORT, with brackets around an IPv6 host."""
+    host, port = name[:2]
+    return f"[{host}]:{port}" if ":" in str(host) else f"{host}:{port}"
+
+
+def _prepare(sock: socket.socket) -> None:
+    sock.setblocking(False)  # noqa: FBT003  # the socket module's own positional flag
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    if sys.platform == "linux":
+        idle, between, count = KEEPALIVE
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, idle)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, between)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, count)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, USER_TIMEOUT)
+
+
+def _plain(sock: trio.socket.SocketType) -> socket.socket:
+    """Take the socket itself out of Trio's wrapper, which waits before every call whether or not it would block."""
+    return socket.socket(sock.family, sock.type, sock.proto, sock.detach())
+
+
+class TCP:
+    """The transport `tcp:HOST:PORT`. `max_frame` bounds what one peer can make this node hold (bytes, at most the wire's 16 MiB)."""
+
+    name: ClassVar[str] = "tcp"
+
+    def __init__(self, *, max_frame: int = CURRENT.max_frame) -> None:
+        self._max_frame = max_frame
+
+    async def connect(self, peer: str) -> Link:
+        """Connect to HOST:PORT; LinkLostError if nobody answers within CONNECT_TIMEOUT, or somebody else than a node does."""
+        host, port = parse_host_port(peer)
+        try:
+            with trio.fail_after(CONNECT_TIMEOUT):
+                stream = await trio.open_tcp_stream(host, port)
+        except (OSError, trio.TooSlowError) as error:
+            reason = "no answer" if isinstance(error, trio.TooSlowError) else _reason(error)
+            msg = f"can't connect to tcp:{peer}: {reason}. Is the node there running, and listening at this address?"
+            raise LinkLostError(msg) from error
+        try:
+            return await self._greeted(_plain(stream.socket))
+        except WireError as error:
+            msg = f"tcp:{peer} is no trionode or Ockam node: {error}"
+            raise LinkLostError(msg) from error
+
+    async def _greeted(self, sock: socket.socket) -> TCPLink:
+        try:
+            _prepare(sock)
+            link = TCPLink(sock, max_frame=self._max_frame)
+            await link.greet()
+        except BaseException as error:
+            sock.close()  # also when cancelled: no link, no socket
+            if isinstance(error, OSError):
+                msg = f"the connection was lost while it was made: {error}"
+                raise LinkLostError(msg) from error
+            raise
+        return link
+
+    async def serve(
+        self,
+        at: str,
+        accept: Callable[[Link], Awaitable[None]],
+        *,
+        task_status: trio.TaskStatus[str] = trio.TASK_STATUS_IGNORED,
+    ) -> Never:
+        """Listen at HOST:PORT, port 0 for a free one; LocalError if that is not possible."""
+        host, port = parse_host_port(at)
+        try:
+            listeners = await trio.open_tcp_listeners(port, host=host, backlog=BACKLOG)
+        except OSError as error:
+            msg = f"can't listen at tcp:{at}: {_reason(error)}. Choose another port, or end the program that holds it"
+            raise LocalError(msg) from error
+
+        greeting = trio.Semaphore(MAX_GREETING)
+
+        async def greet_and_accept(stream: trio.SocketStream) -> None:
+            sock = _plain(stream.socket)
+            try:
+                greeting.acquire_nowait()
+            except trio.WouldBlock:
+                sock.close()
+                log.warning(
+                    "refused a connection at tcp:%s: %d others have not said which wire they speak", at, MAX_GREETING
+                )
+                return
+            try:
+                link = await self._greeted(sock)
+            except (LinkLostError, WireError) as error:
+                log.info("refused a connection at tcp:%s: %s", at, shown(error))
+                return
+            finally:
+                greeting.release()
+            await accept(link)
+
+        bound = join_host_port(listeners[0].socket.getsockname())
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(trio.serve_listeners, greet_and_accept, listeners)
+            task_status.started(bound)
+            await trio.sleep_forever()
+        raise AssertionError  # the nursery above never ends by itself
+
+
+def _reason(error: BaseException) -> str:
+    """Return the operating system's own words, out of the group that trying several addresses makes."""
+    cause = error.__cause__
+    inner = cause.exceptions[0] if isinstance(cause, BaseExceptionGroup) else error
+    return (inner.strerror if isinstance(inner, OSError) else None) or str(inner)

@@ -1,0 +1,155 @@
+"""A link as its node holds it: an address, an outbox, one task that reads frames and delivers, and one that writes."""
+
+import trio
+
+from trionode.access import Access
+from trionode.errors import LinkLostError, MessageTooLargeError, RemoteError
+from trionode.memory_channel import MemoryChannel
+from trionode.observe import log, shown
+from trionode.protocol.address import Address, Encoded
+from trionode.protocol.message import HERE, Facts, Message
+from trionode.protocol.route import MAX_HOPS
+from trionode.room import Room
+from trionode.router import Router
+from trionode.transport import Link
+
+#: Seconds that the reader of one link waits for another link that takes nothing, before that one is closed.
+PATIENCE = 10.0
+#: Seconds that what still waits in the outbox, and the peer's own end, are given when a link is closed.
+GRACE = 1.0
+
+
+class NodeLink:
+    """A link in a node: routable, `Route(link, "echoer")`. It ends with its peer, with `aclose`, or with its node.
+
+    A leaf's reader waits for the queues that its messages fill, so that backpressure reaches the peer. A trunk, declared between
+    hubs, never waits: it drops and counts at the hard bound, so that waits between nodes form no cycle.
+    """
+
+    def __init__(self, router: Router, encoded: Encoded, link: Link, *, allow: Access, trunk: bool = False) -> None:
+        self.encoded = encoded
+        #: The other end, as its transport names it.
+        self.peer = link.peer
+        #: The facts of every message that comes in by this link.
+        self.facts = Facts(link=encoded, trunk=trunk)
+        #: Set when the link has ended.
+        self.ended = trio.Event()
+        self._flushed = trio.Event()
+        self._router = router
+        self._link = link
+        self._encode = link.wire.encode
+        self._outbox: MemoryChannel[bytes] = MemoryChannel(patience=PATIENCE, give_up=self._give_up)
+        self._scope = trio.CancelScope()
+        self._reason = "the peer ended it"
+        router.register(encoded, self.hop, allow=allow, limit=link.max_frame)
+
+    @property
+    def address(self) -> Address:
+        """The address that stands for this link on its node: random, and never used again."""
+        return Address.from_encoded(self.encoded)
+
+    def hop(self, message: Message) -> Room | None:
+        """Encode a message for the peer, without this link's own address, and queue it (spec §4.2)."""
+        outbox, facts = self._outbox, message.facts
+        if len(message.onward) + len(message.back) > MAX_HOPS:
+            # A worker that forwards can make a peer's long route longer: no error of this program.
+            self._router.counters["route too long"] += 1
+            return None
+        frame = self._encode(message.onward[1:], message.back, message.payload)
+        if len(frame) > self._link.max_frame:
+            if facts is HERE:
+                msg = f"the link to {self.peer} carries frames of at most {self._link.max_frame} bytes, this message makes {len(frame)}"
+                raise MessageTooLargeError(msg)
+            self._router.counters["frame too large for the next link"] += 1
+            return None
+        if outbox.is_full and (facts.trunk or self.facts.trunk):
+            self._router.counters["outbox full, to or from a trunk"] += 1
+            return None
+        debt = outbox.put(frame, len(frame))
+        if facts.link == self.encoded:
+            # Back out by the link that it came by: its reader may not wait for itself.
+            if outbox.is_full:
+                self._give_up()
+            return None
+        return debt
+
+    def _give_up(self) -> None:
+        if not self.facts.trunk:
+            self._end(f"it took nothing for {PATIENCE:g} s, or let {self._outbox.hard_bound} bytes of answers wait")
+
+    @property
+    def is_open(self) -> bool:
+        """Whether messages can still leave by this link."""
+        return not self._outbox.is_closed
+
+    def _shut(self) -> None:
+        """Let no more messages in: whoever sends one from now on hears that nobody has this address."""
+        self._router.unregister(self.encoded)
+        self._outbox.close()
+
+    def _end(self, reason: str) -> None:
+        if not self._scope.cancel_called:
+            self._reason = reason
+            self._shut()  # at once: nothing more is queued until the tasks notice
+            self._scope.cancel()
+
+    async def run(self, *, task_status: trio.TaskStatus["NodeLink"] = trio.TASK_STATUS_IGNORED) -> None:
+        """Read and write until the link ends; whatever its peer does ends here."""
+        try:
+            with self._scope:
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(self._write)
+                    task_status.started(self)
+                    await self._read()
+                    # The peer's end: what still waits for it is flushed, but not for ever.
+                    nursery.cancel_scope.deadline = trio.current_time() + GRACE
+                    self._shut()
+        finally:
+            self._shut()
+            self._outbox.discard()
+            log.info("link with %s ended: %s", shown(self.peer), shown(self._reason))
+            try:
+                with trio.CancelScope(shield=True, deadline=trio.current_time() + GRACE):
+                    await self._link.aclose()
+            finally:
+                self.ended.set()
+
+    async def _read(self) -> None:
+        link, router, facts, encoded = self._link, self._router, self.facts, self.encoded
+        decode, deliver, trunk = link.wire.decode, router.deliver, facts.trunk
+        try:
+            while frames := await link.receive():
+                for frame in frames:
+                    onward, back, payload = decode(frame)
+                    if not onward:
+                        continue  # a heartbeat (spec §3)
+                    if len(onward) + len(back) >= MAX_HOPS:
+                        router.counters["route too long"] += 1
+                        continue
+                    debt = deliver(Message(onward, (encoded, *back), payload, facts))
+                    if debt is not None and not trunk:
+                        await debt.settle()
+        except RemoteError as error:
+            self._end(str(error))
+
+    async def _write(self) -> None:
+        outbox, send = self._outbox, self._link.send
+        try:
+            while await outbox.ready():
+                await send(outbox.take_all())
+            self._flushed.set()
+        except LinkLostError as error:
+            # Nothing can be sent any more, but what the peer sent before it went is still to be read, to the end.
+            self._reason = str(error)
+            self._shut()
+            outbox.discard()
+
+    async def aclose(self) -> None:
+        """Flush what waits, for at most GRACE seconds, then end the link and wait until it has ended. Cancelled, it ends at once."""
+        self._shut()
+        try:
+            with trio.move_on_after(GRACE):
+                await self._flushed.wait()
+        finally:
+            self._end("this side closed it")
+        await self.ended.wait()

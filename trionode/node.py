@@ -1,0 +1,345 @@
+"""A node: one nursery that holds a router, links, workers, secure channels and streams, and the verbs that open them."""
+
+import secrets
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from contextlib import asynccontextmanager
+from functools import partial
+from typing import Any
+
+import trio
+
+from trionode.access import Access, from_anywhere, from_here, from_here_or_channels, from_here_or_links
+from trionode.errors import AddressInUseError, LocalError, NoAnswerError
+from trionode.identities import Identity, IdentityVault
+from trionode.link import NodeLink
+from trionode.mailbox import PATIENCE, Mailbox, Sender, Worker
+from trionode.observe import Counters, log, shown
+from trionode.protocol.address import Address, Encoded, local
+from trionode.protocol.message import Message, payload_of
+from trionode.protocol.route import Route
+from trionode.room import DEFAULT_BOUND
+from trionode.router import Router, random_address
+from trionode.secure_channel import SecureChannel, SecureChannelListener, open_secure_channel
+from trionode.stream import Stream
+from trionode.stream_service import INDEX_SERVICE, SERVICE, StreamLimits, StreamService
+from trionode.stream_store import StreamStore
+from trionode.transport import Link, Transport, load_transport
+from trionode.trust import TrustPolicy
+from trionode.vault.memory import MemoryVault
+
+#: Links that one listener holds at a time; a peer beyond them is closed at once.
+MAX_LINKS = 10_000
+#: Seconds that `ask` waits for an answer.
+ANSWER_TIMEOUT = 30.0
+#: Seconds that opening a secure channel may take, retries included.
+CHANNEL_TIMEOUT = 30.0
+#: Seconds that opening a stream may take.
+STREAM_TIMEOUT = 30.0
+
+#: The way to a hub: a route, or an async function that opens it anew each time it was lost, such as one that makes a secure channel.
+Hub = Route | Callable[[], Awaitable[Route]]
+
+
+class Node:
+    """Made by `open_node`, and alive as long as its block. Every verb that opens something returns it ready."""
+
+    def __init__(
+        self, nursery: trio.Nursery, transports: Iterable[Transport], vault: IdentityVault, *, forwards: bool
+    ) -> None:
+        #: Messages to addresses of this node.
+        self.router = Router()
+        #: Where the keys of this node's identities are.
+        self.vault = vault
+        self._nursery = nursery
+        self._transports = {transport.name: transport for transport in transports}
+        self._link_access: Access = from_here_or_links if forwards else from_here
+        self._links: dict[tuple[str, str | None], NodeLink] = {}
+        self._dialing: dict[tuple[str, str | None], trio.Lock] = {}
+        self._all_links: set[NodeLink] = set()
+        self._sender = Sender(self.router, random_address())
+
+    @property
+    def counters(self) -> Counters:
+        """How many messages were dropped, by reason."""
+        return self.router.counters
+
+    # Transports
+
+    def _transport(self, name: str) -> Transport:
+        if name not in self._transports:
+            msg = f"this node was opened with the transports {sorted(self._transports)}, not with {name!r}: name it in open_node"
+            raise LocalError(msg)
+        return self._transports[name]
+
+    async def listen(self, at: str, *, trunk: bool = False) -> Address:
+        """Listen at `tcp:127.0.0.1:4000` (port 0: a free one), for as long as the node lives; returns the address as bound.
+
+        LocalError if it can't be bound. Links of a trunk listener are hub to hub: their readers never wait, they drop and count.
+        """
+        where = Address.parse(at)
+        transport = self._transport(where.transport)
+        accepted: set[Link] = set()
+
+        async def accept(link: Link) -> None:
+            if len(accepted) >= MAX_LINKS:
+                log.warning(
+                    "refused a link from %s: the listener at %s holds %d already", shown(link.peer), at, MAX_LINKS
+                )
+                await link.aclose()
+                return
+            accepted.add(link)
+            try:
+                await self._hold(link, trunk=trunk)
+            finally:
+                accepted.discard(link)
+
+        bound = await self._nursery.start(partial(transport.serve, where.value.decode(), accept))
+        return Address(bound, transport.name)
+
+    async def _hold(
+        self,
+        link: Link,
+        *,
+        trunk: bool,
+        address: Encoded | None = None,
+        task_status: trio.TaskStatus[NodeLink] = trio.TASK_STATUS_IGNORED,
+    ) -> None:
+        try:
+            held = NodeLink(self.router, address or random_address(), link, allow=self._link_access, trunk=trunk)
+        except AddressInUseError:
+            await link.aclose()
+            raise
+        self._all_links.add(held)
+        try:
+            await held.run(task_status=task_status)
+        finally:
+            self._all_links.discard(held)
+
+    async def connect(self, peer: str, *, name: str | None = None, trunk: bool = False) -> NodeLink:
+        """Return a link to `tcp:HOST:PORT`: the one that lives, or a new one. `name` gives it a known address, for routes through this node.
+
+        LinkLostError if the peer can't be reached, AddressInUseError if the name is taken. Cancelled, no link stays.
+        """
+        key = peer, name
+        async with self._dialing.setdefault(key, trio.Lock()):
+            known = self._links.get(key)
+            if known is not None and known.is_open:
+                return known
+            where = Address.parse(peer)
+            link = await self._transport(where.transport).connect(where.value.decode())
+            held: NodeLink = await self._nursery.start(
+                partial(self._hold, link, trunk=trunk, address=None if name is None else local(name))
+            )
+            self._links[key] = held
+            return held
+
+    async def resolve(self, route: Route) -> tuple[Encoded, ...]:
+        """Return the encoded hops of a route whose first hop may be a transport address: that is connected first, if it isn't yet."""
+        if route.hops and route.hops[0].transport:
+            link = await self.connect(str(route.hops[0]))
+            return (link.encoded, *Route(*route.hops[1:]).encoded)
+        return route.encoded
+
+    # Workers and messages
+
+    async def start_worker(
+        self,
+        name: str,
+        worker: Worker,
+        *,
+        allow: Access = from_here_or_channels,
+        bound: int = DEFAULT_BOUND,
+        patience: float = PATIENCE,
+    ) -> Address:
+        """Run `worker(mailbox)` behind the address `name` until it returns or the node ends; what it raises ends the node.
+
+        By default this node and peers of secure channels reach it, strangers don't. `bound` is the mailbox's in bytes;
+        `patience` how many seconds a link waits for it while it takes nothing. AddressInUseError if the name is taken.
+        """
+        await trio.lowlevel.checkpoint()  # before anything has been done, so that cancelled means not started
+        mailbox = Mailbox(self.router, local(name), bound=bound, patience=patience)
+        self.router.register(mailbox.encoded, mailbox.hop, allow=allow)
+
+        async def run() -> None:
+            try:
+                await worker(mailbox)
+            finally:
+                mailbox.close()
+                self.router.unregister(mailbox.encoded)
+
+        self._nursery.start_soon(run, name=f"worker {name}")
+        return mailbox.address
+
+    @asynccontextmanager
+    async def open_mailbox(self, name: str | None = None, *, allow: Access = from_anywhere) -> AsyncIterator[Mailbox]:
+        """Open a mailbox that the caller reads himself, in a block; without a name it has a random address that only its peers learn."""
+        mailbox = Mailbox(self.router, random_address() if name is None else local(name))
+        self.router.register(mailbox.encoded, mailbox.hop, allow=allow)
+        try:
+            yield mailbox
+        finally:
+            self.router.unregister(mailbox.encoded)
+            mailbox.close()
+
+    async def send(self, route: Route, body: bytes | str) -> None:
+        """Send a payload that wants no answer: bytes as they are, a str as a BARE string (spec §5).
+
+        Connects the first hop if it is a transport address. Waits while the way is over its bound; cancelled, nothing was sent.
+        """
+        await self._sender.deliver(Message(await self.resolve(route), (), payload_of(body)))
+
+    async def ask(self, route: Route, body: bytes | str, *, timeout: float = ANSWER_TIMEOUT) -> Message:  # noqa: ASYNC109  # an answer always has a deadline
+        """Send a payload and wait for one answer, which comes to a fresh address; NoAnswerError after `timeout` seconds.
+
+        The answer never waits behind other messages. Cancelled, an answer that comes later is dropped.
+        """
+        onward = await self.resolve(route)
+        answers: list[Message] = []
+        arrived = trio.Event()
+
+        def take(message: Message) -> None:
+            if not answers:
+                answers.append(message)
+                arrived.set()
+
+        address = random_address()
+        self.router.register(address, take, allow=from_anywhere)
+        try:
+            with trio.move_on_after(timeout):
+                await self._sender.deliver(Message(onward, (address,), payload_of(body)))
+                await arrived.wait()
+        finally:
+            self.router.unregister(address)
+        if not answers:
+            msg = f"no answer from [{route}] within {timeout:g} s: it may be gone, not reachable from here, or refuse this node"
+            raise NoAnswerError(msg)
+        return answers[0]
+
+    # Secure channels
+
+    async def open_secure_channel(
+        self,
+        route: Route,
+        identity: Identity,
+        *,
+        trust: TrustPolicy,
+        timeout: float = CHANNEL_TIMEOUT,  # noqa: ASYNC109  # a handshake always has a deadline
+    ) -> SecureChannel:
+        """A channel with whoever listens at the end of a route, once both sides have proven their identities (spec §7).
+
+        A handshake that is not answered is begun again after 5, 10, 20 s until `timeout` seconds are over: NoAnswerError, which is also
+        what a peer that refuses this identity looks like. HandshakeError if `trust` refuses the peer, LinkLostError if the first
+        hop can't be connected. Cancelled, no channel stays.
+        """
+        deadline = trio.current_time() + timeout
+        hops = None
+        with trio.CancelScope(deadline=deadline):
+            hops = await self.resolve(route)
+        if hops is not None:
+            return await open_secure_channel(self.router, hops, identity, trust=trust, deadline=deadline)
+        raise NoAnswerError(
+            f"the first hop of [{route}] could not be connected within {timeout:g} s: is that node running?"
+        )
+
+    async def serve_secure_channels(
+        self, name: str, identity: Identity, *, trust: TrustPolicy, allow: Access = from_anywhere
+    ) -> SecureChannelListener:
+        """Answer handshakes at the address `name` for as long as the node lives (spec §7); `trust` decides about each peer.
+
+        AddressInUseError if the name is taken.
+        """
+        listener = SecureChannelListener(self.router, local(name), identity, trust)
+        await self._nursery.start(partial(listener.run, allow=allow))
+        return listener
+
+    # Streams
+
+    async def open_stream(
+        self,
+        hub: Hub | Sequence[Hub],
+        *,
+        sends: str,
+        receives: str,
+        service: str = SERVICE,
+        index_service: str = INDEX_SERVICE,
+        client_id: str | None = None,
+        start: int | None = None,
+        timeout: float = STREAM_TIMEOUT,  # noqa: ASYNC109  # whether a hub answers at all is known only by a deadline
+    ) -> Stream:
+        """Both directions of a conversation over the streams of a hub (spec §11), created there if they don't exist.
+
+        `hub` is the route to it, a function that opens the way anew each time it was lost, or several of either: the next is tried when
+        one is gone. `client_id` names the position that the hub keeps, so that a program that starts again reads on there; without one
+        reading begins at the first record, or at `start`. LinkLostError if no hub can be reached, ServiceError if it refuses,
+        NoAnswerError after `timeout` seconds. Cancelled, no stream stays.
+        """
+        deadline = trio.current_time() + timeout
+        hubs = [hub] if isinstance(hub, Route) or callable(hub) else list(hub)
+        stream = Stream(
+            self.router,
+            [(str(each) if isinstance(each, Route) else each.__name__, partial(self._open_way, each)) for each in hubs],
+            sends=sends,
+            receives=receives,
+            service=service,
+            index_service=index_service,
+            client_id=client_id or secrets.token_hex(16),
+            start=start,
+        )
+        await self._nursery.start(stream.run)
+        try:
+            await stream.ready(deadline)
+        except BaseException:  # also when cancelled: what can't be returned must not stay behind
+            with trio.CancelScope(shield=True):
+                await stream.aclose()
+            raise
+        return stream
+
+    async def _open_way(self, hub: Hub) -> tuple[Encoded, ...]:
+        return await self.resolve(hub if isinstance(hub, Route) else await hub())
+
+    async def serve_streams(
+        self,
+        store: StreamStore,
+        *,
+        service: str = SERVICE,
+        index_service: str = INDEX_SERVICE,
+        allow: Access = from_anywhere,
+        limits: StreamLimits = StreamLimits(),  # noqa: B008  # a frozen value
+    ) -> StreamService:
+        """Offer the streams of a store at two addresses for as long as the node lives (spec §11.2). AddressInUseError if one is taken."""
+        streams = StreamService(self.router, store, service, index_service, limits)
+        await self._nursery.start(partial(streams.run, allow=allow))
+        return streams
+
+    # What else lives in the node
+
+    async def start(self, task: Callable[..., Awaitable[object]]) -> Any:
+        """Run a task in the node's nursery, for as long as the node lives, and wait for what it reports by `task_status.started`."""
+        return await self._nursery.start(task)
+
+    async def aclose_links(self) -> None:
+        """Flush and close every link, all at the same time."""
+        async with trio.open_nursery() as nursery:
+            for link in list(self._all_links):
+                nursery.start_soon(link.aclose)
+
+
+@asynccontextmanager
+async def open_node(
+    *transports: str | Transport, vault: IdentityVault | None = None, forwards: bool = False
+) -> AsyncIterator[Node]:
+    """Open a node for the length of a block.
+
+    `async with open_node("tcp") as node`: transports are names of installed plugins, or objects. Without a vault, keys live in memory and end with the program.
+    `forwards` lets strangers' messages pass from link to link, as on a hub. At the end of the block links are flushed and
+    closed. What a worker raises comes out as an exception group.
+    """
+    made = [load_transport(transport) if isinstance(transport, str) else transport for transport in transports]
+    async with trio.open_nursery() as nursery:
+        node = Node(nursery, made, MemoryVault() if vault is None else vault, forwards=forwards)
+        yield node
+        await node.aclose_links()
+        nursery.cancel_scope.cancel()
+
+
+__all__ = ["Node", "open_node"]

@@ -1,0 +1,20 @@
+"""What operators see: one logger, counters by reason, and names chosen by peers made harmless before they are shown."""
+
+import logging
+from collections import Counter
+
+#: Every event of the library; names below it say which part speaks (trionode.link, trionode.stream, …).
+log = logging.getLogger("trionode")
+
+#: Characters of a peer's text that one log line shows.
+MAX_SHOWN = 200
+
+#: How often something was dropped, refused or retried, by reason.
+Counters = Counter[str]
+
+
+def shown(text: object, limit: int = MAX_SHOWN) -> str:
+    """Return a text that a peer chose, fit for a terminal and a log: control and unprintable characters escaped, its length capped."""
+    string = str(text)
+    safe = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in string[: limit + 1])
+    return safe if len(string) <= limit else f"{safe[:limit]}… ({len(string)} characters)"

@@ -1,0 +1,133 @@
+"""The table of a node's addresses, and the one function that every message passes."""
+
+import secrets
+from collections.abc import Callable
+
+import attrs
+
+from trionode.access import Access
+from trionode.errors import AddressInUseError, UnknownAddressError
+from trionode.observe import Counters
+from trionode.protocol.address import LOCAL, Address, Encoded, decode_address, local
+from trionode.protocol.message import HERE, Message
+from trionode.protocol.route import Route
+from trionode.room import Room
+
+#: Takes a message and delivers it on; synchronous, never waits. Returns the room that is over its bound because of the message, if
+#: one is: who delivered it settles that debt before he delivers again.
+Hop = Callable[[Message], Room | None]
+
+#: Local deliveries that one message may have: what ends a loop between addresses of one node.
+MAX_DELIVERIES = 32
+
+
+@attrs.frozen(eq=False)
+class Entry:
+    """What stands behind an address: the hop, who may reach it, and the largest message that it can carry on (None: any)."""
+
+    hop: Hop
+    allow: Access
+    limit: int | None = None
+
+
+def random_address() -> Encoded:
+    """A local address with 128 random bits, which nobody can guess and which is never used again (spec §2.1)."""
+    return local(secrets.token_hex(16))
+
+
+class Router:
+    """Delivers messages to hops by the first address of their onward route."""
+
+    __slots__ = ("_families", "_mourners", "_table", "counters")
+
+    def __init__(self) -> None:
+        self._table: dict[Encoded, Entry] = {}
+        self._families: dict[bytes, Entry] = {}
+        self._mourners: dict[Encoded, list[Callable[[], None]]] = {}
+        #: Messages dropped, by reason.
+        self.counters: Counters = Counters()
+
+    def register(self, address: Encoded, hop: Hop, *, allow: Access, limit: int | None = None) -> None:
+        """Put a hop behind an address; AddressInUseError if it is taken. `limit` is the largest record or frame in bytes."""
+        if address in self._table:
+            msg = (
+                f"{Address.from_encoded(address)} is in use on this node: close its owner first, or choose another name"
+            )
+            raise AddressInUseError(msg)
+        self._table[address] = Entry(hop, allow, limit)
+
+    def unregister(self, address: Encoded) -> None:
+        """Take an address away, if it is there, and tell those who asked to hear of it."""
+        self._table.pop(address, None)
+        for tell in self._mourners.pop(address, ()):
+            tell()
+
+    def on_gone(self, address: Encoded, tell: Callable[[], None]) -> None:
+        """Call `tell` once, when the address is taken away; at once if it is not there."""
+        if address in self._table:
+            self._mourners.setdefault(address, []).append(tell)
+        else:
+            tell()
+
+    def register_family(self, prefix: bytes, hop: Hop, *, allow: Access) -> None:
+        """Put a hop behind all local addresses whose value begins with `prefix` and that nobody else has.
+
+        The addresses need no table: they are valid on every node that serves the family, also after a restart (spec §11.6, 7).
+        """
+        if any(prefix.startswith(other) or other.startswith(prefix) for other in self._families):
+            raise AddressInUseError(
+                f"addresses that begin with {prefix!r} are served on this node already: choose another name"
+            )
+        self._families[prefix] = Entry(hop, allow)
+
+    def unregister_family(self, prefix: bytes) -> None:
+        """Take a family away, if it is there."""
+        self._families.pop(prefix, None)
+
+    def _family(self, address: Encoded) -> Entry | None:
+        kind, value = decode_address(address)
+        if kind == LOCAL:
+            for prefix, entry in self._families.items():
+                if value.startswith(prefix):
+                    return entry
+        return None
+
+    def __contains__(self, address: Encoded) -> bool:
+        return address in self._table
+
+    def limit(self, address: Encoded) -> int | None:
+        """Return the largest message in bytes that the hop behind an address can carry on; None if it has no limit or isn't there."""
+        entry = self._table.get(address)
+        return None if entry is None else entry.limit
+
+    def deliver(self, message: Message) -> Room | None:
+        """Hand a message to the hop of its first onward address, and return the debt that this makes.
+
+        A message from afar that can't be delivered is dropped and counted: its sender learns nothing. One that began here
+        raises UnknownAddressError.
+        """
+        onward = message.onward
+        entry = self._table.get(onward[0]) if onward else None
+        if entry is None:
+            entry = self._family(onward[0]) if onward and self._families else None
+            if entry is None:
+                self._nobody(message)
+                return None
+        if not entry.allow(message.facts):
+            self.counters["access denied"] += 1
+            return None
+        message.deliveries += 1
+        if message.deliveries > MAX_DELIVERIES:
+            self.counters["too many local deliveries"] += 1
+            return None
+        return entry.hop(message)
+
+    def _nobody(self, message: Message) -> None:
+        if message.facts is HERE:
+            first = str(message.onward_route.hops[0]) if message.onward else "an empty route"
+            msg = (
+                f"nobody on this node has the first address of the route [{Route.from_encoded(message.onward)}]: {first}. "
+                f"Start a worker there, connect first, or open the channel again if its link was lost"
+            )
+            raise UnknownAddressError(msg)
+        self.counters["unknown address"] += 1

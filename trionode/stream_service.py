@@ -1,0 +1,483 @@
+"""The stream service and its index service: what a hub offers, over a store, to producers and consumers (spec §11)."""
+
+from collections import Counter, deque
+from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
+from hashlib import sha256
+
+import attrs
+import trio
+
+from trionode.access import Access
+from trionode.errors import LinkLostError, MessageTooLargeError, UnknownAddressError, WireError
+from trionode.observe import log, shown
+from trionode.protocol.address import LOCAL, Encoded, decode_address, encode_address, local
+from trionode.protocol.message import HERE, Facts, Message
+from trionode.protocol.stream import (
+    LONG_POLL_SECONDS,
+    MAX_ANSWER,
+    MAX_RECORD,
+    CreateRequest,
+    CreateResponse,
+    ErrorResponse,
+    IndexGet,
+    IndexResponse,
+    IndexSave,
+    PullRequest,
+    PullResponse,
+    PushRequest,
+    PushResponse,
+    Record,
+    Request,
+    Response,
+    born_at,
+    decode_request,
+    encode,
+    is_capability,
+    valid_client_id,
+    valid_stream_name,
+)
+from trionode.room import Room
+from trionode.router import Router
+from trionode.stream_store import Position, Push, Stored, StoreError, StreamStore
+
+#: The names by which clients know the services, unless they are told others (spec §11.2).
+SERVICE = "stream_kafka"
+INDEX_SERVICE = "stream_kafka_index"
+
+#: What a pull answer needs of its frame beside the records: addresses, heads, protocol name (spec §11.6, 9: about 150 bytes, and more in a channel).
+ANSWER_MARGIN = 600
+#: Records of one answer, whatever the client asks for.
+MAX_PULL_LIMIT = 1000
+#: Pushes in one batch for the store, and batches that are with the store at a time, each with streams of its own.
+BATCH = 512
+MAX_BATCHES = 4
+#: Positions that wait to be saved; one that is lost costs reading again.
+MAX_SAVES = 10_000
+#: Producers whose next request id is kept; one that is forgotten may, after a lost link, be overtaken by its own later pushes.
+MAX_PRODUCERS = 10_000
+#: Seconds that `aclose` waits for the store.
+CLOSE_GRACE = 1.0
+
+
+@attrs.frozen
+class StreamLimits:
+    """What one client (a link, or an authenticated identity) may make a hub hold."""
+
+    #: Streams that it may create or open.
+    streams: int = 1000
+    #: Bytes of pushes that wait for the store, each with PUSH_OVERHEAD; over it the client's link is not read on.
+    push_bytes: int = 1024 * 1024
+    #: Pulls, creates and index requests that wait for an answer.
+    requests: int = 256
+
+
+#: What a waiting push costs beside its record.
+PUSH_OVERHEAD = 512
+
+
+@attrs.define(eq=False)
+class _Client:
+    """What one client has outstanding; forgotten once that is nothing and its link is gone."""
+
+    room: Room
+    streams: set[str] = attrs.Factory(set)
+    requests: int = 0
+
+
+@attrs.frozen(eq=False)
+class _Waiting:
+    """A push on its way to the store, and who is told."""
+
+    push: Push
+    message: Message
+    client: _Client
+
+    @property
+    def cost(self) -> int:
+        return len(self.push.record) + PUSH_OVERHEAD
+
+    @property
+    def producer(self) -> tuple[str, bytes]:
+        return self.push.stream, self.push.producer
+
+
+class StreamService:
+    """Serves streams at two addresses and at one address for each stream; made by `serve_streams`.
+
+    A stream's worker has an address that follows from its name, so it is valid on every hub before the same store. Pushes leave for
+    the store in batches; while a batch is there, pushes to other streams make up the next. A pull waits for up to LONG_POLL_SECONDS.
+    A stream that an authenticated identity made belongs to it: others reach it only if its name is a capability, as `unique` makes.
+    """
+
+    def __init__(
+        self, router: Router, store: StreamStore, service: str, index_service: str, limits: StreamLimits
+    ) -> None:
+        self._router = router
+        self._store = store
+        self._service = local(service)
+        self._index_service = local(index_service)
+        self._prefix = f"{service}.".encode()
+        self._limits = limits
+        self._clients: dict[Encoded | bytes | None, _Client] = {}
+        self._owners: dict[str, str] = {}
+        self._queues: dict[str, deque[_Waiting]] = {}
+        self._busy: set[str] = set()
+        # The request id whose turn it is, of each producer that sends again: what comes after it may not overtake it (spec §11.6, 5),
+        # be it that the store refused it, or that a link was lost whose last bytes are read after the first of the next link.
+        self._turns: dict[tuple[str, bytes], int] = {}
+        self._batches = 0
+        self._pulls: dict[tuple[str, tuple[Encoded, ...]], trio.CancelScope] = {}
+        self._saves: dict[tuple[str, str], int] = {}
+        self._save_due = trio.Event()
+        self._scope = trio.CancelScope()
+        self._ended = trio.Event()
+        self._closing = False
+        self._quieter = trio.Event()
+        self._nursery: trio.Nursery | None = None
+
+    async def run(
+        self, *, allow: Access, task_status: trio.TaskStatus["StreamService"] = trio.TASK_STATUS_IGNORED
+    ) -> None:
+        """Serve until `aclose`, or the end of the node; what waits for the store then is not confirmed, and so sent again by its producer."""
+        router = self._router
+        router.register(self._service, self._on_service, allow=allow)
+        router.register(self._index_service, self._on_index, allow=allow)
+        router.register_family(self._prefix, self._on_worker, allow=allow)
+        try:
+            with self._scope:
+                async with trio.open_nursery() as self._nursery:
+                    task_status.started(self)
+                    await self._save_positions()
+        finally:
+            router.unregister(self._service)
+            router.unregister(self._index_service)
+            router.unregister_family(self._prefix)
+            for client in self._clients.values():
+                client.room.close()
+            self._ended.set()
+
+    async def aclose(self) -> None:
+        """Answer every pull, so that no consumer waits in vain (spec §11.6, 7), and end once the store has what was pushed."""
+        self._closing = True
+        for scope in self._pulls.values():
+            scope.cancel()
+        with trio.move_on_after(CLOSE_GRACE):
+            while self._batches or self._pulls or self._saves:
+                self._quieter = trio.Event()
+                await self._quieter.wait()
+        self._scope.cancel()
+        await self._ended.wait()
+
+    # Requests
+
+    def _on_service(self, message: Message) -> Room | None:
+        request = self._read(message)
+        if isinstance(request, CreateRequest):
+            self._spawn(message, partial(self._create, message, request))
+        return None
+
+    def _on_index(self, message: Message) -> Room | None:
+        request = self._read(message)
+        if isinstance(request, IndexGet):
+            self._spawn(message, partial(self._get, message, request))
+        elif isinstance(request, IndexSave) and self._may_save(request, message.facts):
+            self._saves[_scoped(request.client_id, message.facts), request.stream] = request.index
+            self._save_due.set()
+        return None
+
+    def _on_worker(self, message: Message) -> Room | None:
+        _, value = decode_address(message.onward[0])
+        name = value[len(self._prefix) :].decode(errors="replace")
+        request = self._read(message)
+        if request is None or not valid_stream_name(name):
+            return None
+        match request:
+            case PushRequest():
+                return self._push(message, name, request)
+            case PullRequest():
+                self._spawn(message, partial(self._pull, message, name, request), PullResponse(request.request_id, ()))
+            case _:
+                self._router.counters["stream request at the wrong address"] += 1
+        return None
+
+    def _read(self, message: Message) -> Request | None:
+        try:
+            return decode_request(message.payload)
+        except WireError:
+            # No answer: to a producer it would be data (spec §11.6, 6), and to others an oracle.
+            self._router.counters["undecodable stream request"] += 1
+            return None
+
+    def _client(self, facts: Facts) -> _Client:
+        key = facts.identifier or facts.link or facts.stream
+        client = self._clients.get(key)
+        if client is None:
+            if len(self._clients) >= 256:
+                self._forget_clients()
+            client = self._clients[key] = _Client(Room(self._limits.push_bytes))
+        return client
+
+    def _forget_clients(self) -> None:
+        for key, client in list(self._clients.items()):
+            if not client.room.size and not client.requests and (key is None or key not in self._router):
+                del self._clients[key]
+
+    def _spawn(self, message: Message, task: Callable[[], Awaitable[None]], refusal: Response | None = None) -> None:
+        """Run a request that may wait in a task of its own, within its client's limit."""
+        client = self._client(message.facts)
+        if client.requests >= self._limits.requests or self._nursery is None:
+            self._router.counters["too many stream requests"] += 1
+            if refusal is not None:
+                self._answer(message, message.onward[0], refusal)
+            return
+        client.requests += 1
+
+        async def run() -> None:
+            try:
+                await task()
+            finally:
+                client.requests -= 1
+
+        self._nursery.start_soon(run)
+
+    def _answer(self, message: Message, worker: Encoded, response: Response) -> None:
+        """Answer by the way that a request came, without waiting: a client that doesn't take its answers is closed at its hard bound."""
+        try:
+            debt = self._router.deliver(Message(message.back, (worker,), encode(response), HERE, message.deliveries))
+        except (UnknownAddressError, LinkLostError):
+            self._router.counters["reply to a way that is gone"] += 1
+        except MessageTooLargeError:
+            self._router.counters["reply too large for its way"] += 1
+        else:
+            if debt is not None and debt.is_full:
+                debt.give_up()
+
+    def _worker(self, stream: str) -> Encoded:
+        return encode_address(LOCAL, self._prefix + stream.encode())
+
+    # Ownership
+
+    def _may_use(self, stream: str, facts: Facts) -> bool:
+        """Whether a client may use a stream that it names: it owns it, or nobody in particular does, or the name is a capability."""
+        return self._owners.get(stream, "") in ("", _owner(facts)) or (
+            is_capability(stream) and facts.identifier is not None
+        )
+
+    def _may_save(self, request: IndexSave, facts: Facts) -> bool:
+        known = valid_client_id(request.client_id) and valid_stream_name(request.stream)
+        return known and len(self._saves) < MAX_SAVES and self._may_use(request.stream, facts)
+
+    async def _create(self, message: Message, request: CreateRequest) -> None:
+        name = request.name
+        if name is None or not valid_stream_name(name):
+            refusal: str | None = (
+                "a stream is named by 1 to 200 of A-Z a-z 0-9 . _ -; make a name that nobody can guess with unique()"
+            )
+        else:
+            refusal = await self._meet(name, message.facts)
+        if name is None or refusal is not None:
+            self._answer(message, self._service, ErrorResponse(refusal or ""))
+        else:
+            self._answer(message, self._worker(name), CreateResponse(name))
+
+    async def _meet(self, name: str, facts: Facts) -> str | None:
+        """Learn whose a stream is, which is made if there is none; why this client may not use it, None if it may.
+
+        A stream's worker can be used without a create, so who comes first to this hub need not be who made it at another one.
+        """
+        client = self._client(facts)
+        if name not in client.streams and len(client.streams) >= self._limits.streams:
+            return f"this hub lets a client use {self._limits.streams} streams"
+        try:
+            self._owners[name] = await self._store.create(name, _owner(facts))
+        except StoreError as error:
+            log.warning("stream %s could not be created: %s", shown(name), shown(error))
+            return f"the stream could not be created: {error}"
+        if not self._may_use(name, facts):
+            return "the stream belongs to another identity"
+        client.streams.add(name)
+        return None
+
+    # Pushes
+
+    def _push(self, message: Message, name: str, request: PushRequest) -> Room | None:
+        if not message.back:
+            return None
+        client = self._client(message.facts)
+        _, producer = decode_address(message.back[-1])
+        waiting = _Waiting(Push(name, producer, request.request_id, request.record), message, client)
+        # A client's room is full only where its readers don't wait, on a trunk.
+        if len(request.record) > MAX_RECORD or self._closing or client.room.is_full:
+            self._refuse(waiting)
+            return None
+        if name not in self._owners and name not in self._busy:
+            if client.requests >= self._limits.requests:
+                self._refuse(waiting)
+                return None
+            self._busy.add(name)
+            self._spawn(message, partial(self._introduce, name, message.facts))
+        self._queues.setdefault(name, deque()).append(waiting)
+        debt = client.room.add(waiting.cost)
+        self._start_batch()
+        return debt
+
+    async def _introduce(self, name: str, facts: Facts) -> None:
+        """Meet a stream that was pushed to before it was created here; its pushes wait meanwhile."""
+        try:
+            await self._meet(name, facts)
+        finally:
+            self._busy.discard(name)
+            self._start_batch()
+
+    def _refuse(self, waiting: _Waiting) -> None:
+        """Answer a push that is not stored; it keeps its turn until its producer sends it again."""
+        request_id = waiting.push.request_id
+        self._set_turn(waiting, min(self._turns.get(waiting.producer, request_id), request_id))
+        answer = PushResponse(request_id, ok=False, index=0)
+        self._answer(waiting.message, waiting.message.onward[0], answer)
+
+    def _may_store(self, waiting: _Waiting) -> bool:
+        """Whether the push's stream is its client's to use, and it is the push's turn, or was before."""
+        push = waiting.push
+        if push.stream not in self._owners or not self._may_use(push.stream, waiting.message.facts):
+            return False
+        turn = self._turns.get(waiting.producer, push.request_id)
+        self._set_turn(waiting, max(turn, push.request_id + 1) if push.request_id <= turn else turn)
+        return push.request_id <= turn
+
+    def _set_turn(self, waiting: _Waiting, turn: int) -> None:
+        if born_at(waiting.push.producer) is None:
+            return  # of the classic generation: it sends nothing again, so nothing may wait for it (spec §11.5)
+        self._turns[waiting.producer] = turn
+        if len(self._turns) > MAX_PRODUCERS:
+            del self._turns[next(iter(self._turns))]
+
+    def _start_batch(self) -> None:
+        """Take what waits for streams of which nothing is with the store, and send it there in one batch."""
+        if self._batches >= MAX_BATCHES or self._nursery is None:
+            return
+        free = [name for name in self._queues if name not in self._busy]
+        if not free:
+            return
+        # A task that is started runs after the reader has delivered its whole burst: the batch is taken then, not now.
+        self._batches += 1
+        self._nursery.start_soon(self._append)
+
+    async def _append(self) -> None:
+        batch: list[_Waiting] = []
+        names: list[str] = []
+        for name, queue in list(self._queues.items()):
+            if name in self._busy or len(batch) >= BATCH:
+                continue
+            names.append(name)
+            while queue and len(batch) < BATCH:
+                waiting = queue.popleft()
+                if self._may_store(waiting):
+                    batch.append(waiting)
+                else:
+                    waiting.client.room.release(waiting.cost)
+                    self._refuse(waiting)
+            if not queue:
+                del self._queues[name]
+        self._busy.update(names)
+        try:
+            if batch:
+                self._confirm(batch, await self._store.append([waiting.push for waiting in batch]))
+        except StoreError as error:
+            log.warning("a batch of %d pushes was not stored: %s", len(batch), shown(error))
+            self._confirm(batch, [error] * len(batch))
+        finally:
+            self._batches -= 1
+            self._busy.difference_update(names)
+            for waiting in batch:
+                waiting.client.room.release(waiting.cost)
+            self._quieter.set()
+        self._start_batch()
+
+    def _confirm(self, batch: Sequence[_Waiting], results: Sequence[Stored | StoreError]) -> None:
+        refusals: Counter[str] = Counter()
+        for waiting, result in zip(batch, results, strict=True):
+            if isinstance(result, Stored):
+                answer = PushResponse(waiting.push.request_id, ok=True, index=result.index)
+                self._answer(waiting.message, waiting.message.onward[0], answer)
+            else:
+                refusals[f"{waiting.push.stream}: {result}"] += 1
+                self._refuse(waiting)
+        for reason, count in refusals.items():
+            log.warning("refused %d pushes to %s", count, shown(reason))
+
+    # Pulls
+
+    async def _pull(self, message: Message, name: str, request: PullRequest) -> None:
+        key = (name, message.back)
+        former = self._pulls.get(key)
+        if former is not None:
+            former.cancel()  # it is answered, empty: its consumer has given it up
+        records: Sequence[Record] = ()
+        with trio.CancelScope(deadline=trio.current_time() + LONG_POLL_SECONDS) as scope:
+            self._pulls[key] = scope
+            if self._closing:
+                scope.cancel()
+            try:
+                known = name in self._owners or await self._meet(name, message.facts) is None
+                if known and self._may_use(name, message.facts):
+                    limit = max(1, min(request.limit, MAX_PULL_LIMIT))
+                    records = await self._store.read(
+                        name, request.index, limit=limit, max_bytes=MAX_ANSWER - ANSWER_MARGIN
+                    )
+            except StoreError as error:
+                log.warning("a pull of stream %s from index %d failed: %s", shown(name), request.index, shown(error))
+        if self._pulls.get(key) is scope:
+            del self._pulls[key]
+            self._quieter.set()
+        self._answer(message, message.onward[0], PullResponse(request.request_id, tuple(records)))
+
+    # Positions
+
+    async def _get(self, message: Message, request: IndexGet) -> None:
+        position = None
+        if (
+            valid_client_id(request.client_id)
+            and valid_stream_name(request.stream)
+            and self._may_use(request.stream, message.facts)
+        ):
+            client_id = _scoped(request.client_id, message.facts)
+            position = self._saves.get((client_id, request.stream))
+            if position is None:
+                try:
+                    position = await self._store.position(client_id, request.stream)
+                except StoreError as error:
+                    log.warning(
+                        "no position of %s in %s: %s", shown(request.client_id), shown(request.stream), shown(error)
+                    )
+        self._answer(message, self._index_service, IndexResponse(request.client_id, request.stream, position))
+
+    async def _save_positions(self) -> None:
+        while True:
+            await self._save_due.wait()
+            self._save_due = trio.Event()
+            due = dict(self._saves)
+            try:
+                await self._store.save_positions(
+                    [Position(client, stream, index) for (client, stream), index in due.items()]
+                )
+            except StoreError as error:
+                log.warning("positions were not saved: %s", shown(error))
+            for key, index in due.items():
+                if self._saves.get(key) == index:
+                    del self._saves[key]
+            self._quieter.set()
+
+
+def _owner(facts: Facts) -> str:
+    """Who owns what a client makes: its authenticated identifier in hex, or nobody in particular."""
+    return "" if facts.identifier is None else facts.identifier.hex()
+
+
+def _scoped(client_id: str, facts: Facts) -> str:
+    """A client id of its own for each identity, so that nobody rewinds another's position."""
+    if facts.identifier is None:
+        return client_id
+    scoped = f"{facts.identifier.hex()[:32]}.{client_id}"
+    return scoped if valid_client_id(scoped) else f"{scoped[:32]}.{sha256(client_id.encode()).hexdigest()}"

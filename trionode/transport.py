@@ -1,0 +1,81 @@
+"""The one interface between a node and what moves its frames: transports make links, links move bursts of whole frames."""
+
+from collections.abc import Awaitable, Callable, Sequence
+from importlib.metadata import entry_points
+from typing import ClassVar, Never, Protocol, runtime_checkable
+
+import trio
+
+from trionode.errors import LocalError
+from trionode.protocol.wire import Wire
+
+#: The entry-point group in which transports are found by name.
+GROUP = "trionode.transports"
+
+
+class Link(Protocol):
+    """A connection to one peer that moves whole frames in order, or ends.
+
+    Which generation of the wire it speaks is settled before it is handed over. One task receives, one sends.
+    """
+
+    @property
+    def peer(self) -> str:
+        """The other end, for logs."""
+        ...
+
+    @property
+    def wire(self) -> Wire:
+        """The generation that both ends speak."""
+        ...
+
+    @property
+    def max_frame(self) -> int:
+        """Bytes in the largest frame that may be sent."""
+        ...
+
+    async def receive(self) -> Sequence[bytes]:
+        """All frames that one read brought, at least one; () at the orderly end. LinkLostError or WireError at any other end."""
+        ...
+
+    async def send(self, frames: Sequence[bytes]) -> None:
+        """Send a burst of frames; LinkLostError if the peer is gone. Cancelled half-way, the link is broken."""
+        ...
+
+    async def aclose(self) -> None:
+        """Shut down writing, read on until the peer's end or a short grace is over, close. Closed even if cancelled."""
+        ...
+
+
+@runtime_checkable
+class Transport(Protocol):
+    """What a transport plugin offers; found by entry point in the group `trionode.transports`, made without arguments."""
+
+    name: ClassVar[str]
+
+    async def connect(self, peer: str) -> Link:
+        """Return a link to `peer` (the text behind `name:`); LinkLostError if that can't be made or is no node. Cancelled, nothing stays open."""
+        ...
+
+    async def serve(
+        self,
+        at: str,
+        accept: Callable[[Link], Awaitable[None]],
+        *,
+        task_status: trio.TaskStatus[str] = trio.TASK_STATUS_IGNORED,
+    ) -> Never:
+        """Listen at `at`, report the bound address by `task_status.started`, and run `accept(link)` in a task of its own for each peer."""
+        ...
+
+
+def load_transport(name: str) -> Transport:
+    """Return the transport that is installed under a name; LocalError names those that are."""
+    found = {entry.name: entry for entry in entry_points(group=GROUP)}
+    if name not in found:
+        msg = f"no transport {name!r} is installed; installed are: {', '.join(sorted(found)) or 'none'}"
+        raise LocalError(msg)
+    transport = found[name].load()()
+    if not isinstance(transport, Transport):
+        msg = f"the entry point {name!r} in {GROUP} makes {transport!r}, which is no Transport: it needs name, connect and serve"
+        raise LocalError(msg)
+    return transport
