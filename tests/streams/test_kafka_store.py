@@ -1,0 +1,373 @@
+"""Streams in a real Kafka: the contract, exactly once over kills, freezes and two hubs, and errors where something is gone."""
+
+import functools
+import os
+import threading
+import time
+from collections.abc import Sequence
+from types import SimpleNamespace
+
+import pytest
+import trio
+import trio.testing
+
+from trionode.errors import LinkLostError, LocalError
+from trionode.protocol.stream import Record, unique, uuid7_hex
+from trionode.stream_store import Position, Push, Stored, StoreError, UnknownStreamError
+from trionode.testing.kafka import KafkaBroker
+from trionode.testing.stream_store import check_stream_store
+from trionode_kafka import store as store_module
+from trionode_kafka.bridge import Fetched, Outgoing
+from trionode_kafka.store import KafkaStore, open_kafka_store
+
+pytestmark = pytest.mark.kafka
+
+#: Seconds for whatever a test waits for, on a machine with other load; a broker killed is back after 3.5-7 s.
+PATIENCE = 30.0
+
+
+def a_name() -> str:
+    return unique("test", os.urandom(16))
+
+
+def a_producer() -> bytes:
+    return uuid7_hex(int(time.time() * 1000), os.urandom(10)).encode()
+
+
+async def append(
+    store: KafkaStore, stream: str, producer: bytes, messages: Sequence[bytes], first: int = 0
+) -> list[int]:
+    answers = await store.append([Push(stream, producer, first + at, m) for at, m in enumerate(messages)])
+    indexes = []
+    for answer in answers:
+        assert isinstance(answer, Stored), answer
+        indexes.append(answer.index)
+    return indexes
+
+
+async def read_all(store: KafkaStore, stream: str, index: int, count: int) -> list[Record]:
+    records: list[Record] = []
+    while len(records) < count:
+        records += await store.read(stream, index, limit=8, max_bytes=65_000)
+        index = records[-1].index + 1
+    return records
+
+
+async def nothing_more(store: KafkaStore, stream: str, index: int) -> bool:
+    """Whether a marker pushed now is the next record from an index on."""
+    (marker,) = await append(store, stream, a_producer(), [b"marker"])
+    return list(await store.read(stream, index, limit=1, max_bytes=100)) == [Record(marker, b"marker")]
+
+
+async def everything_in(store: KafkaStore, stream: str) -> list[Fetched]:
+    page = await store._bridge.fetch("trionode_" + stream, 0)
+    assert len(page.records) == page.end
+    return list(page.records)
+
+
+async def write_raw(store: KafkaStore, stream: str, push: Push) -> int:
+    """Store a push as a hub does that knows nothing of what is there."""
+    return await store._write(
+        "trionode_" + stream, Outgoing(int(time.time() * 1000), push.record, push.producer, push.request_id)
+    )
+
+
+def kafkas_threads() -> set[threading.Thread]:
+    mine = {thread for thread in threading.enumerate() if not thread.name.startswith("Trio thread")}
+    return mine - {threading.main_thread()}
+
+
+async def test_kafka_keeps_the_contract_of_a_stream_store(kafka_broker: KafkaBroker) -> None:
+    await check_stream_store(functools.partial(open_kafka_store, kafka_broker.bootstrap), durable=True)
+
+
+async def test_a_topics_value_is_the_record_and_its_headers_name_the_push(kafka_broker: KafkaBroker) -> None:
+    stream, producer, record = a_name(), a_producer(), bytes(range(256))
+    async with open_kafka_store(kafka_broker.bootstrap) as store:
+        await store.create(stream)
+        assert await append(store, stream, producer, [record], first=7) == [0]
+        (found,) = await everything_in(store, stream)
+    assert (found.value, found.producer, found.request_id) == (record, producer, 7)
+
+
+@pytest.mark.faults
+async def test_every_push_is_pulled_once_and_in_order_when_the_broker_is_killed_in_between(
+    kafka_broker: KafkaBroker,
+) -> None:
+    stream, producer, batch, batches = a_name(), a_producer(), 20, 40
+    messages = [b"%d" % number for number in range(batch * batches)]
+    pulled: list[Record] = []
+    async with open_kafka_store(kafka_broker.bootstrap) as store:
+        await store.create(stream)
+        with trio.fail_after(PATIENCE):
+            async with trio.open_nursery() as nursery:
+
+                async def pull() -> None:
+                    pulled.extend(await read_all(store, stream, 0, len(messages)))
+
+                async def push(first: int) -> None:
+                    await append(store, stream, producer, messages[first : first + batch], first)
+
+                nursery.start_soon(pull)
+                for number in range(batches):
+                    if number == batches // 2:
+                        kafka_broker.kill()
+                        nursery.start_soon(trio.to_thread.run_sync, kafka_broker.start)
+                    # Not awaited one by one, so that some are with the producer when the broker dies.
+                    nursery.start_soon(push, number * batch)
+                    await trio.testing.wait_all_tasks_blocked()
+            assert await nothing_more(store, stream, pulled[-1].index + 1)
+    assert [record.message for record in pulled] == messages
+
+
+@pytest.mark.faults
+async def test_a_frozen_broker_delays_pushes_and_neither_cancelling_nor_closing(kafka_broker: KafkaBroker) -> None:
+    stream, producer, before = a_name(), a_producer(), kafkas_threads()
+    answers: list[int] = []
+    async with open_kafka_store(kafka_broker.bootstrap) as store, open_kafka_store(kafka_broker.bootstrap) as other:
+        await store.create(stream)
+        await append(store, stream, producer, [b"0"])
+        kafka_broker.pause()
+        try:
+            async with trio.open_nursery() as nursery:
+
+                async def push() -> None:
+                    answers.extend(await append(store, stream, producer, [b"1"], first=1))
+
+                nursery.start_soon(push)
+                for waiting in (
+                    functools.partial(store.read, stream, 1, limit=1, max_bytes=100),
+                    functools.partial(other.read, stream, 0, limit=1, max_bytes=100),
+                    functools.partial(store.create, a_name()),
+                    functools.partial(store.position, "client", stream),
+                    functools.partial(store.save_positions, [Position("client", stream, 1)]),
+                    functools.partial(other.append, [Push(stream, producer, 1, b"1")]),
+                ):
+                    with trio.move_on_after(0.2) as scope:
+                        await waiting()
+                    assert scope.cancelled_caught
+                    assert trio.current_time() - scope.deadline < 1
+                assert not answers
+                kafka_broker.resume()
+        finally:
+            kafka_broker.resume()
+        assert [record.message for record in await read_all(store, stream, 0, 2)] == [b"0", b"1"]
+        assert await nothing_more(store, stream, 2) or await nothing_more(other, stream, 3)
+        with trio.CancelScope() as scope:
+            async with trio.open_nursery() as nursery:
+                kafka_broker.pause()
+                nursery.start_soon(store.append, [Push(stream, producer, 9, b"unknown")])
+                nursery.start_soon(functools.partial(other.read, stream, 99, limit=1, max_bytes=100))
+                await trio.testing.wait_all_tasks_blocked()
+                scope.cancel()
+        began = trio.current_time()
+    try:
+        assert trio.current_time() - began < 2
+        assert kafkas_threads() <= before
+    finally:
+        kafka_broker.resume()
+
+
+async def test_closing_leaves_no_thread_behind(kafka_broker: KafkaBroker) -> None:
+    before = kafkas_threads()
+    async with open_kafka_store(kafka_broker.bootstrap) as store:
+        await store.create(a_name())
+        assert len(kafkas_threads() - before) > 4
+    assert kafkas_threads() <= before
+
+
+async def test_a_push_that_two_hubs_stored_is_pulled_once_from_the_start_and_from_the_middle(
+    kafka_broker: KafkaBroker,
+) -> None:
+    stream, producer = a_name(), a_producer()
+    async with open_kafka_store(kafka_broker.bootstrap) as a, open_kafka_store(kafka_broker.bootstrap) as b:
+        await a.create(stream)
+        assert await append(a, stream, producer, [b"0", b"1"]) == [0, 1]
+        assert await write_raw(b, stream, Push(stream, producer, 1, b"1")) == 2
+        assert await write_raw(b, stream, Push(stream, producer, 0, b"0")) == 3
+        assert await append(a, stream, producer, [b"2"], first=2) == [4]
+        for store in (a, b):
+            assert [record.index for record in await read_all(store, stream, 0, 3)] == [0, 1, 4]
+        for index in (2, 3, 4):
+            # A hub that meets the stream in the middle has only its look back to know the copies by.
+            async with open_kafka_store(kafka_broker.bootstrap) as fresh:
+                assert list(await fresh.read(stream, index, limit=8, max_bytes=1000)) == [Record(4, b"2")]
+        # Nor does a copy reach whoever waits at the end.
+        async with open_kafka_store(kafka_broker.bootstrap) as fresh:
+            waiting: list[Record] = []
+
+            async def wait() -> None:
+                waiting.extend(await fresh.read(stream, 5, limit=8, max_bytes=1000))
+
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(wait)
+                await trio.testing.wait_all_tasks_blocked()
+                assert await write_raw(b, stream, Push(stream, producer, 2, b"2")) == 5
+                assert await append(b, stream, a_producer(), [b"last"]) == [6]
+            assert waiting == [Record(6, b"last")]
+
+
+async def test_a_resend_to_another_hub_gets_the_index_it_has(kafka_broker: KafkaBroker) -> None:
+    stream, producer = a_name(), a_producer()
+    messages = [b"%d" % number for number in range(600)]
+    async with open_kafka_store(kafka_broker.bootstrap) as a:
+        await a.create(stream)
+        indexes = await append(a, stream, producer, messages)
+        async with open_kafka_store(kafka_broker.bootstrap) as b:
+            # b was never told of the stream, nor of the producer.
+            assert await append(b, stream, producer, [*messages[500:], b"new"], first=500) == [*indexes[500:], 600]
+            assert await append(b, stream, producer, messages[:3]) == indexes[:3]
+        assert await append(a, stream, a_producer(), [b"other"]) == [601]
+
+
+async def test_a_hub_looks_again_at_what_others_wrote_when_its_knowledge_is_old(
+    kafka_broker: KafkaBroker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stream, producer = a_name(), a_producer()
+    monkeypatch.setattr(store_module, "KNOWN_SECONDS", 0)
+    async with open_kafka_store(kafka_broker.bootstrap) as a, open_kafka_store(kafka_broker.bootstrap) as b:
+        await a.create(stream)
+        assert await append(a, stream, producer, [b"0"]) == [0]
+        assert await append(b, stream, producer, [b"1"], first=1) == [1]
+        assert await append(a, stream, producer, [b"1", b"2"], first=1) == [1, 2]
+        assert await append(b, stream, producer, [b"0", b"2", b"3"][1:], first=2) == [2, 3]
+        assert len(await everything_in(a, stream)) == 4
+
+
+@pytest.mark.faults
+async def test_a_push_refused_because_its_hub_woke_too_late_is_looked_up_and_sent_again(
+    kafka_broker: KafkaBroker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stream, other, producer = a_name(), a_name(), a_producer()
+    slow = [0.0]
+    monkeypatch.setattr(store_module, "time", SimpleNamespace(time=lambda: time.time() - slow[0]))
+    async with open_kafka_store(kafka_broker.bootstrap) as a, open_kafka_store(kafka_broker.bootstrap) as b:
+        await a.create(stream)
+        await a.create(other)
+        assert await append(a, stream, producer, [b"0"]) == [0]
+        assert await append(b, stream, producer, [b"1"], first=1) == [1]
+        renew = a._bridge.renew_producer
+
+        async def renew_on_time() -> None:
+            slow[0] = 0.0
+            await renew()
+
+        monkeypatch.setattr(a._bridge, "renew_producer", renew_on_time)
+        slow[0] = 120.0
+        with trio.fail_after(PATIENCE):
+            # 1 was stored by b meanwhile, 2 was not; both, and another stream's, were refused by the broker.
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(append, a, other, producer, [b"elsewhere"])
+                assert await append(a, stream, producer, [b"1", b"2"], first=1) == [1, 2]
+        assert slow[0] == 0.0
+        assert [record.message for record in await read_all(b, stream, 0, 3)] == [b"0", b"1", b"2"]
+
+
+@pytest.mark.faults
+async def test_a_record_longer_than_its_topic_takes_is_refused_and_harms_no_other(kafka_broker: KafkaBroker) -> None:
+    small, other, producer = a_name(), a_name(), a_producer()
+    async with open_kafka_store(kafka_broker.bootstrap) as store:
+        await store.create(other)
+        await store._bridge.create_topic(
+            "trionode_" + small, replication_factor=1, settings={"max.message.bytes": "2000"}
+        )
+        longer, fits = await store.append(
+            [Push(small, producer, 0, bytes(2000)), Push(small, producer, 1, bytes(1000))]
+        )
+        assert isinstance(longer, StoreError)
+        assert isinstance(fits, Stored)
+        # The limit is lowered behind the store's back: the broker refuses, and with that would have ended the producer.
+        from kafka.admin import ConfigResource, ConfigResourceType
+
+        resource = ConfigResource(ConfigResourceType.TOPIC, "trionode_" + small, {"max.message.bytes": "500"})
+        store._bridge._admin.alter_configs([resource])
+        with trio.fail_after(PATIENCE):
+            (refused,) = await store.append([Push(small, producer, 2, bytes(1000))])
+            assert isinstance(refused, StoreError)
+            assert await append(store, other, producer, [b"elsewhere"]) == [0]
+            assert await append(store, small, producer, [bytes(100)], first=3) == [1]
+
+
+@pytest.mark.faults
+async def test_a_deleted_stream_is_an_error_for_readers_and_pushes_until_it_is_created_anew(
+    kafka_broker: KafkaBroker,
+) -> None:
+    stream, producer = a_name(), a_producer()
+    async with open_kafka_store(kafka_broker.bootstrap) as store, open_kafka_store(kafka_broker.bootstrap) as other:
+        await store.create(stream, "alice")
+        await append(store, stream, producer, [b"0"])
+        for reader in (store, other):
+            await read_all(reader, stream, 0, 1)
+        errors: list[UnknownStreamError] = []
+
+        async def wait(of: KafkaStore, index: int) -> None:
+            with pytest.raises(UnknownStreamError) as raised:
+                await of.read(stream, index, limit=1, max_bytes=100)
+            errors.append(raised.value)
+
+        with trio.fail_after(PATIENCE):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(wait, store, 1)
+                nursery.start_soon(wait, other, 5)
+                await trio.testing.wait_all_tasks_blocked()
+                store._bridge._admin.delete_topics(["trionode_" + stream])
+            assert len(errors) == 2
+            (answer,) = await store.append([Push(stream, producer, 1, b"1")])
+            assert isinstance(answer, UnknownStreamError)
+            # Its name stays its owner's.
+            assert await store.create(stream, "mallory") == "alice"
+            assert await append(store, stream, producer, [b"1"], first=1) == [0]
+
+
+async def test_reading_below_what_retention_has_left_is_an_error(kafka_broker: KafkaBroker) -> None:
+    stream = a_name()
+    async with open_kafka_store(kafka_broker.bootstrap) as store:
+        await store.create(stream)
+        await append(store, stream, a_producer(), [b"0", b"1", b"2"])
+        from kafka.structs import TopicPartition
+
+        store._bridge._admin.delete_records({TopicPartition("trionode_" + stream, 0): 2})
+        with pytest.raises(StoreError, match="below 2 are gone"):
+            await store.read(stream, 1, limit=1, max_bytes=100)
+        assert list(await store.read(stream, 2, limit=1, max_bytes=100)) == [Record(2, b"2")]
+
+
+async def test_only_topics_and_groups_under_the_prefix_are_touched(kafka_broker: KafkaBroker) -> None:
+    prefix, stream = "hub_" + os.urandom(4).hex() + ".", a_name()
+    async with open_kafka_store(kafka_broker.bootstrap, prefix=prefix) as store:
+        admin = store._bridge._admin
+        before = set(admin.list_topics())
+        await store.create(stream)
+        await store.save_positions([Position("client", stream, 3), Position("client", "_owners", 3)])
+        assert {t for t in set(admin.list_topics()) - before if not t.startswith("__")} == {
+            prefix + "_owners",
+            prefix + stream,
+        }
+        assert await store.position("client", stream) == 3
+        assert [o.offset for o in admin.list_group_offsets(prefix + "client")[prefix + "client"].values()] == [3]
+        for refused in ("_owners", "a/b", ".."):
+            with pytest.raises(StoreError, match="no stream"):
+                await store.create(refused)
+            with pytest.raises(UnknownStreamError):
+                await store.read(refused, 0, limit=1, max_bytes=100)
+
+
+async def test_no_kafka_at_an_address_is_said_within_seconds() -> None:
+    with trio.fail_after(6), pytest.raises(LinkLostError, match=r"no Kafka at 127\.0\.0\.1:1 .*refused"):
+        async with open_kafka_store("127.0.0.1:1"):
+            pass
+    for wrong in ("nonsense", "host:", "host:99999", ""):
+        with pytest.raises(LocalError, match="host:port"):
+            async with open_kafka_store(wrong):
+                pass
+
+
+async def test_a_listener_that_is_no_kafka_is_said_within_seconds_and_leaves_no_thread() -> None:
+    before = kafkas_threads()
+    (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
+    where = f"127.0.0.1:{listener.socket.getsockname()[1]}"
+    async with listener:
+        with trio.fail_after(10), pytest.raises(LinkLostError, match="did not speak Kafka"):
+            async with open_kafka_store(where):
+                pass
+    assert kafkas_threads() <= before
