@@ -1,0 +1,30 @@
+"""The command `trionode`: hub, bob, alice, demo and identity."""
+
+import logging
+import sys
+
+import click
+
+from trionode.cli.alice import alice
+from trionode.cli.bob import bob
+from trionode.cli.demo import demo
+from trionode.cli.hub import hub
+from trionode.cli.identity import identity
+
+
+@click.group()
+@click.option("-v", "--verbose", is_flag=True, help="Tell more on standard error.")
+@click.version_option(package_name="trionode")
+def main(*, verbose: bool) -> None:
+    """Let two programs talk end to end encrypted, over any number of hops.
+
+    Begin with `trionode demo`. Or, in three terminals: `trionode hub`, `trionode bob`, and `trionode alice`, who asks for the two addresses
+    that Bob prints.
+
+    Exit codes: 0 all went well, 1 it did not (standard error says why), 2 the command was not understood, 130 and 143 it was stopped.
+    """
+    logging.basicConfig(stream=sys.stderr, level=logging.INFO if verbose else logging.WARNING, format="%(message)s")
+
+
+for _command in (demo, hub, bob, alice, identity):
+    main.add_command(_command)

@@ -1,0 +1,161 @@
+"""`trionode hub`: a node that keeps streams for others, and never has a key to what is in them."""
+
+import os
+from functools import partial
+from ipaddress import ip_address
+from pathlib import Path
+
+import click
+import trio
+
+from trionode.access import Access, from_anywhere
+from trionode.cli.options import DEFAULT_PLACE, identifier, place, state_options, transports
+from trionode.cli.running import run
+from trionode.cli.state import State, load_identity
+from trionode.cli.terminal import Output, say
+from trionode.errors import LocalError
+from trionode.node import open_node
+from trionode.protocol.address import Address, parse_host_port
+from trionode.protocol.identity import Identifier
+from trionode.protocol.message import Facts
+from trionode.stream_store import load_store
+from trionode.trust import trust_only
+
+
+@click.command()
+@click.option(
+    "--listen",
+    type=place,
+    default=DEFAULT_PLACE,
+    show_default=True,
+    metavar="PLACE",
+    help="Where to listen; port 0 takes a free one.",
+)
+@click.option(
+    "--store",
+    metavar="STORE",
+    help="Where to keep the streams: memory, sqlite:PATH, or kafka:HOST:PORT. By default in an SQLite file of yours, named when the hub starts.",
+)
+@click.option(
+    "--replication-factor",
+    type=click.IntRange(1),
+    metavar="N",
+    help="With Kafka: how many brokers hold each topic. By default 1.",
+)
+@click.option(
+    "--identity",
+    "identity_name",
+    metavar="NAME",
+    help="Serve through secure channels only, as this identity in the file of --state.",
+)
+@click.option(
+    "--trust",
+    "trusted",
+    type=identifier,
+    multiple=True,
+    metavar="IDENTIFIER",
+    help="With --identity: who may use the hub. May be given several times.",
+)
+@state_options()
+def hub(
+    *,
+    listen: str,
+    store: str | None,
+    replication_factor: int | None,
+    identity_name: str | None,
+    trusted: tuple[Identifier, ...],
+    state: State,
+) -> None:
+    """Keep streams for others, until stopped.
+
+    The hub stores what clients push into a stream, and hands it to whoever pulls. Where they talk through a secure channel, as bob and
+    alice do, it sees ciphertext only. It prints `listening on tcp:HOST:PORT` when it listens.
+    """
+    if not bool(identity_name) == bool(trusted) == (state.path is not None):
+        raise click.UsageError(
+            "a hub with an identity takes --identity NAME, --state PATH and at least one --trust IDENTIFIER; without, none of them"
+        )
+    options: dict[str, object] = {}
+    if replication_factor is not None:
+        if not (store or "").startswith("kafka:"):
+            raise click.UsageError("--replication-factor is for --store kafka:HOST:PORT")
+        options["replication_factor"] = replication_factor
+    run(
+        partial(
+            _hub,
+            listen=listen,
+            store_spec=store,
+            options=options,
+            identity_name=identity_name,
+            trusted=trusted,
+            state=state,
+        )
+    )
+
+
+async def _hub(
+    working: trio.CancelScope,
+    *,
+    listen: str,
+    store_spec: str | None,
+    options: dict[str, object],
+    identity_name: str | None,
+    trusted: tuple[Identifier, ...],
+    state: State,
+) -> bool:
+    spec = store_spec or f"sqlite:{default_path()}"
+    async with (
+        state.open_vault() as vault,
+        load_store(spec, **options) as store,
+        open_node(*transports(listen), vault=vault) as node,
+    ):
+        allow: Access = from_anywhere
+        if identity_name:
+            identity = await load_identity(vault, identity_name)
+            await node.serve_secure_channels("listener", identity, trust=trust_only(*trusted))
+            allow = from_channels
+            say(f"this hub is {identity.identifier}: clients name it with --hub-identity")
+        service = await node.serve_streams(store, allow=allow)
+        bound = await node.listen(listen)
+        say(f"streams are kept in {spec}")
+        warn_beyond_loopback(bound, authenticated=identity_name is not None)
+        with working:
+            await Output().line(f"listening on {bound}")
+            await trio.sleep_forever()
+        await service.aclose()
+    return True
+
+
+def from_channels(facts: Facts) -> bool:
+    """Admit peers whom a secure channel has authenticated, and nobody else."""
+    return facts.identifier is not None
+
+
+def warn_beyond_loopback(bound: Address, *, authenticated: bool) -> None:
+    """Say what it means that others than this machine can reach the hub."""
+    if bound.transport != "tcp":
+        return
+    host, _ = parse_host_port(bound.value.decode())
+    if ip_address(host.partition("%")[0]).is_loopback:
+        return
+    who = (
+        "those whom --trust names may use it"
+        if authenticated
+        else "may use it: restrict that with --identity and --trust, or listen at 127.0.0.1"
+    )
+    say(
+        f"warning: {bound} is reachable from beyond this machine, and {'only ' if authenticated else 'whoever reaches it '}{who}"
+    )
+
+
+def default_path() -> Path:
+    """Return the SQLite file that a hub uses unless it is told otherwise, in a folder for its owner alone, which is made."""
+    home = Path(os.environ.get("XDG_STATE_HOME", ""))
+    folder = (home if home.is_absolute() else Path.home() / ".local" / "state") / "trionode"
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise LocalError(
+            f"the folder {folder} can't be made: {error.strerror}. Name a store: --store sqlite:PATH"
+        ) from error
+    return folder / "hub.db"
