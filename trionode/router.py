@@ -43,7 +43,7 @@ class Router:
     def __init__(self) -> None:
         self._table: dict[Encoded, Entry] = {}
         self._families: dict[bytes, Entry] = {}
-        self._mourners: dict[Encoded, list[Callable[[], None]]] = {}
+        self._mourners: dict[Encoded, dict[Callable[[], None], None]] = {}
         #: Messages dropped, by reason.
         self.counters: Counters = Counters()
 
@@ -65,9 +65,16 @@ class Router:
     def on_gone(self, address: Encoded, tell: Callable[[], None]) -> None:
         """Call `tell` once, when the address is taken away; at once if it is not there."""
         if address in self._table:
-            self._mourners.setdefault(address, []).append(tell)
+            self._mourners.setdefault(address, {})[tell] = None
         else:
             tell()
+
+    def forget(self, address: Encoded, tell: Callable[[], None]) -> None:
+        """Take back an `on_gone`: whoever ends before the address does must not be kept alive by it."""
+        mourners = self._mourners.get(address, {})
+        mourners.pop(tell, None)
+        if not mourners:
+            self._mourners.pop(address, None)
 
     def register_family(self, prefix: bytes, hop: Hop, *, allow: Access) -> None:
         """Put a hop behind all local addresses whose value begins with `prefix` and that nobody else has.

@@ -192,6 +192,7 @@ class SecureChannel:
             self.closed.set()
             self._router.unregister(self.encoded)
             self._router.unregister(self.decryptor)
+            self._router.forget(self._route[0], self.lose)
             log.info("secure channel with %s ended: %s", self.peer.identifier, reason)
 
     async def aclose(self) -> None:

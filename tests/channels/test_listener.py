@@ -1,0 +1,403 @@
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from random import Random
+
+import attrs
+import pytest
+import trio
+import trio.testing
+
+from tests.channels.parties import PATIENCE, Parties, open_parties
+from tests.streams.scripted_hub import Wiretap, changed, honest
+from trionode import Identity, Mailbox, Message, Node, Route, open_node, secure_channel, trust_everyone, trust_only
+from trionode.errors import HandshakeError, NoAnswerError
+from trionode.identities import StoredIdentity
+from trionode.protocol.current import decode_message
+from trionode.protocol.identity import create_history, rotate
+from trionode.protocol.key_exchange import KeyExchange, Peer
+from trionode.protocol.vault import KeyKind
+from trionode.secure_channel import HANDSHAKE_TIMEOUT, PENDING_PER_SOURCE, SWEEP_SECONDS
+from trionode_loopback import Loopback
+
+#: Seconds within which a handshake that does not go on is forgotten: its own, and the time until somebody looks.
+FORGOTTEN = HANDSHAKE_TIMEOUT + SWEEP_SECONDS + 1
+
+
+@attrs.define(eq=False)
+class Stranger:
+    """Somebody who does a handshake by hand, message by message."""
+
+    mailbox: Mailbox
+    to_listener: Route
+    identity: Identity
+
+    def begin(self) -> tuple[KeyExchange, bytes]:
+        identity = self.identity
+        exchange = KeyExchange.initiator(identity.vault, identity.purpose_key, identity.payload())
+        return exchange, exchange.begin()
+
+    async def first(self, message: bytes) -> None:
+        await self.mailbox.send(self.to_listener, message)
+
+    async def answer(self) -> Message:
+        with trio.fail_after(PATIENCE):
+            return await self.mailbox.receive()
+
+    async def half_open(self) -> tuple[KeyExchange, Message]:
+        """A handshake up to the answer: the exchange, which could go on, and the answer."""
+        exchange, first = self.begin()
+        await self.first(first)
+        answer = await self.answer()
+        exchange.receive(answer.payload, int(time.time()))
+        return exchange, answer
+
+    async def third(self, exchange: KeyExchange, answer: Message) -> None:
+        third = exchange.accept()
+        assert third is not None
+        await self.mailbox.send(answer.return_route, third)
+
+
+@asynccontextmanager
+async def open_stranger(parties: Parties, node: Node | None = None) -> AsyncIterator[Stranger]:
+    node = parties.alice if node is None else node
+    to_listener = Route(*(await node.connect("loopback:bob"),), "listener")
+    async with node.open_mailbox() as mailbox:
+        yield Stranger(mailbox, to_listener, parties.alices)
+
+
+# -- half-open handshakes -------------------------------------------------------------------------------------------------------------
+
+
+async def test_of_one_sources_half_open_handshakes_the_oldest_gives_way_threat_17(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async with open_parties() as parties, open_stranger(parties) as stranger:
+        begun = [await stranger.half_open() for _ in range(PENDING_PER_SOURCE + 5)]
+        assert len(parties.listener._pending) == PENDING_PER_SOURCE
+        addresses = [answer.back[-1] for _, answer in begun]
+        assert list(parties.listener._pending) == addresses[5:]
+        assert [address in parties.bob.router for address in addresses] == [False] * 5 + [True] * PENDING_PER_SOURCE
+        await stranger.third(*begun[4])
+        await stranger.third(*begun[5])
+        await trio.testing.wait_all_tasks_blocked()
+        assert len(parties.listener.channels) == 1
+        assert parties.bob.counters == {"unknown address": 1}
+
+
+async def test_of_all_half_open_handshakes_the_oldest_gives_way_threat_17(
+    autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(secure_channel, "PENDING_TOTAL", 50)
+    network = Loopback()
+    async with open_parties(tap=network) as parties, open_node(network) as carol, open_node(network) as dave:
+        strangers = [(node, 24) for node in (parties.alice, carol, dave)]
+        for node, count in strangers:
+            async with open_stranger(parties, node) as stranger:
+                for _ in range(count):
+                    await stranger.half_open()
+        pending = list(parties.listener._pending.values())
+        assert len(pending) == 50
+        assert sorted(Counter(each.source for each in pending).values()) == [2, 24, 24]
+
+
+async def test_a_handshake_that_does_not_go_on_is_forgotten_threat_17(autojump_clock: trio.testing.MockClock) -> None:
+    async with open_parties() as parties, open_stranger(parties) as stranger:
+        keys = len(parties.bob.vault._keys)  # type: ignore[attr-defined]
+        exchange, answer = await stranger.half_open()
+        assert len(parties.listener._pending) == 1
+        await trio.sleep(FORGOTTEN)
+        assert not parties.listener._pending
+        assert answer.back[-1] not in parties.bob.router
+        assert len(parties.bob.vault._keys) == keys  # type: ignore[attr-defined]
+        await stranger.third(exchange, answer)
+        await trio.testing.wait_all_tasks_blocked()
+        assert not parties.listener.channels
+
+
+async def test_a_policy_that_takes_too_long_is_ended_and_means_no(autojump_clock: trio.testing.MockClock) -> None:
+    async def never(_peer: Peer) -> bool:
+        await trio.sleep_forever()
+        raise AssertionError
+
+    async with open_parties(trust=never) as parties:
+        channel = await parties.alice.open_secure_channel(parties.route, parties.alices, trust=trust_everyone)
+        await parties.alice.send(Route(channel, "handler"), b"x")
+        await trio.sleep(HANDSHAKE_TIMEOUT - 1)
+        assert len(parties.listener._pending) == 1
+        await trio.sleep(2)
+        assert not parties.listener._pending
+        assert not parties.listener.channels
+        assert not parties.bob_handler.messages
+
+
+async def test_peers_about_whom_we_decide_are_bounded_and_give_way_to_nobody_threat_17(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    decide = trio.Event()
+
+    async def slow(_peer: Peer) -> bool:
+        await decide.wait()
+        return True
+
+    async with open_parties(trust=slow) as parties, open_stranger(parties) as stranger:
+        for _ in range(PENDING_PER_SOURCE):
+            await stranger.third(*await stranger.half_open())
+        await trio.testing.wait_all_tasks_blocked()
+        for _ in range(10):
+            await stranger.first(stranger.begin()[1])
+        await trio.testing.wait_all_tasks_blocked()
+        assert len(parties.listener._pending) == PENDING_PER_SOURCE
+        assert parties.bob.counters == {"handshake refused, too many": 10}
+        decide.set()
+        await trio.testing.wait_all_tasks_blocked()
+        assert len(parties.listener.channels) == PENDING_PER_SOURCE
+        assert not parties.listener._pending
+
+
+@pytest.mark.parametrize("way", ["a hub", "streams"])
+async def test_a_replayed_old_stream_of_first_messages_does_not_block_the_real_one_threat_6(
+    way: str, autojump_clock: trio.testing.MockClock
+) -> None:
+    tap = Wiretap(Loopback())
+    old: list[bytes] = []
+
+    def flood(frame: bytes) -> Sequence[bytes]:
+        # All at once in front of the first message, and nearly as many as may be half-open in front of each later one.
+        burst = [*old[:200], frame]
+        old[:] = old[: PENDING_PER_SOURCE - 1]
+        return burst
+
+    async with open_parties(way, tap=tap) as parties:
+        if way == "streams":
+            # They come by Bob's own stream, as its records do.
+            async with parties.alice.open_mailbox() as mailbox:
+                for _ in range(200):
+                    exchange = KeyExchange.initiator(
+                        parties.alices.vault, parties.alices.purpose_key, parties.alices.payload()
+                    )
+                    await mailbox.send(parties.route, exchange.begin())
+                channel, _ = await parties.open()
+        else:
+            identity = parties.alices
+            listener = Route("onward", "listener").encoded
+            for n in range(200):
+                exchange = KeyExchange.initiator(identity.vault, identity.purpose_key, identity.payload())
+                old.append(
+                    changed(
+                        b"\x83\x80\x80\x40",
+                        onward=listener,
+                        back=Route(f"gone {n}").encoded,
+                        payload=exchange.begin(),
+                    )
+                )
+            tap.accepted = flood
+            channel, _ = await parties.open()
+            tap.accepted = honest
+        assert trio.current_time() <= 20
+        assert len(parties.listener._pending) <= PENDING_PER_SOURCE
+        assert (await parties.alice.ask(Route(channel, "echoer"), b"x")).payload == b"x"
+        await trio.sleep(FORGOTTEN)
+        assert not parties.listener._pending
+
+
+# -- messages out of place ------------------------------------------------------------------------------------------------------------
+
+
+async def test_junk_instead_of_message_3_is_dropped_and_the_right_one_is_awaited(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    random = Random(3)
+    async with open_parties() as parties, open_stranger(parties) as stranger:
+        exchange, answer = await stranger.half_open()
+        other, others_answer = await stranger.half_open()
+        third, others_third = exchange.accept(), other.accept()
+        assert third is not None
+        assert others_third is not None
+        junk = [
+            b"",
+            stranger.begin()[1],
+            answer.payload,
+            others_third,
+            third[:-1],
+            third + b"\0",
+            *(random.randbytes(size) for size in (1, 31, 32, 33, 100, 1000)),
+            *(third[:at] + bytes([third[at] ^ 1]) + third[at + 1 :] for at in range(0, len(third), 7)),
+        ]
+        for each in junk:
+            await stranger.mailbox.send(answer.return_route, each)
+        await stranger.mailbox.send(answer.return_route, third)
+        await trio.testing.wait_all_tasks_blocked()
+        assert len(parties.listener.channels) == 1
+        assert parties.bob.counters == {"handshake refused": len(junk)}
+        assert list(parties.listener._pending) == [others_answer.back[-1]]
+
+
+async def test_junk_instead_of_message_1_makes_no_handshake_threat_14(autojump_clock: trio.testing.MockClock) -> None:
+    small_order = [bytes(32), b"\1" + bytes(31), b"\xec" + b"\xff" * 30 + b"\x7f"]
+    async with open_parties() as parties, open_stranger(parties) as stranger:
+        keys = len(parties.bob.vault._keys)  # type: ignore[attr-defined]
+        junk = [b"", b"x", bytes(31), *small_order]
+        for each in junk:
+            await stranger.first(each)
+        await trio.testing.wait_all_tasks_blocked()
+        assert parties.bob.counters == {"handshake refused": len(junk)}
+        assert not parties.listener._pending
+        assert len(parties.bob.vault._keys) == keys  # type: ignore[attr-defined]
+
+
+async def test_a_first_message_without_a_return_route_makes_no_handshake(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async with open_parties() as parties:
+        _, first = Stranger(None, Route("listener"), parties.alices).begin()  # type: ignore[arg-type]
+        await parties.bob.send(Route("listener"), first)
+        assert not parties.listener._pending
+
+
+async def test_our_own_identity_is_refused_at_either_end_threat_12(autojump_clock: trio.testing.MockClock) -> None:
+    async with open_parties() as parties:
+        with pytest.raises(NoAnswerError):
+            await parties.bob.open_secure_channel(Route("listener"), parties.bobs, trust=trust_everyone, timeout=30)
+        assert not parties.listener.channels
+        # Three handshakes, at 0, 5 and 15 s, each answered by ourselves, which is no answer.
+        assert parties.bob.counters == {"handshake refused": 3}
+
+
+async def test_our_own_handshake_messages_sent_back_are_refused_threat_12(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    tap = Wiretap(Loopback())
+    firsts: list[bytes] = []
+
+    def keep(frame: bytes) -> Sequence[bytes]:
+        firsts.append(decode_message(frame)[2])
+        return [frame]
+
+    def reflect(frame: bytes) -> Sequence[bytes]:
+        # In front of the answer, and addressed as it: what Alice herself has sent.
+        return [*(changed(frame, payload=first) for first in firsts), frame]
+
+    tap.accepted, tap.connected = keep, reflect
+    async with open_parties("a hub", tap=tap) as parties:
+        await parties.open()
+        assert parties.alice.counters["handshake refused"] == 1
+
+
+# -- whom we know ---------------------------------------------------------------------------------------------------------------------
+
+
+def two_ages(node: Node) -> tuple[Identity, Identity]:
+    """The same identity twice: with a history of one change, and of two."""
+    vault = node.vault
+    first, second, static = (vault.generate(kind) for kind in (KeyKind.ED25519, KeyKind.ED25519, KeyKind.X25519))
+    now = int(time.time()) - 10
+    old = create_history(vault, first, now)
+    new = rotate(old, vault, first, second, now + 5)
+    young, grown = (Identity(vault, StoredIdentity("aged", history, static.public)) for history in (old, new))
+    return young, grown
+
+
+async def test_a_history_that_was_rolled_back_is_refused_threat_15(autojump_clock: trio.testing.MockClock) -> None:
+    async with open_parties(trust=trust_everyone) as parties:
+        young, grown = two_ages(parties.alice)
+        for identity in (young, grown, grown):
+            channel = await parties.alice.open_secure_channel(parties.route, identity, trust=trust_everyone)
+            assert (await parties.alice.ask(Route(channel, "echoer"), b"x")).payload == b"x"
+        known = len(parties.listener.channels)
+        channel = await parties.alice.open_secure_channel(parties.route, young, trust=trust_everyone)
+        with pytest.raises(NoAnswerError):
+            await parties.alice.ask(Route(channel, "echoer"), b"x", timeout=5)
+        assert len(parties.listener.channels) == known
+
+
+async def test_an_initiator_refuses_a_listener_whose_history_was_rolled_back_threat_15(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async with open_parties() as parties:
+        young, grown = two_ages(parties.bob)
+        await parties.bob.serve_secure_channels("grown", grown, trust=trust_everyone)
+        await parties.bob.serve_secure_channels("young", young, trust=trust_everyone)
+        at = Route(*list(parties.route)[:-1])
+        await parties.alice.open_secure_channel(Route(at, "grown"), parties.alices, trust=trust_only(grown.identifier))
+        with pytest.raises(HandshakeError, match=str(young.identifier)):
+            await parties.alice.open_secure_channel(Route(at, "young"), parties.alices, trust=trust_everyone)
+
+
+async def test_the_history_of_a_peer_whom_the_policy_refuses_is_not_remembered(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async def nobody(_peer: Peer) -> bool:
+        return False
+
+    async with open_parties(trust=nobody) as parties:
+        young, grown = two_ages(parties.alice)
+        await parties.alice.open_secure_channel(parties.route, grown, trust=trust_everyone)
+        await trio.testing.wait_all_tasks_blocked()
+        await parties.bob.vault.known_peers.check(young.history)  # nothing newer is known
+
+
+async def test_a_policy_that_raises_ends_the_node(autojump_clock: trio.testing.MockClock) -> None:
+    class BrokenPolicyError(Exception):
+        pass
+
+    async def broken(_peer: Peer) -> bool:
+        raise BrokenPolicyError
+
+    network = Loopback()
+    async with open_node(network) as alice:
+        identity = await Identity.create(alice.vault)
+        with pytest.RaisesGroup(BrokenPolicyError, flatten_subgroups=True):
+            async with open_node(network) as bob:
+                at = await bob.listen("loopback:bob")
+                await bob.serve_secure_channels("listener", await Identity.create(bob.vault), trust=broken)
+                await alice.open_secure_channel(Route(at, "listener"), identity, trust=trust_everyone)
+                await trio.sleep_forever()
+        # The initiator's own raises at its caller, as it is.
+        async with open_node(network) as bob:
+            at = await bob.listen("loopback:also_bob")
+            await bob.serve_secure_channels("listener", await Identity.create(bob.vault), trust=trust_everyone)
+            entries = len(alice.router._table)
+            with pytest.raises(BrokenPolicyError):
+                await alice.open_secure_channel(Route(at, "listener"), identity, trust=broken)
+            assert len(alice.router._table) == entries + 1
+
+
+# -- open channels --------------------------------------------------------------------------------------------------------------------
+
+
+async def test_a_listener_keeps_so_many_channels_and_takes_another_when_one_has_ended_threat_17(
+    autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(secure_channel, "MAX_CHANNELS", 2)
+    async with open_parties() as parties:
+        one, bobs_one = await parties.open()
+        two, _ = await parties.open()
+        third = await parties.alice.open_secure_channel(parties.route, parties.alices, trust=trust_everyone)
+        with pytest.raises(NoAnswerError):
+            await parties.alice.ask(Route(third, "echoer"), b"x", timeout=5)
+        assert parties.bob.counters["channel refused, too many"] == 1
+        assert not parties.listener._pending
+        await one.aclose()
+        with trio.fail_after(PATIENCE):
+            await bobs_one.closed.wait()
+        fourth, _ = await parties.open()
+        for channel in (two, fourth):
+            assert (await parties.alice.ask(Route(channel, "echoer"), b"x")).payload == b"x"
+
+
+async def test_a_listener_that_closes_ends_its_channels_and_tells_their_peers(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async with open_parties() as parties, open_stranger(parties) as stranger:
+        channels = [(await parties.open())[0] for _ in range(3)]
+        await stranger.half_open()
+        with trio.fail_after(PATIENCE):
+            await parties.listener.aclose()
+            for channel in channels:
+                await channel.closed.wait()
+        assert not parties.listener.channels
+        assert not parties.listener._pending
+        assert parties.listener.encoded not in parties.bob.router
+        assert len(parties.bob.router._table) == 3  # two workers and the link
