@@ -295,7 +295,10 @@ class Node:
         return stream
 
     async def _open_way(self, hub: Hub) -> tuple[Encoded, ...]:
-        return await self.resolve(hub if isinstance(hub, Route) else await hub())
+        way = await self.resolve(hub if isinstance(hub, Route) else await hub())
+        if not way:
+            raise LocalError("the route to a hub has at least one hop, such as tcp:127.0.0.1:4000")
+        return way
 
     async def serve_streams(
         self,

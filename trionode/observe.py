@@ -18,3 +18,25 @@ def shown(text: object, limit: int = MAX_SHOWN) -> str:
     string = str(text)
     safe = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in string[: limit + 1])
     return safe if len(string) <= limit else f"{safe[:limit]}… ({len(string)} characters)"
+
+
+class Rarely:
+    """Which events are due to be told: each key at most once in `seconds`, so that no peer can fill a log by repeating itself."""
+
+    #: Keys that are remembered; when there are more, all are told anew.
+    MAX_KEYS = 1000
+
+    __slots__ = ("_seconds", "_told")
+
+    def __init__(self, seconds: float = 60.0) -> None:
+        self._seconds = seconds
+        self._told: dict[str, float] = {}
+
+    def is_due(self, key: str, now: float) -> bool:
+        """Whether the event is to be told now, at `now` monotonic seconds; if so it counts as told."""
+        if now < self._told.get(key, now):
+            return False
+        if len(self._told) >= self.MAX_KEYS:
+            self._told.clear()
+        self._told[key] = now + self._seconds
+        return True

@@ -100,7 +100,7 @@ class Router:
         return None
 
     def __contains__(self, address: Encoded) -> bool:
-        return address in self._table
+        return address in self._table or self._family(address) is not None
 
     def limit(self, address: Encoded) -> int | None:
         """Return the largest message in bytes that the hop behind an address can carry on; None if it has no limit or isn't there."""

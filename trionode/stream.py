@@ -20,7 +20,7 @@ from trionode.errors import (
     WireError,
 )
 from trionode.memory_channel import MemoryChannel
-from trionode.observe import log, shown
+from trionode.observe import Rarely, log, shown
 from trionode.protocol import stream as machine
 from trionode.protocol.address import Address, Encoded, local
 from trionode.protocol.current import decode_message, encode_message
@@ -51,7 +51,7 @@ OpenWay = Callable[[], Awaitable[tuple[Encoded, ...]]]
 
 #: Seconds before connecting again, doubled at each failure: short, for a hub that restarts; the last is the longest.
 BACKOFF = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
-#: Requests in a row that a hub left unanswered before the stream turns to the next hub, or to the same one by a new link.
+#: Requests in a row that a hub left unanswered before the stream turns to the next hub, or opens the way to the same one anew.
 SILENCE = 2
 #: Seconds that `aclose` waits for pushes to be confirmed.
 CLOSE_GRACE = 1.0
@@ -102,6 +102,7 @@ class Stream:
         self._arrived: MemoryChannel[Sequence[Record]] = MemoryChannel()
         self._inbox: MemoryChannel[Message] = MemoryChannel()
         self._lost = trio.Event()
+        self._rarely = Rarely()
         self._silence = 0
         self._timer_at = float("inf")
         self._timer = trio.Event()
@@ -206,13 +207,17 @@ class Stream:
             self._send(self._encoded_requests(self._consumer.begin(now), self._consumer_address))
             self._watch(now)
             await lost.wait()
+            self._router.forget(hub[0], lost.set)  # the link lives on where only the hub behind it was silent
             self._hub = ()
             failures = 1
             # The same hub first if its link broke, since it may only have restarted; the next one if it fell silent.
             turn += 1 if self._silence >= SILENCE else 0
-            log.warning(
-                "the link with the hub %s was lost: connecting again, %d pushes are kept", name, self._outstanding
-            )
+            if self._silence < SILENCE:
+                log.warning(
+                    "the link with the hub %s was lost: connecting again, %d pushes are kept", name, self._outstanding
+                )
+            elif self._rarely.is_due(name, trio.current_time()):
+                log.warning("the hub %s does not answer: trying again, %d pushes are kept", name, self._outstanding)
             await trio.sleep(BACKOFF[0])
 
     def _fail(self, error: RemoteError) -> None:
@@ -261,7 +266,8 @@ class Stream:
             return None
         self._silence = 0
         if isinstance(response, ErrorResponse):
-            log.warning("the hub says: %s", shown(response.reason))
+            if self._rarely.is_due(response.reason[:200], trio.current_time()):
+                log.warning("the hub says: %s", shown(response.reason))
             self._fail(
                 ServiceError(f"the hub refused the streams {self.sends} and {self.receives}: {shown(response.reason)}")
             )

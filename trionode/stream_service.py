@@ -1,6 +1,6 @@
 """The stream service and its index service: what a hub offers, over a store, to producers and consumers (spec §11)."""
 
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from hashlib import sha256
@@ -10,7 +10,7 @@ import trio
 
 from trionode.access import Access
 from trionode.errors import LinkLostError, MessageTooLargeError, UnknownAddressError, WireError
-from trionode.observe import log, shown
+from trionode.observe import Rarely, log, shown
 from trionode.protocol.address import LOCAL, Encoded, decode_address, encode_address, local
 from trionode.protocol.message import HERE, Facts, Message
 from trionode.protocol.stream import (
@@ -133,6 +133,7 @@ class StreamService:
         self._scope = trio.CancelScope()
         self._ended = trio.Event()
         self._closing = False
+        self._rarely = Rarely()
         self._quieter = trio.Event()
         self._nursery: trio.Nursery | None = None
 
@@ -196,7 +197,7 @@ class StreamService:
             case PushRequest():
                 return self._push(message, name, request)
             case PullRequest():
-                self._spawn(message, partial(self._pull, message, name, request), PullResponse(request.request_id, ()))
+                self._take_pull(message, name, request)
             case _:
                 self._router.counters["stream request at the wrong address"] += 1
         return None
@@ -223,14 +224,14 @@ class StreamService:
             if not client.room.size and not client.requests and (key is None or key not in self._router):
                 del self._clients[key]
 
-    def _spawn(self, message: Message, task: Callable[[], Awaitable[None]], refusal: Response | None = None) -> None:
-        """Run a request that may wait in a task of its own, within its client's limit."""
+    def _spawn(self, message: Message, task: Callable[[], Awaitable[None]], refusal: Response | None = None) -> bool:
+        """Run a request that may wait in a task of its own; False if that is over its client's limit."""
         client = self._client(message.facts)
         if client.requests >= self._limits.requests or self._nursery is None:
             self._router.counters["too many stream requests"] += 1
             if refusal is not None:
                 self._answer(message, message.onward[0], refusal)
-            return
+            return False
         client.requests += 1
 
         async def run() -> None:
@@ -240,6 +241,7 @@ class StreamService:
                 client.requests -= 1
 
         self._nursery.start_soon(run)
+        return True
 
     def _answer(self, message: Message, worker: Encoded, response: Response) -> None:
         """Answer by the way that a request came, without waiting: a client that doesn't take its answers is closed at its hard bound."""
@@ -252,6 +254,11 @@ class StreamService:
         else:
             if debt is not None and debt.is_full:
                 debt.give_up()
+
+    def _tell(self, what: str, stream: str, error: StoreError) -> None:
+        """Log what a store refused, each kind for each stream at most once a minute: strangers can make it happen as often as they like."""
+        if self._rarely.is_due(what + stream, trio.current_time()):
+            log.warning(what, shown(stream), shown(error))
 
     def _worker(self, stream: str) -> Encoded:
         return encode_address(LOCAL, self._prefix + stream.encode())
@@ -292,7 +299,7 @@ class StreamService:
         try:
             self._owners[name] = await self._store.create(name, _owner(facts))
         except StoreError as error:
-            log.warning("stream %s could not be created: %s", shown(name), shown(error))
+            self._tell("stream %s could not be created: %s", name, error)
             return f"the stream could not be created: {error}"
         if not self._may_use(name, facts):
             return "the stream belongs to another identity"
@@ -396,29 +403,35 @@ class StreamService:
         self._start_batch()
 
     def _confirm(self, batch: Sequence[_Waiting], results: Sequence[Stored | StoreError]) -> None:
-        refusals: Counter[str] = Counter()
         for waiting, result in zip(batch, results, strict=True):
             if isinstance(result, Stored):
                 answer = PushResponse(waiting.push.request_id, ok=True, index=result.index)
                 self._answer(waiting.message, waiting.message.onward[0], answer)
             else:
-                refusals[f"{waiting.push.stream}: {result}"] += 1
+                self._tell("a push to stream %s was refused: %s", waiting.push.stream, result)
                 self._refuse(waiting)
-        for reason, count in refusals.items():
-            log.warning("refused %d pushes to %s", count, shown(reason))
 
     # Pulls
 
-    async def _pull(self, message: Message, name: str, request: PullRequest) -> None:
-        key = (name, message.back)
-        former = self._pulls.get(key)
-        if former is not None:
-            former.cancel()  # it is answered, empty: its consumer has given it up
-        records: Sequence[Record] = ()
-        with trio.CancelScope(deadline=trio.current_time() + LONG_POLL_SECONDS) as scope:
+    def _take_pull(self, message: Message, name: str, request: PullRequest) -> None:
+        """Let a pull wait, in the place of the one that the same consumer sent before: that is answered, empty, since it was given up."""
+        # Here and not in the pull's task, since of tasks that are started together any may run first.
+        scope = trio.CancelScope()
+        if self._spawn(
+            message, partial(self._pull, message, name, request, scope), PullResponse(request.request_id, ())
+        ):
+            key = (name, message.back)
+            former = self._pulls.get(key)
+            if former is not None:
+                former.cancel()
             self._pulls[key] = scope
             if self._closing:
                 scope.cancel()
+
+    async def _pull(self, message: Message, name: str, request: PullRequest, scope: trio.CancelScope) -> None:
+        records: Sequence[Record] = ()
+        scope.deadline = trio.current_time() + LONG_POLL_SECONDS
+        with scope:
             try:
                 known = name in self._owners or await self._meet(name, message.facts) is None
                 if known and self._may_use(name, message.facts):
@@ -427,7 +440,8 @@ class StreamService:
                         name, request.index, limit=limit, max_bytes=MAX_ANSWER - ANSWER_MARGIN
                     )
             except StoreError as error:
-                log.warning("a pull of stream %s from index %d failed: %s", shown(name), request.index, shown(error))
+                self._tell("a pull of stream %s failed: %s", name, error)
+        key = (name, message.back)
         if self._pulls.get(key) is scope:
             del self._pulls[key]
             self._quieter.set()
@@ -448,9 +462,7 @@ class StreamService:
                 try:
                     position = await self._store.position(client_id, request.stream)
                 except StoreError as error:
-                    log.warning(
-                        "no position of %s in %s: %s", shown(request.client_id), shown(request.stream), shown(error)
-                    )
+                    self._tell("a position in stream %s could not be read: %s", request.stream, error)
         self._answer(message, self._index_service, IndexResponse(request.client_id, request.stream, position))
 
     async def _save_positions(self) -> None:

@@ -461,11 +461,35 @@ async def test_a_peer_that_vanishes_ends_its_link_and_what_it_owed(autojump_cloc
     async with open_node(network) as bob, open_node(network) as alice:
         await bob.listen("loopback:bob")
         link = await alice.connect("loopback:bob")
-        for theirs in list(bob._all_links):
-            await theirs.aclose()
+        await wait_all_tasks_blocked()
+        (theirs,) = bob._all_links
+        await theirs.aclose()
         await link.ended.wait()
         assert not alice.router._table
         assert not alice._all_links
+
+
+async def test_what_a_peer_sent_before_it_vanished_is_read_although_nothing_can_be_sent_to_it(
+    autojump_clock: MockClock,
+) -> None:
+    network, counted = Loopback(), 0
+
+    async def answering(mailbox: Mailbox) -> None:
+        nonlocal counted
+        async for message in mailbox:
+            counted += 1
+            await mailbox.reply(message, b"")
+            await trio.sleep(0.001)
+
+    async with open_node(network) as bob:
+        await bob.listen("loopback:bob")
+        await bob.start_worker("answering", answering, allow=from_anywhere, bound=10_000)
+        peer = await network.connect("bob")
+        await peer.send([encode_message((local("answering"),), (local("me"),), b"")] * 400)
+        await peer.aclose()
+        await trio.sleep(10)
+        assert counted == 400
+        assert not bob._all_links
 
 
 async def test_an_error_in_the_block_comes_out_in_a_group_and_leaves_nothing_open() -> None:
