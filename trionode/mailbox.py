@@ -23,31 +23,37 @@ MAX_DEBTS = 64
 class Sender:
     """Sends from one address and waits for the queues that it owes: one for each task or worker that sends."""
 
-    __slots__ = ("_debts", "_router", "_turn", "encoded")
+    __slots__ = ("_debts", "_router", "encoded", "source", "turn")
 
     def __init__(self, router: Router, encoded: Encoded) -> None:
         self._router = router
         self.encoded = encoded
+        #: The return route of what is sent.
+        self.source = (encoded,)
+        #: Messages sent since other tasks could run; a mailbox that lets them run when it receives begins anew.
+        self.turn = 0
         self._debts: dict[Encoded, Room] = {}
-        self._turn = 0
 
     async def deliver(self, message: Message) -> None:
         """Settle what is owed on the way that the message takes, then deliver it; cancelled, it has not been delivered."""
-        self._turn += 1
-        if self._turn >= FAIR_BURST:
-            self._turn = 0
-            await trio.lowlevel.checkpoint()
-        first = message.onward[0] if message.onward else b""
-        if self._debts:
-            owed = self._debts.get(first)
-            if owed is not None:
-                await owed.room()
-                self._debts.pop(first, None)  # another task of the same sender may have settled it meanwhile
+        self.turn += 1
+        if self._debts or self.turn > FAIR_BURST:
+            await self._settle(message)
         debt = self._router.deliver(message)
         if debt is not None:
             if len(self._debts) >= MAX_DEBTS:
                 self._debts = {key: room for key, room in self._debts.items() if room.size > room.bound}
-            self._debts[first] = debt
+            self._debts[message.onward[0]] = debt
+
+    async def _settle(self, message: Message) -> None:
+        if self.turn > FAIR_BURST:
+            self.turn = 0
+            await trio.lowlevel.checkpoint()
+        first = message.onward[0] if message.onward else b""
+        owed = self._debts.get(first)
+        if owed is not None:
+            await owed.room()
+            self._debts.pop(first, None)  # another task of the same sender may have settled it meanwhile
 
 
 class Mailbox:
@@ -110,11 +116,11 @@ class Mailbox:
         """Wait for the next message and return it; EndOfChannel once the mailbox is closed and empty. Cancelled, none is taken."""
         self._turn += 1
         if self._turn >= FAIR_BURST:
-            self._turn = 0
+            self._turn = self._sender.turn = 0
             await trio.lowlevel.checkpoint()
         message = self._inbox.take()
         while message is None:
-            self._turn = 0
+            self._turn = self._sender.turn = 0
             if not await self._inbox.ready():
                 raise trio.EndOfChannel
             message = self._inbox.take()
@@ -126,7 +132,7 @@ class Mailbox:
         Waits while the way is over its bound since the last message that this mailbox sent by it; cancelled, nothing was sent.
         UnknownAddressError if the first address is nobody's here: a worker does not dial, connect first.
         """
-        await self._sender.deliver(Message(route.encoded, (self.encoded,), payload_of(body)))
+        await self._sender.deliver(Message(route.encoded, self._sender.source, payload_of(body)))
 
     async def reply(self, message: Message, body: bytes | str) -> None:
         """Answer a message along its return route exactly as it arrived (spec §4.1).
@@ -135,7 +141,7 @@ class Mailbox:
         """
         try:
             await self._sender.deliver(
-                Message(message.back, (self.encoded,), payload_of(body), HERE, message.deliveries)
+                Message(message.back, self._sender.source, payload_of(body), HERE, message.deliveries)
             )
         except UnknownAddressError:
             self._router.counters["reply to a way that is gone"] += 1
@@ -144,15 +150,7 @@ class Mailbox:
 
     def reply_nowait(self, message: Message, body: bytes) -> None:
         """Answer without waiting, as a service for strangers does: a link that does not take its answers is closed at its hard bound."""
-        try:
-            debt = self._router.deliver(Message(message.back, (self.encoded,), body, HERE, message.deliveries))
-        except UnknownAddressError:
-            self._router.counters["reply to a way that is gone"] += 1
-        except MessageTooLargeError:
-            self._router.counters["reply too large for its way"] += 1
-        else:
-            if debt is not None and debt.is_full:
-                debt.give_up()
+        self._router.answer(message, self.encoded, body)
 
     async def forward(self, message: Message, onward: Route) -> None:
         """Send a message on with another onward route and its return route untouched (spec §4.1): the answer does not come by here.

@@ -19,7 +19,8 @@ from trionode.protocol.message import Message, payload_of
 from trionode.protocol.route import Route
 from trionode.room import DEFAULT_BOUND
 from trionode.router import Router, random_address
-from trionode.secure_channel import SecureChannel, SecureChannelListener, open_secure_channel
+from trionode.secure_channel import SecureChannel, open_secure_channel
+from trionode.secure_channel_listener import SecureChannelListener
 from trionode.stream import Stream
 from trionode.stream_service import INDEX_SERVICE, SERVICE, StreamLimits, StreamService
 from trionode.stream_store import StreamStore

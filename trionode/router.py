@@ -6,7 +6,7 @@ from collections.abc import Callable
 import attrs
 
 from trionode.access import Access
-from trionode.errors import AddressInUseError, UnknownAddressError
+from trionode.errors import AddressInUseError, MessageTooLargeError, UnknownAddressError
 from trionode.observe import Counters
 from trionode.protocol.address import LOCAL, Address, Encoded, decode_address, local
 from trionode.protocol.message import HERE, Message
@@ -128,6 +128,22 @@ class Router:
             self.counters["too many local deliveries"] += 1
             return None
         return entry.hop(message)
+
+    def answer(self, message: Message, source: Encoded, payload: bytes) -> None:
+        """Answer by the way that a message came, from `source`, without waiting: for hops, and for services that strangers use.
+
+        Dropped and counted if that way is gone (spec §4.2) or can't carry it: both were the peer's choice. A way that does not take its
+        answers is given up at its hard bound, which closes a leaf link.
+        """
+        try:
+            debt = self.deliver(Message(message.back, (source,), payload, HERE, message.deliveries))
+        except UnknownAddressError:
+            self.counters["reply to a way that is gone"] += 1
+        except MessageTooLargeError:
+            self.counters["reply too large for its way"] += 1
+        else:
+            if debt is not None and debt.is_full:
+                debt.give_up()
 
     def _nobody(self, message: Message) -> None:
         if message.facts is HERE:

@@ -9,10 +9,10 @@ import attrs
 import trio
 
 from trionode.access import Access
-from trionode.errors import LinkLostError, MessageTooLargeError, UnknownAddressError, WireError
+from trionode.errors import WireError
 from trionode.observe import Rarely, log, shown
 from trionode.protocol.address import LOCAL, Encoded, decode_address, encode_address, local
-from trionode.protocol.message import HERE, Facts, Message
+from trionode.protocol.message import Facts, Message
 from trionode.protocol.stream import (
     LONG_POLL_SECONDS,
     MAX_ANSWER,
@@ -244,16 +244,7 @@ class StreamService:
         return True
 
     def _answer(self, message: Message, worker: Encoded, response: Response) -> None:
-        """Answer by the way that a request came, without waiting: a client that doesn't take its answers is closed at its hard bound."""
-        try:
-            debt = self._router.deliver(Message(message.back, (worker,), encode(response), HERE, message.deliveries))
-        except (UnknownAddressError, LinkLostError):
-            self._router.counters["reply to a way that is gone"] += 1
-        except MessageTooLargeError:
-            self._router.counters["reply too large for its way"] += 1
-        else:
-            if debt is not None and debt.is_full:
-                debt.give_up()
+        self._router.answer(message, worker, encode(response))
 
     def _tell(self, what: str, stream: str, error: StoreError) -> None:
         """Log what a store refused, each kind for each stream at most once a minute: strangers can make it happen as often as they like."""

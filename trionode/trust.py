@@ -2,7 +2,9 @@
 
 from collections.abc import Awaitable, Callable
 
-from trionode.errors import LocalError
+from trionode.errors import IdentityError, LocalError
+from trionode.known_peers import KnownPeers
+from trionode.observe import log
 from trionode.protocol.identity import Identifier
 from trionode.protocol.key_exchange import Peer
 
@@ -25,3 +27,16 @@ def trust_only(*identifiers: Identifier | str) -> TrustPolicy:
         return peer.identifier in trusted
 
     return trust_those
+
+
+async def is_trusted(peer: Peer, trust: TrustPolicy, known_peers: KnownPeers) -> bool:
+    """Ask the policy, and then whether the peer's history contradicts what was seen of it before; whoever is refused is logged."""
+    if not await trust(peer):
+        log.warning("refused %s: the trust policy says no", peer.identifier)
+        return False
+    try:
+        await known_peers.check(peer.history)
+    except IdentityError as error:
+        log.warning("refused %s: %s", peer.identifier, error)
+        return False
+    return True

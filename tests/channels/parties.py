@@ -19,7 +19,7 @@ from trionode import (
     trust_everyone,
     unique,
 )
-from trionode.secure_channel import SecureChannelListener
+from trionode.secure_channel_listener import SecureChannelListener
 from trionode.stream_store import StreamStore
 from trionode.stream_store.memory import MemoryStore
 from trionode.transport import Transport

@@ -11,14 +11,14 @@ import trio.testing
 
 from tests.channels.parties import PATIENCE, Parties, open_parties
 from tests.streams.scripted_hub import Wiretap, changed, honest
-from trionode import Identity, Mailbox, Message, Node, Route, open_node, secure_channel, trust_everyone, trust_only
+from trionode import Identity, Mailbox, Message, Node, Route, open_node, trust_everyone, trust_only
 from trionode.errors import HandshakeError, NoAnswerError
 from trionode.identities import StoredIdentity
 from trionode.protocol.current import decode_message
 from trionode.protocol.identity import create_history, rotate
 from trionode.protocol.key_exchange import KeyExchange, Peer
 from trionode.protocol.vault import KeyKind
-from trionode.secure_channel import HANDSHAKE_TIMEOUT, PENDING_PER_SOURCE, SWEEP_SECONDS
+from trionode.secure_channel_listener import HANDSHAKE_TIMEOUT, PENDING_PER_SOURCE, SWEEP_SECONDS
 from trionode_loopback import Loopback
 
 #: Seconds within which a handshake that does not go on is forgotten: its own, and the time until somebody looks.
@@ -89,7 +89,7 @@ async def test_of_one_sources_half_open_handshakes_the_oldest_gives_way_threat_1
 async def test_of_all_half_open_handshakes_the_oldest_gives_way_threat_17(
     autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(secure_channel, "PENDING_TOTAL", 50)
+    monkeypatch.setattr(secure_channel_listener, "PENDING_TOTAL", 50)
     network = Loopback()
     async with open_parties(tap=network) as parties, open_node(network) as carol, open_node(network) as dave:
         strangers = [(node, 24) for node in (parties.alice, carol, dave)]
@@ -370,7 +370,7 @@ async def test_a_policy_that_raises_ends_the_node(autojump_clock: trio.testing.M
 async def test_a_listener_keeps_so_many_channels_and_takes_another_when_one_has_ended_threat_17(
     autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(secure_channel, "MAX_CHANNELS", 2)
+    monkeypatch.setattr(secure_channel_listener, "MAX_CHANNELS", 2)
     async with open_parties() as parties:
         one, bobs_one = await parties.open()
         two, _ = await parties.open()

@@ -34,7 +34,7 @@ from trionode.cli.alice import ECHO_SECONDS, converse
 from trionode.cli.bob import echo_and_tell
 from trionode.cli.terminal import MAX_LINE, Line, Lines, Output
 from trionode.errors import LinkLostError, LocalError, NoAnswerError
-from trionode.secure_channel import SecureChannelListener
+from trionode.secure_channel_listener import SecureChannelListener
 from trionode.stream_store import load_store
 from trionode.testing.kafka import KafkaBroker
 
