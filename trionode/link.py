@@ -38,6 +38,7 @@ class NodeLink:
         self._router = router
         self._link = link
         self._encode = link.wire.encode
+        self._max_frame = link.max_frame
         self._outbox: MemoryChannel[bytes] = MemoryChannel(patience=PATIENCE, give_up=self._give_up)
         self._scope = trio.CancelScope()
         self._reason = "the peer ended it"
@@ -56,13 +57,13 @@ class NodeLink:
             self._router.counters["route too long"] += 1
             return None
         frame = self._encode(message.onward[1:], message.back, message.payload)
-        if len(frame) > self._link.max_frame:
+        if len(frame) > self._max_frame:
             if facts is HERE:
                 msg = f"the link to {self.peer} carries frames of at most {self._link.max_frame} bytes, this message makes {len(frame)}"
                 raise MessageTooLargeError(msg)
             self._router.counters["frame too large for the next link"] += 1
             return None
-        if outbox.is_full and (facts.trunk or self.facts.trunk):
+        if (facts.trunk or self.facts.trunk) and outbox.is_full:
             self._router.counters["outbox full, to or from a trunk"] += 1
             return None
         debt = outbox.put(frame, len(frame))
@@ -117,6 +118,8 @@ class NodeLink:
     async def _read(self) -> None:
         link, router, facts, encoded = self._link, self._router, self.facts, self.encoded
         decode, deliver, trunk = link.wire.decode, router.deliver, facts.trunk
+        latest: tuple[Encoded, ...] = ()
+        returning: tuple[Encoded, ...] = (encoded,)
         try:
             while frames := await link.receive():
                 for frame in frames:
@@ -126,7 +129,9 @@ class NodeLink:
                     if len(onward) + len(back) >= MAX_HOPS:
                         router.counters["route too long"] += 1
                         continue
-                    debt = deliver(Message(onward, (encoded, *back), payload, facts))
+                    if back is not latest:
+                        latest, returning = back, (encoded, *back)
+                    debt = deliver(Message(onward, returning, payload, facts))
                     if debt is not None and not trunk:
                         await debt.settle()
         except RemoteError as error:

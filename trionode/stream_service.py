@@ -1,6 +1,5 @@
 """The stream service and its index service: what a hub offers, over a store, to producers and consumers (spec §11)."""
 
-from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from hashlib import sha256
@@ -30,13 +29,13 @@ from trionode.protocol.stream import (
     Record,
     Request,
     Response,
-    born_at,
     decode_request,
     encode,
     is_capability,
     valid_client_id,
     valid_stream_name,
 )
+from trionode.push_batches import PushBatches, WaitingPush
 from trionode.room import Room
 from trionode.router import Router
 from trionode.stream_store import Position, Push, Stored, StoreError, StreamStore
@@ -49,13 +48,8 @@ INDEX_SERVICE = "stream_kafka_index"
 ANSWER_MARGIN = 600
 #: Records of one answer, whatever the client asks for.
 MAX_PULL_LIMIT = 1000
-#: Pushes in one batch for the store, and batches that are with the store at a time, each with streams of its own.
-BATCH = 512
-MAX_BATCHES = 4
 #: Positions that wait to be saved; one that is lost costs reading again.
 MAX_SAVES = 10_000
-#: Producers whose next request id is kept; one that is forgotten may, after a lost link, be overtaken by its own later pushes.
-MAX_PRODUCERS = 10_000
 #: Seconds that `aclose` waits for the store.
 CLOSE_GRACE = 1.0
 
@@ -72,10 +66,6 @@ class StreamLimits:
     requests: int = 256
 
 
-#: What a waiting push costs beside its record.
-PUSH_OVERHEAD = 512
-
-
 @attrs.define(eq=False)
 class _Client:
     """What one client has outstanding; forgotten once that is nothing and its link is gone."""
@@ -83,23 +73,6 @@ class _Client:
     room: Room
     streams: set[str] = attrs.Factory(set)
     requests: int = 0
-
-
-@attrs.frozen(eq=False)
-class _Waiting:
-    """A push on its way to the store, and who is told."""
-
-    push: Push
-    message: Message
-    client: _Client
-
-    @property
-    def cost(self) -> int:
-        return len(self.push.record) + PUSH_OVERHEAD
-
-    @property
-    def producer(self) -> tuple[str, bytes]:
-        return self.push.stream, self.push.producer
 
 
 class StreamService:
@@ -121,12 +94,7 @@ class StreamService:
         self._limits = limits
         self._clients: dict[Encoded | bytes | None, _Client] = {}
         self._owners: dict[str, str] = {}
-        self._queues: dict[str, deque[_Waiting]] = {}
-        self._busy: set[str] = set()
-        # The request id whose turn it is, of each producer that sends again: what comes after it may not overtake it (spec §11.6, 5),
-        # be it that the store refused it, or that a link was lost whose last bytes are read after the first of the next link.
-        self._turns: dict[tuple[str, bytes], int] = {}
-        self._batches = 0
+        self._pushes = PushBatches(store, self._may_push, self._confirm, self._settled)
         self._pulls: dict[tuple[str, tuple[Encoded, ...]], trio.CancelScope] = {}
         self._saves: dict[tuple[str, str], int] = {}
         self._save_due = trio.Event()
@@ -148,6 +116,7 @@ class StreamService:
         try:
             with self._scope:
                 async with trio.open_nursery() as self._nursery:
+                    self._nursery.start_soon(self._pushes.run)
                     task_status.started(self)
                     await self._save_positions()
         finally:
@@ -164,11 +133,14 @@ class StreamService:
         for scope in self._pulls.values():
             scope.cancel()
         with trio.move_on_after(CLOSE_GRACE):
-            while self._batches or self._pulls or self._saves:
+            while self._pushes.is_busy or self._pulls or self._saves:
                 self._quieter = trio.Event()
                 await self._quieter.wait()
         self._scope.cancel()
         await self._ended.wait()
+
+    def _settled(self) -> None:
+        self._quieter.set()
 
     # Requests
 
@@ -304,103 +276,36 @@ class StreamService:
             return None
         client = self._client(message.facts)
         _, producer = decode_address(message.back[-1])
-        waiting = _Waiting(Push(name, producer, request.request_id, request.record), message, client)
+        waiting = WaitingPush(Push(name, producer, request.request_id, request.record), message, client.room)
         # A client's room is full only where its readers don't wait, on a trunk.
         if len(request.record) > MAX_RECORD or self._closing or client.room.is_full:
-            self._refuse(waiting)
+            self._pushes.refuse(waiting)
             return None
-        if name not in self._owners and name not in self._busy:
+        if name not in self._owners and not self._pushes.is_held(name):
             if client.requests >= self._limits.requests:
-                self._refuse(waiting)
+                self._pushes.refuse(waiting)
                 return None
-            self._busy.add(name)
+            self._pushes.hold(name)
             self._spawn(message, partial(self._introduce, name, message.facts))
-        self._queues.setdefault(name, deque()).append(waiting)
-        debt = client.room.add(waiting.cost)
-        self._start_batch()
-        return debt
+        return self._pushes.put(waiting)
 
     async def _introduce(self, name: str, facts: Facts) -> None:
         """Meet a stream that was pushed to before it was created here; its pushes wait meanwhile."""
         try:
             await self._meet(name, facts)
         finally:
-            self._busy.discard(name)
-            self._start_batch()
+            self._pushes.let_go(name)
 
-    def _refuse(self, waiting: _Waiting) -> None:
-        """Answer a push that is not stored; it keeps its turn until its producer sends it again."""
-        request_id = waiting.push.request_id
-        self._set_turn(waiting, min(self._turns.get(waiting.producer, request_id), request_id))
-        answer = PushResponse(request_id, ok=False, index=0)
-        self._answer(waiting.message, waiting.message.onward[0], answer)
+    def _may_push(self, waiting: WaitingPush) -> bool:
+        stream = waiting.push.stream
+        return stream in self._owners and self._may_use(stream, waiting.message.facts)
 
-    def _may_store(self, waiting: _Waiting) -> bool:
-        """Whether the push's stream is its client's to use, and it is the push's turn, or was before."""
-        push = waiting.push
-        if push.stream not in self._owners or not self._may_use(push.stream, waiting.message.facts):
-            return False
-        turn = self._turns.get(waiting.producer, push.request_id)
-        self._set_turn(waiting, max(turn, push.request_id + 1) if push.request_id <= turn else turn)
-        return push.request_id <= turn
-
-    def _set_turn(self, waiting: _Waiting, turn: int) -> None:
-        if born_at(waiting.push.producer) is None:
-            return  # of the classic generation: it sends nothing again, so nothing may wait for it (spec §11.5)
-        self._turns[waiting.producer] = turn
-        if len(self._turns) > MAX_PRODUCERS:
-            del self._turns[next(iter(self._turns))]
-
-    def _start_batch(self) -> None:
-        """Take what waits for streams of which nothing is with the store, and send it there in one batch."""
-        if self._batches >= MAX_BATCHES or self._nursery is None:
-            return
-        free = [name for name in self._queues if name not in self._busy]
-        if not free:
-            return
-        # A task that is started runs after the reader has delivered its whole burst: the batch is taken then, not now.
-        self._batches += 1
-        self._nursery.start_soon(self._append)
-
-    async def _append(self) -> None:
-        batch: list[_Waiting] = []
-        names: list[str] = []
-        for name, queue in list(self._queues.items()):
-            if name in self._busy or len(batch) >= BATCH:
-                continue
-            names.append(name)
-            while queue and len(batch) < BATCH:
-                waiting = queue.popleft()
-                if self._may_store(waiting):
-                    batch.append(waiting)
-                else:
-                    waiting.client.room.release(waiting.cost)
-                    self._refuse(waiting)
-            if not queue:
-                del self._queues[name]
-        self._busy.update(names)
-        try:
-            if batch:
-                self._confirm(batch, await self._store.append([waiting.push for waiting in batch]))
-        except StoreError as error:
-            log.warning("a batch of %d pushes was not stored: %s", len(batch), shown(error))
-            self._confirm(batch, [error] * len(batch))
-        finally:
-            self._batches -= 1
-            self._busy.difference_update(names)
-            for waiting in batch:
-                waiting.client.room.release(waiting.cost)
-            self._quieter.set()
-        self._start_batch()
-
-    def _confirm(self, batch: Sequence[_Waiting], results: Sequence[Stored | StoreError]) -> None:
-        for waiting, result in zip(batch, results, strict=True):
-            if isinstance(result, Stored):
-                answer = PushResponse(waiting.push.request_id, ok=True, index=result.index)
-                self._answer(waiting.message, waiting.message.onward[0], answer)
-            else:
-                self._tell("a push to stream %s was refused: %s", waiting.push.stream, result)
-                self._refuse(waiting)
+    def _confirm(self, waiting: WaitingPush, result: Stored | StoreError | None) -> None:
+        if isinstance(result, StoreError):
+            self._tell("a push to stream %s was refused: %s", waiting.push.stream, result)
+        ok = isinstance(result, Stored)
+        index = result.index if isinstance(result, Stored) else 0
+        self._answer(waiting.message, waiting.message.onward[0], PushResponse(waiting.push.request_id, ok, index))
 
     # Pulls
 

@@ -39,11 +39,17 @@ class Link(Protocol):
         ...
 
     async def send(self, frames: Sequence[bytes]) -> None:
-        """Send a burst of frames; LinkLostError if the peer is gone. Cancelled half-way, the link is broken."""
+        """Send a burst of frames. Cancelled half-way, the link is broken.
+
+        LinkLostError if the peer is gone; `receive` still brings what had arrived, and then ends.
+        """
         ...
 
     async def aclose(self) -> None:
-        """Shut down writing, read on until the peer's end or a short grace is over, close. Closed even if cancelled."""
+        """Shut down writing, read on until the peer's end or a short grace is over, close. Closed even if cancelled.
+
+        Called when nobody receives or sends; a second time it does nothing.
+        """
         ...
 
 

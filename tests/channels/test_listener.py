@@ -11,7 +11,17 @@ import trio.testing
 
 from tests.channels.parties import PATIENCE, Parties, open_parties
 from tests.streams.scripted_hub import Wiretap, changed, honest
-from trionode import Identity, Mailbox, Message, Node, Route, open_node, trust_everyone, trust_only
+from trionode import (
+    Identity,
+    Mailbox,
+    Message,
+    Node,
+    Route,
+    open_node,
+    secure_channel_listener,
+    trust_everyone,
+    trust_only,
+)
 from trionode.errors import HandshakeError, NoAnswerError
 from trionode.identities import StoredIdentity
 from trionode.protocol.current import decode_message

@@ -285,3 +285,12 @@ def test_a_frame_that_a_link_can_not_carry_is_the_callers_error() -> None:
     assert check_size(b"1234", 4) == b"1234"
     with pytest.raises(MessageTooLargeError, match="at most 4 bytes and this message makes 5"):
         check_size(b"12345", 4)
+
+
+def test_a_message_that_was_cut_short_does_not_change_how_the_next_one_is_read() -> None:
+    # What follows the cut in the return route's hop looks like a payload of exactly what is left.
+    worker, other = local("worker"), local(b"aX\x0azz")
+    whole = encode_message((worker,), (other,), b"payload")
+    with pytest.raises(WireError):
+        decode_message(whole[: whole.index(b"aX") + 1])
+    assert decode_message(whole) == ((worker,), (other,), b"payload")

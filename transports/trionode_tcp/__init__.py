@@ -43,6 +43,7 @@ class TCPLink:
         self._socket = sock
         self._decoder = FrameDecoder(self.wire, max_frame=max_frame)
         self._early: Sequence[bytes] = ()
+        self._drained = False
 
     async def greet(self) -> None:
         """Send the preface of the wire and wait for the peer's (spec §3.2); frames that come with it are kept for `receive`."""
@@ -79,15 +80,22 @@ class TCPLink:
         await self._send_bytes(join_frames(self.wire, frames))
 
     async def _receive_bytes(self) -> bytes:
-        # Not Trio's stream: its read costs more than all else that a small burst costs.
-        await trio.lowlevel.checkpoint()
+        # Not Trio's stream: its read costs more than all else that a small burst costs. And a short read took all there was: to wait at once
+        # saves a call that would find nothing.
+        if not self._drained:
+            await trio.lowlevel.checkpoint()
         while True:
-            try:
-                return self._socket.recv(READ_SIZE)
-            except BlockingIOError:
+            if self._drained:
                 await trio.lowlevel.wait_readable(self._socket)
+            try:
+                data = self._socket.recv(READ_SIZE)
+            except BlockingIOError:
+                self._drained = True
             except OSError as error:
                 raise self._lost(error) from error
+            else:
+                self._drained = len(data) < READ_SIZE
+                return data
 
     async def _send_bytes(self, data: bytes) -> None:
         try:
@@ -124,6 +132,7 @@ class TCPLink:
         finally:
             trio.lowlevel.notify_closing(self._socket)
             self._socket.close()
+            self._drained = False  # whoever reads on hears that the socket is gone
 
 
 def join_host_port(name: tuple[object, ...]) -> str:

@@ -1,6 +1,7 @@
 """A route: the hops that a message passes, in order, as people write it."""
 
 from collections.abc import Iterator
+from functools import cached_property
 from typing import Protocol, runtime_checkable
 
 import attrs
@@ -49,7 +50,7 @@ class Route:
         """Return the object of a route as messages hold it."""
         return cls(*map(Address.from_encoded, route))
 
-    @property
+    @cached_property
     def encoded(self) -> tuple[Encoded, ...]:
         """The hops as messages hold them; LocalError for more of them than a message may have."""
         if len(self.hops) >= MAX_HOPS:
