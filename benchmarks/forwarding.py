@@ -1,0 +1,61 @@
+"""How many messages a second a hub passes from link to link; sender and sink are bare links, so that the hub is what is measured."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Never
+
+import trio
+
+from benchmarks.processes import Announce, open_peer
+from trionode import open_node
+from trionode.protocol.address import local
+from trionode.transport import Link, load_transport
+
+#: Messages that the sender hands to its link at once: the fairness of mailboxes makes as many.
+BURST = 64
+
+
+async def serve(announce: Announce, sink: str) -> Never:
+    """The peer: a hub that is connected to the sink under a name that routes can say."""
+    async with open_node("tcp", forwards=True) as hub:
+        await hub.connect(sink, name="sink")
+        announce(str(await hub.listen("tcp:127.0.0.1:0")))
+        await trio.sleep_forever()
+
+
+class Forwarding:
+    """A link into the hub and the link that comes out of it."""
+
+    def __init__(self, source: Link, sink: Link) -> None:
+        self._source = source
+        self._sink = sink
+
+    async def send(self, body: bytes, count: int) -> None:
+        """Send the same body `count` times, in bursts as a mailbox's owner would."""
+        source = self._source
+        frame = source.wire.encode((local("sink"), local("worker")), (local("sender"),), body)
+        for sent in range(0, count, BURST):
+            await source.send([frame] * min(BURST, count - sent))
+
+    async def receive(self, most: int) -> int:  # noqa: ARG002  # all that one read brought is at most what is on its way
+        """Wait for at least one message and take what is there; how many came."""
+        return len(await self._sink.receive())
+
+
+@asynccontextmanager
+async def open_forwarding() -> AsyncIterator[Forwarding]:
+    """Start the hub between a sender and a sink in this process."""
+    transport = load_transport("tcp")
+    accepted, links = trio.open_memory_channel[Link](1)
+
+    async def accept(link: Link) -> None:
+        await accepted.send(link)
+        await trio.sleep_forever()
+
+    async with trio.open_nursery() as nursery:
+        bound = await nursery.start(transport.serve, "127.0.0.1:0", accept)
+        async with open_peer("forwarding", f"tcp:{bound}") as at:
+            source = await transport.connect(at.removeprefix("tcp:"))
+            yield Forwarding(source, await links.receive())
+            await source.aclose()
+        nursery.cancel_scope.cancel()
