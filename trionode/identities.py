@@ -8,16 +8,10 @@ import attrs
 
 from trionode.errors import VaultError
 from trionode.known_peers import KnownPeers
-from trionode.protocol.identity import (
-    ChangeHistory,
-    Identifier,
-    IdentityPayload,
-    PresentedCredential,
-    PurposeKeyAttestation,
-    create_history,
-    import_history,
-    rotate,
-)
+from trionode.protocol.attestation import PurposeKeyAttestation
+from trionode.protocol.credential import PresentedCredential
+from trionode.protocol.identity import ChangeHistory, Identifier, create_history, import_history, rotate
+from trionode.protocol.identity_payload import IdentityPayload
 from trionode.protocol.vault import KeyHandle, KeyKind, Vault
 
 #: Seconds that an attestation of our purpose key lasts, made anew whenever half of it is over: thirty days are what a thief of that key has, if

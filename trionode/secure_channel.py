@@ -25,7 +25,9 @@ from trionode.memory_channel import MemoryChannel
 from trionode.observe import log
 from trionode.protocol import current
 from trionode.protocol.address import Address, Encoded
-from trionode.protocol.identity import MAX_CREDENTIALS, PresentedCredential, Relation, relation, verify_history
+from trionode.protocol.credential import PresentedCredential
+from trionode.protocol.identity import Relation, relation, verify_history
+from trionode.protocol.identity_payload import MAX_CREDENTIALS
 from trionode.protocol.key_exchange import KeyExchange, Peer
 from trionode.protocol.message import HERE, Facts, Message
 from trionode.protocol.route import MAX_HOPS, Route

@@ -17,9 +17,10 @@ from trionode.errors import (
 )
 from trionode.protocol import current
 from trionode.protocol.address import local
+from trionode.protocol.credential import PresentedCredential
 from trionode.protocol.current import decode_message
-from trionode.protocol.identity import DataKind, PresentedCredential, Signed
 from trionode.protocol.key_exchange import Peer
+from trionode.protocol.signed import DataKind, Signed
 from trionode.protocol.stream import MAX_RECORD
 from trionode.room import HARD_LIMIT
 from trionode.transport import Link

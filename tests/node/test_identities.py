@@ -8,7 +8,8 @@ import trio
 from trionode.errors import IdentityError, LocalError, VaultError
 from trionode.identities import ATTESTATION_LIFETIME, MAX_NAME, Identity, IdentityVault, MemoryIdentities
 from trionode.known_peers import KnownPeers, MemoryKnownPeers
-from trionode.protocol.identity import ChangeHistory, IdentityPayload, create_history, rotate, verify_history
+from trionode.protocol.identity import ChangeHistory, create_history, rotate, verify_history
+from trionode.protocol.identity_payload import IdentityPayload
 from trionode.protocol.key_exchange import KeyExchange
 from trionode.protocol.vault import KeyKind
 from trionode.vault.memory import MemoryVault

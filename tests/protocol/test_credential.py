@@ -4,18 +4,10 @@ import pytest
 from tests.vectors import wire
 from trionode.errors import IdentityError
 from trionode.protocol import cbor
-from trionode.protocol.credential import Credential, verify_credential
-from trionode.protocol.identity import (
-    CLOCK_SKEW,
-    ChangeHistory,
-    DataKind,
-    Identifier,
-    PresentedCredential,
-    PurposeKeyAttestation,
-    Signed,
-    create_history,
-    verify_history,
-)
+from trionode.protocol.attestation import CLOCK_SKEW, PurposeKeyAttestation
+from trionode.protocol.credential import Credential, PresentedCredential, verify_credential
+from trionode.protocol.identity import ChangeHistory, Identifier, create_history, verify_history
+from trionode.protocol.signed import DataKind, Signed
 from trionode.protocol.vault import KeyHandle, KeyKind
 from trionode.vault.memory import MemoryVault
 

@@ -13,29 +13,22 @@ from hypothesis import strategies as st
 from tests.vectors import wire
 from trionode.errors import IdentityError, LocalError, WireError
 from trionode.protocol import cbor
+from trionode.protocol.attestation import CLOCK_SKEW, PurposeKeyAttestation
 from trionode.protocol.identity import (
-    CLOCK_SKEW,
     IDENTITY_LIFETIME,
     MAX_CHANGES,
-    MAX_CREDENTIALS,
     MAX_HISTORY,
-    MAX_PAYLOAD,
     ChangeHistory,
-    DataKind,
     Identifier,
-    IdentityPayload,
-    PublicKey,
-    PurposeKeyAttestation,
     Relation,
-    Signature,
-    SignatureKind,
-    Signed,
     create_history,
     import_history,
     relation,
     rotate,
     verify_history,
 )
+from trionode.protocol.identity_payload import MAX_CREDENTIALS, MAX_PAYLOAD, IdentityPayload
+from trionode.protocol.signed import DataKind, PublicKey, Signature, SignatureKind, Signed
 from trionode.protocol.vault import KeyHandle, KeyKind
 from trionode.vault.memory import MemoryVault
 

@@ -9,9 +9,12 @@ from hypothesis import strategies as st
 from tests.vectors import wire
 from trionode.errors import HandshakeError, LocalError, RefusedError, VaultError
 from trionode.protocol import cbor, noise
-from trionode.protocol.identity import DataKind, IdentityPayload, PurposeKeyAttestation, Signed, create_history, rotate
+from trionode.protocol.attestation import PurposeKeyAttestation
+from trionode.protocol.identity import create_history, rotate
+from trionode.protocol.identity_payload import IdentityPayload
 from trionode.protocol.key_exchange import CURRENT_INITIATOR, CURRENT_RESPONDER, Event, KeyExchange, Part, State
 from trionode.protocol.session import Session
+from trionode.protocol.signed import DataKind, Signed
 from trionode.protocol.vault import KeyHandle, KeyKind
 from trionode.vault.memory import MemoryVault
 

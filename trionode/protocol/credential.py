@@ -2,21 +2,51 @@
 
 from collections.abc import Iterable, Mapping
 from types import MappingProxyType
+from typing import Self
 
 import attrs
 
 from trionode.errors import IdentityError, WireError
 from trionode.protocol import cbor
-from trionode.protocol.identity import (
-    CLOCK_SKEW,
-    ChangeHistory,
-    DataKind,
-    Identifier,
-    PresentedCredential,
-    PublicKey,
-    PurposeKeyAttestation,
-    read_hash,
-)
+from trionode.protocol.attestation import CLOCK_SKEW, PurposeKeyAttestation
+from trionode.protocol.identity import ChangeHistory, Identifier
+from trionode.protocol.signed import DataKind, PublicKey, Signed, read_hash
+
+#: Bytes in one encoded credential: no more fits into the handshake message that carries it (Noise §3); those that peers make have some 300.
+MAX_CREDENTIAL = 65_535
+
+
+@attrs.frozen
+class PresentedCredential:
+    """A credential as a peer presents it (spec §10.2), only split into its parts: `verify_credential` verifies it."""
+
+    signed: Signed
+    attestation: Signed
+
+    @classmethod
+    def of(cls, item: object) -> Self:
+        """Return a credential from its decoded CBOR `[[data bytes, signature], attestation]`."""
+        signed, attestation = cbor.fields(item, 2)
+        return cls(Signed.of(signed), Signed.of(attestation))
+
+    @classmethod
+    def decode(cls, encoded: bytes) -> Self:
+        """Return a credential from its bytes; IdentityError if they are none."""
+        if len(encoded) > MAX_CREDENTIAL:
+            raise IdentityError(f"a credential has at most {MAX_CREDENTIAL} bytes, this one {len(encoded)}")
+        try:
+            return cls.of(cbor.decode(encoded))
+        except WireError as error:
+            raise IdentityError(f"not a credential: {error}") from error
+
+    def encode(self) -> bytes:
+        """Return what `decode` reads."""
+        return cbor.encode(self.item)
+
+    @property
+    def item(self) -> cbor.Value:
+        """What `of` reads."""
+        return [self.signed.item, self.attestation.item]
 
 
 @attrs.frozen

@@ -9,7 +9,9 @@ import attrs
 
 from trionode.errors import HandshakeError, IdentityError, LocalError
 from trionode.protocol import noise
-from trionode.protocol.identity import ChangeHistory, Identifier, IdentityPayload, PresentedCredential
+from trionode.protocol.credential import PresentedCredential
+from trionode.protocol.identity import ChangeHistory, Identifier
+from trionode.protocol.identity_payload import IdentityPayload
 from trionode.protocol.session import Session
 from trionode.protocol.vault import KeyHandle, KeyKind, Vault
 
