@@ -214,10 +214,14 @@ class Stream:
             turn += 1 if self._silence >= SILENCE else 0
             if self._silence < SILENCE:
                 log.warning(
-                    "the link with the hub %s was lost: connecting again, %d pushes are kept", name, self._outstanding
+                    "the link with the hub %s was lost: connecting again; unconfirmed pushes kept: %d",
+                    name,
+                    self._outstanding,
                 )
             elif self._rarely.is_due(name, trio.current_time()):
-                log.warning("the hub %s does not answer: trying again, %d pushes are kept", name, self._outstanding)
+                log.warning(
+                    "the hub %s does not answer: trying again; unconfirmed pushes kept: %d", name, self._outstanding
+                )
             await trio.sleep(BACKOFF[0])
 
     def _fail(self, error: RemoteError) -> None:

@@ -352,7 +352,7 @@ async def test_over_lost_links_every_message_arrives_once_in_order_and_the_log_s
     said = [entry.getMessage() for entry in caplog.records]
     lost = [line for line in said if "was lost: connecting again" in line]
     assert len(lost) >= 6
-    assert any("pushes are kept" in line for line in lost)
+    assert any("unconfirmed pushes kept" in line for line in lost)
     assert any(
         line.startswith("connected to the hub 0#") or "connected to the hub loopback:hub again" in line for line in said
     )

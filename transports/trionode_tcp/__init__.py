@@ -1,5 +1,6 @@
 """Links over TCP (spec §3): no delay, keepalive, half-open connections noticed, and an orderly end in both directions."""
 
+import os
 import socket
 import sys
 from collections.abc import Awaitable, Callable, Sequence
@@ -243,4 +244,6 @@ def _reason(error: BaseException) -> str:
     """Return the operating system's own words, out of the group that trying several addresses makes."""
     cause = error.__cause__
     inner = cause.exceptions[0] if isinstance(cause, BaseExceptionGroup) else error
-    return (inner.strerror if isinstance(inner, OSError) else None) or str(inner)
+    if not isinstance(inner, OSError) or isinstance(inner, socket.gaierror) or inner.errno is None:
+        return (inner.strerror if isinstance(inner, OSError) else None) or str(inner)
+    return os.strerror(inner.errno)  # Trio's own text repeats the address
