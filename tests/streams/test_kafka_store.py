@@ -16,7 +16,7 @@ from trionode.protocol.stream import Record, unique, uuid7_hex
 from trionode.stream_store import Position, Push, Stored, StoreError, UnknownStreamError
 from trionode.testing.kafka import KafkaBroker
 from trionode.testing.stream_store import check_stream_store
-from trionode_kafka import store as store_module
+from trionode_kafka import knowledge
 from trionode_kafka.bridge import Fetched, Outgoing
 from trionode_kafka.store import KafkaStore, open_kafka_store
 
@@ -67,7 +67,7 @@ async def everything_in(store: KafkaStore, stream: str) -> list[Fetched]:
 
 async def write_raw(store: KafkaStore, stream: str, push: Push) -> int:
     """Store a push as a hub does that knows nothing of what is there."""
-    return await store._write(
+    return await store._pushing.write(
         "trionode_" + stream, Outgoing(int(time.time() * 1000), push.record, push.producer, push.request_id)
     )
 
@@ -224,7 +224,7 @@ async def test_a_hub_looks_again_at_what_others_wrote_when_its_knowledge_is_old(
     kafka_broker: KafkaBroker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stream, producer = a_name(), a_producer()
-    monkeypatch.setattr(store_module, "KNOWN_SECONDS", 0)
+    monkeypatch.setattr(knowledge, "KNOWN_SECONDS", 0)
     async with open_kafka_store(kafka_broker.bootstrap) as a, open_kafka_store(kafka_broker.bootstrap) as b:
         await a.create(stream)
         assert await append(a, stream, producer, [b"0"]) == [0]
@@ -240,7 +240,7 @@ async def test_a_push_refused_because_its_hub_woke_too_late_is_looked_up_and_sen
 ) -> None:
     stream, other, producer = a_name(), a_name(), a_producer()
     slow = [0.0]
-    monkeypatch.setattr(store_module, "time", SimpleNamespace(time=lambda: time.time() - slow[0]))
+    monkeypatch.setattr(knowledge, "time", SimpleNamespace(time=lambda: time.time() - slow[0]))
     async with open_kafka_store(kafka_broker.bootstrap) as a, open_kafka_store(kafka_broker.bootstrap) as b:
         await a.create(stream)
         await a.create(other)

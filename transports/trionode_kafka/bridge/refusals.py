@@ -1,0 +1,32 @@
+"""What goes wrong with a Kafka, in the two words of a store: away, or refused."""
+
+from collections.abc import Iterable
+
+from kafka.errors import AuthorizationError, OffsetOutOfRangeError
+from kafka.structs import TopicPartition
+
+from trionode.stream_store import StoreError
+
+
+class AwayError(StoreError):
+    """The broker does not answer, or not yet; the same may succeed later."""
+
+
+class RefusedByBrokerError(StoreError):
+    """The broker says no, and will say so again."""
+
+
+def store_error(error: BaseException) -> StoreError:
+    """Whatever a client raised, in words of the store."""
+    if isinstance(error, StoreError):
+        return error
+    text = f"Kafka: {type(error).__name__}: {error}"
+    if isinstance(error, AuthorizationError):
+        return RefusedByBrokerError(text)
+    return AwayError(text)
+
+
+def out_of_range(error: OffsetOutOfRangeError, among: Iterable[TopicPartition]) -> list[TopicPartition]:
+    """The partitions that the error is about; all, should it not say."""
+    about = error.args[0] if error.args and isinstance(error.args[0], dict) else {}
+    return [topic for topic in among if topic in about or not about]
