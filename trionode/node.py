@@ -9,7 +9,7 @@ from typing import Any
 import trio
 
 from trionode.access import Access, from_anywhere, from_here, from_here_or_channels, from_here_or_links
-from trionode.errors import AddressInUseError, LocalError, NoAnswerError
+from trionode.errors import AddressInUseError, ClosedError, LocalError, NoAnswerError
 from trionode.identities import Identity, IdentityVault
 from trionode.link import NodeLink
 from trionode.mailbox import PATIENCE, Mailbox, Sender, Worker
@@ -58,6 +58,7 @@ class Node:
         self._dialing: dict[tuple[str, str | None], trio.Lock] = {}
         self._all_links: set[NodeLink] = set()
         self._sender = Sender(self.router, random_address())
+        self._is_over = False
 
     @property
     def counters(self) -> Counters:
@@ -94,7 +95,7 @@ class Node:
             finally:
                 accepted.discard(link)
 
-        bound = await self._nursery.start(partial(transport.serve, where.value.decode(), accept))
+        bound: str = await self.start(partial(transport.serve, where.value.decode(), accept))
         return Address(bound, transport.name)
 
     async def _hold(
@@ -127,10 +128,15 @@ class Node:
             if known is not None and known.is_open:
                 return known
             where = Address.parse(peer)
+            self._require_open()
             link = await self._transport(where.transport).connect(where.value.decode())
-            held: NodeLink = await self._nursery.start(
-                partial(self._hold, link, trunk=trunk, address=None if name is None else local(name))
-            )
+            try:
+                held: NodeLink = await self.start(
+                    partial(self._hold, link, trunk=trunk, address=None if name is None else local(name))
+                )
+            except ClosedError:  # the node's block ended meanwhile
+                await link.aclose()
+                raise
             self._links[key] = held
             return held
 
@@ -158,6 +164,7 @@ class Node:
         `patience` how many seconds a link waits for it while it takes nothing. AddressInUseError if the name is taken.
         """
         await trio.lowlevel.checkpoint()  # before anything has been done, so that cancelled means not started
+        self._require_open()
         mailbox = Mailbox(self.router, local(name), bound=bound, patience=patience)
         self.router.register(mailbox.encoded, mailbox.hop, allow=allow)
 
@@ -172,10 +179,15 @@ class Node:
         return mailbox.address
 
     @asynccontextmanager
-    async def open_mailbox(self, name: str | None = None, *, allow: Access = from_anywhere) -> AsyncIterator[Mailbox]:
-        """Open a mailbox that the caller reads himself, in a block; without a name it has a random address that only its peers learn."""
+    async def open_mailbox(self, name: str | None = None, *, allow: Access | None = None) -> AsyncIterator[Mailbox]:
+        """Open a mailbox that the caller reads himself, in a block.
+
+        Without a name it has a random address that only its peers learn, and everybody who has learned it reaches it; with one, the rule
+        is that of workers. `allow` says otherwise. AddressInUseError if the name is taken.
+        """
         mailbox = Mailbox(self.router, random_address() if name is None else local(name))
-        self.router.register(mailbox.encoded, mailbox.hop, allow=allow)
+        by_default = from_anywhere if name is None else from_here_or_channels
+        self.router.register(mailbox.encoded, mailbox.hop, allow=allow or by_default)
         try:
             yield mailbox
         finally:
@@ -192,9 +204,8 @@ class Node:
     async def ask(self, route: Route, body: bytes | str, *, timeout: float = ANSWER_TIMEOUT) -> Message:  # noqa: ASYNC109  # an answer always has a deadline
         """Send a payload and wait for one answer, which comes to a fresh address; NoAnswerError after `timeout` seconds.
 
-        The answer never waits behind other messages. Cancelled, an answer that comes later is dropped.
+        To connect the first hop counts too; LinkLostError if that fails before. The answer never waits behind other messages. Cancelled, an answer that comes later is dropped.
         """
-        onward = await self.resolve(route)
         answers: list[Message] = []
         arrived = trio.Event()
 
@@ -207,6 +218,7 @@ class Node:
         self.router.register(address, take, allow=from_anywhere)
         try:
             with trio.move_on_after(timeout):
+                onward = await self.resolve(route)
                 await self._sender.deliver(Message(onward, (address,), payload_of(body)))
                 await arrived.wait()
         finally:
@@ -250,7 +262,7 @@ class Node:
         AddressInUseError if the name is taken.
         """
         listener = SecureChannelListener(self.router, local(name), identity, trust)
-        await self._nursery.start(partial(listener.run, allow=allow))
+        await self.start(partial(listener.run, allow=allow))
         return listener
 
     # Streams
@@ -286,7 +298,7 @@ class Node:
             client_id=client_id or secrets.token_hex(16),
             start=start,
         )
-        await self._nursery.start(stream.run)
+        await self.start(stream.run)
         try:
             await stream.ready(deadline)
         except BaseException:  # also when cancelled: what can't be returned must not stay behind
@@ -312,14 +324,26 @@ class Node:
     ) -> StreamService:
         """Offer the streams of a store at two addresses for as long as the node lives (spec §11.2). AddressInUseError if one is taken."""
         streams = StreamService(self.router, store, service, index_service, limits)
-        await self._nursery.start(partial(streams.run, allow=allow))
+        await self.start(partial(streams.run, allow=allow))
         return streams
 
     # What else lives in the node
 
     async def start(self, task: Callable[..., Awaitable[object]]) -> Any:
-        """Run a task in the node's nursery, for as long as the node lives, and wait for what it reports by `task_status.started`."""
+        """Run a task in the node's nursery, for as long as the node lives, and wait for what it reports by `task_status.started`.
+
+        ClosedError, as of every verb that opens something, once the node's block has ended.
+        """
+        self._require_open()
         return await self._nursery.start(task)
+
+    def _require_open(self) -> None:
+        if self._is_over:
+            raise ClosedError("this node's block has ended: open what you need within `async with open_node(...)`")
+
+    def end(self) -> None:
+        """Let nothing more be opened."""
+        self._is_over = True
 
     async def aclose_links(self) -> None:
         """Flush and close every link, all at the same time."""
@@ -341,8 +365,11 @@ async def open_node(
     made = [load_transport(transport) if isinstance(transport, str) else transport for transport in transports]
     async with trio.open_nursery() as nursery:
         node = Node(nursery, made, MemoryVault() if vault is None else vault, forwards=forwards)
-        yield node
-        await node.aclose_links()
+        try:
+            yield node
+            await node.aclose_links()
+        finally:
+            node.end()
         nursery.cancel_scope.cancel()
 
 

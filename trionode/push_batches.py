@@ -68,14 +68,19 @@ class PushBatches:
 
     async def run(self) -> None:
         """Serve until cancelled; what is with the store then is not answered."""
-        async with trio.open_nursery() as self._nursery:
+        async with trio.open_nursery() as nursery:
+            self._nursery = nursery
             self._start_batch()
-            await trio.sleep_forever()
+            try:
+                await trio.sleep_forever()
+            finally:
+                # Before it can close: pushes still come, and streams are let go.
+                self._nursery = None
 
     @property
     def is_busy(self) -> bool:
-        """Whether a batch is with the store."""
-        return self._batches > 0
+        """Whether pushes are with the store, or wait for it."""
+        return self._batches > 0 or bool(self._queues)
 
     def put(self, waiting: WaitingPush) -> Room | None:
         """Queue a push; its client's room, if that is now over its bound."""

@@ -69,6 +69,9 @@ class SecureChannelListener:
         self._scope = trio.CancelScope()
         self._ended = trio.Event()
         self._nursery: trio.Nursery | None = None
+        # Never full: to settle what is owed to it lets other tasks run. A handshake's message costs as much as a hundred others, and one
+        # read can bring 700 of them.
+        self._breath = Room()
 
     @property
     def address(self) -> Address:
@@ -82,9 +85,14 @@ class SecureChannelListener:
         self._router.register(self.encoded, self._first, allow=allow)
         try:
             with self._scope:
-                async with trio.open_nursery() as self._nursery:
+                async with trio.open_nursery() as nursery:
+                    self._nursery = nursery
                     task_status.started(self)
-                    await self._sweep()
+                    try:
+                        await self._sweep()
+                    finally:
+                        # Before it can close: links read on, and handshakes may not meet a closed one.
+                        self._nursery = None
         finally:
             self._router.unregister(self.encoded)
             for pending in list(self._pending.values()):
@@ -109,18 +117,18 @@ class SecureChannelListener:
         except HandshakeError:
             self._router.counters["handshake refused"] += 1
             exchange.refuse()
-            return None
+            return self._breath
         assert second is not None
         if not self._make_room(source):
             self._router.counters["handshake refused, too many"] += 1
             exchange.refuse()
-            return None
+            return self._breath
         pending = _Pending(exchange, random_address(), source, trio.current_time() + HANDSHAKE_TIMEOUT)
         self._pending[pending.address] = pending
         self._stirred.set()
         self._router.register(pending.address, partial(self._third, pending), allow=from_anywhere)
         self._router.answer(message, pending.address, second)
-        return None
+        return self._breath
 
     def _make_room(self, source: Encoded | None) -> bool:
         """Let the oldest handshake that is not complete give way; False if there are none but those whose peers we decide about."""
@@ -152,7 +160,7 @@ class SecureChannelListener:
             pending.exchange.receive(message.payload, int(time.time()))
         except (HandshakeError, VaultError):  # VaultError: the purpose key was revoked since message 1
             self._router.counters["handshake refused"] += 1
-            return None
+            return self._breath
         if not message.back or len(self.channels) >= MAX_CHANNELS or self._nursery is None:
             self._router.counters["channel refused, too many"] += 1
             self._drop(pending)
@@ -160,14 +168,18 @@ class SecureChannelListener:
         pending.back = message.back
         pending.held = MemoryChannel(HELD_BYTES, patience=PATIENCE, give_up=pending.hold_no_more)
         self._nursery.start_soon(self._decide, pending, pending.held)
-        return None
+        return self._breath
 
     async def _decide(self, pending: _Pending, held: MemoryChannel[Message]) -> None:
         exchange = pending.exchange
         assert exchange.peer is not None
         trusted = False
         with trio.CancelScope(deadline=pending.deadline):
-            trusted = await is_trusted(exchange.peer, self._trust, self.identity.vault.known_peers)
+            try:
+                trusted = await is_trusted(exchange.peer, self._trust, self.identity.vault.known_peers)
+            except VaultError as error:
+                # The vault's file is locked, or its disk full: as in `_first`, no reason for strangers to end the node.
+                log.error("can't look up a peer: %s", error)
         if not trusted:
             self._drop(pending)
             return

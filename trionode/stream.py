@@ -101,9 +101,11 @@ class Stream:
         self._queued: MemoryChannel[bytes] = MemoryChannel()
         self._arrived: MemoryChannel[Sequence[Record]] = MemoryChannel()
         self._inbox: MemoryChannel[Message] = MemoryChannel()
+        self._is_read = False
         self._lost = trio.Event()
         self._rarely = Rarely()
         self._silence = 0
+        self._answered = False
         self._timer_at = float("inf")
         self._timer = trio.Event()
         self._ready = trio.Event()
@@ -142,7 +144,11 @@ class Stream:
             raise StopAsyncIteration from None
 
     async def receive(self) -> Message:
-        """The next message that is addressed to nobody further; EndOfChannel once the stream is closed. Cancelled, none is taken."""
+        """The next message that is addressed to nobody further; EndOfChannel once the stream is closed. Cancelled, none is taken.
+
+        Before the first call, and before an iteration begins, only so much is kept; after it, all, and who sends waits.
+        """
+        self._is_read = True
         return await self._inbox.receive()
 
     async def run(self, *, task_status: trio.TaskStatus["Stream"] = trio.TASK_STATUS_IGNORED) -> None:
@@ -191,15 +197,15 @@ class Stream:
                 if not self._ready.is_set() and failures >= len(self._ways):
                     self._fail(error if isinstance(error, RemoteError) else LinkLostError(str(error)))
                     return
-                pause = BACKOFF[min((failures - 1) // len(self._ways), len(BACKOFF) - 1)]
+                pause = self._pause(failures)
                 log.warning("no way to the hub %s: %s; trying again in %g s", name, shown(error), pause)
                 await trio.sleep(pause * random.uniform(0.8, 1.2))  # noqa: S311  # spreads the clients of a hub that restarts
                 continue
             if failures:
                 log.info("connected to the hub %s again", name)
-            failures = 0
             self._lost = lost = trio.Event()
             self._silence = 0
+            self._answered = False
             self._hub = hub
             self._router.on_gone(hub[0], lost.set)
             now = trio.current_time()
@@ -209,9 +215,10 @@ class Stream:
             await lost.wait()
             self._router.forget(hub[0], lost.set)  # the link lives on where only the hub behind it was silent
             self._hub = ()
-            failures = 1
-            # The same hub first if its link broke, since it may only have restarted; the next one if it fell silent.
-            turn += 1 if self._silence >= SILENCE else 0
+            # A hub that takes links and ends them is no better than one that is away.
+            failures = 1 if self._answered else failures + 1
+            # The same hub first if its link broke, since it may only have restarted; the next one if it fell silent, or never spoke.
+            turn += 1 if self._silence >= SILENCE or not self._answered else 0
             if self._silence < SILENCE:
                 log.warning(
                     "the link with the hub %s was lost: connecting again; unconfirmed pushes kept: %d",
@@ -222,7 +229,10 @@ class Stream:
                 log.warning(
                     "the hub %s does not answer: trying again; unconfirmed pushes kept: %d", name, self._outstanding
                 )
-            await trio.sleep(BACKOFF[0])
+            await trio.sleep(self._pause(failures))
+
+    def _pause(self, failures: int) -> float:
+        return BACKOFF[min((failures - 1) // len(self._ways), len(BACKOFF) - 1)]
 
     def _fail(self, error: RemoteError) -> None:
         if not self._ready.is_set():
@@ -269,6 +279,7 @@ class Stream:
             self._router.counters["undecodable stream answer"] += 1
             return None
         self._silence = 0
+        self._answered = True
         if isinstance(response, ErrorResponse):
             if self._rarely.is_due(response.reason[:200], trio.current_time()):
                 log.warning("the hub says: %s", shown(response.reason))
@@ -361,11 +372,22 @@ class Stream:
             return None
         message = Message(onward, (self.encoded, *back), payload, self._facts)
         if not onward:
-            return self._inbox.put(message, len(payload))
+            return self._keep(message)
         if onward[0] not in self._router:
             self._skip(f"for {Address.from_encoded(onward[0])}, which is nobody here: of a session that is over")
             return None
         return self._router.deliver(message)
+
+    def _keep(self, message: Message) -> Room | None:
+        """Keep what is addressed to nobody further for the iteration; while nobody has begun one, what is too much is dropped.
+
+        Otherwise whoever knows the stream's name could stop it with such records, where its owner never meant to read them.
+        """
+        if not self._is_read and self._inbox.size > self._inbox.bound:
+            self._router.counters["stream message that nobody reads"] += 1
+            return None
+        debt = self._inbox.put(message, len(message.payload))
+        return debt if self._is_read else None
 
     def _skip(self, why: str) -> None:
         self.dead_records += 1

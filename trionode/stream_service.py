@@ -115,10 +115,15 @@ class StreamService:
         router.register_family(self._prefix, self._on_worker, allow=allow)
         try:
             with self._scope:
-                async with trio.open_nursery() as self._nursery:
-                    self._nursery.start_soon(self._pushes.run)
+                async with trio.open_nursery() as nursery:
+                    self._nursery = nursery
+                    nursery.start_soon(self._pushes.run)
                     task_status.started(self)
-                    await self._save_positions()
+                    try:
+                        await self._save_positions()
+                    finally:
+                        # Before it can close: links read on, and their requests may not meet a closed one.
+                        self._nursery = None
         finally:
             router.unregister(self._service)
             router.unregister(self._index_service)

@@ -22,10 +22,10 @@ from trionode import (
     trust_everyone,
     trust_only,
 )
-from trionode.errors import HandshakeError, NoAnswerError
+from trionode.errors import HandshakeError, NoAnswerError, VaultError
 from trionode.identities import StoredIdentity
 from trionode.protocol.current import decode_message
-from trionode.protocol.identity import create_history, rotate
+from trionode.protocol.identity import ChangeHistory, create_history, rotate
 from trionode.protocol.key_exchange import KeyExchange, Peer
 from trionode.protocol.vault import KeyKind
 from trionode.secure_channel_listener import HANDSHAKE_TIMEOUT, PENDING_PER_SOURCE, SWEEP_SECONDS
@@ -372,6 +372,46 @@ async def test_a_policy_that_raises_ends_the_node(autojump_clock: trio.testing.M
             with pytest.raises(BrokenPolicyError):
                 await alice.open_secure_channel(Route(at, "listener"), identity, trust=broken)
             assert len(alice.router._table) == entries + 1
+
+
+class LockedKnownPeers:
+    """Known peers in a file that another program holds."""
+
+    async def check(self, history: ChangeHistory) -> None:
+        raise VaultError("the vault can't be used: database is locked")
+
+
+async def test_a_vault_that_can_not_be_used_refuses_the_peer_and_does_not_end_the_node(
+    autojump_clock: trio.testing.MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with open_parties() as parties:
+        known_peers = parties.bobs.vault.known_peers
+        vars(parties.bobs.vault)["known_peers"] = LockedKnownPeers()
+        channel = await parties.alice.open_secure_channel(parties.route, parties.alices, trust=trust_everyone)
+        with pytest.raises(NoAnswerError):
+            await parties.alice.ask(Route(channel, "echoer"), b"x", timeout=5)
+        assert "database is locked" in caplog.text
+        assert not parties.listener._pending
+        vars(parties.bobs.vault)["known_peers"] = known_peers
+        await parties.open()
+
+
+async def test_a_flood_of_first_messages_in_one_read_lets_other_tasks_run_threat_17() -> None:
+    async with open_parties() as parties:
+        link = await parties.alice.connect("loopback:bob")
+        count = 50
+        async with parties.alice.open_mailbox() as mailbox:
+            for _ in range(count):
+                first = KeyExchange.initiator(
+                    parties.alices.vault, parties.alices.purpose_key, parties.alices.payload()
+                ).begin()
+                parties.alice.router.deliver(Message(Route(link, "listener").encoded, (mailbox.encoded,), first))
+            turns = 0
+            with trio.fail_after(PATIENCE):
+                while len(mailbox._inbox) < count:
+                    turns += 1
+                    await trio.lowlevel.checkpoint()
+            assert turns >= count
 
 
 # -- open channels --------------------------------------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ import trio
 
 from tests.end_to_end.processes import HubProcess, open_hub
 from trionode import Identity, Mailbox, Node, Route, open_node, trust_only, unique
+from trionode.access import from_anywhere
 from trionode.errors import NoAnswerError
 from trionode.protocol.stream import (
     CreateRequest,
@@ -211,7 +212,7 @@ async def test_a_hub_that_freezes_with_accepted_pushes_and_goes_on_after_another
         open_hub(store) as one,
         open_hub(store) as two,
         open_node("tcp") as node,
-        node.open_mailbox(producer) as mailbox,
+        node.open_mailbox(producer, allow=from_anywhere) as mailbox,
     ):
         client = Client(node, mailbox)
         worker = f"stream_kafka.{stream}"

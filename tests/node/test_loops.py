@@ -74,13 +74,13 @@ async def test_a_route_that_goes_back_and_forth_between_two_forwarding_nodes_is_
     async with open_node(network, forwards=True) as hub, open_node(network, forwards=True) as other:
         at = await hub.listen("loopback:hub")
         link = await other.connect(str(at))
-        async with hub.open_mailbox("learn") as learn:
+        async with hub.open_mailbox("learn", allow=from_anywhere) as learn:
             await other.send(Route(link, "learn"), b"")
             back = (await learn.receive()).return_route.hops[0]
         async with other.open_mailbox() as box:
             around = Route(link, back)
             to_and_fro = Route(*[around] * 9, link)
-            async with hub.open_mailbox("end") as end:
+            async with hub.open_mailbox("end", allow=from_anywhere) as end:
                 # The return route grows by two hops where the onward route loses two: 20 + 1 and more on the way than 32 together never.
                 await box.send(Route(to_and_fro, "end"), b"far")
                 assert len((await end.receive()).back) == 20
@@ -96,7 +96,7 @@ async def test_a_node_takes_no_message_with_more_than_32_hops_its_own_link_inclu
     onward: int, back: int, *, arrives: bool, autojump_clock: MockClock
 ) -> None:
     network = Loopback()
-    async with open_node(network) as node, node.open_mailbox("box") as box:
+    async with open_node(network) as node, node.open_mailbox("box", allow=from_anywhere) as box:
         await node.listen("loopback:node")
         link = await network.connect("node")
         await link.send([encode_message((local("box"), *[local("x")] * (onward - 1)), (local("y"),) * back, b"")])

@@ -326,6 +326,22 @@ async def test_a_mailbox_of_which_nothing_is_taken_drops_after_its_patience_unti
     assert len(box._inbox) == 3
 
 
+async def test_an_overrun_drops_what_links_bring_and_nothing_of_those_who_wait_without_end(
+    autojump_clock: MockClock,
+) -> None:
+    router = Router()
+    box = a_mailbox(router, bound=2 * ITEM_OVERHEAD, patience=3)
+    for _ in range(3):
+        debt = router.deliver(Message((box.encoded,), (), b"by a link", AFAR))
+        if debt is not None:
+            await debt.settle()
+    router.deliver(Message((box.encoded,), (), b"by a stream", Facts(stream=local("stream"))))
+    router.deliver(Message((box.encoded,), (), b"from here"))
+    assert router.counters == {"mailbox overrun": 1}
+    received = [(await box.receive()).payload for _ in range(4)]
+    assert received == [b"by a link", b"by a link", b"by a stream", b"from here"]
+
+
 async def test_a_slow_worker_is_waited_for_as_long_as_it_takes_anything(autojump_clock: MockClock) -> None:
     router = Router()
     box = a_mailbox(router, bound=8 * (ITEM_OVERHEAD + len(BOX)), patience=3)

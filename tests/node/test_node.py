@@ -1,4 +1,6 @@
 import logging
+import socket
+from collections.abc import Awaitable, Callable
 
 import pytest
 import trio
@@ -8,6 +10,7 @@ from trionode import Address, Mailbox, Message, Route, open_node
 from trionode.access import from_anywhere
 from trionode.errors import (
     AddressInUseError,
+    ClosedError,
     LinkLostError,
     LocalError,
     MessageTooLargeError,
@@ -17,6 +20,8 @@ from trionode.errors import (
 from trionode.observe import shown
 from trionode.protocol.address import local
 from trionode.protocol.current import CURRENT, encode_message
+from trionode.protocol.message import Facts
+from trionode.stream_store.memory import MemoryStore
 from trionode.transport import Link
 from trionode.workers import echoer
 from trionode_loopback import Loopback
@@ -87,6 +92,13 @@ async def test_an_answer_that_never_comes_is_given_up_in_time(autojump_clock: Mo
         assert len(node.router._table) == 1
 
 
+async def test_asking_by_a_hop_that_can_not_be_connected_ends_in_time_too() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # accepts, and never says which wire it speaks
+        async with open_node("tcp") as node:
+            with trio.fail_after(5), pytest.raises(NoAnswerError, match=r"within 0\.1 s"):
+                await node.ask(Route(f"tcp:127.0.0.1:{silent.getsockname()[1]}", "echoer"), b"", timeout=0.1)
+
+
 async def test_only_the_first_answer_counts_and_a_late_one_is_dropped(autojump_clock: MockClock) -> None:
     async def twice(mailbox: Mailbox) -> None:
         async for message in mailbox:
@@ -112,7 +124,11 @@ async def test_a_cancelled_ask_leaves_no_address(autojump_clock: MockClock) -> N
 
 async def test_answers_do_not_wait_behind_other_messages(autojump_clock: MockClock) -> None:
     network = Loopback()
-    async with open_node(network) as bob, open_node(network) as alice, alice.open_mailbox("flooded") as flooded:
+    async with (
+        open_node(network) as bob,
+        open_node(network) as alice,
+        alice.open_mailbox("flooded", allow=from_anywhere) as flooded,
+    ):
         at = await bob.listen("loopback:bob")
         await bob.start_worker("echoer", echoer, allow=from_anywhere)
         for _ in range(300):
@@ -192,6 +208,56 @@ async def test_a_mailbox_lives_as_long_as_its_block() -> None:
             assert (await box.receive()).return_route == Route(nameless)
             assert len(nameless.address.value) == 32
         assert not node.router._table
+
+
+async def test_strangers_reach_a_mailbox_by_its_random_address_but_not_by_a_name_unless_a_rule_says_so() -> None:
+    async with (
+        open_node() as node,
+        node.open_mailbox() as nameless,
+        node.open_mailbox("named") as named,
+        node.open_mailbox("told", allow=from_anywhere) as told,
+    ):
+        for box in (nameless, named, told):
+            node.router.deliver(Message((box.encoded,), (), b"", Facts(link=local("link"))))
+        assert [len(box._inbox) for box in (nameless, named, told)] == [1, 0, 1]
+
+
+async def test_after_its_block_a_node_opens_nothing_more_and_leaves_no_socket_behind() -> None:
+    async with open_node("tcp") as other:
+        at = await other.listen("tcp:127.0.0.1:0")
+        async with open_node("tcp") as node:
+            pass
+        verbs: list[Callable[[], Awaitable[object]]] = [
+            lambda: node.connect(str(at)),
+            lambda: node.listen("tcp:127.0.0.1:0"),
+            lambda: node.start_worker("echoer", echoer),
+            lambda: node.serve_streams(MemoryStore()),
+            lambda: node.open_stream(Route(at), sends="a", receives="b"),
+        ]
+        for verb in verbs:
+            with pytest.raises(ClosedError, match="block has ended"):
+                await verb()
+        assert not node.router._table
+
+
+async def test_a_node_that_ends_while_it_connects_closes_the_link() -> None:
+    class Late(Loopback):
+        link: Link
+
+        async def connect(self, peer: str) -> Link:
+            self.link = await super().connect(peer)
+            node.end()
+            return self.link
+
+    network = Loopback()
+    late = Late()
+    late._listeners = network._listeners
+    async with open_node(network) as other:
+        await other.listen("loopback:other")
+        async with open_node(late) as node:
+            with pytest.raises(ClosedError):
+                await node.connect("loopback:other")
+            assert not await late.link.receive()
 
 
 async def test_workers_end_with_their_node() -> None:

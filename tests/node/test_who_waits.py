@@ -270,7 +270,7 @@ async def test_a_peer_that_never_reads_and_sends_back_to_itself_is_bounded(
     watch: Watch, autojump_clock: MockClock, *, trunk: bool
 ) -> None:
     network = Loopback()
-    async with open_node(network, forwards=True) as hub, hub.open_mailbox("tell") as tell:
+    async with open_node(network, forwards=True) as hub, hub.open_mailbox("tell", allow=from_anywhere) as tell:
         await hub.listen("loopback:hub", trunk=trunk)
         peer = await network.connect("hub")
         await peer.send([encode_message((local("tell"),), (), b"")])

@@ -1,6 +1,7 @@
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 
 import pytest
 import trio
@@ -375,6 +376,28 @@ async def test_while_the_hub_is_away_both_sides_try_again_with_growing_pauses(
             assert trio.current_time() - before < 7
 
 
+async def test_a_hub_that_takes_links_and_ends_them_is_tried_with_growing_pauses_and_the_next_one_too(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async def close(link: Link) -> None:
+        await link.aclose()
+
+    network, store = Network(), MemoryStore()
+    async with open_node(network) as alice, open_node(network) as bob, trio.open_nursery() as nursery:
+        async with open_hub(network, store):
+            ours = await alice.open_stream([HUB, Route("loopback:two")], sends="to_bob", receives="to_alice")
+        await nursery.start(partial(network.serve, "hub", close))
+        network.links.clear()
+        await trio.sleep(60)
+        assert 6 <= len(network.links) <= 20
+        async with open_hub(network, store, "loopback:two"):
+            theirs = await bob.open_stream(Route("loopback:two"), sends="to_alice", receives="to_bob")
+            await alice.send(Route(ours), b"meanwhile")
+            with trio.fail_after(15):
+                assert await receive(theirs, 1) == [b"meanwhile"]
+        nursery.cancel_scope.cancel()
+
+
 async def test_of_several_hubs_over_one_store_the_next_is_tried_when_one_is_gone(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
@@ -743,3 +766,20 @@ async def serve_again(
     async with open_hub(network, store):
         task_status.started()
         await trio.sleep_forever()
+
+
+async def test_records_addressed_to_nobody_do_not_stop_a_stream_that_nobody_iterates(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async with open_scene() as (_, _, alice, bob):
+        ours, theirs = await open_pair(alice, bob)
+        async with bob.open_mailbox("worker", allow=from_anywhere) as worker:
+            for number in range(20):
+                await alice.send(Route(ours), b"%02d" % number + bytes(30_000))
+            await alice.send(Route(ours, "worker"), b"good")
+            with trio.fail_after(60):
+                assert (await worker.receive()).payload == b"good"
+        dropped = bob.counters["stream message that nobody reads"]
+        kept = [body[:2] for body in await receive(theirs, 20 - dropped)]
+        assert kept == [b"%02d" % number for number in range(20 - dropped)]
+        assert 0 < dropped < 20

@@ -621,6 +621,51 @@ async def test_closing_ends_in_time_although_the_store_hangs(autojump_clock: tri
         assert await client.hears_nothing()
 
 
+class SlowStore(MemoryStore):
+    """A store that makes a stream in a second, as in a thread that nobody can cancel."""
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__()
+        self._seconds = seconds
+
+    async def create(self, stream: str, owner: str = "") -> str:
+        with trio.CancelScope(shield=True):
+            await trio.sleep(self._seconds)
+        return await super().create(stream, owner)
+
+
+@pytest.mark.parametrize(("seconds", "answered"), [(0.5, True), (2.0, False)])
+async def test_closing_while_a_stream_is_met_waits_for_its_pushes_and_ends_no_node(
+    seconds: float, *, answered: bool, autojump_clock: trio.testing.MockClock
+) -> None:
+    async with open_scene(SlowStore(seconds)) as scene:
+        client = await scene.client()
+        await client.tell("stream_kafka.s", encode(PushRequest(0, b"x")))
+        await trio.testing.wait_all_tasks_blocked()
+        await scene.service.aclose()
+        if answered:
+            assert await client.hear() == ("c", "stream_kafka.s", encode(PushResponse(0, ok=True, index=0)))
+        assert await client.hears_nothing()
+
+
+async def test_closing_ends_although_requests_keep_coming() -> None:
+    async with open_scene() as scene:
+        closed = trio.Event()
+
+        async def ask_on() -> None:
+            request, facts = encode(CreateRequest("s")), Facts(link=local("link"))
+            while not closed.is_set():
+                scene.node.router.deliver(Message((local(SERVICE),), (local("c"),), request, facts))
+                await trio.lowlevel.checkpoint()
+
+        with trio.fail_after(5):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(ask_on)
+                await trio.lowlevel.checkpoint()
+                await scene.service.aclose()
+                closed.set()
+
+
 async def test_a_hub_has_one_service_of_a_name(autojump_clock: trio.testing.MockClock) -> None:
     async with open_scene() as scene:
         with pytest.raises(AddressInUseError):

@@ -3,6 +3,7 @@ import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
+from typing import Any
 
 import pytest
 import trio
@@ -158,6 +159,56 @@ async def test_a_peer_that_greets_slowly_and_sends_byte_by_byte_is_understood() 
                 while len(received) < 1 + len(answer):
                     received += await slow.receive_some()
                 assert received == b"\x01" + answer
+
+
+async def test_a_frame_that_is_begun_and_not_ended_in_time_ends_its_link_and_an_idle_link_stays(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(trionode_tcp, "FRAME_TIMEOUT", 0.2)
+    links, accepted = trio.open_memory_channel[Link](1)
+    with trio.fail_after(5):
+        async with trio.open_nursery() as nursery:
+
+            async def accept(link: Link) -> None:
+                await links.send(link)
+
+            bound = await nursery.start(partial(TCP().serve, "127.0.0.1:0", accept))
+            host, _, port = bound.partition(":")
+            async with await trio.open_tcp_stream(host, int(port)) as peer:
+                await peer.send_all(b"\x01")
+                link = await accepted.receive()
+                with trio.move_on_after(0.4):
+                    await link.receive()
+                    raise AssertionError("nothing was sent")
+                await peer.send_all((1000).to_bytes(4, "big") + b"a part")
+                with pytest.raises(LinkLostError, match="did not end a frame within"):
+                    await link.receive()
+            await link.aclose()
+            nursery.cancel_scope.cancel()
+
+
+async def test_a_free_port_of_a_name_with_several_addresses_is_one_port() -> None:
+    class TwoAddresses(trio.abc.HostnameResolver):
+        async def getaddrinfo(self, host: bytes | None, port: bytes | str | int | None, *more: int, **_: int) -> Any:
+            return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (each, port)) for each in ("127.0.0.1", "127.0.0.2")]
+
+        async def getnameinfo(self, sockaddr: Any, flags: int) -> tuple[str, str]:
+            raise NotImplementedError
+
+    trio.socket.set_custom_hostname_resolver(TwoAddresses())
+    served: list[trio.SocketListener] = []
+
+    async def serve(_handler: object, listeners: list[trio.SocketListener]) -> None:
+        served.extend(listeners)
+        await trio.sleep_forever()
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(trio, "serve_listeners", serve)
+        async with open_node("tcp") as node:
+            at = await node.listen("tcp:two.example:0")
+            await trio.testing.wait_all_tasks_blocked()
+            assert [str(at)] == [f"tcp:127.0.0.1:{each.socket.getsockname()[1]}" for each in served]
+            await served[0].aclose()
 
 
 async def test_frames_that_come_with_the_greeting_are_not_lost_when_the_first_receive_is_cancelled() -> None:

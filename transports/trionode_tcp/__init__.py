@@ -24,6 +24,9 @@ GREETING_TIMEOUT = 10.0
 CONNECT_TIMEOUT = 10.0
 #: Seconds without a byte before a probe, between probes, and how many unanswered ones end a connection: a dead peer is noticed in 30 s.
 KEEPALIVE = (15, 5, 3)
+#: Seconds that a frame may take from its beginning to its end while it is read: a part of one holds up to `max_frame` bytes of memory. The
+#: largest frame of all, 16 MiB, then needs 140 KB/s.
+FRAME_TIMEOUT = 120.0
 #: Milliseconds that sent bytes may stay unacknowledged.
 USER_TIMEOUT = 30_000
 #: Seconds that `aclose` reads on for the peer's own end.
@@ -66,15 +69,20 @@ class TCPLink:
             await trio.lowlevel.checkpoint()
             early, self._early = self._early, ()
             return early
-        while True:
+        if self._decoder.is_between_frames:
             data = await self._receive_bytes()
             if not data:
-                if not self._decoder.is_between_frames:
-                    msg = f"{self.peer} ended the connection in the middle of a frame"
-                    raise LinkLostError(msg)
                 return ()
             if frames := self._decoder.receive(data):
                 return frames
+        with trio.move_on_after(FRAME_TIMEOUT):
+            while data := await self._receive_bytes():
+                if frames := self._decoder.receive(data):
+                    return frames
+            msg = f"{self.peer} ended the connection in the middle of a frame"
+            raise LinkLostError(msg)
+        msg = f"{self.peer} did not end a frame within {FRAME_TIMEOUT:g} s"
+        raise LinkLostError(msg)
 
     async def send(self, frames: Sequence[bytes]) -> None:
         """Write a burst; LinkLostError if the connection is gone. Cancelled half-way, the stream is broken."""
@@ -232,6 +240,11 @@ class TCP:
                 greeting.release()
             await accept(link)
 
+        if port == 0:
+            # A free port of each address of a name would be another one, and only one is told.
+            for other in listeners[1:]:
+                await other.aclose()
+            del listeners[1:]
         bound = join_host_port(listeners[0].socket.getsockname())
         async with trio.open_nursery() as nursery:
             nursery.start_soon(trio.serve_listeners, greet_and_accept, listeners)
