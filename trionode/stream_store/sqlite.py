@@ -88,6 +88,7 @@ class SQLiteStore:
             self._sql.close()
             raise LocalError(_opening_failed(path, error)) from None
         except BaseException:
+            # A file that is not ours, or an interrupt: the connection must not outlive a failed opening.
             self._sql.close()
             raise
 

@@ -90,7 +90,7 @@ class _Sockets(KafkaNetSocket):  # type: ignore[misc]
         self._opened.setdefault(self._client, WeakSet()).add(sock)
         try:
             return await super().sock_connect(net, sock, sockaddr, timeout_at=timeout_at)
-        except BaseException:
+        except BaseException:  # whatever ends it, cancellation too: kafka-python itself leaves the socket open
             sock.close()
             raise
 
