@@ -74,13 +74,13 @@ class Transport(Protocol):
         ...
 
 
-def load_transport(name: str) -> Transport:
-    """Return the transport that is installed under a name; LocalError names those that are."""
+def load_transport(name: str, **options: object) -> Transport:
+    """Return the transport that is installed under a name, made with its own options; LocalError names those that are installed."""
     found = {entry.name: entry for entry in entry_points(group=GROUP)}
     if name not in found:
         msg = f"no transport {name!r} is installed; installed are: {', '.join(sorted(found)) or 'none'}"
         raise LocalError(msg)
-    transport = found[name].load()()
+    transport = found[name].load()(**options)
     if not isinstance(transport, Transport):
         msg = f"the entry point {name!r} in {GROUP} makes {transport!r}, which is no Transport: it needs name, connect and serve"
         raise LocalError(msg)

@@ -32,8 +32,10 @@ from trionode import (
 from trionode.cli import main
 from trionode.cli.alice import ECHO_SECONDS, converse
 from trionode.cli.bob import echo_and_tell
+from trionode.cli.hub import MAX_FRAME
 from trionode.cli.terminal import MAX_LINE, Line, Lines, Output
 from trionode.errors import LinkLostError, LocalError, NoAnswerError
+from trionode.protocol.address import parse_host_port
 from trionode.secure_channel_listener import SecureChannelListener
 from trionode.stream_store import load_store
 from trionode.testing.kafka import KafkaBroker
@@ -190,6 +192,16 @@ async def test_a_hub_ends_soon_after_a_signal_while_kafka_hangs(tmp_path: Path, 
                 await assert_stopped(hub, signal.SIGTERM)
             finally:
                 kafka_broker.resume()
+
+
+async def test_a_hub_reads_no_frame_that_is_larger_than_a_push_can_be(tmp_path: Path) -> None:
+    with trio.fail_after(60):
+        async with Commands(tmp_path) as commands:
+            _, at = await commands.hub("--store", "memory")
+            async with await trio.open_tcp_stream(*parse_host_port(at.removeprefix("tcp:"))) as stream:
+                await stream.send_all(b"\x01" + (MAX_FRAME + 1).to_bytes(4, "big"))
+                assert await stream.receive_some(1) == b"\x01"
+                assert await stream.receive_some(1) == b""
 
 
 async def test_wrong_addresses_are_one_clear_error(tmp_path: Path) -> None:

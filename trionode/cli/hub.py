@@ -19,7 +19,12 @@ from trionode.protocol.address import Address, parse_host_port
 from trionode.protocol.identity import Identifier
 from trionode.protocol.message import Facts
 from trionode.stream_store import load_store
+from trionode.transport import Transport, load_transport
 from trionode.trust import trust_only
+
+#: Bytes in the largest frame that a hub reads: a push of the longest record (64,000), its routes and a channel around them. What the wire
+#: allows, 16 MiB, is what any stranger could otherwise make it hold.
+MAX_FRAME = 128 * 1024
 
 
 @click.command()
@@ -107,7 +112,7 @@ async def _hub(
     async with (
         state.open_vault() as vault,
         load_store(spec, **options) as store,
-        open_node(*transports(listen), vault=vault) as node,
+        open_node(*map(_transport, transports(listen)), vault=vault) as node,
     ):
         allow: Access = from_anywhere
         if identity_name:
@@ -124,6 +129,10 @@ async def _hub(
             await trio.sleep_forever()
         await service.aclose()
     return True
+
+
+def _transport(name: str) -> Transport:
+    return load_transport(name, max_frame=MAX_FRAME) if name == "tcp" else load_transport(name)
 
 
 def from_channels(facts: Facts) -> bool:
