@@ -51,6 +51,8 @@ OpenWay = Callable[[], Awaitable[tuple[Encoded, ...]]]
 
 #: Seconds before connecting again, doubled at each failure: short, for a hub that restarts; the last is the longest.
 BACKOFF = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
+#: Seconds that a link with a hub lasts before its loss counts as the first.
+STEADY_SECONDS = 1.0
 #: Requests in a row that a hub left unanswered before the stream turns to the next hub, or opens the way to the same one anew.
 SILENCE = 2
 #: Seconds that `aclose` waits for pushes to be confirmed.
@@ -215,8 +217,9 @@ class Stream:
             await lost.wait()
             self._router.forget(hub[0], lost.set)  # the link lives on where only the hub behind it was silent
             self._hub = ()
-            # A hub that takes links and ends them is no better than one that is away.
-            failures = 1 if self._answered else failures + 1
+            # A hub that takes links and ends them, whether or not it answers meanwhile, is no better than one that is away.
+            lived = trio.current_time() - now >= STEADY_SECONDS
+            failures = 1 if self._answered and lived else failures + 1
             # The same hub first if its link broke, since it may only have restarted; the next one if it fell silent, or never spoke.
             turn += 1 if self._silence >= SILENCE or not self._answered else 0
             if self._silence < SILENCE:

@@ -398,6 +398,22 @@ async def test_a_hub_that_takes_links_and_ends_them_is_tried_with_growing_pauses
         nursery.cancel_scope.cancel()
 
 
+async def test_a_hub_that_answers_and_then_ends_each_link_is_tried_with_growing_pauses_too(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    network, store = Network(), MemoryStore()
+    async with open_node(network) as alice, open_hub(network, store):
+        await alice.open_stream(HUB, sends="to_bob", receives="to_alice")
+        network.cut()
+        dials = 0
+        with trio.move_on_after(60):
+            while True:
+                await trio.sleep(0.05)  # of virtual time: long enough for every answer
+                dials += len(network.links)
+                network.cut()
+        assert 6 <= dials <= 20
+
+
 async def test_of_several_hubs_over_one_store_the_next_is_tried_when_one_is_gone(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
