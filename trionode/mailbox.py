@@ -5,7 +5,7 @@ from typing import Self
 
 import trio
 
-from trionode.errors import ClosedError, MessageTooLargeError, UnknownAddressError
+from trionode.errors import MessageTooLargeError, UnknownAddressError
 from trionode.memory_channel import FAIR_BURST, MemoryChannel
 from trionode.observe import log
 from trionode.protocol.address import Address, Encoded
@@ -170,5 +170,3 @@ class Mailbox:
 
 #: A worker: an async function that owns its mailbox. What it raises ends its node.
 Worker = Callable[[Mailbox], Awaitable[None]]
-
-__all__ = ["PATIENCE", "ClosedError", "Mailbox", "Sender", "Worker"]

@@ -371,6 +371,3 @@ async def open_node(
         finally:
             node.end()
         nursery.cancel_scope.cancel()
-
-
-__all__ = ["Node", "open_node"]

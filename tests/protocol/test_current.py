@@ -7,14 +7,13 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from tests.vectors import wire
-from trionode.errors import MessageTooLargeError, WireError
+from trionode.errors import WireError
 from trionode.protocol import cbor
 from trionode.protocol.address import MAX_VALUE, Address, decode_address, encode_address, local
 from trionode.protocol.current import (
     CURRENT,
     Close,
     RefreshCredentials,
-    check_size,
     decode_full,
     decode_message,
     encode_full,
@@ -279,12 +278,6 @@ def test_the_text_of_a_route_survives_the_wire() -> None:
     route = Route("1#127.0.0.1:4000", "0#echoer", Address(b"\xff\x00", "", 9))
     onward, _, _ = decode_message(encode_message(route.encoded, (), b""))
     assert Route.from_encoded(onward) == route
-
-
-def test_a_frame_that_a_link_can_not_carry_is_the_callers_error() -> None:
-    assert check_size(b"1234", 4) == b"1234"
-    with pytest.raises(MessageTooLargeError, match="at most 4 bytes and this message makes 5"):
-        check_size(b"12345", 4)
 
 
 def test_a_message_that_was_cut_short_does_not_change_how_the_next_one_is_read() -> None:

@@ -4,7 +4,7 @@ from typing import Self
 
 import attrs
 
-from trionode.errors import LocalError, WireError
+from trionode.errors import LocalError
 
 #: Bytes in one address value; the longest that peers make have 65 (spec §14 suggests this bound).
 MAX_VALUE = 1024
@@ -117,17 +117,3 @@ def parse_host_port(peer: str) -> tuple[str, int]:
         msg = f"expected HOST:PORT, such as 127.0.0.1:4000 or [::1]:4000; this is {peer!r}"
         raise LocalError(msg)
     return host.removeprefix("[").removesuffix("]"), int(port)
-
-
-__all__ = [
-    "LOCAL",
-    "MAX_VALUE",
-    "TCP",
-    "Address",
-    "Encoded",
-    "WireError",
-    "decode_address",
-    "encode_address",
-    "local",
-    "parse_host_port",
-]

@@ -5,7 +5,7 @@ from typing import cast
 
 import attrs
 
-from trionode.errors import MessageTooLargeError, WireError
+from trionode.errors import WireError
 from trionode.protocol import cbor
 from trionode.protocol.address import MAX_VALUE, Encoded, encode_address
 from trionode.protocol.message import TransportMessage
@@ -244,11 +244,3 @@ def open_plaintext(data: bytes) -> Decoded | Close | RefreshCredentials:
         case _:
             msg = f"a channel message has variant 0, 1 or 2, this one {variant}"
             raise WireError(msg)
-
-
-def check_size(frame: bytes, limit: int) -> bytes:
-    """Return the frame itself, if a link that carries at most `limit` bytes can take it; MessageTooLargeError if not."""
-    if len(frame) > limit:
-        msg = f"the link carries frames of at most {limit} bytes and this message makes {len(frame)}: send it in parts"
-        raise MessageTooLargeError(msg)
-    return frame

@@ -1,10 +1,7 @@
 """A message on its way: two routes and a payload, and what this node knows of where it came from."""
 
-from typing import Self
-
 import attrs
 
-from trionode.errors import WireError
 from trionode.protocol import bare
 from trionode.protocol.address import Encoded
 from trionode.protocol.route import Route
@@ -91,11 +88,3 @@ class TransportMessage:
     back: tuple[Encoded, ...]
     payload: bytes
     tracing: str | None = None
-
-    @classmethod
-    def of(cls, message: Message) -> Self:
-        """Return the part of a message that crosses the wire."""
-        return cls(message.onward, message.back, message.payload)
-
-
-__all__ = ["HERE", "Facts", "Message", "TransportMessage", "WireError", "payload_of"]
