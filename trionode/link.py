@@ -1,9 +1,13 @@
 """A link as its node holds it: an address, an outbox, one task that reads frames and delivers, and one that writes."""
 
+from contextlib import suppress
+
+import math
+
 import trio
 
 from trionode.access import Access
-from trionode.errors import LinkLostError, MessageTooLargeError, RemoteError
+from trionode.errors import LinkLostError, MessageTooLargeError, RemoteError, WireError
 from trionode.memory_channel import MemoryChannel
 from trionode.observe import log, shown
 from trionode.protocol.address import Address, Encoded
@@ -15,7 +19,7 @@ from trionode.transport import Link
 
 #: Seconds that the reader of one link waits for another link that takes nothing, before that one is closed.
 PATIENCE = 10.0
-#: Seconds that what still waits in the outbox, and the peer's own end, are given when a link is closed.
+#: Seconds that what still waits in the outbox, what the peer still sends, and its own end are given when a link is closed.
 GRACE = 1.0
 
 
@@ -31,18 +35,19 @@ class NodeLink:
         #: The other end, as its transport names it.
         self.peer = link.peer
         #: The facts of every message that comes in by this link.
-        self.facts = Facts(link=encoded, trunk=trunk)
+        self.facts = Facts(link=encoded, trunk=trunk, resends=link.wire.resends)
         #: Set when the link has ended.
         self.ended = trio.Event()
-        self._flushed = trio.Event()
         self._router = router
         self._link = link
         self._encode = link.wire.encode
-        self._max_frame = link.max_frame
+        self._max_frame = min(link.max_frame, link.wire.max_sent)
+        self._undecodable = 0
         self._outbox: MemoryChannel[bytes] = MemoryChannel(patience=PATIENCE, give_up=self._give_up)
         self._scope = trio.CancelScope()
         self._reason = "the peer ended it"
-        router.register(encoded, self.hop, allow=allow, limit=link.max_frame)
+        self._close_by = math.inf
+        router.register(encoded, self.hop, allow=allow, limit=self._max_frame)
 
     @property
     def address(self) -> Address:
@@ -59,7 +64,7 @@ class NodeLink:
         frame = self._encode(message.onward[1:], message.back, message.payload)
         if len(frame) > self._max_frame:
             if facts is HERE:
-                msg = f"the link to {self.peer} carries frames of at most {self._link.max_frame} bytes, this message makes {len(frame)}"
+                msg = f"the link to {self.peer} carries frames of at most {self._max_frame} bytes, this message makes {len(frame)}"
                 raise MessageTooLargeError(msg)
             self._router.counters["frame too large for the next link"] += 1
             return None
@@ -110,7 +115,7 @@ class NodeLink:
             self._outbox.discard()
             log.info("link with %s ended: %s", shown(self.peer), shown(self._reason))
             try:
-                with trio.CancelScope(shield=True, deadline=trio.current_time() + GRACE):
+                with trio.CancelScope(shield=True, deadline=min(self._close_by, trio.current_time() + GRACE)):
                     await self._link.aclose()
             finally:
                 self.ended.set()
@@ -123,7 +128,11 @@ class NodeLink:
         try:
             while frames := await link.receive():
                 for frame in frames:
-                    onward, back, payload = decode(frame)
+                    try:
+                        onward, back, payload = decode(frame)
+                    except WireError as error:
+                        self._tolerate(error)
+                        continue
                     if not onward:
                         continue  # a heartbeat (spec §3)
                     if len(onward) + len(back) >= MAX_HOPS:
@@ -137,12 +146,21 @@ class NodeLink:
         except RemoteError as error:
             self._end(str(error))
 
+    def _tolerate(self, error: WireError) -> None:
+        """Live through an undecodable frame, where the generation wants that and it is not one too many (spec §3.1, §3.2)."""
+        self._undecodable += 1
+        if self._undecodable > self._link.wire.tolerated:
+            raise error
+        self._router.counters["undecodable frame"] += 1
+        if self._undecodable == 1:
+            log.warning("skipped a frame from %s: %s; more are counted, not shown", shown(self.peer), shown(error))
+
     async def _write(self) -> None:
         outbox, send = self._outbox, self._link.send
         try:
             while await outbox.ready():
                 await send(outbox.take_all())
-            self._flushed.set()
+            await self._link.send_eof()
         except LinkLostError as error:
             # Nothing can be sent any more, but what the peer sent before it went is still to be read, to the end.
             self._reason = str(error)
@@ -150,11 +168,16 @@ class NodeLink:
             outbox.discard()
 
     async def aclose(self) -> None:
-        """Flush what waits, for at most GRACE seconds, then end the link and wait until it has ended. Cancelled, it ends at once."""
+        """Let nothing more out, flush what waits, tell the peer, and deliver what it sends until its own end, all within GRACE seconds.
+
+        Returns when the link has ended. What a peer had under way is not lost (spec §11.6, 7), unless it goes on for longer. Cancelled, the link ends at once.
+        """
+        if self._close_by == math.inf:
+            self._reason, self._close_by = "this side closed it", trio.current_time() + GRACE
         self._shut()
         try:
-            with trio.move_on_after(GRACE):
-                await self._flushed.wait()
+            with trio.CancelScope(deadline=self._close_by):
+                await self.ended.wait()
         finally:
-            self._end("this side closed it")
+            self._end(self._reason)
         await self.ended.wait()

@@ -31,7 +31,7 @@ class Link(Protocol):
 
     @property
     def max_frame(self) -> int:
-        """Bytes in the largest frame that may be sent."""
+        """Bytes in the largest frame that may be sent, at most `wire.max_sent`."""
         ...
 
     async def receive(self) -> Sequence[bytes]:
@@ -42,6 +42,20 @@ class Link(Protocol):
         """Send a burst of frames. Cancelled half-way, the link is broken.
 
         LinkLostError if the peer is gone; `receive` still brings what had arrived, and then ends.
+        """
+        ...
+
+    async def send_eof(self) -> None:
+        """Tell the peer that nothing more will be sent, where the transport can; `receive` goes on. LinkLostError if the peer is gone.
+
+        Nothing is sent afterwards.
+        """
+        ...
+
+    async def send_eof(self) -> None:
+        """Tell the peer that nothing more comes, where the transport can; nothing is sent after it, and `receive` goes on to the peer's own end.
+
+        Called once all sends are done; no error if the peer is gone, and a second time it does nothing.
         """
         ...
 

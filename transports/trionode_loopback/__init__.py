@@ -44,6 +44,11 @@ class LoopbackLink:
             raise LinkLostError(msg)
         self._outgoing.put(tuple(frames), sum(map(len, frames)))
 
+    async def send_eof(self) -> None:
+        """End the outgoing direction."""
+        self._outgoing.close()
+        await trio.lowlevel.checkpoint()
+
     async def aclose(self) -> None:
         """End both directions; what was sent can still be received by the peer."""
         self._outgoing.close()

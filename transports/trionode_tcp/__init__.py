@@ -1,4 +1,4 @@
-"""Links over TCP (spec §3): no delay, keepalive, half-open connections noticed, and an orderly end in both directions."""
+"""Links over TCP (spec §3) in both generations of the wire: no delay, keepalive, half-open connections noticed, and an orderly end in both directions."""
 
 import os
 import socket
@@ -11,14 +11,16 @@ import trio
 from trionode.errors import LinkLostError, LocalError, RemoteError, WireError
 from trionode.observe import log, shown
 from trionode.protocol.address import parse_host_port
+from trionode.protocol.classic import CLASSIC
 from trionode.protocol.current import CURRENT
 from trionode.protocol.framing import FrameDecoder, join_frames
+from trionode.protocol.recognition import LONE_BYTE_SECONDS, is_lone_preface, recognise
 from trionode.protocol.wire import Wire
 from trionode.transport import Link
 
 #: Bytes in one read: larger ones were measured not to pay.
 READ_SIZE = 65_536
-#: Seconds that a new connection has to show which wire it speaks.
+#: Seconds that a new connection has to show which wire it speaks, and to end the frame that it began with.
 GREETING_TIMEOUT = 10.0
 #: Seconds that connecting may take.
 CONNECT_TIMEOUT = 10.0
@@ -40,18 +42,30 @@ MAX_GREETING = 512
 class TCPLink:
     """A connected socket; frames are sent in one system call a burst and read as many as there are."""
 
-    def __init__(self, sock: socket.socket, *, max_frame: int) -> None:
-        self.wire: Wire = CURRENT
-        self.max_frame = max_frame
+    def __init__(self, sock: socket.socket, wire: Wire, *, max_frame: int) -> None:
         self.peer = "tcp:" + join_host_port(sock.getpeername())
         self._socket = sock
-        self._decoder = FrameDecoder(self.wire, max_frame=max_frame)
+        self._max_read = max_frame
         self._early: Sequence[bytes] = ()
         self._drained = False
+        self._said_end = False
+        self._speak(wire)
+
+    def _speak(self, wire: Wire) -> None:
+        self.wire = wire
+        self.max_frame = min(self._max_read, wire.max_sent)
+        self._decoder = FrameDecoder(wire, max_frame=self._max_read)
 
     async def greet(self) -> None:
-        """Send the preface of the wire and wait for the peer's (spec §3.2); frames that come with it are kept for `receive`."""
-        await self._send_bytes(self.wire.preface)
+        """Send the preface of the wire and wait for the peer's (spec §3.2); frames that come with it are kept for `receive`.
+
+        A heartbeat follows the preface at once, so that the peer need not wait to know which wire it is, nor can take a large first frame for
+        classic (spec §3.3).
+        """
+        if not self.wire.preface:
+            await trio.lowlevel.checkpoint()
+            return
+        await self._send_bytes(self.wire.preface + join_frames(self.wire, [_heartbeat(self.wire)]))
         with trio.move_on_after(GREETING_TIMEOUT):
             while not self._decoder.greeted:
                 data = await self._receive_bytes()
@@ -61,6 +75,40 @@ class TCPLink:
                 self._early = self._decoder.receive(data)
             return
         msg = f"{self.peer} accepted the connection but did not say within {GREETING_TIMEOUT:g} s which wire it speaks: is it a trionode or Ockam node?"
+        raise LinkLostError(msg)
+
+    async def recognise(self) -> None:
+        """Learn from the first bytes which wire the peer speaks, answer its preface, and wait for the end of a frame that it began (spec §3.3).
+
+        LinkLostError or WireError if that does not come to be.
+        """
+        start = b""
+        with trio.move_on_after(GREETING_TIMEOUT):
+            wire = None
+            while wire is None:
+                data = b""
+                with trio.move_on_after(LONE_BYTE_SECONDS if is_lone_preface(start) else float("inf")) as pause:
+                    data = await self._receive_bytes()
+                    if not data:
+                        msg = f"{self.peer} closed the connection before it said which wire it speaks"
+                        raise LinkLostError(msg)
+                start += data
+                wire = CURRENT if pause.cancelled_caught else recognise(start)
+            self._speak(wire)
+            if wire.preface:
+                await self._send_bytes(wire.preface)
+            self._early = self._decoder.receive(start)
+            while not self._early and not self._decoder.is_between_frames:
+                data = await self._receive_bytes()
+                if not data:
+                    msg = f"{self.peer} ended the connection in the middle of its first frame"
+                    raise LinkLostError(msg)
+                self._early = self._decoder.receive(data)
+            if self._early and self._early[0] == _heartbeat(wire):
+                self._early = self._early[1:]  # what `greet` sends: part of the greeting, and no frame of anybody's
+            return
+        began = f"it began with {start[:16].hex()}" if start else "it sent nothing"
+        msg = f"{self.peer} did not send a frame of the wire within {GREETING_TIMEOUT:g} s: {began}"
         raise LinkLostError(msg)
 
     async def receive(self) -> Sequence[bytes]:
@@ -129,19 +177,36 @@ class TCPLink:
     def _lost(self, error: OSError) -> LinkLostError:
         return LinkLostError(f"the connection with {self.peer} was lost: {error.strerror or error}")
 
-    async def aclose(self) -> None:
-        """Shut down writing, read on until the peer's end or CLOSE_GRACE is over, close: a plain close can destroy what is on its way."""
+    async def send_eof(self) -> None:
+        """Shut down writing; `receive` goes on."""
+        await trio.lowlevel.checkpoint()
+        self._said_end = True
         try:
             self._socket.shutdown(socket.SHUT_WR)
-            with trio.move_on_after(CLOSE_GRACE):
-                while await self._receive_bytes():
-                    pass
+        except OSError as error:
+            raise self._lost(error) from error
+
+    async def aclose(self) -> None:
+        """Shut down writing, read on until the peer's end or CLOSE_GRACE is over, close: a plain close can destroy what is on its way.
+
+        After `send_eof` it closes at once: whoever called that has read on.
+        """
+        try:
+            if not self._said_end:
+                self._socket.shutdown(socket.SHUT_WR)
+                with trio.move_on_after(CLOSE_GRACE):
+                    while await self._receive_bytes():
+                        pass
         except (OSError, RemoteError):
             pass  # whatever state the peer is in, the socket is closed below
         finally:
             trio.lowlevel.notify_closing(self._socket)
             self._socket.close()
             self._drained = False  # whoever reads on hears that the socket is gone
+
+
+def _heartbeat(wire: Wire) -> bytes:
+    return wire.encode((), (), b"")
 
 
 def join_host_port(name: tuple[object, ...]) -> str:
@@ -168,12 +233,19 @@ def _plain(sock: trio.socket.SocketType) -> socket.socket:
 
 
 class TCP:
-    """The transport `tcp:HOST:PORT`. `max_frame` bounds what one peer can make this node hold (bytes, at most the wire's 16 MiB)."""
+    """The transport `tcp:HOST:PORT`: listens for both generations of the wire (spec §3.3), and dials current.
+
+    `max_frame` bounds what one peer can make this node hold (bytes, at most the wire's 16 MiB). `sockets` are listening sockets that the
+    caller opened or inherited, and keeps: `serve` listens at them, whatever place it is told, and leaves them open.
+    """
 
     name: ClassVar[str] = "tcp"
+    #: The generation that is spoken to whom this node dials.
+    dials: ClassVar[Wire] = CURRENT
 
-    def __init__(self, *, max_frame: int = CURRENT.max_frame) -> None:
+    def __init__(self, *, max_frame: int = CURRENT.max_frame, sockets: Sequence[socket.socket] = ()) -> None:
         self._max_frame = max_frame
+        self._sockets = sockets
 
     async def connect(self, peer: str) -> Link:
         """Connect to HOST:PORT; LinkLostError if nobody answers within CONNECT_TIMEOUT, or somebody else than a node does."""
@@ -186,16 +258,16 @@ class TCP:
             msg = f"can't connect to tcp:{peer}: {reason}. Is the node there running, and listening at this address?"
             raise LinkLostError(msg) from error
         try:
-            return await self._greeted(_plain(stream.socket))
+            return await self._ready(_plain(stream.socket), TCPLink.greet)
         except WireError as error:
             msg = f"tcp:{peer} is no trionode or Ockam node: {error}"
             raise LinkLostError(msg) from error
 
-    async def _greeted(self, sock: socket.socket) -> TCPLink:
+    async def _ready(self, sock: socket.socket, begin: Callable[[TCPLink], Awaitable[None]]) -> TCPLink:
         try:
             _prepare(sock)
-            link = TCPLink(sock, max_frame=self._max_frame)
-            await link.greet()
+            link = TCPLink(sock, self.dials, max_frame=self._max_frame)
+            await begin(link)
         except BaseException as error:
             sock.close()  # also when cancelled: no link, no socket
             if isinstance(error, OSError):
@@ -212,13 +284,7 @@ class TCP:
         task_status: trio.TaskStatus[str] = trio.TASK_STATUS_IGNORED,
     ) -> Never:
         """Listen at HOST:PORT, port 0 for a free one; LocalError if that is not possible."""
-        host, port = parse_host_port(at)
-        try:
-            listeners = await trio.open_tcp_listeners(port, host=host, backlog=BACKLOG)
-        except OSError as error:
-            msg = f"can't listen at tcp:{at}: {_reason(error)}. Choose another port, or end the program that holds it"
-            raise LocalError(msg) from error
-
+        listeners = await self._listeners(at)
         greeting = trio.Semaphore(MAX_GREETING)
 
         async def greet_and_accept(stream: trio.SocketStream) -> None:
@@ -232,7 +298,7 @@ class TCP:
                 )
                 return
             try:
-                link = await self._greeted(sock)
+                link = await self._ready(sock, TCPLink.recognise)
             except (LinkLostError, WireError) as error:
                 log.info("refused a connection at tcp:%s: %s", at, shown(error))
                 return
@@ -240,17 +306,36 @@ class TCP:
                 greeting.release()
             await accept(link)
 
-        if port == 0:
-            # A free port of each address of a name would be another one, and only one is told.
-            for other in listeners[1:]:
-                await other.aclose()
-            del listeners[1:]
         bound = join_host_port(listeners[0].socket.getsockname())
         async with trio.open_nursery() as nursery:
             nursery.start_soon(trio.serve_listeners, greet_and_accept, listeners)
             task_status.started(bound)
             await trio.sleep_forever()
         raise AssertionError  # the nursery above never ends by itself
+
+    async def _listeners(self, at: str) -> list[trio.SocketListener]:
+        if self._sockets:
+            await trio.lowlevel.checkpoint()
+            return [trio.SocketListener(trio.socket.from_stdlib_socket(each.dup())) for each in self._sockets]
+        host, port = parse_host_port(at)
+        try:
+            listeners = await trio.open_tcp_listeners(port, host=host, backlog=BACKLOG)
+        except OSError as error:
+            msg = f"can't listen at tcp:{at}: {_reason(error)}. Choose another port, or end the program that holds it"
+            raise LocalError(msg) from error
+        if port == 0:
+            # A free port of each address of a name would be another one, and only one is told.
+            for other in listeners[1:]:
+                await other.aclose()
+            del listeners[1:]
+        return listeners
+
+
+class ClassicTCP(TCP):
+    """The transport `tcp_classic:HOST:PORT`: dials the classic generation, which has no greeting; it listens as `tcp` does."""
+
+    name: ClassVar[str] = "tcp_classic"
+    dials: ClassVar[Wire] = CLASSIC
 
 
 def _reason(error: BaseException) -> str:

@@ -170,7 +170,18 @@ def encode_full(message: TransportMessage) -> bytes:
     return plain if message.tracing is None else b"\x84" + plain[1:] + cbor.encode(message.tracing)
 
 
-CURRENT = Wire("current", b"\x01", 4, MAX_FRAME, decode_message, encode_message, decode_full)
+CURRENT = Wire(
+    name="current",
+    preface=b"\x01",
+    length_size=4,
+    max_frame=MAX_FRAME,
+    max_sent=MAX_FRAME,
+    tolerated=0,
+    resends=True,
+    decode=decode_message,
+    encode=encode_message,
+    decode_full=decode_full,
+)
 
 
 @attrs.frozen

@@ -8,19 +8,23 @@ from trionode.protocol.wire import Wire
 
 
 class FrameDecoder:
-    """Bytes in, whole frames out, for one direction of one connection.
+    """Bytes in, whole frames out, for one direction of one connection. `max_frame` bounds them below what the wire allows.
 
     The peer's preface is expected first, where the generation has one. What is kept never exceeds one frame and one read. An error
-    is final: the stream has lost its place, and the connection is to be closed.
+    is final: the stream has lost its place, and the connection is to be closed. An empty frame is an error, but where the generation
+    tolerates undecodable frames it is one of those (spec §3.1), and handed out like any other.
     """
 
-    __slots__ = ("_buffer", "_expected", "_length_size", "_max_frame", "_name")
+    __slots__ = ("_buffer", "_expected", "_length_size", "_max_frame", "_name", "_smallest")
 
     def __init__(self, wire: Wire, *, max_frame: int | None = None) -> None:
         self._buffer: bytes | bytearray = b""
         self._expected = wire.preface
         self._length_size: Final = wire.length_size
         self._max_frame: Final = min(wire.max_frame, max_frame or wire.max_frame)
+        # Where undecodable frames are lived through an empty one is one of them, and the link counts it (spec §3.1).
+        self._smallest: Final = 0 if wire.tolerated else 1
+        self._min_frame: Final = 0 if wire.tolerated else 1
         self._name: Final = wire.name
 
     def receive(self, data: bytes) -> Sequence[bytes]:
@@ -44,11 +48,11 @@ class FrameDecoder:
 
     def _split(self, buffer: bytes) -> list[bytes]:
         frames = []
-        size, limit, available = self._length_size, self._max_frame, len(buffer)
+        size, smallest, limit, available = self._length_size, self._smallest, self._max_frame, len(buffer)
         start = 0
         while (body := start + size) <= available:
             length = int.from_bytes(buffer[start:body], "big")
-            if not 0 < length <= limit:
+            if not smallest <= length <= limit:
                 self._checked(length)
             end = body + length
             if end > available:
@@ -59,8 +63,8 @@ class FrameDecoder:
         return frames
 
     def _checked(self, length: int) -> int:
-        if not 0 < length <= self._max_frame:
-            msg = f"a frame of {length} bytes, where 1 to {self._max_frame} are allowed"
+        if not self._smallest <= length <= self._max_frame:
+            msg = f"a frame of {length} bytes, where {self._smallest} to {self._max_frame} are allowed"
             raise WireError(msg)
         return length
 

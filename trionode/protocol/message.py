@@ -20,6 +20,8 @@ class Facts:
     identifier: bytes | None = None
     #: Whether the link is a trunk, hub to hub, whose reader never waits.
     trunk: bool = False
+    #: Whether clients of the generation that the link speaks send an unanswered request again and understand `error` (spec §11.6); so does what begins here.
+    resends: bool = True
 
     @property
     def is_here(self) -> bool:

@@ -184,6 +184,16 @@ async def all_that_was_sent_arrives_before_the_orderly_end(ground: Ground) -> No
             await receiver.aclose()
 
 
+async def a_link_receives_on_after_it_sent_its_end(ground: Ground) -> None:
+    """`send_eof` ends one direction, where the transport can, and takes nothing from the other."""
+    async with _pair(ground) as (client, server):
+        await client.send([b"last"])
+        await client.send_eof()
+        assert await _receive(server, 1) == [b"last"]
+        await server.send([b"still", b"heard"])
+        assert await _receive(client, 2) == [b"still", b"heard"]
+
+
 async def both_ends_may_close_at_once_and_twice(ground: Ground) -> None:
     """Closing waits for no answer that will not come, and closing what is closed is nothing."""
     async with _pair(ground) as pair:
@@ -363,6 +373,7 @@ CHECKS: tuple[Check, ...] = (
     frames_arrive_whole_and_in_order_in_both_directions_at_once,
     the_largest_frame_arrives_whole,
     all_that_was_sent_arrives_before_the_orderly_end,
+    a_link_receives_on_after_it_sent_its_end,
     both_ends_may_close_at_once_and_twice,
     closing_needs_no_peer_that_listens,
     sending_to_a_peer_that_is_gone_fails,
