@@ -1,7 +1,5 @@
 """A link as its node holds it: an address, an outbox, one task that reads frames and delivers, and one that writes."""
 
-from contextlib import suppress
-
 import math
 
 import trio

@@ -46,13 +46,6 @@ class Link(Protocol):
         ...
 
     async def send_eof(self) -> None:
-        """Tell the peer that nothing more will be sent, where the transport can; `receive` goes on. LinkLostError if the peer is gone.
-
-        Nothing is sent afterwards.
-        """
-        ...
-
-    async def send_eof(self) -> None:
         """Tell the peer that nothing more comes, where the transport can; nothing is sent after it, and `receive` goes on to the peer's own end.
 
         Called once all sends are done; no error if the peer is gone, and a second time it does nothing.

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import trio
+import trio.testing
 
 import trionode_tcp
 from trionode import Node, Route, open_node
@@ -147,6 +148,7 @@ async def test_nonsense_after_the_greeting_ends_that_link_with_a_log_line_and_no
                 if "middle" in reason:
                     await stranger.send_eof()
                 assert not await end_of(stranger)
+            await trio.testing.wait_all_tasks_blocked()
             assert any(r.message.startswith("link with tcp:127.0.0.1") and reason in r.message for r in caplog.records)
 
 

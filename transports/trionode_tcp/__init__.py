@@ -4,6 +4,7 @@ import os
 import socket
 import sys
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from typing import ClassVar, Never
 
 import trio
@@ -14,7 +15,7 @@ from trionode.protocol.address import parse_host_port
 from trionode.protocol.classic import CLASSIC
 from trionode.protocol.current import CURRENT
 from trionode.protocol.framing import FrameDecoder, join_frames
-from trionode.protocol.recognition import LONE_BYTE_SECONDS, is_lone_preface, recognise
+from trionode.protocol.recognition import recognise
 from trionode.protocol.wire import Wire
 from trionode.transport import Link
 
@@ -22,6 +23,8 @@ from trionode.transport import Link
 READ_SIZE = 65_536
 #: Seconds that a new connection has to show which wire it speaks, and to end the frame that it began with.
 GREETING_TIMEOUT = 10.0
+#: Seconds after which one lone `01` shows the current generation: its peer may be waiting for ours (spec §3.3).
+LONE_BYTE_SECONDS = 1.0
 #: Seconds that connecting may take.
 CONNECT_TIMEOUT = 10.0
 #: Seconds without a byte before a probe, between probes, and how many unanswered ones end a connection: a dead peer is noticed in 30 s.
@@ -87,13 +90,13 @@ class TCPLink:
             wire = None
             while wire is None:
                 data = b""
-                with trio.move_on_after(LONE_BYTE_SECONDS if is_lone_preface(start) else float("inf")) as pause:
+                with trio.move_on_after(LONE_BYTE_SECONDS if start else float("inf")) as pause:
                     data = await self._receive_bytes()
                     if not data:
                         msg = f"{self.peer} closed the connection before it said which wire it speaks"
                         raise LinkLostError(msg)
                 start += data
-                wire = CURRENT if pause.cancelled_caught else recognise(start)
+                wire = recognise(start, quiet=pause.cancelled_caught)
             self._speak(wire)
             if wire.preface:
                 await self._send_bytes(wire.preface)
@@ -179,12 +182,10 @@ class TCPLink:
 
     async def send_eof(self) -> None:
         """Shut down writing; `receive` goes on."""
-        await trio.lowlevel.checkpoint()
         self._said_end = True
-        try:
+        with suppress(OSError):  # the peer is gone, or this side has closed
             self._socket.shutdown(socket.SHUT_WR)
-        except OSError as error:
-            raise self._lost(error) from error
+        await trio.lowlevel.checkpoint()
 
     async def aclose(self) -> None:
         """Shut down writing, read on until the peer's end or CLOSE_GRACE is over, close: a plain close can destroy what is on its way.

@@ -24,7 +24,6 @@ class FrameDecoder:
         self._max_frame: Final = min(wire.max_frame, max_frame or wire.max_frame)
         # Where undecodable frames are lived through an empty one is one of them, and the link counts it (spec §3.1).
         self._smallest: Final = 0 if wire.tolerated else 1
-        self._min_frame: Final = 0 if wire.tolerated else 1
         self._name: Final = wire.name
 
     def receive(self, data: bytes) -> Sequence[bytes]:
