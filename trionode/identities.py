@@ -9,6 +9,7 @@ import attrs
 from trionode.errors import VaultError
 from trionode.known_peers import KnownPeers
 from trionode.protocol.attestation import PurposeKeyAttestation
+from trionode.protocol.classic_identity import ClassicHistory, create_classic_history, verify_classic_history
 from trionode.protocol.credential import PresentedCredential
 from trionode.protocol.identity import ChangeHistory, Identifier, create_history, import_history, rotate
 from trionode.protocol.identity_payload import IdentityPayload
@@ -24,11 +25,15 @@ MAX_NAME = 100
 
 @attrs.frozen
 class StoredIdentity:
-    """An identity as a vault keeps it: which keys of the vault are its own follows from the history and the purpose key's public bytes."""
+    """An identity as a vault keeps it: which keys of the vault are its own follows from the histories and the purpose key's public bytes.
+
+    `classic` is the encoded history of its classic face (spec §9.1), once it has one.
+    """
 
     name: str
     history: ChangeHistory
     purpose_key: bytes = attrs.field(repr=bytes.hex)
+    classic: bytes | None = attrs.field(default=None, repr=False)
 
     @property
     def identifier(self) -> Identifier:
@@ -87,6 +92,21 @@ def name_conflict(name: str, replaces: StoredIdentity | None) -> VaultError:
     if replaces is None:
         return VaultError(f"an identity named {name!r} is in this vault already: load it, or choose another name")
     return VaultError(f"the identity {name!r} was changed by another program meanwhile: load it again, then repeat")
+
+
+@attrs.frozen
+class ClassicIdentity:
+    """The classic face of an identity of ours, made by `Identity.classic`: a name and a key of its own, in the same vault under the same name."""
+
+    vault: IdentityVault = attrs.field(repr=False)
+    name: str
+    history: ClassicHistory
+    signing_key: KeyHandle
+
+    @property
+    def identifier(self) -> Identifier:
+        """What classic peers know the identity by."""
+        return self.history.identifier
 
 
 class Identity:
@@ -202,10 +222,41 @@ class Identity:
             )
         return current
 
+    async def classic(self) -> ClassicIdentity:
+        """Return the classic face of this identity (spec §9.1), which is made the first time and then kept.
+
+        Nothing links the two but this vault: who knows one of the identifiers can't prove the other. VaultError if another program changed
+        the identity meanwhile. When cancelled, it was kept whole or not at all.
+        """
+        if self._stored.classic is None:
+            self._stored = await self._with_classic()
+        assert self._stored.classic is not None
+        history = verify_classic_history(self._stored.classic)
+        signing_key = _key(self.vault, KeyKind.ED25519, history.root_key, self.name)
+        return ClassicIdentity(self.vault, self.name, history, signing_key)
+
+    async def _with_classic(self) -> StoredIdentity:
+        before = self._stored
+        signing_key = self.vault.generate(KeyKind.ED25519)
+        try:
+            stored = attrs.evolve(before, classic=create_classic_history(self.vault, signing_key).encoded)
+            await self.vault.identities.save(stored, replaces=before)
+        except VaultError:
+            self.vault.forget(signing_key)
+            # Another task may just have made the very thing that is wanted; anything else that has changed is the caller's to know.
+            for found in await self.vault.identities.all():
+                if found.classic is not None and attrs.evolve(found, classic=None) == before:
+                    return found
+            raise
+        except BaseException:  # as in `create`
+            self.vault.forget(signing_key)
+            raise
+        return stored
+
     async def rotate(self, *, revoke_purpose_key: bool = False) -> None:
         """Give the identity a new key, and forget the old one once the new history is kept; the identifier stays.
 
-        `revoke_purpose_key` replaces that key too, and handshakes in progress with it fail. LocalError if the clock is before the latest
+        The classic face, if there is one, stays as it is. `revoke_purpose_key` replaces that key too, and handshakes in progress with it fail. LocalError if the clock is before the latest
         change or the history is full, VaultError if another program was faster. When cancelled, nothing has changed.
         """
         revoke = revoke_purpose_key
@@ -215,7 +266,7 @@ class Identity:
             history = rotate(
                 self.history, self.vault, self._signing_key, signing_key, int(time.time()), revoke_purpose_keys=revoke
             )
-            stored = StoredIdentity(self.name, history, purpose_key.public)
+            stored = attrs.evolve(self._stored, history=history, purpose_key=purpose_key.public)
             await self.vault.identities.save(stored, replaces=self._stored)
         except BaseException:  # as in `create`
             self.vault.forget(signing_key)

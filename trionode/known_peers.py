@@ -1,10 +1,11 @@
-"""Which histories of peers were seen before, so that one that was rolled back or forked is refused (spec §9.2)."""
+"""Which histories of peers were seen before, so that one that was rolled back or forked is refused (spec §9.1, §9.2)."""
 
 from collections import OrderedDict
 from typing import Protocol
 
 from trionode.errors import IdentityError
-from trionode.protocol.identity import ChangeHistory, Identifier, Relation, relation
+from trionode.protocol.history import History, Relation, relation
+from trionode.protocol.identity import Identifier
 
 #: Peers remembered: some 50 MB in memory at most, in practice a tenth. Beyond it the one whose history is longest unchanged is forgotten, which
 #: only costs the rollback check of that peer. It takes trusted peers to fill it: the check comes after the trust policy.
@@ -14,7 +15,7 @@ MAX_KNOWN_PEERS = 65_536
 class KnownPeers(Protocol):
     """A memory of peers' histories."""
 
-    async def check(self, history: ChangeHistory) -> None:
+    async def check(self, history: History) -> None:
         """Remember a history that is new or newer; IdentityError, and nothing changed, for one that is older or contradicts.
 
         A cancelled check has either happened whole or not at all.
@@ -27,9 +28,9 @@ class MemoryKnownPeers:
 
     def __init__(self, bound: int = MAX_KNOWN_PEERS) -> None:
         self._bound = bound
-        self._known: OrderedDict[Identifier, ChangeHistory] = OrderedDict()
+        self._known: OrderedDict[Identifier, History] = OrderedDict()
 
-    async def check(self, history: ChangeHistory) -> None:
+    async def check(self, history: History) -> None:
         """Remember a history that is new or newer; IdentityError for one that is older or contradicts."""
         if not is_news(self._known.get(history.identifier), history):
             return
@@ -39,7 +40,7 @@ class MemoryKnownPeers:
             self._known.popitem(last=False)
 
 
-def is_news(known: ChangeHistory | None, presented: ChangeHistory) -> bool:
+def is_news(known: History | None, presented: History) -> bool:
     """Whether the presented history is to be remembered; IdentityError if it is older than the known one or contradicts it."""
     match known and relation(known, presented):
         case None | Relation.NEWER:

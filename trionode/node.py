@@ -10,6 +10,7 @@ import trio
 
 from trionode.access import Access, from_anywhere, from_here, from_here_or_channels, from_here_or_links
 from trionode.errors import AddressInUseError, ClosedError, LocalError, NoAnswerError
+from trionode.generations import handshaker, require_generations
 from trionode.identities import Identity, IdentityVault
 from trionode.link import NodeLink
 from trionode.mailbox import PATIENCE, Mailbox, Sender, Worker
@@ -237,31 +238,45 @@ class Node:
         *,
         trust: TrustPolicy,
         timeout: float = CHANNEL_TIMEOUT,  # noqa: ASYNC109  # a handshake always has a deadline
+        generation: str = "current",
     ) -> SecureChannel:
-        """A channel with whoever listens at the end of a route, once both sides have proven their identities (spec §7).
+        """A channel with whoever listens at the end of a route, once both sides have proven their identities (spec §7, §8).
 
+        `generation` is "current", or "classic" for a peer that knows nothing else: it sees the classic face of the identity, may take replays
+        for new messages, and is not told when the channel closes. LocalError for another name; nothing is ever tried instead.
         A handshake that is not answered is begun again after 5, 10, 20 s until `timeout` seconds are over: NoAnswerError, which is also
         what a peer that refuses this identity looks like. HandshakeError if `trust` refuses the peer, LinkLostError if the first
         hop can't be connected. Cancelled, no channel stays.
         """
+        speaker = await handshaker(identity, generation)
         deadline = trio.current_time() + timeout
         hops = None
         with trio.CancelScope(deadline=deadline):
             hops = await self.resolve(route)
         if hops is not None:
-            return await open_secure_channel(self.router, hops, identity, trust=trust, deadline=deadline)
+            return await open_secure_channel(
+                self.router, hops, speaker, trust=trust, known_peers=identity.vault.known_peers, deadline=deadline
+            )
         raise NoAnswerError(
             f"the first hop of [{route}] could not be connected within {timeout:g} s: is that node running?"
         )
 
     async def serve_secure_channels(
-        self, name: str, identity: Identity, *, trust: TrustPolicy, allow: Access = from_anywhere
+        self,
+        name: str,
+        identity: Identity,
+        *,
+        trust: TrustPolicy,
+        allow: Access = from_anywhere,
+        generations: Sequence[str] = ("current",),
     ) -> SecureChannelListener:
-        """Answer handshakes at the address `name` for as long as the node lives (spec §7); `trust` decides about each peer.
+        """Answer handshakes at the address `name` for as long as the node lives (spec §7, §8); `trust` decides about each peer.
 
-        AddressInUseError if the name is taken.
+        `generations` are those that are answered, of "current" and "classic"; to the others there is silence, so that nobody is talked down to
+        classic. AddressInUseError if the name is taken, LocalError for an unknown generation.
         """
-        listener = SecureChannelListener(self.router, local(name), identity, trust)
+        speakers = [await handshaker(identity, generation) for generation in require_generations(generations)]
+        listener = SecureChannelListener(self.router, local(name), identity, speakers, trust=trust)
         await self.start(partial(listener.run, allow=allow))
         return listener
 

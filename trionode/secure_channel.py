@@ -14,24 +14,28 @@ from trionode.errors import (
     HandshakeError,
     IdentityError,
     LinkLostError,
+    LocalError,
     MessageTooLargeError,
     NoAnswerError,
     RefusedError,
     UnknownAddressError,
     WireError,
 )
+from trionode.generations import Handshaker
 from trionode.identities import Identity
+from trionode.known_peers import KnownPeers
 from trionode.memory_channel import MemoryChannel
 from trionode.observe import log
 from trionode.protocol import current
 from trionode.protocol.address import Address, Encoded
+from trionode.protocol.channel_cipher import ChannelCipher
 from trionode.protocol.credential import PresentedCredential
-from trionode.protocol.identity import Relation, relation, verify_history
+from trionode.protocol.history import Relation, relation
+from trionode.protocol.identity import verify_history
 from trionode.protocol.identity_payload import MAX_CREDENTIALS
-from trionode.protocol.key_exchange import KeyExchange, Peer
+from trionode.protocol.key_exchange import Exchange, Peer, State
 from trionode.protocol.message import HERE, Facts, Message
 from trionode.protocol.route import MAX_HOPS, Route
-from trionode.protocol.session import OVERHEAD, Session
 from trionode.room import Room
 from trionode.router import Router, random_address
 from trionode.trust import TrustPolicy, is_trusted
@@ -40,9 +44,8 @@ from trionode.trust import TrustPolicy, is_trusted
 RETRIES = (5.0, 10.0, 20.0)
 
 #: What the CBOR around a message costs beside its routes and its payload: three array heads of up to two bytes and a five-byte length.
+#: BARE never costs more.
 _HEADS = 12
-#: What the plaintext of an application message has beside the message itself (spec §7.2).
-_PLAINTEXT_OVERHEAD = 5
 
 
 class SecureChannel:
@@ -55,7 +58,7 @@ class SecureChannel:
     def __init__(
         self,
         router: Router,
-        session: Session,
+        cipher: ChannelCipher,
         peer: Peer,
         *,
         ours: tuple[Encoded, Encoded],
@@ -69,16 +72,21 @@ class SecureChannel:
         self.closed = trio.Event()
         self.encoded, self.decryptor = ours
         self._router = router
-        self._session = session
+        self._cipher = cipher
+        self._session = cipher.session
         self._route = route
         self._theirs = route[-1]
-        #: Whether the route follows the peer to a new link: a responder's does, an initiator's never (spec §7.2).
-        self._follows = follows
+        #: Whether the route follows the peer to a new link: a responder's may, an initiator's never does (spec §7.2).
+        self._follows = follows and cipher.follows
+        #: The outer return route of what is sent; where peers ignore it, it names the address that they write to anyway (spec §8).
+        self._back: tuple[Encoded, ...] = () if cipher.follows else (self.decryptor,)
         self._identifier = peer.identifier.value
         self._facts: dict[Facts, Facts] = {}
         self._max_plaintext: int | None = None
         self._measure()
         router.register(self.encoded, self.encrypt, allow=from_here, limit=self._limit)
+        if cipher.warning:
+            log.warning("secure channel with %s: %s", peer.identifier, cipher.warning)
 
     @property
     def address(self) -> Address:
@@ -92,45 +100,53 @@ class SecureChannel:
 
     def _measure(self) -> None:
         limit = self._router.limit(self._route[0])
-        outer = sum(map(len, self._route[1:])) + _HEADS + OVERHEAD
+        outer = sum(map(len, self._route[1:])) + _HEADS + self._cipher.seal_overhead
         self._max_plaintext = None if limit is None else limit - outer
 
     @property
+    def _beside(self) -> int:
+        """Bytes of an application message that are neither its own routes nor its payload."""
+        return self._cipher.plaintext_overhead + sum(map(len, self._back))
+
+    @property
     def _limit(self) -> int | None:
-        return None if self._max_plaintext is None else self._max_plaintext - _PLAINTEXT_OVERHEAD
+        return None if self._max_plaintext is None else self._max_plaintext - self._beside
 
     def encrypt(self, message: Message) -> Room | None:
         """The hop that seals: whatever it can't send it refuses before a nonce is used (spec §7.2)."""
-        return self._send(
-            current.seal_payload(message.onward[1:], message.back, message.payload), (), message.deliveries
-        )
+        onward = message.onward[1:]
+        if not onward:
+            # The answer to a message with an empty return route, for one. It is for nobody, and classic Rust peers panic on it (spec §8).
+            self._router.counters["route ends at the channel"] += 1
+            return None
+        return self._send(self._cipher.write(onward, message.back, message.payload), self._back, message.deliveries)
 
     def _send(self, plaintext: bytes, back: tuple[Encoded, ...], deliveries: int = 0) -> Room | None:
         route, limit = self._route, self._max_plaintext
         if limit is not None and len(plaintext) + sum(map(len, back)) > limit:
             raise MessageTooLargeError(
-                f"the way to {self.peer.identifier} carries messages of at most {limit - _PLAINTEXT_OVERHEAD} bytes with their routes, "
-                f"this one has {len(plaintext) - _PLAINTEXT_OVERHEAD}: send it in parts"
+                f"the way to {self.peer.identifier} carries messages of at most {limit - self._beside} bytes with their routes, "
+                f"this one has {len(plaintext) - self._cipher.plaintext_overhead}: send it in parts"
             )
         if route[0] not in self._router:
             # The error of every address that is gone: whoever answers a peer that went away drops the answer, and goes on.
             raise UnknownAddressError(
                 f"the way to {self.peer.identifier} is gone: its link or stream ended. Open the channel again"
             )
-        return self._router.deliver(Message(route, back, self._session.encrypt(plaintext), HERE, deliveries))
+        return self._router.deliver(Message(route, back, self._cipher.seal(plaintext), HERE, deliveries))
 
     def decrypt(self, message: Message) -> Room | None:
         """The hop that opens; nothing that does not verify has any effect (spec §7.3, §7.4)."""
-        session = self._session
+        cipher = self._cipher
         try:
-            opened = current.open_plaintext(session.decrypt(message.payload))
+            opened = cipher.read(cipher.unseal(message.payload))
         except (RefusedError, WireError):
             self.refused += 1
             self._router.counters["blob refused"] += 1
             return None
         if type(opened) is tuple:
             onward, back, payload = opened
-            if self._follows and session.newest and message.back != self._route[:-1] and message.back:
+            if self._follows and self._session.newest and message.back != self._route[:-1] and message.back:
                 self._route = (*message.back, self._theirs)
                 self._measure()
             if len(onward) + len(back) >= MAX_HOPS:
@@ -164,9 +180,16 @@ class SecureChannel:
         self.peer = Peer(history, credentials)
 
     def refresh(self, identity: Identity, credentials: Sequence[PresentedCredential]) -> None:
-        """Present new credentials of the identity that made this channel (spec §7.2); nothing is answered."""
+        """Present new credentials of the identity that made this channel (spec §7.2); nothing is answered.
+
+        LocalError for a channel of a generation that has no credentials.
+        """
+        if self._cipher.refresh is None:
+            raise LocalError(
+                f"the channel with {self.peer.identifier} carries no credentials: they exist on channels of generation='current' only"
+            )
         refresh = current.RefreshCredentials(identity.history.encoded, tuple(each.encode() for each in credentials))
-        self._send(current.seal_refresh(refresh), (self.encoded,))
+        self._send(self._cipher.refresh(refresh), (self.encoded,))
 
     def lose(self) -> None:
         """End this side without a word to the peer: the way to it is gone."""
@@ -181,11 +204,12 @@ class SecureChannel:
             log.info("secure channel with %s ended: %s", self.peer.identifier, reason)
 
     async def aclose(self) -> None:
-        """Tell the peer, if its way is still there, and end this side; a second time it does nothing."""
+        """Tell the peer, if its way is still there and its generation can be told, and end this side; a second time it does nothing."""
         if not self.closed.is_set():
             # A peer that can't be told finds out by its own means.
-            with suppress(UnknownAddressError, ClosedError):
-                self._send(current.seal_close(), (self.encoded,))
+            if self._cipher.close is not None:
+                with suppress(UnknownAddressError, ClosedError):
+                    self._send(self._cipher.close, (self.encoded,))
             self._end("this side closed it")
         await trio.lowlevel.checkpoint()
 
@@ -194,68 +218,92 @@ class SecureChannel:
 
 
 async def open_secure_channel(
-    router: Router, route: tuple[Encoded, ...], identity: Identity, *, trust: TrustPolicy, deadline: float
+    router: Router,
+    route: tuple[Encoded, ...],
+    handshaker: Handshaker,
+    *,
+    trust: TrustPolicy,
+    known_peers: KnownPeers,
+    deadline: float,
 ) -> SecureChannel:
-    """The initiator's side (spec §7.1): handshakes until one ends, each with its own address and ephemeral key."""
-    handshakes = _Handshakes(router, route, identity)
+    """The initiator's side (spec §7.1, §8): handshakes until one ends, each with its own address and fresh keys."""
+    handshakes = _Handshakes(router, route, handshaker)
     try:
         with trio.CancelScope(deadline=deadline):
-            exchange, address, message = await handshakes.first_answered()
-            assert exchange.peer is not None
-            if not await is_trusted(exchange.peer, trust, identity.vault.known_peers):
+            attempt = await handshakes.first_answered()
+            assert attempt.exchange.peer is not None
+            if not await is_trusted(attempt.exchange.peer, trust, known_peers):
                 raise HandshakeError(
-                    f"the peer is {exchange.peer.identifier}, who is refused: check which identifier you expect, and whom you have reached"
+                    f"the peer is {attempt.exchange.peer.identifier}, who is refused: check which identifier you expect, and whom you have reached"
                 )
-            return handshakes.finish(exchange, address, message)
+            return handshakes.finish(attempt)
     finally:
         handshakes.give_up()
     raise NoAnswerError(
-        f"nobody completed a handshake along [{Route.from_encoded(route)}] in time. The listener may be gone, the route may be wrong, or the "
-        f"peer refuses this identity, {identity.identifier}: an initiator can't tell these apart"
+        f"nobody completed a handshake along [{Route.from_encoded(route)}] in time. The listener may be gone, the route may be wrong, the listener may "
+        f"speak another generation than {handshaker.generation!r}, or the peer refuses this identity, {handshaker.identifier}: an initiator can't tell "
+        f"these apart"
     )
 
 
-class _Handshakes:
-    """The handshakes of one initiator: the first that is answered counts, also when it is not the newest."""
+@attrs.define(eq=False)
+class _Attempt:
+    """One handshake: its address, and the route to the peer once the first good message has told it."""
 
-    def __init__(self, router: Router, route: tuple[Encoded, ...], identity: Identity) -> None:
+    exchange: Exchange
+    address: Encoded
+    route: tuple[Encoded, ...] = ()
+
+
+class _Handshakes:
+    """The handshakes of one initiator: the first that learns who the peer is counts, also when it is not the newest."""
+
+    def __init__(self, router: Router, route: tuple[Encoded, ...], handshaker: Handshaker) -> None:
         self._router = router
         self._route = route
-        self._identity = identity
-        self._arrived: MemoryChannel[tuple[KeyExchange, Encoded, Message]] = MemoryChannel()
-        self._attempts: dict[Encoded, KeyExchange] = {}
+        self._handshaker = handshaker
+        self._arrived: MemoryChannel[tuple[_Attempt, Message]] = MemoryChannel()
+        self._attempts: dict[Encoded, _Attempt] = {}
 
     def _begin(self) -> None:
-        identity = self._identity
-        exchange = KeyExchange.initiator(identity.vault, identity.purpose_key, identity.payload())
-        address = random_address()
+        attempt = _Attempt(self._handshaker.initiator(), random_address())
 
         def take(message: Message) -> None:
             if not self._arrived.is_full:
-                self._arrived.put((exchange, address, message), len(message.payload))
+                self._arrived.put((attempt, message), len(message.payload))
 
-        self._attempts[address] = exchange
-        self._router.register(address, take, allow=from_anywhere)
-        self._router.deliver(Message(self._route, (address,), exchange.begin()))
+        self._attempts[attempt.address] = attempt
+        self._router.register(attempt.address, take, allow=from_anywhere)
+        self._router.deliver(Message(self._route, (attempt.address,), attempt.exchange.begin()))
 
-    async def first_answered(self) -> tuple[KeyExchange, Encoded, Message]:
-        """Begin handshakes, one after the other, until a good message 2 arrives."""
+    async def first_answered(self) -> _Attempt:
+        """Begin handshakes, one after the other, until one has a peer."""
         for wait in chain(RETRIES, repeat(RETRIES[-1])):
             if self._attempts:
                 self._require(self._route[0])
             self._begin()
             with trio.move_on_after(wait):
                 while True:
-                    exchange, address, message = await self._arrived.receive()
-                    try:
-                        exchange.receive(message.payload, int(time.time()))
-                    except HandshakeError:
-                        self._router.counters["handshake refused"] += 1
-                        continue
-                    if message.back:
-                        return exchange, address, message
+                    attempt, message = await self._arrived.receive()
+                    self._take(attempt, message)
+                    if attempt.exchange.state is State.DECIDING:
+                        return attempt
             log.info("no answer to a handshake within %g s: beginning another", wait)
         raise AssertionError  # the loop above has no end
+
+    def _take(self, attempt: _Attempt, message: Message) -> None:
+        """Give the exchange a message, and send at once what it answers."""
+        if not attempt.route and not message.back:
+            self._router.counters["handshake refused"] += 1
+            return
+        try:
+            answer = attempt.exchange.receive(message.payload, int(time.time()))
+        except HandshakeError:
+            self._router.counters["handshake refused"] += 1
+            return
+        attempt.route = attempt.route or message.back
+        if answer is not None:
+            self._send(attempt, answer)
 
     def _require(self, first: Encoded) -> None:
         """LinkLostError if the first hop of the way, which was there, is gone: no mistake of this program's."""
@@ -264,25 +312,29 @@ class _Handshakes:
                 "the way to the peer was lost during the handshake: its link ended. Open the channel again"
             )
 
-    def finish(self, exchange: KeyExchange, address: Encoded, message: Message) -> SecureChannel:
-        """Send message 3; the channel is ready before anything can answer it."""
-        router = self._router
-        self._require(message.back[0])
-        third = exchange.accept()
-        assert third is not None
+    def _send(self, attempt: _Attempt, payload: bytes) -> None:
+        self._require(attempt.route[0])
+        self._router.deliver(Message(attempt.route, (attempt.address,), payload))
+
+    def finish(self, attempt: _Attempt) -> SecureChannel:
+        """Send the last message; the channel is ready before anything can answer it."""
+        router, exchange = self._router, attempt.exchange
+        self._require(attempt.route[0])
+        last = exchange.accept()
+        assert last is not None
         assert exchange.peer is not None
-        del self._attempts[address]
-        router.unregister(address)
-        ours = (random_address(), address)
-        channel = SecureChannel(router, exchange.session(), exchange.peer, ours=ours, route=message.back, follows=False)
-        router.register(address, channel.decrypt, allow=from_anywhere)
-        router.deliver(Message(message.back, (address,), third))
+        del self._attempts[attempt.address]
+        router.unregister(attempt.address)
+        ours = (random_address(), attempt.address)
+        channel = SecureChannel(router, exchange.cipher(), exchange.peer, ours=ours, route=attempt.route, follows=False)
+        router.register(attempt.address, channel.decrypt, allow=from_anywhere)
+        self._send(attempt, last)
         # The peer learns of a new way only from messages that reach it, and those need the old one: without it the channel is over.
-        router.on_gone(message.back[0], channel.lose)
+        router.on_gone(attempt.route[0], channel.lose)
         return channel
 
     def give_up(self) -> None:
         """Forget the handshakes that are not finished."""
-        for address, exchange in self._attempts.items():
-            self._router.unregister(address)
-            exchange.refuse()
+        for attempt in self._attempts.values():
+            self._router.unregister(attempt.address)
+            attempt.exchange.refuse()

@@ -2,6 +2,7 @@
 
 import time
 from collections import OrderedDict
+from collections.abc import Sequence
 from functools import partial
 
 import attrs
@@ -9,12 +10,13 @@ import trio
 
 from trionode.access import Access, from_anywhere
 from trionode.errors import HandshakeError, VaultError
+from trionode.generations import Handshaker
 from trionode.identities import Identity
 from trionode.mailbox import PATIENCE
 from trionode.memory_channel import MemoryChannel
 from trionode.observe import log
 from trionode.protocol.address import Address, Encoded
-from trionode.protocol.key_exchange import KeyExchange
+from trionode.protocol.key_exchange import Exchange, State
 from trionode.protocol.message import Message
 from trionode.room import Room
 from trionode.router import Router, random_address
@@ -40,12 +42,13 @@ SWEEP_SECONDS = 60.0
 class _Pending:
     """A handshake that has begun at a listener."""
 
-    exchange: KeyExchange
+    exchange: Exchange
     address: Encoded
     source: Encoded | None
     deadline: float
+    #: The way to the peer: the return route of message 3, and of no later one (spec §8).
     back: tuple[Encoded, ...] = ()
-    #: What came behind message 3, once that has come and the trust policy decides; closed when the patience of who brings more is over.
+    #: What came behind the last message, once that has come and the trust policy decides; closed when the patience of who brings more is over.
     held: MemoryChannel[Message] | None = None
 
     def hold_no_more(self) -> None:
@@ -57,12 +60,21 @@ class _Pending:
 class SecureChannelListener:
     """Answers handshakes at one address and makes a channel of each that ends well; made by `serve_secure_channels`."""
 
-    def __init__(self, router: Router, encoded: Encoded, identity: Identity, trust: TrustPolicy) -> None:
+    def __init__(
+        self,
+        router: Router,
+        encoded: Encoded,
+        identity: Identity,
+        handshakers: Sequence[Handshaker],
+        *,
+        trust: TrustPolicy,
+    ) -> None:
         self.encoded = encoded
         self.identity = identity
         #: The channels that are open.
         self.channels: set[SecureChannel] = set()
         self._router = router
+        self._handshakers = handshakers
         self._trust = trust
         self._pending: OrderedDict[Encoded, _Pending] = OrderedDict()
         self._stirred = trio.Event()
@@ -106,8 +118,12 @@ class SecureChannelListener:
         if not message.back:
             return None
         source = message.facts.link or message.facts.stream
+        handshaker = next((each for each in self._handshakers if each.begins(message.payload)), None)
+        if handshaker is None:
+            self._router.counters["handshake refused"] += 1
+            return self._breath
         try:
-            exchange = KeyExchange.responder(self.identity.vault, self.identity.purpose_key, self.identity.payload())
+            exchange = handshaker.responder()
         except VaultError as error:
             # The identity expired, or its keys were revoked a moment ago: ours to mend, but no reason for strangers to end the node.
             log.error("can't answer a handshake: %s", error)
@@ -126,7 +142,7 @@ class SecureChannelListener:
         pending = _Pending(exchange, random_address(), source, trio.current_time() + HANDSHAKE_TIMEOUT)
         self._pending[pending.address] = pending
         self._stirred.set()
-        self._router.register(pending.address, partial(self._third, pending), allow=from_anywhere)
+        self._router.register(pending.address, partial(self._next, pending), allow=from_anywhere)
         self._router.answer(message, pending.address, second)
         return self._breath
 
@@ -148,24 +164,34 @@ class SecureChannelListener:
         pending.exchange.refuse()
         pending.hold_no_more()
 
-    def _third(self, pending: _Pending, message: Message) -> Room | None:
-        """Message 3, and the data that follow it while the trust policy decides."""
+    def _next(self, pending: _Pending, message: Message) -> Room | None:
+        """What follows message 1 until the peer is known, and the data that follow that while the trust policy decides."""
         held = pending.held
         if held is not None:
             if held.is_closed or held.size + len(message.payload) > held.hard_bound:
                 self._router.counters["data before the trust decision"] += 1
                 return None
             return held.put(message, len(message.payload))
-        try:
-            pending.exchange.receive(message.payload, int(time.time()))
-        except (HandshakeError, VaultError):  # VaultError: the purpose key was revoked since message 1
+        if not pending.back and not message.back:
             self._router.counters["handshake refused"] += 1
             return self._breath
-        if not message.back or len(self.channels) >= MAX_CHANNELS or self._nursery is None:
+        exchange = pending.exchange
+        try:
+            answer = exchange.receive(message.payload, int(time.time()))
+        except (HandshakeError, VaultError):  # VaultError: a key was revoked since message 1
+            self._router.counters["handshake refused"] += 1
+            if exchange.state is State.REFUSED:
+                self._drop(pending)
+            return self._breath
+        pending.back = pending.back or message.back
+        if answer is not None:
+            self._router.answer(message, pending.address, answer)
+        if exchange.state is not State.DECIDING:
+            return self._breath
+        if len(self.channels) >= MAX_CHANNELS or self._nursery is None:
             self._router.counters["channel refused, too many"] += 1
             self._drop(pending)
             return None
-        pending.back = message.back
         pending.held = MemoryChannel(HELD_BYTES, patience=PATIENCE, give_up=pending.hold_no_more)
         self._nursery.start_soon(self._decide, pending, pending.held)
         return self._breath
@@ -186,7 +212,7 @@ class SecureChannelListener:
         exchange.accept()
         channel = SecureChannel(
             self._router,
-            exchange.session(),
+            exchange.cipher(),
             exchange.peer,
             ours=(random_address(), pending.address),
             route=pending.back,

@@ -7,6 +7,7 @@ import attrs
 import trio
 
 from trionode import (
+    Identifier,
     Identity,
     Mailbox,
     Message,
@@ -26,6 +27,8 @@ from trionode.transport import Transport
 from trionode.workers import echoer
 from trionode_loopback import Loopback
 
+#: The generations of channels that this library speaks.
+GENERATIONS = ["current", "classic"]
 #: Seconds of virtual time after which a test has failed: none waits for more than two retries and a long poll.
 PATIENCE = 120.0
 
@@ -75,14 +78,22 @@ class Parties:
     alice_to_bob: str = ""
     bob_to_alice: str = ""
     bobs_stream: Stream | None = None
+    #: The generation of their channels, and what they are known by in it.
+    generation: str = "current"
+    alices_identifier: Identifier = attrs.field(kw_only=True)
+    bobs_identifier: Identifier = attrs.field(kw_only=True)
 
     async def open(self, *, trust: TrustPolicy = trust_everyone) -> tuple[SecureChannel, SecureChannel]:
         """A channel that has carried a message each way: Alice's side of it, and Bob's."""
-        channel = await self.alice.open_secure_channel(self.route, self.alices, trust=trust)
+        channel = await self.alice.open_secure_channel(self.route, self.alices, trust=trust, generation=self.generation)
         assert (await self.alice.ask(Route(channel, "echoer"), b"hello")).payload == b"hello"
         # Bob's side is the one that sends to Alice's decryptor.
         (bobs_side,) = [each for each in self.listener.channels if each._route[-1] == channel.decryptor]
         return channel, bobs_side
+
+
+async def known_as(identity: Identity, generation: str) -> Identifier:
+    return (await identity.classic()).identifier if generation == "classic" else identity.identifier
 
 
 async def serve(node: Node) -> tuple[Identity, Handler]:
@@ -100,8 +111,13 @@ async def open_parties(
     trust: TrustPolicy = trust_everyone,
     tap: Transport | None = None,
     store: StreamStore | None = None,
+    generation: str = "current",
+    generations: Sequence[str] = (),
 ) -> AsyncIterator[Parties]:
-    """Alice and Bob, joined by "loopback", "tcp", "a hub", "two hubs" or "streams"; `tap` is the transport of the first hub."""
+    """Alice and Bob, joined by "loopback", "tcp", "a hub", "two hubs" or "streams"; `tap` is the transport of the first hub.
+
+    Alice's channels are of a generation, and Bob's listener answers it alone, unless he is told otherwise.
+    """
     transport: str | Transport = "tcp" if way == "tcp" else Loopback() if tap is None else tap
     network: str | Transport = getattr(tap, "_inner", transport)
     async with AsyncExitStack() as stack:
@@ -113,8 +129,22 @@ async def open_parties(
         alice = await stack.enter_async_context(open_node(network))
         bobs, bob_handler = await serve(bob)
         alices, alice_handler = await serve(alice)
-        listener = await bob.serve_secure_channels("listener", bobs, trust=trust)
-        parties = Parties(alice, bob, alices, bobs, listener, Route("listener"), alice_handler, bob_handler)
+        listener = await bob.serve_secure_channels(
+            "listener", bobs, trust=trust, generations=generations or (generation,)
+        )
+        parties = Parties(
+            alice,
+            bob,
+            alices,
+            bobs,
+            listener,
+            Route("listener"),
+            alice_handler,
+            bob_handler,
+            generation=generation,
+            alices_identifier=await known_as(alices, generation),
+            bobs_identifier=await known_as(bobs, generation),
+        )
         if way == "streams":
             (hub,) = hubs
             at = await hub.listen("loopback:hub")

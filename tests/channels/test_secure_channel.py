@@ -4,7 +4,7 @@ import pytest
 import trio
 import trio.testing
 
-from tests.channels.parties import PATIENCE, Handler, open_parties
+from tests.channels.parties import GENERATIONS, PATIENCE, Handler, open_parties
 from tests.streams.scripted_hub import Wiretap, changed
 from trionode import Address, Identity, Mailbox, Node, Route, SecureChannel, open_node, trust_everyone, trust_only
 from trionode.access import from_anywhere, from_identities
@@ -295,7 +295,8 @@ async def test_a_peer_that_sends_and_goes_does_not_end_the_node_that_answers_thr
 
         await parties.bob.start_worker("slow", slow)
         with trio.fail_after(PATIENCE):
-            await parties.alice.send(Route(alices, "slow"), b"x")
+            async with parties.alice.open_mailbox() as mailbox:
+                await mailbox.send(Route(alices, "slow"), b"x")
             await parties.alice.aclose_links()
             await alices.closed.wait()
             await trio.testing.wait_all_tasks_blocked()
@@ -430,16 +431,18 @@ class SmallFrames(Loopback):
         return link
 
 
+@pytest.mark.parametrize("generation", GENERATIONS)
 @pytest.mark.parametrize(("way", "limit"), [("streams", MAX_RECORD), ("small frames", 5000), ("in a channel", 5000)])
 async def test_a_message_too_large_for_its_way_raises_before_it_is_sealed(
-    way: str, limit: int, autojump_clock: trio.testing.MockClock
+    way: str, limit: int, generation: str, autojump_clock: trio.testing.MockClock
 ) -> None:
     tap = None if way == "streams" else SmallFrames()
-    async with open_parties("streams" if way == "streams" else "loopback", tap=tap) as parties:
+    over = "streams" if way == "streams" else "loopback"
+    async with open_parties(over, tap=tap, generation=generation) as parties:
         channel, bobs = await parties.open()
         if way == "in a channel":
             channel = await parties.alice.open_secure_channel(
-                Route(channel, "listener"), parties.alices, trust=trust_everyone
+                Route(channel, "listener"), parties.alices, trust=trust_everyone, generation=generation
             )
             await parties.alice.ask(Route(channel, "echoer"), b"")
             (bobs,) = parties.listener.channels - {bobs}

@@ -1,14 +1,17 @@
 import time
 from collections.abc import AsyncIterator
+from hashlib import sha256
 from pathlib import Path
 
+import attrs
 import pytest
 import trio
 
 from trionode.errors import IdentityError, LocalError, VaultError
 from trionode.identities import ATTESTATION_LIFETIME, MAX_NAME, Identity, IdentityVault, MemoryIdentities
 from trionode.known_peers import KnownPeers, MemoryKnownPeers
-from trionode.protocol.identity import ChangeHistory, create_history, rotate, verify_history
+from trionode.protocol.classic_identity import ClassicHistory, create_classic_history, verify_classic_history
+from trionode.protocol.identity import ChangeHistory, Identifier, create_history, rotate, verify_history
 from trionode.protocol.identity_payload import IdentityPayload
 from trionode.protocol.key_exchange import KeyExchange
 from trionode.protocol.vault import KeyKind
@@ -189,6 +192,62 @@ async def test_an_exported_identity_is_imported_where_its_key_is() -> None:
     assert (await Identity.load(vault, "alice")).purpose_key == alice.purpose_key
 
 
+# The classic face
+
+
+async def test_an_identity_has_one_classic_face_which_is_kept(vault: IdentityVault) -> None:
+    alice = await Identity.create(vault, "alice")
+    classic = await alice.classic()
+    assert str(classic.identifier).startswith("P")
+    assert classic.signing_key.public == classic.history.root_key
+    assert classic.signing_key.public != alice.history.latest.key.value
+    assert (classic.vault, classic.name) == (vault, "alice")
+    assert await alice.classic() == classic
+    assert await (await Identity.load(vault, "alice")).classic() == classic
+    assert len(vault.keys()) == 3
+
+
+@pytest.mark.parametrize("revoke", [False, True])
+async def test_a_rotation_keeps_the_classic_face(vault: IdentityVault, revoke: bool) -> None:
+    alice = await Identity.create(vault)
+    classic = await alice.classic()
+    await alice.rotate(revoke_purpose_key=revoke)
+    assert await alice.classic() == classic
+    assert await (await Identity.load(vault)).classic() == classic
+    assert len(vault.keys()) == 3
+
+
+async def test_tasks_that_want_the_classic_face_at_once_get_the_same(vault: IdentityVault) -> None:
+    alice = await Identity.create(vault, "alice")
+    again = await Identity.load(vault, "alice")
+    found = []
+
+    async def ask(identity: Identity) -> None:
+        found.append(await identity.classic())
+
+    async with trio.open_nursery() as nursery:
+        for identity in (alice, again, alice, again):
+            nursery.start_soon(ask, identity)
+    assert len(found) == 4
+    assert len({each.identifier for each in found}) == 1
+    assert len(vault.keys()) == 3, "the keys of those who came second are forgotten"
+
+
+async def test_a_classic_face_that_was_refused_or_cancelled_leaves_no_key(vault: IdentityVault) -> None:
+    one, two = await Identity.create(vault), await Identity.load(vault)
+    await one.rotate()
+    keys = set(vault.keys())
+    with pytest.raises(VaultError, match="changed by another program"):
+        await two.classic()
+    assert set(vault.keys()) == keys
+    with trio.CancelScope() as scope:
+        scope.cancel()
+        await one.classic()
+    (stored,) = await vault.identities.all()
+    assert len(vault.keys()) == (2 if stored.classic is None else 3)
+    assert (await one.classic()).history.encoded == (await vault.identities.all())[0].classic
+
+
 # Known peers
 
 
@@ -211,6 +270,34 @@ async def test_a_history_goes_forward_only(vault: IdentityVault) -> None:
         await peers.check(fork)
     await peers.check(new)
     await peers.check(histories(2)[0])
+
+
+def classic_histories() -> tuple[ClassicHistory, ClassicHistory]:
+    """Two histories of one classic identifier, neither of which goes on from the other."""
+    vault = MemoryVault()
+    history = create_classic_history(vault, vault.import_secret(KeyKind.ED25519, bytes([7]) * 32))
+    # The same label in a longer form: another change_id, by the same key.
+    body = history.encoded[33:115].replace(b"\x08OCKAM_RK", b"\x88\x00OCKAM_RK")
+    digest = sha256(body).digest()
+    signature = vault.sign(vault.keys()[0], digest)
+    return history, verify_classic_history(b"\x01" + digest + body + b"\x01\x01\x40" + signature)
+
+
+async def test_a_classic_identity_known_with_another_history_is_a_conflict(vault: IdentityVault) -> None:
+    history, other = classic_histories()
+    assert history.identifier == other.identifier
+    for _ in range(2):
+        await vault.known_peers.check(history)
+    with pytest.raises(IdentityError, match=f"{history.identifier} shows a history that contradicts"):
+        await vault.known_peers.check(other)
+    await vault.known_peers.check(history)
+
+
+async def test_identifiers_of_two_generations_are_two_peers_even_with_the_same_bytes(vault: IdentityVault) -> None:
+    history, _ = classic_histories()
+    current = attrs.evolve(histories(1)[0], identifier=Identifier(history.identifier.value))
+    for each in (history, current, history, current):
+        await vault.known_peers.check(each)
 
 
 async def test_known_peers_are_bounded_and_the_longest_unchanged_is_forgotten(tmp_path: Path) -> None:

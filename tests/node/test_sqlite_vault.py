@@ -52,6 +52,8 @@ async def test_keys_identities_and_peers_outlive_the_process(path: Path, sealed:
     old = create_history(other, first, 1_700_000_000)
     async with open_sqlite_vault(path, passphrase=passphrase, unsealed=not sealed) as vault:
         alice = await Identity.create(vault, "alice")
+        classic = await alice.classic()
+        await vault.known_peers.check(classic.history)
         agreeing = vault.generate(KeyKind.X25519)
         vault.generate(KeyKind.X25519, ephemeral=True)
         shared = vault.x25519(agreeing, alice.purpose_key.public)
@@ -61,6 +63,8 @@ async def test_keys_identities_and_peers_outlive_the_process(path: Path, sealed:
         assert [same(handle) for handle in vault.keys()] == kept
         again = await Identity.load(vault, "alice")
         assert again.identifier == alice.identifier
+        assert (await again.classic()).history == classic.history
+        await vault.known_peers.check(classic.history)
         assert vault.x25519(vault.keys()[-1], again.purpose_key.public) == shared
         signing = vault.keys()[0]
         assert verify_ed25519(signing.public, b"data", vault.sign(signing, b"data"))
@@ -207,7 +211,7 @@ async def test_a_new_file_is_its_owners_alone_whatever_the_umask(tmp_path: Path)
 async def test_the_journal_is_its_owners_alone_too(path: Path) -> None:
     async with open_sqlite_vault(path, unsealed=True) as vault:
         with vault._file.transaction() as database:
-            database.execute("INSERT INTO identities VALUES ('a', x'00', x'00')")
+            database.execute("INSERT INTO identities (name, history) VALUES ('a', x'00')")
             (journal,) = [each for each in path.parent.iterdir() if each != path]
             assert stat.S_IMODE(journal.stat().st_mode) == 0o600
             database.execute("DELETE FROM identities")
@@ -243,6 +247,71 @@ async def test_foreign_files_are_refused_and_left_alone(path: Path) -> None:
         await make(path / "no" / "such" / "folder", PASSPHRASE)
 
 
+async def make_version_1(path: Path, passphrase: str | None) -> str:
+    """Make a file as the first version of vaults wrote it, with an identity and a known peer; return its identifier."""
+    async with open_sqlite_vault(path, passphrase=passphrase, unsealed=passphrase is None) as vault:
+        alice = await Identity.create(vault, "alice")
+        await vault.known_peers.check(alice.history)
+    with sqlite(path) as database:
+        database.execute("ALTER TABLE identities RENAME TO newer")
+        database.execute("CREATE TABLE identities (name TEXT PRIMARY KEY, history BLOB, purpose_key BLOB)")
+        database.execute("INSERT INTO identities SELECT name, history, purpose_key FROM newer")
+        database.execute("DROP TABLE newer")
+        database.execute("PRAGMA user_version = 1")
+    return str(alice.identifier)
+
+
+def version_of(path: Path) -> int:
+    with sqlite(path) as database:
+        version: int = database.execute("PRAGMA user_version").fetchone()[0]
+    return version
+
+
+@pytest.mark.parametrize("passphrase", [PASSPHRASE, None])
+async def test_a_file_of_the_first_version_is_upgraded_with_all_that_is_in_it(
+    path: Path, passphrase: str | None
+) -> None:
+    identifier = await make_version_1(path, passphrase)
+    async with open_sqlite_vault(path, passphrase=passphrase, unsealed=passphrase is None) as vault:
+        alice = await Identity.load(vault, "alice")
+        assert str(alice.identifier) == identifier
+        await vault.known_peers.check(alice.history)
+        classic = await alice.classic()
+        await alice.rotate()
+    assert version_of(path) == 2
+    async with open_sqlite_vault(path, passphrase=passphrase, unsealed=passphrase is None) as vault:
+        assert (await (await Identity.load(vault, "alice")).classic()).history == classic.history
+
+
+async def test_a_file_that_does_not_open_is_not_upgraded(path: Path) -> None:
+    await make_version_1(path, PASSPHRASE)
+    before = path.read_bytes()
+    with pytest.raises(VaultError, match="the passphrase does not open"):
+        await make(path, "xyzzy")
+    assert path.read_bytes() == before
+
+
+async def test_an_upgrade_that_fails_changes_nothing(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    await make_version_1(path, PASSPHRASE)
+    before = path.read_bytes()
+    monkeypatch.setattr(trionode.vault.sqlite, "_VERSION", 3)
+    upgrades = {1: "ALTER TABLE identities ADD COLUMN classic BLOB", 2: "no statement"}
+    monkeypatch.setattr(trionode.vault.sqlite, "_UPGRADES", upgrades)
+    with pytest.raises(VaultError, match="syntax error"):
+        await make(path, PASSPHRASE)
+    assert path.read_bytes() == before
+
+
+async def test_a_file_of_a_newer_version_is_refused_and_left_alone(path: Path) -> None:
+    await make(path, None)
+    with sqlite(path) as database:
+        database.execute("PRAGMA user_version = 3")
+    before = path.read_bytes()
+    with pytest.raises(VaultError, match="of version 3, this program knows versions up to 2: use a newer one"):
+        await make(path, None)
+    assert path.read_bytes() == before
+
+
 async def test_a_torn_file_is_never_taken_for_a_good_one(path: Path) -> None:
     async with open_sqlite_vault(path, passphrase=PASSPHRASE) as vault:
         for number in range(20):
@@ -271,6 +340,9 @@ async def test_entries_that_were_exchanged_or_changed_are_refused(path: Path) ->
         "UPDATE identities SET history = x'80'",
         "UPDATE identities SET history = NULL",
         "UPDATE identities SET purpose_key = 7",
+        "UPDATE identities SET classic = 7",
+        "UPDATE identities SET classic = x'01'",
+        "UPDATE identities SET classic = history",
         "UPDATE identities SET name = cast(x'ff' AS TEXT)",
     ):
         with sqlite(path) as database:

@@ -1,6 +1,7 @@
 import pytest
 
 from trionode.errors import IdentityError, LocalError
+from trionode.protocol.classic_identity import create_classic_history
 from trionode.protocol.identity import Identifier, create_history
 from trionode.protocol.key_exchange import Peer
 from trionode.protocol.vault import KeyKind
@@ -21,6 +22,13 @@ async def test_only_the_named_identities_are_trusted_given_as_text_or_value() ->
     alice, bob, mallory = peer(), peer(), peer()
     policy = trust_only(alice.identifier, str(bob.identifier))
     assert [await policy(each) for each in (alice, bob, mallory)] == [True, True, False]
+
+
+async def test_a_classic_identity_is_trusted_by_its_own_text_and_not_by_the_same_bytes_of_the_current_kind() -> None:
+    vault = MemoryVault()
+    classic = Peer(create_classic_history(vault, vault.generate(KeyKind.ED25519)))
+    assert await trust_only(str(classic.identifier))(classic) is True
+    assert await trust_only(Identifier(classic.identifier.value))(classic) is False
 
 
 def test_a_text_that_is_no_identifier_is_refused_where_the_policy_is_made() -> None:

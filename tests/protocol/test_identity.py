@@ -14,16 +14,15 @@ from tests.vectors import wire
 from trionode.errors import IdentityError, LocalError, WireError
 from trionode.protocol import cbor
 from trionode.protocol.attestation import CLOCK_SKEW, PurposeKeyAttestation
+from trionode.protocol.history import Relation, relation, verify_any_history
 from trionode.protocol.identity import (
     IDENTITY_LIFETIME,
     MAX_CHANGES,
     MAX_HISTORY,
     ChangeHistory,
     Identifier,
-    Relation,
     create_history,
     import_history,
-    relation,
     rotate,
     verify_history,
 )
@@ -52,12 +51,24 @@ def test_an_identifier_is_read_back_from_its_text() -> None:
     assert Identifier.parse(str(identifier)) == identifier
 
 
+def test_an_identifier_of_the_classic_generation_begins_with_another_letter_and_is_never_equal() -> None:
+    current, classic = Identifier(bytes(range(32))), Identifier(bytes(range(32)), classic=True)
+    assert str(classic) == "P" + bytes(range(32)).hex()
+    assert Identifier.parse(str(classic)) == classic
+    assert Identifier.parse(str(classic).upper()) == classic
+    assert current != classic
+    assert len({current, classic}) == 2
+
+
 @pytest.mark.parametrize(
     "text",
     [
         "",
         "I",
-        "P" + "0" * 64,
+        "P" + "0" * 63,
+        "i" + "0" * 64,
+        "p" + "0" * 64,
+        "Q" + "0" * 64,
         "I" + "0" * 63,
         "I" + "0" * 65,
         "I" + "g" * 64,
@@ -67,7 +78,7 @@ def test_an_identifier_is_read_back_from_its_text() -> None:
     ],
 )
 def test_other_texts_are_no_identifiers_and_the_error_says_what_one_is(text: str) -> None:
-    with pytest.raises(IdentityError, match="I and 64 hex digits"):
+    with pytest.raises(IdentityError, match="I and 64 hex digits, or P and 64 hex digits"):
         Identifier.parse(text)
 
 
@@ -86,6 +97,7 @@ def test_every_history_vector_verifies_and_encodes_to_the_same_bytes() -> None:
         encoded, fields = bytes.fromhex(vector["hex"]), vector["fields"]
         history = verify_history(encoded)
         assert history.encoded == encoded
+        assert verify_any_history(encoded) == history
         assert str(history.identifier) == fields["identifier"]
         for change, expected in zip(history.changes, fields["changes"], strict=True):
             assert change.key.kind.name.lower() == expected["key_type"]

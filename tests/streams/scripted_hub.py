@@ -110,6 +110,9 @@ class _TappedLink:
         else:
             await trio.lowlevel.checkpoint()
 
+    async def send_eof(self) -> None:
+        await self._link.send_eof()
+
     async def aclose(self) -> None:
         await self._link.aclose()
 

@@ -13,14 +13,17 @@ from trionode.cli.terminal import Output, printable, say
 from trionode.identities import Identity, IdentityVault
 
 _name = click.argument("name", default="default")
+_classic = click.option(
+    "--classic", is_flag=True, help="What peers of the classic generation know it by; made the first time."
+)
 
 
 @click.group()
 def identity() -> None:
     """Make, show, list, export and rotate the identities in a file.
 
-    An identity is known to its peers by its identifier, I and 64 hex digits, which stays the same when its key is rotated. NAME is what
-    this machine calls it, and is `default` unless you say otherwise.
+    An identity is known to its peers by its identifier, I and 64 hex digits, which stays the same when its key is rotated; to peers of the
+    classic generation by another one, P and 64 hex digits. NAME is what this machine calls it, and is `default` unless you say otherwise.
     """
 
 
@@ -48,12 +51,14 @@ def create(name: str, state: State) -> None:
 
 @identity.command()
 @_name
+@_classic
 @state_options(required=True)
-def show(name: str, state: State) -> None:
+def show(name: str, *, classic: bool, state: State) -> None:
     """Print the identifier of an identity."""
 
     async def work(vault: IdentityVault, output: Output) -> None:
-        await output.line(str((await Identity.load(vault, name)).identifier))
+        shown = await Identity.load(vault, name)
+        await output.line(str((await shown.classic() if classic else shown).identifier))
 
     _run(work, state)
 
@@ -72,12 +77,14 @@ def list_(state: State) -> None:
 
 @identity.command()
 @_name
+@_classic
 @state_options(required=True)
-def export(name: str, state: State) -> None:
+def export(name: str, *, classic: bool, state: State) -> None:
     """Print the public history of an identity in hex: what others need to verify it. It holds no secret."""
 
     async def work(vault: IdentityVault, output: Output) -> None:
-        await output.line((await Identity.load(vault, name)).export())
+        exported = await Identity.load(vault, name)
+        await output.line((await exported.classic() if classic else exported).history.export())
 
     _run(work, state)
 

@@ -33,7 +33,7 @@ class _LastRoutes:
 
     def __init__(self) -> None:
         self.read: tuple[bytes, tuple[Encoded, ...], tuple[Encoded, ...]] = (b"\x01\x00\x00", (), ())
-        self.written = self.read
+        self.written: tuple[bytes, tuple[Encoded, ...], tuple[Encoded, ...]] = self.read
 
 
 _last = _LastRoutes()

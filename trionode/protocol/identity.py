@@ -1,6 +1,5 @@
 """Who somebody is: change histories, and the identifiers that they prove (spec §9.2)."""
 
-import enum
 import re
 from typing import Self
 
@@ -18,36 +17,32 @@ MAX_CHANGES = 64
 MAX_HISTORY = 32 * 1024
 #: Seconds that an identity key lasts unless its maker says otherwise (spec §9.2): ten years.
 IDENTITY_LIFETIME = 315_360_000
-_IDENTIFIER_TEXT = re.compile(r"I[0-9a-fA-F]{64}")
+_IDENTIFIER_TEXT = re.compile(r"[IP][0-9a-fA-F]{64}")
 
 
 @attrs.frozen(order=True)
 class Identifier:
-    """The name of an identity: the 32-byte hash of its first change (spec §9.2); as text `I` and 64 hex digits."""
+    """The name of an identity; as text `I`, or `P` if it is of the classic generation, and 64 hex digits.
+
+    Its 32 bytes are the hash of the first change (spec §9.2), of a classic identity that of the first key (spec §9.1); the two kinds are never equal.
+    """
 
     value: bytes = attrs.field(repr=bytes.hex)
+    classic: bool = False
 
     @classmethod
     def parse(cls, text: str) -> Self:
         """Return the identifier that the text names; IdentityError, which says what is wrong, for any other text."""
         if _IDENTIFIER_TEXT.fullmatch(text):
-            return cls(bytes.fromhex(text[1:]))
+            return cls(bytes.fromhex(text[1:]), classic=text[0] == "P")
         shown = text if len(text) <= 80 else text[:80] + "…"
         raise IdentityError(
-            f"an identifier is I and 64 hex digits, as `trionode identity show` prints it; this is {shown!r}"
+            f"an identifier is I and 64 hex digits, or P and 64 hex digits for a classic one, "
+            f"as `trionode identity show` prints it; this is {shown!r}"
         )
 
     def __str__(self) -> str:
-        return "I" + self.value.hex()
-
-
-class Relation(enum.Enum):
-    """How a presented history stands to the known one of the same identifier."""
-
-    SAME = "same"
-    NEWER = "newer"
-    OLDER = "older"
-    CONFLICTING = "conflicting"
+        return ("P" if self.classic else "I") + self.value.hex()
 
 
 @attrs.frozen
@@ -168,19 +163,6 @@ def import_history(text: str) -> ChangeHistory:
     except ValueError as error:
         raise IdentityError("an exported identity is hex text, as `trionode identity export` prints it") from error
     return verify_history(encoded)
-
-
-def relation(known: ChangeHistory, presented: ChangeHistory) -> Relation:
-    """How the presented history stands to the known one: same, newer (it goes on from it), older, or conflicting."""
-    before = [change.hash for change in known.changes]
-    after = [change.hash for change in presented.changes]
-    if before == after:
-        return Relation.SAME
-    if before == after[: len(before)]:
-        return Relation.NEWER
-    if after == before[: len(after)]:
-        return Relation.OLDER
-    return Relation.CONFLICTING
 
 
 def read_history(item: object) -> ChangeHistory:

@@ -3,26 +3,29 @@
 import copy
 import enum
 from collections.abc import Mapping
-from typing import Self
+from typing import Protocol, Self
 
 import attrs
 
 from trionode.errors import HandshakeError, IdentityError, LocalError
 from trionode.protocol import noise
+from trionode.protocol.channel_cipher import ChannelCipher, current_cipher
 from trionode.protocol.credential import PresentedCredential
-from trionode.protocol.identity import ChangeHistory, Identifier
+from trionode.protocol.history import History
+from trionode.protocol.identity import Identifier
 from trionode.protocol.identity_payload import IdentityPayload
 from trionode.protocol.session import Session
 from trionode.protocol.vault import KeyHandle, KeyKind, Vault
 
 #: What every failed message raises, whatever its cause: what the peer sees of it, and what a log says of it, is no oracle.
-_REFUSED = "a handshake message that does not verify"
+REFUSED = "a handshake message that does not verify"
 
 
 class State(enum.Enum):
     """How far an exchange has come."""
 
     READY = "ready"
+    AGREEING = "awaiting the peer's keys"  # classic only: there the identities come afterwards
     AWAITING = "awaiting the peer's identity"
     DECIDING = "deciding whether the peer is trusted"
     OPEN = "open"
@@ -63,10 +66,7 @@ _GIVE_UP: _Table = {
 
 @attrs.frozen
 class Part:
-    """One side of one generation's exchange: which Noise role and protocol it plays, and what follows from what.
-
-    Another generation is another pair of parts, and the actions that their tables name.
-    """
+    """One side of the exchange: which Noise role and protocol it plays, and what follows from what."""
 
     role: noise.Role
     protocol_name: bytes
@@ -102,13 +102,47 @@ CURRENT_RESPONDER = Part(
 class Peer:
     """Who is at the other end: proven to hold the identity. Its credentials are as presented, not verified."""
 
-    history: ChangeHistory
+    history: History
     credentials: tuple[PresentedCredential, ...] = attrs.field(default=(), repr=False)
 
     @property
     def identifier(self) -> Identifier:
         """The identity's name, which trust policies decide by."""
         return self.history.identifier
+
+
+class Exchange(Protocol):
+    """One side of one exchange, of whatever generation: what the shell carries messages to and from."""
+
+    @property
+    def state(self) -> State:
+        """How far it has come: in DECIDING the peer is known, and REFUSED is the end."""
+        ...
+
+    @property
+    def peer(self) -> Peer | None:
+        """Who is at the other end, once that is proven."""
+        ...
+
+    def begin(self) -> bytes:
+        """Return message 1; only the initiator begins."""
+        ...
+
+    def receive(self, message: bytes, now: int) -> bytes | None:
+        """Take the peer's next message, and return the answer if one goes out at once; HandshakeError for whatever does not verify."""
+        ...
+
+    def accept(self) -> bytes | None:
+        """Take the peer for good, and return the last message if this side writes it."""
+        ...
+
+    def refuse(self) -> None:
+        """End the exchange and forget its keys; on an open one it does nothing."""
+        ...
+
+    def cipher(self) -> ChannelCipher:
+        """Return what the channel reads and writes by; LocalError before `accept`."""
+        ...
 
 
 @attrs.define(eq=False)
@@ -189,6 +223,10 @@ class KeyExchange:
             raise LocalError(f"the exchange is {self.state.value}: only an open one has a session")
         return self._session
 
+    def cipher(self) -> ChannelCipher:
+        """Return what the channel reads and writes by, around that session; LocalError before `accept`."""
+        return current_cipher(self.session())
+
     @property
     def handshake_hash(self) -> bytes:
         """The 32 bytes that name this channel and no other, the same on both sides; LocalError before `accept`."""
@@ -198,7 +236,7 @@ class KeyExchange:
     def _on(self, event: Event, message: bytes = b"", now: int = 0) -> bytes | None:
         step = self._part.table.get((self.state, event))
         if step is None and event is Event.RECEIVE:
-            raise HandshakeError(_REFUSED)
+            raise HandshakeError(REFUSED)
         if step is None:
             raise LocalError(f"{event.value}() has no place here: the {self._part.role.value} is {self.state.value}")
         action, state = step
@@ -242,7 +280,7 @@ class KeyExchange:
         try:
             self.peer = self._verified(payload, attempt.remote_static, now)
         except IdentityError as error:
-            raise HandshakeError(_REFUSED) from error
+            raise HandshakeError(REFUSED) from error
         self._noise = attempt
         self._vault.forget(self._ephemeral)  # all that it agrees on is mixed in by now
 

@@ -19,7 +19,9 @@ from nacl.secret import SecretBox
 from trionode.errors import IdentityError, VaultError
 from trionode.identities import StoredIdentity, name_conflict
 from trionode.known_peers import MAX_KNOWN_PEERS, is_news
-from trionode.protocol.identity import ChangeHistory, verify_history
+from trionode.protocol.classic_identity import verify_classic_history
+from trionode.protocol.history import History, verify_any_history
+from trionode.protocol.identity import verify_history
 from trionode.protocol.vault import KeyHandle, KeyKind
 from trionode.vault.memory import SECRET_SIZE, MemoryVault
 
@@ -33,16 +35,19 @@ MAX_MEMORY = argon2id.MEMLIMIT_SENSITIVE
 
 _MODE = 0o600
 _APPLICATION_ID = 0x74726E76  # "trnv", which file(1) and SQLite's own tools show
-_VERSION = 1
+_VERSION = 2
 _SMALLEST = 512  # bytes in the smallest page of SQLite
 _PROOF = b"trionode vault"
 
 _SCHEMA = (
     "CREATE TABLE seal (salt BLOB, operations INTEGER, memory INTEGER, proof BLOB)",  # one row; all null if unsealed
     "CREATE TABLE keys (number INTEGER PRIMARY KEY, kind TEXT, public BLOB, secret BLOB, UNIQUE (kind, public))",
-    "CREATE TABLE identities (name TEXT PRIMARY KEY, history BLOB, purpose_key BLOB)",
+    "CREATE TABLE identities (name TEXT PRIMARY KEY, history BLOB, purpose_key BLOB, classic BLOB)",
     "CREATE TABLE known_peers (number INTEGER PRIMARY KEY AUTOINCREMENT, identifier BLOB UNIQUE, history BLOB)",
 )
+
+#: What makes a file of that version one of the next.
+_UPGRADES = {1: "ALTER TABLE identities ADD COLUMN classic BLOB"}
 
 T = TypeVar("T")
 
@@ -89,6 +94,8 @@ class SqliteVault:
             with self._file.transaction() as database:
                 for kind, public, secret in database.execute("SELECT kind, public, secret FROM keys ORDER BY number"):
                     self._unseal(kind, public, secret)
+                # Only now: whoever can't unseal a file does not take it from an older program.
+                _upgrade(database)
         except BaseException:  # whatever it was: nobody else would close the file
             self._file.close()
             raise
@@ -166,20 +173,27 @@ class SqliteIdentities:
 
     async def save(self, identity: StoredIdentity, *, replaces: StoredIdentity | None = None) -> None:
         """Keep the identity under its name, in one transaction; VaultError if what stands there now is not `replaces`."""
-        row = (identity.name, identity.history.encoded, identity.purpose_key)
+        row = (identity.name, identity.history.encoded, identity.purpose_key, identity.classic)
 
         def save(database: sqlite3.Connection) -> None:
             found = database.execute(
-                "SELECT name, history, purpose_key FROM identities WHERE name = ?", row[:1]
+                "SELECT name, history, purpose_key, classic FROM identities WHERE name = ?", row[:1]
             ).fetchone()
             if (found and self._stored(*found)) != replaces:
                 raise name_conflict(identity.name, replaces)
-            database.execute("INSERT OR REPLACE INTO identities VALUES (?, ?, ?)", row)
+            database.execute(
+                "INSERT OR REPLACE INTO identities (name, history, purpose_key, classic) VALUES (?, ?, ?, ?)", row
+            )
 
         await self._file.run(save)
 
-    def _stored(self, name: object, history: object, purpose_key: object) -> StoredIdentity:
-        return StoredIdentity(str(name), self._file.history(history), self._file.blob(purpose_key))
+    def _stored(self, name: object, history: object, purpose_key: object, classic: object) -> StoredIdentity:
+        return StoredIdentity(
+            str(name),
+            self._file.history(history, verify_history),
+            self._file.blob(purpose_key),
+            None if classic is None else self._file.history(classic, verify_classic_history).encoded,
+        )
 
 
 class SqliteKnownPeers:
@@ -189,13 +203,14 @@ class SqliteKnownPeers:
         self._file = file
         self._bound = bound
 
-    async def check(self, history: ChangeHistory) -> None:
+    async def check(self, history: History) -> None:
         """Remember a history that is new or newer, in one transaction; IdentityError for one that is older or contradicts."""
-        key = (history.identifier.value,)
+        # One byte longer than a current identifier: the two kinds can't meet.
+        key = (b"P" * history.identifier.classic + history.identifier.value,)
 
         def check(database: sqlite3.Connection) -> None:
             row = database.execute("SELECT history FROM known_peers WHERE identifier = ?", key).fetchone()
-            if not is_news(row and self._file.history(row[0]), history):
+            if not is_news(row and self._file.history(row[0], verify_any_history), history):
                 return
             database.execute(
                 "INSERT OR REPLACE INTO known_peers (identifier, history) VALUES (?, ?)", (*key, history.encoded)
@@ -242,8 +257,12 @@ class _File:
             application, version = (
                 database.execute(f"PRAGMA {what}").fetchone()[0] for what in ("application_id", "user_version")
             )
-        if (application, version) != (_APPLICATION_ID, _VERSION):
-            raise VaultError(f"{self.path} is a database, but no vault of version {_VERSION}: choose another path")
+        if application != _APPLICATION_ID or version < 1:
+            raise VaultError(f"{self.path} is a database, but no vault: choose another path")
+        if version > _VERSION:
+            raise VaultError(
+                f"the vault {self.path} is of version {version}, this program knows versions up to {_VERSION}: use a newer one"
+            )
 
     @contextmanager
     def transaction(self) -> Iterator[sqlite3.Connection]:
@@ -267,10 +286,10 @@ class _File:
 
         return await trio.to_thread.run_sync(transact, limiter=self._limiter)
 
-    def history(self, encoded: object) -> ChangeHistory:
-        """Return a history that was kept here."""
+    def history(self, encoded: object, verify: Callable[[bytes], T]) -> T:
+        """Return a history that was kept here, as `verify` reads it."""
         try:
-            return verify_history(self.blob(encoded))
+            return verify(self.blob(encoded))
         except IdentityError as error:
             raise self.damaged("a change history does not verify") from error
 
@@ -380,5 +399,12 @@ def _box(passphrase: str, salt: bytes, operations: int, memory: int) -> SecretBo
     return SecretBox(argon2id.kdf(SecretBox.KEY_SIZE, passphrase.encode(), salt, operations, memory))
 
 
-def _read_identities(database: sqlite3.Connection) -> list[tuple[object, object, object]]:
-    return database.execute("SELECT name, history, purpose_key FROM identities ORDER BY name").fetchall()
+def _read_identities(database: sqlite3.Connection) -> list[tuple[object, object, object, object]]:
+    return database.execute("SELECT name, history, purpose_key, classic FROM identities ORDER BY name").fetchall()
+
+
+def _upgrade(database: sqlite3.Connection) -> None:
+    (version,) = database.execute("PRAGMA user_version").fetchone()
+    for step in range(version, _VERSION):
+        database.execute(_UPGRADES[step])
+        database.execute(f"PRAGMA user_version = {step + 1}")

@@ -1,0 +1,440 @@
+import time
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+
+import attrs
+import pytest
+import trio
+import trio.testing
+
+from tests.channels.parties import GENERATIONS, PATIENCE, Parties, open_parties
+from tests.streams.scripted_hub import Wiretap, changed, honest
+from trionode import Identifier, Identity, Mailbox, Message, Route, open_node, trust_everyone, trust_only
+from trionode.access import from_anywhere
+from trionode.errors import HandshakeError, LocalError, NoAnswerError, RemoteError
+from trionode.protocol import bare, classic
+from trionode.protocol.address import local
+from trionode.protocol.classic_key_exchange import ClassicKeyExchange
+from trionode.protocol.current import decode_message
+from trionode.protocol.key_exchange import Peer
+from trionode.router import random_address
+from trionode.secure_channel_listener import HANDSHAKE_TIMEOUT, PENDING_PER_SOURCE, SWEEP_SECONDS
+from trionode_loopback import Loopback
+
+WAYS = ["loopback", "a hub", "two hubs", "streams"]
+
+
+# -- over any way ---------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("way", WAYS)
+async def test_messages_pass_both_ways_with_the_peers_identifier_as_a_fact(
+    way: str, autojump_clock: trio.testing.MockClock
+) -> None:
+    async with open_parties(way, generation="classic") as parties:
+        alices, bobs = await parties.open()
+        assert (alices.peer.identifier, bobs.peer.identifier) == (parties.bobs_identifier, parties.alices_identifier)
+        assert str(alices.peer.identifier).startswith("P")
+        with trio.fail_after(PATIENCE):
+            for n in range(100):
+                await parties.alice.send(Route(alices, "handler"), b"%d" % n)
+                await parties.bob.send(Route(bobs, "handler"), b"%d" % n)
+            await parties.bob_handler.until(b"99")
+            await parties.alice_handler.until(b"99")
+        for handler, peer in (
+            (parties.bob_handler, parties.alices_identifier),
+            (parties.alice_handler, parties.bobs_identifier),
+        ):
+            assert handler.payloads == [b"%d" % n for n in range(100)]
+            assert {message.facts.identifier for message in handler.messages} == {peer.value}
+        assert (await parties.alice.ask(Route(alices, "echoer"), "Grüße")).text == "Grüße"
+        assert not +parties.alice.counters
+        assert not +parties.bob.counters
+
+
+async def test_messages_pass_both_ways_over_tcp() -> None:
+    async with open_parties("tcp", generation="classic") as parties:
+        alices, bobs = await parties.open(trust=trust_only(parties.bobs_identifier))
+        with trio.fail_after(5):
+            for n in range(500):
+                await parties.alice.send(Route(alices, "handler"), b"%d" % n)
+                await parties.bob.send(Route(bobs, "handler"), b"%d" % n)
+            await parties.bob_handler.until(b"499")
+            await parties.alice_handler.until(b"499")
+
+
+@pytest.mark.parametrize(("outer", "inner"), [("current", "classic"), ("classic", "current"), ("classic", "classic")])
+async def test_a_channel_in_a_channel_may_be_of_another_generation(
+    outer: str, inner: str, autojump_clock: trio.testing.MockClock
+) -> None:
+    async with open_parties("a hub", generation=outer) as parties:
+        carol = await Identity.create(parties.bob.vault, "carol")
+        await parties.bob.serve_secure_channels("inner", carol, trust=trust_everyone, generations=[inner])
+        channel, _ = await parties.open()
+        within = await parties.alice.open_secure_channel(
+            Route(channel, "inner"), parties.alices, trust=trust_everyone, generation=inner
+        )
+        answer = await parties.alice.ask(Route(within, "echoer"), b"x")
+        assert answer.facts.identifier == within.peer.identifier.value != channel.peer.identifier.value
+
+
+# -- which generation -----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("speaks", "answers"), [("classic", "current"), ("current", "classic")])
+async def test_a_listener_is_silent_to_the_generation_that_it_was_not_told_threat_11(
+    speaks: str, answers: str, autojump_clock: trio.testing.MockClock
+) -> None:
+    tap = Wiretap(Loopback())
+    async with open_parties("a hub", tap=tap, generation=speaks, generations=[answers]) as parties:
+        with pytest.raises(NoAnswerError, match=speaks):
+            await parties.alice.open_secure_channel(
+                parties.route, parties.alices, trust=trust_everyone, timeout=30, generation=speaks
+            )
+        assert parties.bob.counters == {"handshake refused": 3}
+        assert not parties.listener._pending
+        # Three first messages, on their way to Bob, are all that the hub has seen: not one byte from him.
+        assert len({decode_message(frame)[2] for frame in tap.held}) == 3
+        assert {decode_message(frame)[0][-1] for frame in tap.held} == {local("listener")}
+
+
+async def test_one_listener_answers_both_generations_at_once(autojump_clock: trio.testing.MockClock) -> None:
+    async with open_parties("a hub", generations=GENERATIONS) as parties:
+        channels = [
+            await parties.alice.open_secure_channel(
+                parties.route, parties.alices, trust=trust_everyone, generation=generation
+            )
+            for generation in GENERATIONS * 3
+        ]
+        for channel, generation in zip(channels, GENERATIONS * 3, strict=True):
+            assert channel.peer.identifier.classic is (generation == "classic")
+            answer = await parties.alice.ask(Route(channel, "echoer"), b"x")
+            assert answer.facts.identifier == channel.peer.identifier.value
+        assert len(parties.listener.channels) == 6
+        assert len({side.peer.identifier for side in parties.listener.channels}) == 2
+
+
+async def test_an_unknown_generation_is_this_programs_mistake() -> None:
+    async with open_node() as node:
+        identity = await Identity.create(node.vault)
+        with pytest.raises(LocalError, match="'modern'"):
+            await node.open_secure_channel(Route("x"), identity, trust=trust_everyone, generation="modern")
+        with pytest.raises(LocalError, match="'modern'"):
+            await node.serve_secure_channels("x", identity, trust=trust_everyone, generations=["classic", "modern"])
+        with pytest.raises(LocalError, match="nothing"):
+            await node.serve_secure_channels("x", identity, trust=trust_everyone, generations=[])
+        assert local("x") not in node.router
+
+
+async def test_each_side_is_warned_once_a_channel(
+    autojump_clock: trio.testing.MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with open_parties(generations=GENERATIONS) as parties:
+        await parties.open()
+        assert not [record for record in caplog.records if record.levelname == "WARNING"]
+        parties.generation = "classic"
+        await parties.open()
+        warnings = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+        assert len(warnings) == 2
+        assert all("replayed" in text and "keys never change" in text for text in warnings)
+
+
+# -- trust ----------------------------------------------------------------------------------------------------------------------------
+
+
+async def test_an_initiator_that_refuses_says_whom_it_found_threat_13(autojump_clock: trio.testing.MockClock) -> None:
+    async with open_parties(generation="classic") as parties:
+        entries = len(parties.alice.router._table)
+        # The current face of Bob is not his classic one.
+        with pytest.raises(HandshakeError, match=str(parties.bobs_identifier)):
+            await parties.open(trust=trust_only(parties.bobs.identifier))
+        assert len(parties.alice.router._table) == entries + 1  # the link
+        assert not parties.listener.channels
+        await parties.open(trust=trust_only(str(parties.bobs_identifier)))
+
+
+async def test_a_responder_that_refuses_is_silent_threat_25(autojump_clock: trio.testing.MockClock) -> None:
+    async with open_parties(generation="classic", trust=trust_only(Identifier(bytes(32), classic=True))) as parties:
+        channel = await parties.alice.open_secure_channel(
+            parties.route, parties.alices, trust=trust_everyone, generation="classic"
+        )
+        with pytest.raises(NoAnswerError):
+            await parties.alice.ask(Route(channel, "echoer"), b"x", timeout=10)
+        assert not parties.listener.channels
+        assert not parties.listener._pending
+        assert not parties.bob_handler.messages
+
+
+async def test_our_own_identity_is_refused_threat_12(autojump_clock: trio.testing.MockClock) -> None:
+    async with open_parties(generation="classic") as parties:
+        with pytest.raises(NoAnswerError):
+            await parties.bob.open_secure_channel(
+                Route("listener"), parties.bobs, trust=trust_everyone, timeout=30, generation="classic"
+            )
+        assert not parties.listener.channels
+        assert parties.bob.counters == {"handshake refused": 3}
+
+
+async def test_an_initiator_that_gives_up_leaves_nothing_behind(autojump_clock: trio.testing.MockClock) -> None:
+    async with open_node(Loopback()) as node:
+        begun: list[float] = []
+
+        async def silent(mailbox: Mailbox) -> None:
+            async for message in mailbox:
+                assert len(message.payload) == 69
+                begun.append(trio.current_time())
+
+        await node.start_worker("listener", silent)
+        identity = await Identity.create(node.vault)
+        await identity.classic()
+        start = trio.current_time()
+        keys, entries = len(node.vault._keys), len(node.router._table)  # type: ignore[attr-defined]
+        with pytest.raises(NoAnswerError):
+            await node.open_secure_channel(
+                Route("listener"), identity, trust=trust_everyone, timeout=60, generation="classic"
+            )
+        assert [at - start for at in begun] == [0, 5, 15, 35, 55]
+        assert (len(node.vault._keys), len(node.router._table)) == (keys, entries)  # type: ignore[attr-defined]
+
+
+# -- routes that end at the channel, and the end of the channel -------------------------------------------------------------------------
+
+
+async def test_a_message_for_nobody_behind_the_channel_is_never_sent(autojump_clock: trio.testing.MockClock) -> None:
+    async with open_parties(generation="classic") as parties:
+        alices, bobs = await parties.open()
+        before = alices._session._next, bobs._session._next
+        with trio.fail_after(PATIENCE):
+            await parties.alice.send(Route(alices), b"for nobody")
+            # A node's own messages have no return route: the echo would be for nobody.
+            await parties.alice.send(Route(alices, "echoer"), b"no answer wanted")
+            await parties.alice.send(Route(alices, "handler"), b"after")
+            await parties.bob_handler.until(b"after")
+            await trio.testing.wait_all_tasks_blocked()
+        assert parties.alice.counters == {"route ends at the channel": 1}
+        assert parties.bob.counters == {"route ends at the channel": 1}
+        assert (alices._session._next, bobs._session._next) == (before[0] + 2, before[1])
+        assert bobs.refused == 0
+
+
+async def test_a_message_for_nobody_behind_the_channel_is_dropped_and_counted(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async with open_parties(generation="classic") as parties:
+        alices, bobs = await parties.open()
+        plaintext = alices._cipher.write((local("handler"),), (), b"")
+        (bobs_self, handler), _, _ = classic.decode_message(plaintext)
+        with trio.fail_after(PATIENCE):
+            for onward in ((bobs_self,), (), (handler,), (handler, bobs_self), (bobs.encoded, handler)):
+                wrong = alices._cipher.seal(classic.encode_message(onward, (local("x"),), b"wrong"))
+                parties.alice.router.deliver(Message(alices._route, (), wrong))
+            await parties.alice.send(Route(alices, "handler"), b"after")
+            await parties.bob_handler.until(b"after")
+        assert parties.bob_handler.payloads == [b"after"]
+        assert bobs.refused == 5
+        assert parties.bob.counters == {"blob refused": 5}
+
+
+async def test_a_repeated_last_message_of_the_handshake_is_dropped(autojump_clock: trio.testing.MockClock) -> None:
+    tap = Wiretap(Loopback())
+    tap.accepted = lambda frame: [frame, frame]
+    tap.connected = lambda frame: [frame, frame]
+    async with open_parties("a hub", tap=tap, generation="classic") as parties:
+        alices, bobs = await parties.open()
+        tap.accepted = tap.connected = honest
+        # Two message 1 make two message 2, of which one counts; from then on all that came twice is refused once.
+        assert (await parties.alice.ask(Route(alices, "echoer"), b"x")).payload == b"x"
+        assert parties.listener.channels == {bobs}
+        assert alices.refused > 0
+        assert bobs.refused > 0
+
+
+async def test_closing_ends_this_side_alone_and_there_is_nothing_to_refresh(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async with open_parties(generation="classic") as parties:
+        alices, bobs = await parties.open()
+        before = alices._session._next
+        with pytest.raises(LocalError, match="generation='current'"):
+            alices.refresh(parties.alices, ())
+        await alices.aclose()
+        await alices.aclose()
+        await trio.testing.wait_all_tasks_blocked()
+        assert alices._session._next == before
+        assert alices.closed.is_set()
+        assert not bobs.closed.is_set()
+        # What still comes is for an address that is gone; Bob's side ends with its way, as soon as somebody looks.
+        await parties.bob.send(Route(bobs, "handler"), b"late")
+        await parties.alice.aclose_links()
+        with trio.fail_after(3 * SWEEP_SECONDS):
+            await bobs.closed.wait()
+        assert parties.alice.counters == {"unknown address": 1}
+
+
+async def test_the_route_of_a_responder_follows_nobody_threat_20(autojump_clock: trio.testing.MockClock) -> None:
+    tap = Wiretap(Loopback())
+    async with open_parties("a hub", tap=tap, generation="classic") as parties:
+        alices, bobs = await parties.open()
+        assert parties.hub is not None
+        await parties.bob.listen("loopback:also_bob")
+        await parties.hub.connect("loopback:also_bob", name="another way")
+        way = bobs._route
+
+        def detour(frame: bytes) -> Sequence[bytes]:
+            onward, _, _ = decode_message(frame)
+            return [changed(frame, onward=(local("another way"), *onward[1:]))]
+
+        tap.accepted = detour
+        assert (await parties.alice.ask(Route(alices, "echoer"), b"x")).payload == b"x"
+        assert bobs._route == way
+
+
+# -- behind and before message 5 ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seconds", [0.0, 3.0])
+async def test_data_right_behind_message_5_arrive_in_order_once_the_policy_has_decided(
+    seconds: float, autojump_clock: trio.testing.MockClock
+) -> None:
+    async def slow(_peer: Peer) -> bool:
+        await trio.sleep(seconds)
+        return True
+
+    async with open_parties(trust=slow, generation="classic") as parties:
+        channel = await parties.alice.open_secure_channel(
+            parties.route, parties.alices, trust=trust_everyone, generation="classic"
+        )
+        sent = [b"%d" % n for n in range(2000)]
+        with trio.fail_after(PATIENCE):
+            for payload in sent:
+                await parties.alice.send(Route(channel, "handler"), payload)
+            await parties.bob_handler.until_count(2000)
+        assert parties.bob_handler.payloads == sent
+        assert not +parties.bob.counters
+
+
+async def test_data_before_message_5_are_lost_and_the_channel_opens_all_the_same(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    tap = Wiretap(Loopback())
+    waiting: list[bytes] = []
+    seen = 0
+
+    def fifth_after_sixth(frame: bytes) -> Sequence[bytes]:
+        nonlocal seen
+        seen += 1
+        if seen == 3:  # messages 1, 3 and 5 are the initiator's
+            waiting.append(frame)
+            return []
+        return [frame, *waiting] if seen == 4 else [frame]
+
+    tap.accepted = fifth_after_sixth
+    async with open_parties("a hub", tap=tap, generation="classic") as parties:
+        channel = await parties.alice.open_secure_channel(
+            parties.route, parties.alices, trust=trust_everyone, generation="classic"
+        )
+        with trio.fail_after(PATIENCE):
+            await parties.alice.send(Route(channel, "handler"), b"early")
+            await parties.alice.send(Route(channel, "handler"), b"later")
+            await parties.bob_handler.until(b"later")
+        assert parties.bob_handler.payloads == [b"later"]
+        assert parties.bob.counters == {"handshake refused": 1}
+
+
+# -- half-open handshakes -------------------------------------------------------------------------------------------------------------
+
+
+@attrs.define(eq=False)
+class Stranger:
+    """Somebody who does a handshake by hand, message by message."""
+
+    mailbox: Mailbox
+    to_listener: Route
+    identity: Identity
+
+    async def half_open(self) -> tuple[ClassicKeyExchange, Message]:
+        """A handshake up to message 3, which is the answer to what is returned."""
+        face = await self.identity.classic()
+        exchange = ClassicKeyExchange.initiator(face.vault, face.signing_key, face.history, random_address())
+        await self.mailbox.send(self.to_listener, exchange.begin())
+        with trio.fail_after(PATIENCE):
+            return exchange, await self.mailbox.receive()
+
+    async def agreed(self) -> tuple[ClassicKeyExchange, Route]:
+        """A handshake up to message 4, and the way that message 5 takes."""
+        exchange, second = await self.half_open()
+        third = exchange.receive(second.payload, int(time.time()))
+        assert third is not None
+        await self.mailbox.send(second.return_route, third)
+        with trio.fail_after(PATIENCE):
+            exchange.receive((await self.mailbox.receive()).payload, int(time.time()))
+        return exchange, second.return_route
+
+
+@asynccontextmanager
+async def open_stranger(parties: Parties) -> AsyncIterator[Stranger]:
+    to_listener = Route(*(await parties.alice.connect("loopback:bob"),), "listener")
+    async with parties.alice.open_mailbox(allow=from_anywhere) as mailbox:
+        yield Stranger(mailbox, to_listener, parties.alices)
+
+
+@pytest.mark.parametrize("far", ["half_open", "agreed"])
+async def test_half_open_handshakes_are_bounded_and_forgotten_threat_17(
+    far: str, autojump_clock: trio.testing.MockClock
+) -> None:
+    async with open_parties(generation="classic") as parties, open_stranger(parties) as stranger:
+        keys = len(parties.bob.vault._keys)  # type: ignore[attr-defined]
+        for _ in range(PENDING_PER_SOURCE + 5):
+            await getattr(stranger, far)()
+        assert len(parties.listener._pending) == PENDING_PER_SOURCE
+        await trio.sleep(HANDSHAKE_TIMEOUT + SWEEP_SECONDS + 1)
+        assert not parties.listener._pending
+        assert len(parties.bob.vault._keys) == keys  # type: ignore[attr-defined]
+        assert len(parties.bob.router._table) == 4  # two workers, the listener and the link
+
+
+async def test_a_bad_identity_ends_its_handshake_at_once_and_no_other_threat_25(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async with open_parties(generation="classic") as parties, open_stranger(parties) as stranger:
+        bad, bads_way = await stranger.agreed()
+        good, goods_way = await stranger.agreed()
+        assert bad._session is not None
+        await stranger.mailbox.send(bads_way, bare.data(bad._session.encrypt(b"no identity")))
+        await stranger.mailbox.send(goods_way, b"junk")
+        await trio.testing.wait_all_tasks_blocked()
+        assert parties.bob.counters == {"handshake refused": 2}
+        assert len(parties.listener._pending) == 1
+        last = good.accept()
+        assert last is not None
+        await stranger.mailbox.send(goods_way, last)
+        await trio.testing.wait_all_tasks_blocked()
+        assert len(parties.listener.channels) == 1
+        assert not parties.listener._pending
+
+
+async def test_handshake_messages_without_a_return_route_are_dropped(autojump_clock: trio.testing.MockClock) -> None:
+    async with open_parties(generation="classic") as parties, open_stranger(parties) as stranger:
+        exchange, second = await stranger.half_open()
+        third = exchange.receive(second.payload, int(time.time()))
+        assert third is not None
+        (pending,) = parties.listener._pending.values()
+        parties.bob.router.deliver(Message((pending.address,), (), third))
+        assert parties.bob.counters == {"handshake refused": 1}
+        await stranger.mailbox.send(second.return_route, third)
+        with trio.fail_after(PATIENCE):
+            exchange.receive((await stranger.mailbox.receive()).payload, int(time.time()))
+        assert exchange.peer is not None
+
+
+async def test_a_vault_without_the_key_refuses_and_does_not_end_the_node(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async with open_parties(generation="classic") as parties:
+        face = await parties.bobs.classic()
+        parties.bob.vault.forget(face.signing_key)
+        with pytest.raises(RemoteError):
+            await parties.alice.open_secure_channel(
+                parties.route, parties.alices, trust=trust_everyone, timeout=4, generation="classic"
+            )
+        assert parties.bob.counters == {"handshake refused": 1}
