@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 import trionode_tcp
 from trionode.access import from_anywhere
-from trionode.errors import MessageTooLargeError, WireError
+from trionode.errors import LocalError, MessageTooLargeError, WireError
 from trionode.mailbox import Mailbox
 from trionode.node import Node, open_node
 from trionode.protocol.address import Address, local
@@ -223,3 +223,21 @@ async def test_what_a_peer_had_sent_before_it_saw_our_end_is_delivered() -> None
                 await stream.send_all(join_frames(CLASSIC, late))
                 await stream.aclose()
         assert got == [bytes((number,)) for number in range(5)]
+
+
+async def test_a_classic_link_that_we_dial_may_stay_silent(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trionode_tcp, "GREETING_TIMEOUT", 0.1)
+    with trio.fail_after(10):
+        async with echoing_node() as (_, at), open_node("tcp_classic") as old:
+            link = await old.connect(classic(at))
+            with trio.move_on_after(0.3):
+                await link.ended.wait()
+            assert link.is_open
+            assert (await old.ask(Route(classic(at), "echoer"), "hi")).text == "hi"
+
+
+async def test_a_socket_that_does_not_listen_is_refused() -> None:
+    with trio.fail_after(10), socket.socket() as deaf:
+        async with open_node(TCP(sockets=[deaf])) as node:
+            with pytest.raises(LocalError, match="expected open, listening sockets"):
+                await node.listen("tcp:127.0.0.1:0")

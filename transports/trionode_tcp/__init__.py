@@ -63,11 +63,8 @@ class TCPLink:
         """Send the preface of the wire and wait for the peer's (spec §3.2); frames that come with it are kept for `receive`.
 
         A heartbeat follows the preface at once, so that the peer need not wait to know which wire it is, nor can take a large first frame for
-        classic (spec §3.3).
+        classic (spec §3.3), and a classic link, which has no preface, may stay silent afterwards.
         """
-        if not self.wire.preface:
-            await trio.lowlevel.checkpoint()
-            return
         await self._send_bytes(self.wire.preface + join_frames(self.wire, [_heartbeat(self.wire)]))
         with trio.move_on_after(GREETING_TIMEOUT):
             while not self._decoder.greeted:
@@ -237,7 +234,7 @@ class TCP:
     """The transport `tcp:HOST:PORT`: listens for both generations of the wire (spec §3.3), and dials current.
 
     `max_frame` bounds what one peer can make this node hold (bytes, at most the wire's 16 MiB). `sockets` are listening sockets that the
-    caller opened or inherited, and keeps: `serve` listens at them, whatever place it is told, and leaves them open.
+    caller opened or inherited, and keeps: `serve` listens at them, whatever place it is told, and leaves them open. They become non-blocking.
     """
 
     name: ClassVar[str] = "tcp"
@@ -317,6 +314,10 @@ class TCP:
     async def _listeners(self, at: str) -> list[trio.SocketListener]:
         if self._sockets:
             await trio.lowlevel.checkpoint()
+            for each in self._sockets:
+                if each.fileno() < 0 or not each.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+                    msg = f"expected open, listening sockets in TCP(sockets=…), and got {each!r}: call listen() on it first"
+                    raise LocalError(msg)
             return [trio.SocketListener(trio.socket.from_stdlib_socket(each.dup())) for each in self._sockets]
         host, port = parse_host_port(at)
         try:
