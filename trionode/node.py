@@ -18,11 +18,20 @@ from trionode.observe import Counters, log, shown
 from trionode.protocol.address import Address, Encoded, local
 from trionode.protocol.message import Message, payload_of
 from trionode.protocol.route import Route
+from trionode.relay import Relay
+from trionode.relay_service import (
+    EPHEMERAL_SERVICE,
+    NAMED_SERVICE,
+    PREFIX,
+    RelayLimits,
+    RelayService,
+    is_relay_name,
+)
 from trionode.room import DEFAULT_BOUND
 from trionode.router import Router, random_address
 from trionode.secure_channel import SecureChannel, open_secure_channel
 from trionode.secure_channel_listener import SecureChannelListener
-from trionode.stream import Stream
+from trionode.stream import OpenWay, Stream
 from trionode.stream_service import INDEX_SERVICE, SERVICE, StreamLimits, StreamService
 from trionode.stream_store import StreamStore
 from trionode.transport import Link, Transport, load_transport
@@ -37,6 +46,8 @@ ANSWER_TIMEOUT = 30.0
 CHANNEL_TIMEOUT = 30.0
 #: Seconds that opening a stream may take.
 STREAM_TIMEOUT = 30.0
+#: Seconds that opening a relay may take.
+RELAY_TIMEOUT = 30.0
 
 #: The way to a hub: a route, or an async function that opens it anew each time it was lost, such as one that makes a secure channel.
 Hub = Route | Callable[[], Awaitable[Route]]
@@ -58,6 +69,7 @@ class Node:
         self._links: dict[tuple[str, str | None], NodeLink] = {}
         self._dialing: dict[tuple[str, str | None], trio.Lock] = {}
         self._all_links: set[NodeLink] = set()
+        self._listening: set[trio.CancelScope] = set()
         self._sender = Sender(self.router, random_address())
         self._is_over = False
 
@@ -92,12 +104,29 @@ class Node:
                 return
             accepted.add(link)
             try:
-                await self._hold(link, trunk=trunk)
+                # In the node's nursery and not the listener's, which may end before its links do.
+                held: NodeLink = await self.start(partial(self._hold, link, trunk=trunk))
+                await held.ended.wait()
+            except ClosedError:  # the node's block ended meanwhile
+                await link.aclose()
             finally:
                 accepted.discard(link)
 
-        bound: str = await self.start(partial(transport.serve, where.value.decode(), accept))
+        async def serve(*, task_status: trio.TaskStatus[str]) -> None:
+            with trio.CancelScope() as scope:
+                self._listening.add(scope)
+                try:
+                    await transport.serve(where.value.decode(), accept, task_status=task_status)
+                finally:
+                    self._listening.discard(scope)
+
+        bound: str = await self.start(serve)
         return Address(bound, transport.name)
+
+    def stop_listening(self) -> None:
+        """Accept no more links; those that there are live on."""
+        for scope in self._listening:
+            scope.cancel()
 
     async def _hold(
         self,
@@ -292,26 +321,28 @@ class Node:
         index_service: str = INDEX_SERVICE,
         client_id: str | None = None,
         start: int | None = None,
+        wire: str = "current",
         timeout: float = STREAM_TIMEOUT,  # noqa: ASYNC109  # whether a hub answers at all is known only by a deadline
     ) -> Stream:
         """Both directions of a conversation over the streams of a hub (spec §11), created there if they don't exist.
 
         `hub` is the route to it, a function that opens the way anew each time it was lost, or several of either: the next is tried when
         one is gone. `client_id` names the position that the hub keeps, so that a program that starts again reads on there; without one
-        reading begins at the first record, or at `start`. LinkLostError if no hub can be reached, ServiceError if it refuses,
+        reading begins at the first record, or at `start`. `wire` is the generation that the peer reads, "current" or "classic": what is written
+        is written in it, whatever the hub speaks; both are read. LocalError for another one, LinkLostError if no hub can be reached, ServiceError if it refuses,
         NoAnswerError after `timeout` seconds. Cancelled, no stream stays.
         """
         deadline = trio.current_time() + timeout
-        hubs = [hub] if isinstance(hub, Route) or callable(hub) else list(hub)
         stream = Stream(
             self.router,
-            [(str(each) if isinstance(each, Route) else each.__name__, partial(self._open_way, each)) for each in hubs],
+            self._ways(hub),
             sends=sends,
             receives=receives,
             service=service,
             index_service=index_service,
             client_id=client_id or secrets.token_hex(16),
             start=start,
+            wire=wire,
         )
         await self.start(stream.run)
         try:
@@ -321,6 +352,13 @@ class Node:
                 await stream.aclose()
             raise
         return stream
+
+    def _ways(self, hub: Hub | Sequence[Hub]) -> list[tuple[str, OpenWay]]:
+        """Return, for each hub, a name for logs and what opens the way to it."""
+        hubs = [hub] if isinstance(hub, Route) or callable(hub) else list(hub)
+        return [
+            (str(each) if isinstance(each, Route) else each.__name__, partial(self._open_way, each)) for each in hubs
+        ]
 
     async def _open_way(self, hub: Hub) -> tuple[Encoded, ...]:
         way = await self.resolve(hub if isinstance(hub, Route) else await hub())
@@ -342,6 +380,64 @@ class Node:
         await self.start(partial(streams.run, allow=allow))
         return streams
 
+    # Relays
+
+    async def open_relay(
+        self,
+        hub: Hub | Sequence[Hub],
+        name: str | None = None,
+        *,
+        to: Route | None = None,
+        service: str | None = None,
+        timeout: float = RELAY_TIMEOUT,  # noqa: ASYNC109  # a hub refuses in silence
+    ) -> Relay:
+        """An address on a hub by which others reach this node, or the one at `to`, registered anew whenever the way was lost (spec §13.2).
+
+        `hub` is as for `open_stream`. With a name, 1 to 64 of A-Z a-z 0-9 . _ -, it is the same address each time; without one the hub chooses
+        one that nobody can guess. `to` begins with the place of a node that this one connects to, such as tcp:127.0.0.1:4001. Who comes by a
+        relay is a stranger, so only what strangers may reach is reached. LinkLostError if no hub, or `to`, can be reached, NoAnswerError
+        after `timeout` seconds, which is also what a hub that refuses looks like. Cancelled, no relay stays.
+        """
+        deadline = trio.current_time() + timeout
+        if name is not None and not is_relay_name(name):
+            raise LocalError(
+                f"a relay is named by 1 to 64 of A-Z a-z 0-9 . _ -, and not register; without a name the hub chooses one; this is {name!r}"
+            )
+        if to is not None and not (to.hops and to.hops[0].transport):
+            raise LocalError(f"`to` begins with the place of a node, such as tcp:127.0.0.1:4001; this is [{to}]")
+        relay = Relay(
+            self.router,
+            self._ways(hub),
+            name=name,
+            service=service or (EPHEMERAL_SERVICE if name is None else NAMED_SERVICE),
+            open_target=None if to is None else partial(self.resolve, to),
+        )
+        await self.start(relay.run)
+        try:
+            await relay.ready(deadline)
+        except BaseException:  # also when cancelled: what can't be returned must not stay behind
+            with trio.CancelScope(shield=True):
+                await relay.aclose()
+            raise
+        return relay
+
+    async def serve_relays(
+        self,
+        *,
+        services: Sequence[str] = (EPHEMERAL_SERVICE, NAMED_SERVICE),
+        prefix: str = PREFIX,
+        allow: Access = from_anywhere,
+        limits: RelayLimits = RelayLimits(),  # noqa: B008  # a frozen value
+    ) -> RelayService:
+        """Let nodes that nobody can connect to be reached by their links with this one, for as long as the node lives (spec §13.2).
+
+        `allow` says who may register; the relays themselves are for everybody. A relay works whether or not this node forwards.
+        AddressInUseError if the address of a service is taken.
+        """
+        await trio.lowlevel.checkpoint()
+        self._require_open()
+        return RelayService(self.router, services, prefix, allow=allow, limits=limits)
+
     # What else lives in the node
 
     async def start(self, task: Callable[..., Awaitable[object]]) -> Any:
@@ -361,7 +457,8 @@ class Node:
         self._is_over = True
 
     async def aclose_links(self) -> None:
-        """Flush and close every link, all at the same time."""
+        """Listen no longer, and flush, drain and close every link, all at the same time."""
+        self.stop_listening()
         async with trio.open_nursery() as nursery:
             for link in list(self._all_links):
                 nursery.start_soon(link.aclose)

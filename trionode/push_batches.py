@@ -1,16 +1,16 @@
 """Pushes on their way to a store: in order for each stream and each producer, and in batches that hold up no other stream."""
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import attrs
 import trio
 
-from trionode.observe import log, shown
+from trionode.observe import Rarely, log, shown
 from trionode.protocol.message import Message
 from trionode.protocol.stream import born_at
 from trionode.room import Room
-from trionode.stream_store import Push, Stored, StoreError, StreamStore
+from trionode.stream_store import FinalError, Push, Stored, StoreError, StreamStore
 
 #: Pushes in one batch for the store, and batches that are with the store at a time, each with streams of its own.
 BATCH = 512
@@ -19,6 +19,8 @@ MAX_BATCHES = 4
 MAX_PRODUCERS = 10_000
 #: What a waiting push costs beside its record.
 PUSH_OVERHEAD = 512
+#: Seconds until the store is asked again for clients that don't ask again themselves.
+RETRY_SECONDS = 0.5
 
 
 @attrs.frozen(eq=False)
@@ -26,8 +28,12 @@ class WaitingPush:
     """A push on its way to the store, the message that is answered, and the room of its client, which it takes up meanwhile."""
 
     push: Push
+    #: What its client calls it, and the answer therefore.
+    request_id: int
     message: Message
     room: Room
+    #: Whether its client sends it again until it is stored.
+    resends: bool
 
     @property
     def cost(self) -> int:
@@ -45,6 +51,9 @@ class PushBatches:
 
     `may_store` is asked when a push's time has come; `answer` is told what became of each: where it lies, the store's refusal, or None
     where it was not its turn or not allowed. `settled` is called whenever a batch is done.
+
+    What the store fails to take is left to a client that sends it again; for one that does not (spec §11.5) it is tried again here, before
+    all that was pushed to its stream since, until the store takes it or never will.
     """
 
     def __init__(
@@ -64,6 +73,7 @@ class PushBatches:
         # be it that the store refused it, or that a link was lost whose last bytes are read after the first of the next link.
         self._turns: dict[tuple[str, bytes], int] = {}
         self._batches = 0
+        self._rarely = Rarely()
         self._nursery: trio.Nursery | None = None
 
     async def run(self) -> None:
@@ -102,6 +112,14 @@ class PushBatches:
         self._held.discard(stream)
         self._start_batch()
 
+    def give_up(self) -> None:
+        """Refuse what clients don't send again and the store has not taken: this is the end."""
+        lost = [waiting for queue in self._queues.values() for waiting in queue if not waiting.resends]
+        for waiting in lost:
+            self.refuse(waiting)
+        if lost:
+            log.warning("%d pushes of clients that don't send them again were not stored before the end", len(lost))
+
     def refuse(self, waiting: WaitingPush, error: StoreError | None = None) -> None:
         """Answer a push that is not stored; it keeps its turn until its producer sends it again."""
         request_id = waiting.push.request_id
@@ -115,8 +133,8 @@ class PushBatches:
         return request_id <= turn
 
     def _set_turn(self, waiting: WaitingPush, turn: int) -> None:
-        if born_at(waiting.push.producer) is None:
-            return  # of the classic generation: it sends nothing again, so nothing may wait for it (spec §11.5)
+        if not waiting.resends or born_at(waiting.push.producer) is None:
+            return  # whoever sends nothing again may not be waited for (spec §11.5)
         self._turns[waiting.producer] = turn
         if len(self._turns) > MAX_PRODUCERS:
             del self._turns[next(iter(self._turns))]
@@ -149,21 +167,51 @@ class PushBatches:
     async def _append(self) -> None:
         batch, streams = self._take_batch()
         self._held |= streams
+        again: dict[str, list[WaitingPush]] = {}
+        settled = 0
         try:
-            results = await self._store.append([waiting.push for waiting in batch]) if batch else ()
-            for waiting, result in zip(batch, results, strict=True):
+            for waiting, result in zip(batch, await self._stored(batch), strict=True):
+                settled += 1
+                if isinstance(result, StoreError) and not waiting.resends and not isinstance(result, FinalError):
+                    again.setdefault(waiting.push.stream, []).append(waiting)
+                    self._tell("pushes to stream %s wait for the store: %s", waiting.push.stream, result)
+                    continue
+                waiting.room.release(waiting.cost)
                 if isinstance(result, Stored):
                     self._answer(waiting, result)
                 else:
                     self.refuse(waiting, result)
-        except StoreError as error:
-            log.warning("a batch of %d pushes was not stored: %s", len(batch), shown(error))
-            for waiting in batch:
-                self.refuse(waiting, error)
         finally:
             self._batches -= 1
-            self._held -= streams
-            for waiting in batch:
+            for waiting in batch[settled:]:
                 waiting.room.release(waiting.cost)
+            self._wait_again(again)
+            self._held -= streams - again.keys()
             self._settled()
         self._start_batch()
+
+    async def _stored(self, batch: list[WaitingPush]) -> Sequence[Stored | StoreError]:
+        if not batch:
+            return ()
+        try:
+            return await self._store.append([waiting.push for waiting in batch])
+        except StoreError as error:
+            self._tell("a batch of %d pushes was not stored: %s", len(batch), error)
+            return [error] * len(batch)
+
+    def _tell(self, what: str, which: object, error: StoreError) -> None:
+        """Log a failure at most once a minute: what is tried again fails as often."""
+        if self._rarely.is_due(f"{what}{which}", trio.current_time()):
+            log.warning(what, which, shown(error))
+
+    def _wait_again(self, again: dict[str, list[WaitingPush]]) -> None:
+        """Put pushes back before those that came since, and let their streams wait for RETRY_SECONDS."""
+        for stream, pushes in again.items():
+            self._queues.setdefault(stream, deque()).extendleft(reversed(pushes))
+        if again and self._nursery is not None:
+            self._nursery.start_soon(self._let_go_later, list(again))
+
+    async def _let_go_later(self, streams: list[str]) -> None:
+        await trio.sleep(RETRY_SECONDS)
+        for stream in streams:
+            self.let_go(stream)

@@ -129,6 +129,18 @@ class Router:
             return None
         return entry.hop(message)
 
+    def bridge(self, message: Message) -> Room | None:
+        """Deliver by this node's own authority, whoever sent the message: for hops that lead to an address which this node chose itself."""
+        entry = self._table.get(message.onward[0])
+        if entry is None:
+            self._nobody(message)
+            return None
+        message.deliveries += 1
+        if message.deliveries > MAX_DELIVERIES:
+            self.counters["too many local deliveries"] += 1
+            return None
+        return entry.hop(message)
+
     def answer(self, message: Message, source: Encoded, payload: bytes) -> None:
         """Answer by the way that a message came, from `source`, without waiting: for hops, and for services that strangers use.
 

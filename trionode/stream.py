@@ -12,6 +12,7 @@ from trionode.access import from_anywhere
 from trionode.errors import (
     ClosedError,
     LinkLostError,
+    LocalError,
     MessageTooLargeError,
     NoAnswerError,
     RemoteError,
@@ -23,11 +24,13 @@ from trionode.memory_channel import MemoryChannel
 from trionode.observe import Rarely, log, shown
 from trionode.protocol import stream as machine
 from trionode.protocol.address import Address, Encoded, local
-from trionode.protocol.current import decode_message, encode_message
+from trionode.protocol.classic import CLASSIC
+from trionode.protocol.current import CURRENT
 from trionode.protocol.message import Facts, Message
 from trionode.protocol.route import MAX_HOPS
 from trionode.protocol.stream import (
     MAX_RECORD,
+    PULL_LIMIT,
     CreateRequest,
     CreateResponse,
     ErrorResponse,
@@ -41,7 +44,7 @@ from trionode.protocol.stream import (
     Response,
     decode_response,
     encode,
-    uuid7_hex,
+    producer_name,
 )
 from trionode.room import Room
 from trionode.router import Router, random_address
@@ -58,8 +61,14 @@ SILENCE = 2
 #: Seconds that `aclose` waits for pushes to be confirmed.
 CLOSE_GRACE = 1.0
 
-#: The first byte of a record tells which generation wrote it (spec §2.2): an array of three or four items, current.
-_CURRENT_RECORDS = (b"\x83", b"\x84")
+#: Records that are asked for in one pull at a hub of the classic generation: as many as its own clients ask for (spec §11.4), since a hub
+#: of the seed era does not answer at all where the answer would be too long for it.
+CLASSIC_PULL_LIMIT = 8
+
+#: The first byte of a record tells which generation wrote it (spec §2.2): an array of three or four items, or version 1.
+_WRITTEN_IN = {0x83: CURRENT, 0x84: CURRENT, 0x01: CLASSIC}
+#: The generations that a stream can write.
+_WIRES = {wire.name: wire for wire in (CURRENT, CLASSIC)}
 
 
 def unique(name: str) -> str:
@@ -73,6 +82,10 @@ class Stream:
     What is sent to its address is pushed into the stream `sends` until the hub confirms it, over lost links, other hubs and restarts.
     What is read from `receives` is delivered on this node, with this stream's sender in front of the return route; messages that are
     addressed to nobody further come out of the iteration. Made by `Node.open_stream`.
+
+    It writes the records of one generation and reads those of both. What was not confirmed when the link was lost is pushed again: our hubs
+    know it again, however they are reached; one of the classic generation that is not ours does not, so that there a record may lie twice.
+    The window of a secure channel refuses the second, whoever reads without one must bear it.
     """
 
     def __init__(
@@ -86,9 +99,13 @@ class Stream:
         index_service: str,
         client_id: str,
         start: int | None,
+        wire: str,
     ) -> None:
+        if wire not in _WIRES:
+            raise LocalError(f"a stream writes the wire {' or '.join(map(repr, _WIRES))}, not {wire!r}")
+        self._encode = _WIRES[wire].encode
         # A UUIDv7: what it says of its birth bounds how far back a hub looks for this producer's earlier pushes.
-        self.encoded = local(uuid7_hex(time.time_ns() // 1_000_000, secrets.token_bytes(10)))
+        self.encoded = local(producer_name(time.time_ns() // 1_000_000, secrets.token_bytes(10)))
         #: Records of sessions that are over, or for addresses that are nobody's: skipped.
         self.dead_records = 0
         self._consumer_address = random_address()
@@ -296,7 +313,7 @@ class Stream:
     def _on_producer(self, message: Message) -> Room | None:
         """The sender's hop: data from this node are pushed or queued, answers of the hub move the window."""
         if message.facts.is_here:
-            record = encode_message(message.onward[1:], message.back, message.payload)
+            record = self._encode(message.onward[1:], message.back, message.payload)
             if len(record) > MAX_RECORD:
                 raise MessageTooLargeError(
                     f"a stream carries messages of at most {MAX_RECORD} bytes with their routes, this one has {len(record)}: send it in parts"
@@ -336,6 +353,7 @@ class Stream:
         requests: Sequence[Request] = ()
         match response:
             case CreateResponse():
+                self._consumer.limit = PULL_LIMIT if message.facts.resends else CLASSIC_PULL_LIMIT
                 requests = self._consumer.created(response, message.back, now)
             case IndexResponse():
                 requests = self._consumer.positioned(response, now)
@@ -362,11 +380,12 @@ class Stream:
             self._watch(self._consumer.next_deadline())
 
     def _deliver_record(self, record: Record) -> Room | None:
-        if not record.message.startswith(_CURRENT_RECORDS):
-            self._skip("a record of another generation than this stream's")
+        wire = _WRITTEN_IN.get(record.message[0]) if record.message else None
+        if wire is None:
+            self._skip("a record of no known generation")
             return None
         try:
-            onward, back, payload = decode_message(record.message)
+            onward, back, payload = wire.decode(record.message)
         except WireError as error:
             self._skip(str(error))
             return None

@@ -1,6 +1,9 @@
 """The stream service and its index service: what a hub offers, over a store, to producers and consumers (spec §11)."""
 
-from collections.abc import Awaitable, Callable, Sequence
+import itertools
+import secrets
+import time
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from functools import partial
 from hashlib import sha256
 
@@ -16,6 +19,7 @@ from trionode.protocol.stream import (
     LONG_POLL_SECONDS,
     MAX_ANSWER,
     MAX_RECORD,
+    POLL_SECONDS,
     CreateRequest,
     CreateResponse,
     ErrorResponse,
@@ -32,13 +36,15 @@ from trionode.protocol.stream import (
     decode_request,
     encode,
     is_capability,
+    sends_again,
+    uuid7_hex,
     valid_client_id,
     valid_stream_name,
 )
-from trionode.push_batches import PushBatches, WaitingPush
+from trionode.push_batches import RETRY_SECONDS, PushBatches, WaitingPush
 from trionode.room import Room
 from trionode.router import Router
-from trionode.stream_store import Position, Push, Stored, StoreError, StreamStore
+from trionode.stream_store import FinalError, Position, Push, Stored, StoreError, StreamStore
 
 #: The names by which clients know the services, unless they are told others (spec §11.2).
 SERVICE = "stream_kafka"
@@ -46,10 +52,14 @@ INDEX_SERVICE = "stream_kafka_index"
 
 #: What a pull answer needs of its frame beside the records: addresses, heads, protocol name (spec §11.6, 9: about 150 bytes, and more in a channel).
 ANSWER_MARGIN = 600
+#: What a frame and its payload need beside routes and records: counts, lengths, protocol name, request id.
+FRAME_HEADS = 40
 #: Records of one answer, whatever the client asks for.
 MAX_PULL_LIMIT = 1000
 #: Positions that wait to be saved; one that is lost costs reading again.
 MAX_SAVES = 10_000
+#: Seconds that `finish` waits for consumers that are between two pulls: one that never asks again comes back after POLL_SECONDS and its way.
+FINISH_GRACE = POLL_SECONDS + 0.1
 #: Seconds that `aclose` waits for the store.
 CLOSE_GRACE = 1.0
 
@@ -64,6 +74,18 @@ class StreamLimits:
     push_bytes: int = 1024 * 1024
     #: Pulls, creates and index requests that wait for an answer.
     requests: int = 256
+
+
+@attrs.frozen(eq=False)
+class _Deputy:
+    """The hub itself as a producer, for those who push to one stream and never send again.
+
+    Their own addresses and ids mean nothing to a store, which has to know what it is given again: one of theirs in 64 looks like a UUIDv7,
+    whose birth bounds how far a store looks back, and one that is chosen by hand may come again with other records (spec §11.6, 4).
+    """
+
+    producer: bytes = attrs.Factory(lambda: uuid7_hex(time.time_ns() // 1_000_000, secrets.token_bytes(10)).encode())
+    request_ids: Iterator[int] = attrs.Factory(itertools.count)
 
 
 @attrs.define(eq=False)
@@ -81,6 +103,10 @@ class StreamService:
     A stream's worker has an address that follows from its name, so it is valid on every hub before the same store. Pushes leave for
     the store in batches; while a batch is there, pushes to other streams make up the next. A pull waits for up to LONG_POLL_SECONDS.
     A stream that an authenticated identity made belongs to it: others reach it only if its name is a capability, as `unique` makes.
+
+    Clients of the classic generation ask once and wait for ever, push once, and push whatever they don't know into their stream (spec §11.6).
+    So their requests are tried again here until the store answers, a refusal is silence and a line in the log, and before the end comes
+    `finish`, by which none of them is left with a pull that nobody answers.
     """
 
     def __init__(
@@ -95,11 +121,16 @@ class StreamService:
         self._clients: dict[Encoded | bytes | None, _Client] = {}
         self._owners: dict[str, str] = {}
         self._pushes = PushBatches(store, self._may_push, self._confirm, self._settled)
+        self._deputies: dict[str, _Deputy] = {}
         self._pulls: dict[tuple[str, tuple[Encoded, ...]], trio.CancelScope] = {}
+        # When consumers that never ask again were last answered, those whose next pull has not come, the longest first.
+        self._resting: dict[tuple[str, tuple[Encoded, ...]], float] = {}
         self._saves: dict[tuple[str, str], int] = {}
         self._save_due = trio.Event()
         self._scope = trio.CancelScope()
         self._ended = trio.Event()
+        self._finishing = False
+        self._answering = trio.Event()
         self._closing = False
         self._rarely = Rarely()
         self._quieter = trio.Event()
@@ -132,20 +163,45 @@ class StreamService:
                 client.room.close()
             self._ended.set()
 
+    async def finish(self) -> None:
+        """Answer every pull, so that no consumer waits in vain (spec §11.6, 7): now is the time to close links.
+
+        A pull that is on its way when its link ends is lost, and with it a consumer that never asks again. So answers are held back for up to
+        FINISH_GRACE seconds until all of those wait for one, and leave together: none of them has a pull on its way for POLL_SECONDS then.
+        Further pulls are answered at once, and pushes are stored until `aclose`. Cancelled, the answers leave at once.
+        """
+        self._finishing = True
+        now = trio.current_time()
+        resting = () if self._answering.is_set() else self._resting.items()
+        due = {key for key, at in resting if now - at <= FINISH_GRACE and key[1][0] in self._router}
+        try:
+            with trio.move_on_after(FINISH_GRACE):
+                while not due <= self._pulls.keys():
+                    await self._quieter.wait()
+        finally:
+            self._answering.set()
+            answered = set(self._pulls.values())
+            for scope in answered:
+                scope.cancel()
+        with trio.move_on_after(CLOSE_GRACE):
+            while not answered.isdisjoint(self._pulls.values()):
+                await self._quieter.wait()
+
     async def aclose(self) -> None:
-        """Answer every pull, so that no consumer waits in vain (spec §11.6, 7), and end once the store has what was pushed."""
+        """Answer every pull as `finish` does, and end once the store has what was pushed; what it does not take in time is refused."""
+        await self.finish()
         self._closing = True
-        for scope in self._pulls.values():
-            scope.cancel()
         with trio.move_on_after(CLOSE_GRACE):
             while self._pushes.is_busy or self._pulls or self._saves:
-                self._quieter = trio.Event()
                 await self._quieter.wait()
+        self._pushes.give_up()
         self._scope.cancel()
         await self._ended.wait()
 
     def _settled(self) -> None:
+        """Let those look again who wait for the end of something."""
         self._quieter.set()
+        self._quieter = trio.Event()
 
     # Requests
 
@@ -201,13 +257,11 @@ class StreamService:
             if not client.room.size and not client.requests and (key is None or key not in self._router):
                 del self._clients[key]
 
-    def _spawn(self, message: Message, task: Callable[[], Awaitable[None]], refusal: Response | None = None) -> bool:
+    def _spawn(self, message: Message, task: Callable[[], Awaitable[None]]) -> bool:
         """Run a request that may wait in a task of its own; False if that is over its client's limit."""
         client = self._client(message.facts)
         if client.requests >= self._limits.requests or self._nursery is None:
             self._router.counters["too many stream requests"] += 1
-            if refusal is not None:
-                self._answer(message, message.onward[0], refusal)
             return False
         client.requests += 1
 
@@ -227,6 +281,20 @@ class StreamService:
         """Log what a store refused, each kind for each stream at most once a minute: strangers can make it happen as often as they like."""
         if self._rarely.is_due(what + stream, trio.current_time()):
             log.warning(what, shown(stream), shown(error))
+
+    def _refuse(self, message: Message, reason: str) -> None:
+        """Say why a stream can't be had, to those who understand it: to others it would be data, which they push (spec §11.6, 6)."""
+        if _resends(message):
+            self._answer(message, self._service, ErrorResponse(reason))
+        elif self._rarely.is_due(reason, trio.current_time()):
+            log.warning("a client that does not understand refusals waits in vain: %s", shown(reason))
+
+    async def _try_again(self, facts: Facts, error: StoreError) -> bool:
+        """Wait for the store in the place of a client that asks only once, while it is there; False if that is no use, or not needed."""
+        if facts.resends or isinstance(error, FinalError):
+            return False
+        await trio.sleep(RETRY_SECONDS)
+        return facts.link is None or facts.link in self._router
 
     def _worker(self, stream: str) -> Encoded:
         return encode_address(LOCAL, self._prefix + stream.encode())
@@ -252,7 +320,7 @@ class StreamService:
         else:
             refusal = await self._meet(name, message.facts)
         if name is None or refusal is not None:
-            self._answer(message, self._service, ErrorResponse(refusal or ""))
+            self._refuse(message, refusal or "")
         else:
             self._answer(message, self._worker(name), CreateResponse(name))
 
@@ -264,11 +332,14 @@ class StreamService:
         client = self._client(facts)
         if name not in client.streams and len(client.streams) >= self._limits.streams:
             return f"this hub lets a client use {self._limits.streams} streams"
-        try:
-            self._owners[name] = await self._store.create(name, _owner(facts))
-        except StoreError as error:
-            self._tell("stream %s could not be created: %s", name, error)
-            return f"the stream could not be created: {error}"
+        while True:
+            try:
+                self._owners[name] = await self._store.create(name, _owner(facts))
+                break
+            except StoreError as error:
+                self._tell("stream %s could not be created: %s", name, error)
+                if not await self._try_again(facts, error):
+                    return f"the stream could not be created: {error}"
         if not self._may_use(name, facts):
             return "the stream belongs to another identity"
         client.streams.add(name)
@@ -280,10 +351,15 @@ class StreamService:
         if not message.back:
             return None
         client = self._client(message.facts)
-        _, producer = decode_address(message.back[-1])
-        waiting = WaitingPush(Push(name, producer, request.request_id, request.record), message, client.room)
+        resends = _resends(message)
+        _, address = decode_address(message.back[-1])
+        producer, request_id = (address, request.request_id) if resends else self._deputy(name)
+        waiting = WaitingPush(
+            Push(name, producer, request_id, request.record), request.request_id, message, client.room, resends
+        )
+        is_late = self._closing and resends
         # A client's room is full only where its readers don't wait, on a trunk.
-        if len(request.record) > MAX_RECORD or self._closing or client.room.is_full:
+        if len(request.record) > MAX_RECORD or is_late or client.room.is_full or self._nursery is None:
             self._pushes.refuse(waiting)
             return None
         if name not in self._owners and not self._pushes.is_held(name):
@@ -294,11 +370,20 @@ class StreamService:
             self._spawn(message, partial(self._introduce, name, message.facts))
         return self._pushes.put(waiting)
 
+    def _deputy(self, name: str) -> tuple[bytes, int]:
+        """By what the store is to know again a push that its client sends only once."""
+        deputy = self._deputies.get(name)
+        if deputy is None:
+            deputy = self._deputies[name] = _Deputy()
+        return deputy.producer, next(deputy.request_ids)
+
     async def _introduce(self, name: str, facts: Facts) -> None:
         """Meet a stream that was pushed to before it was created here; its pushes wait meanwhile."""
         try:
             await self._meet(name, facts)
         finally:
+            if name not in self._owners:
+                self._deputies.pop(name, None)
             self._pushes.let_go(name)
 
     def _may_push(self, waiting: WaitingPush) -> bool:
@@ -310,7 +395,7 @@ class StreamService:
             self._tell("a push to stream %s was refused: %s", waiting.push.stream, result)
         ok = isinstance(result, Stored)
         index = result.index if isinstance(result, Stored) else 0
-        self._answer(waiting.message, waiting.message.onward[0], PushResponse(waiting.push.request_id, ok, index))
+        self._answer(waiting.message, waiting.message.onward[0], PushResponse(waiting.request_id, ok, index))
 
     # Pulls
 
@@ -318,16 +403,18 @@ class StreamService:
         """Let a pull wait, in the place of the one that the same consumer sent before: that is answered, empty, since it was given up."""
         # Here and not in the pull's task, since of tasks that are started together any may run first.
         scope = trio.CancelScope()
-        if self._spawn(
-            message, partial(self._pull, message, name, request, scope), PullResponse(request.request_id, ())
-        ):
-            key = (name, message.back)
-            former = self._pulls.get(key)
-            if former is not None:
-                former.cancel()
-            self._pulls[key] = scope
-            if self._closing:
-                scope.cancel()
+        if not self._spawn(message, partial(self._pull, message, name, request, scope)):
+            self._answer_pull(message, name, request, ())
+            return
+        key = (name, message.back)
+        former = self._pulls.get(key)
+        if former is not None:
+            former.cancel()
+        self._pulls[key] = scope
+        self._resting.pop(key, None)
+        if self._answering.is_set():
+            scope.cancel()
+        self._settled()
 
     async def _pull(self, message: Message, name: str, request: PullRequest, scope: trio.CancelScope) -> None:
         records: Sequence[Record] = ()
@@ -342,11 +429,31 @@ class StreamService:
                     )
             except StoreError as error:
                 self._tell("a pull of stream %s failed: %s", name, error)
+        if self._finishing:
+            await self._answering.wait()
         key = (name, message.back)
         if self._pulls.get(key) is scope:
             del self._pulls[key]
-            self._quieter.set()
-        self._answer(message, message.onward[0], PullResponse(request.request_id, tuple(records)))
+        self._answer_pull(message, name, request, records)
+        self._settled()
+
+    def _answer_pull(self, message: Message, name: str, request: PullRequest, records: Sequence[Record]) -> None:
+        payload = encode(PullResponse(request.request_id, tuple(records)))
+        limit = self._router.limit(message.back[0]) if message.back else None
+        routes = sum(map(len, message.back)) + len(message.onward[0]) + FRAME_HEADS
+        if limit is not None and records and len(payload) + routes > limit:
+            # Only a way back that is absurdly long leaves no room for one record: its consumer gets nothing, but always an answer.
+            payload = encode(PullResponse(request.request_id, ()))
+        self._router.answer(message, message.onward[0], payload)
+        if not message.facts.resends:
+            self._rest((name, message.back))
+
+    def _rest(self, key: tuple[str, tuple[Encoded, ...]]) -> None:
+        now = trio.current_time()
+        self._resting.pop(key, None)
+        self._resting[key] = now
+        while now - next(iter(self._resting.values())) > FINISH_GRACE:
+            del self._resting[next(iter(self._resting))]
 
     # Positions
 
@@ -359,11 +466,14 @@ class StreamService:
         ):
             client_id = _scoped(request.client_id, message.facts)
             position = self._saves.get((client_id, request.stream))
-            if position is None:
+            while position is None:
                 try:
                     position = await self._store.position(client_id, request.stream)
+                    break
                 except StoreError as error:
                     self._tell("a position in stream %s could not be read: %s", request.stream, error)
+                    if not await self._try_again(message.facts, error):
+                        break
         self._answer(message, self._index_service, IndexResponse(request.client_id, request.stream, position))
 
     async def _save_positions(self) -> None:
@@ -380,7 +490,12 @@ class StreamService:
             for key, index in due.items():
                 if self._saves.get(key) == index:
                     del self._saves[key]
-            self._quieter.set()
+            self._settled()
+
+
+def _resends(message: Message) -> bool:
+    """Whether its sender sends again what is not confirmed and understands `error`: one of our own streams does behind any link."""
+    return message.facts.resends or (bool(message.back) and sends_again(decode_address(message.back[-1])[1]))
 
 
 def _owner(facts: Facts) -> str:

@@ -89,7 +89,11 @@ class Commands:
         self._running: list[Running] = []
 
     async def start(
-        self, *arguments: str | Path, program: Sequence[str | Path] = ("-m", "trionode"), terminal: int | None = None
+        self,
+        *arguments: str | Path,
+        program: Sequence[str | Path] = ("-m", "trionode"),
+        terminal: int | None = None,
+        pass_fds: Sequence[int] = (),
     ) -> Running:
         """Start `trionode` with arguments, or another program of Python's; with pipes, or at a terminal."""
         complaints = self.folder / f"stderr.{len(self._running)}"
@@ -101,6 +105,7 @@ class Commands:
                 stdout=subprocess.PIPE if terminal is None else terminal,
                 stderr=file,
                 start_new_session=True,
+                pass_fds=pass_fds,
                 env={**os.environ, "XDG_STATE_HOME": str(self.folder)},
             )
         running = Running(process, complaints)
@@ -141,7 +146,7 @@ async def addresses(bob: Running) -> tuple[str, str, str]:
     first, second, third = await bob.line(), await bob.line(), await bob.line()
     assert re.fullmatch(r"bob_to_alice stream address is: bob_to_alice_[0-9a-f]{32}", first)
     assert re.fullmatch(r"alice_to_bob stream address is: alice_to_bob_[0-9a-f]{32}", second)
-    assert re.fullmatch(r"I[0-9a-f]{64}", third)
+    assert re.fullmatch(r"[IP][0-9a-f]{64}", third)
     return first.rpartition(" ")[2], second.rpartition(" ")[2], third
 
 

@@ -36,6 +36,7 @@ from trionode.cli.hub import MAX_FRAME
 from trionode.cli.terminal import MAX_LINE, Line, Lines, Output
 from trionode.errors import LinkLostError, LocalError, NoAnswerError
 from trionode.protocol.address import parse_host_port
+from trionode.protocol.classic_identity import verify_classic_history
 from trionode.secure_channel_listener import SecureChannelListener
 from trionode.stream_store import load_store
 from trionode.testing.kafka import KafkaBroker
@@ -339,6 +340,12 @@ async def test_identities_are_made_shown_listed_exported_and_rotated(tmp_path: P
             assert await said("list") == [f"{identifier} bob"]
             (longer,) = await said("export", "bob")
             assert len(longer) > len(history)
+            (classic,) = await said("show", "bob", "--classic")
+            assert classic.startswith("P")
+            assert await said("rotate", "bob") == [identifier]
+            assert await said("show", "bob", "--classic") == [classic]
+            (exported,) = await said("export", "bob", "--classic")
+            assert str(verify_classic_history(bytes.fromhex(exported)).identifier) == classic
             missing = await commands.start("identity", "show", *state)
             assert await missing.end() == 1
             assert_one_clear_error(missing.complaints, "no identity named 'default' in this vault, which has 'bob'")
@@ -449,7 +456,9 @@ async def test_a_missing_echo_is_named_after_half_a_minute_and_alice_goes_on(
     written = Written(tmp_path / "out")
     async with pair(forgetful) as p:
         began = trio.current_time()
-        assert not await converse(p.alice, p.channel, p.identity, lines_of("one", "lost", "two"), written.output)
+        assert not await converse(
+            p.alice, p.channel, p.identity.identifier, lines_of("one", "lost", "two"), written.output
+        )
         assert ECHO_SECONDS <= trio.current_time() - began <= ECHO_SECONDS + 1
     said = capsys.readouterr().err
     assert "no echo within 30 s of message 2: lost\n" in said
@@ -468,7 +477,7 @@ async def test_an_echo_that_comes_late_while_alice_still_reads_has_come(
         await trio.sleep(ECHO_SECONDS + 2)
 
     async with pair(forgetful) as p:
-        assert await converse(p.alice, p.channel, p.identity, slowly(), written.output)
+        assert await converse(p.alice, p.channel, p.identity.identifier, slowly(), written.output)
     said = capsys.readouterr().err
     assert "no echo within 30 s of message 1: late\n" in said
     assert "this echo came late: late\n" in said
@@ -484,7 +493,7 @@ async def test_a_refused_identity_is_told_as_the_silence_that_it_looks_like(
         with pytest.raises(
             NoAnswerError, match=f"which looks the same from here: then he needs --trust {p.identity.identifier}"
         ):
-            await converse(p.alice, p.channel, p.identity, lines_of("one", "two"), written.output)
+            await converse(p.alice, p.channel, p.identity.identifier, lines_of("one", "two"), written.output)
     assert written.lines() == []
 
 
@@ -499,7 +508,7 @@ async def test_what_alice_never_sent_is_printed_and_told_apart(
                 await mailbox.reply(message, body)
 
     async with pair(twice_and_more) as p:
-        await converse(p.alice, p.channel, p.identity, lines_of("one", "one", "lost"), written.output)
+        await converse(p.alice, p.channel, p.identity.identifier, lines_of("one", "one", "lost"), written.output)
     assert capsys.readouterr().err.count("Bob sent what was never sent to him, or more than one echo of it") >= 3
     assert "Alice received an echo: bell\\x07" in written.lines()
 
@@ -513,7 +522,7 @@ async def test_the_conversation_ends_when_the_channel_does(tmp_path: Path, autoj
 
     async with pair(silent) as p:
         with pytest.RaisesGroup(pytest.RaisesExc(LinkLostError, match="1 echoes have not come")):
-            await converse(p.alice, p.channel, p.identity, lines_of("hello"), written.output)
+            await converse(p.alice, p.channel, p.identity.identifier, lines_of("hello"), written.output)
     assert written.lines() == []
 
 

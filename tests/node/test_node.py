@@ -603,3 +603,17 @@ def test_a_message_shows_its_routes_and_never_its_payload() -> None:
     message = Message((local("a"),), (local("b"),), b"secret")
     assert repr(message) == "<Message onward [0#a] return [0#b] 6 bytes>"
     assert CURRENT.name == "current"
+
+
+async def test_a_node_that_stops_listening_keeps_its_links(autojump_clock: MockClock) -> None:
+    network = Loopback()
+    async with open_node(network) as server, open_node(network) as client:
+        await server.listen("loopback:server")
+        await server.start_worker("echoer", echoer, allow=from_anywhere)
+        link = await client.connect("loopback:server")
+        await client.ask(Route(link, "echoer"), b"here")
+        server.stop_listening()
+        await wait_all_tasks_blocked()
+        assert (await client.ask(Route(link, "echoer"), b"still here")).payload == b"still here"
+        with pytest.raises(LinkLostError):
+            await client.connect("loopback:server", name="another")

@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable, Mapping
 
 import trio
 
-from trionode.stream_store import MAX_STREAMS, StoreError
+from trionode.stream_store import MAX_STREAMS, FinalError
 from trionode_kafka.bridge import Bridge, Outgoing
 
 _SETTINGS: Mapping[str, str] = {"cleanup.policy": "delete", "retention.ms": "-1", "retention.bytes": "-1"}
@@ -38,7 +38,7 @@ class Owners:
         async with self._claiming:
             await self._read()
             if stream not in self._owners and len(self._owners) >= MAX_STREAMS:
-                raise StoreError(f"there are {MAX_STREAMS} streams already")
+                raise FinalError(f"there are {MAX_STREAMS} streams already")
             if stream not in self._owners:
                 await self._write(self._topic, Outgoing(int(time.time() * 1000), owner.encode(), stream=stream))
                 await self._read()

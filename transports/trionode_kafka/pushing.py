@@ -8,7 +8,7 @@ import attrs
 import trio
 
 from trionode.protocol.stream import MAX_RECORD
-from trionode.stream_store import Push, Stored, StoreError, UnknownStreamError
+from trionode.stream_store import FinalError, Push, Stored, StoreError, UnknownStreamError
 from trionode_kafka.bridge import AwayError, Bridge, Outgoing, RefusedByBrokerError
 from trionode_kafka.knowledge import Knowledge, Memory
 from trionode_kafka.pause import RETRY_SECONDS, Pause
@@ -182,7 +182,7 @@ class Pushing:
             if index is not None:
                 self._settle(line, pending, Stored(index))
             elif line.known.superseded(push):
-                self._settle(line, pending, StoreError("this producer has stored later pushes already"))
+                self._settle(line, pending, FinalError("this producer has stored later pushes already"))
             elif refused is not None:
                 self._settle(line, pending, refused)
             else:
@@ -297,11 +297,11 @@ def _gone(stream: Stream) -> UnknownStreamError:
 def _refusal(push: Push, max_message: int) -> StoreError | None:
     # The broker must not be the one who refuses: its refusal ends the producer.
     if len(push.record) > MAX_RECORD:
-        return StoreError(f"a record has at most {MAX_RECORD} bytes, this one has {len(push.record)}")
+        return FinalError(f"a record has at most {MAX_RECORD} bytes, this one has {len(push.record)}")
     if len(push.producer) > MAX_PRODUCER:
-        return StoreError(f"a producer's address has at most {MAX_PRODUCER} bytes, this one has {len(push.producer)}")
+        return FinalError(f"a producer's address has at most {MAX_PRODUCER} bytes, this one has {len(push.producer)}")
     if len(push.record) + len(push.producer) + BATCH_OVERHEAD > max_message:
-        return StoreError(f"the topic takes at most {max_message} bytes (max.message.bytes); the record does not fit")
+        return FinalError(f"the topic takes at most {max_message} bytes (max.message.bytes); the record does not fit")
     return None
 
 

@@ -17,7 +17,7 @@ import trio
 
 from trionode.errors import LocalError
 from trionode.protocol.stream import Record, valid_stream_name
-from trionode.stream_store import Position, Push, Stored, StoreError
+from trionode.stream_store import FinalError, Position, Push, Stored, StoreError
 from trionode_kafka.bridge import Bridge, open_bridge
 from trionode_kafka.owners import Owners
 from trionode_kafka.pushing import Pushing
@@ -55,7 +55,7 @@ class KafkaStore:
     async def create(self, stream: str, owner: str = "") -> str:
         """Make the topic unless it exists; the owner that stands first in the topic of owners."""
         if stream == OWNERS or not valid_stream_name(stream):
-            raise StoreError(f"no stream can be named {stream!r:.100}")
+            raise FinalError(f"no stream can be named {stream!r:.100}")
         first = self._owners.get(stream)
         if first is None or self._streams.get(stream) is None:
             first = await self._owners.claim(stream, owner)

@@ -6,7 +6,7 @@ import attrs
 import trio
 
 from trionode.protocol.stream import valid_stream_name
-from trionode.stream_store import StoreError, UnknownStreamError
+from trionode.stream_store import FinalError, UnknownStreamError
 from trionode_kafka.bridge import Bridge
 
 #: Seconds after which the broker refuses a record by its timestamp: how long an outage or a freeze may last before a hub looks again
@@ -95,5 +95,5 @@ class Streams:
         if there is None:
             raise UnknownStreamError(f"there is no stream {name!r:.100}")
         if there.partitions != 1:
-            raise StoreError(f"the topic {topic} has {there.partitions} partitions; a stream has one")
+            raise FinalError(f"the topic {topic} has {there.partitions} partitions; a stream has one")
         return Stream(name, topic, there.identity, await self._bridge.prepare(topic))

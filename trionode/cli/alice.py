@@ -15,9 +15,9 @@ from trionode.cli.running import run
 from trionode.cli.state import Conversation
 from trionode.cli.terminal import Line, Lines, Output, payload_text, printable, say
 from trionode.errors import LinkLostError, LocalError, MessageTooLargeError, NoAnswerError, UnknownAddressError
-from trionode.identities import Identity
 from trionode.mailbox import Mailbox
 from trionode.node import CHANNEL_TIMEOUT, Node
+from trionode.protocol.identity import Identifier
 from trionode.protocol.message import Message, payload_of
 from trionode.protocol.route import Route
 from trionode.protocol.stream import MAX_RECORD, valid_stream_name
@@ -65,26 +65,28 @@ async def _alice(client: Client, seconds: float, working: trio.CancelScope) -> b
         channel: SecureChannel | None = None
         well = False
         with working:
-            say(f"Alice is {identity.identifier}")
+            who = await client.identifier(identity)
+            say(f"Alice is {who}")
             names = await ask_addresses(lines, client.state.conversation())
             stream = await node.open_stream(
                 client.ways(node, identity),
                 sends=names.alice_to_bob,
                 receives=names.bob_to_alice,
                 client_id=names.client_id,
+                wire=client.generation,
             )
             client.state.keep(names)
             try:
                 channel = await node.open_secure_channel(
-                    Route(stream, "listener"), identity, trust=trust, timeout=seconds
+                    Route(stream, "listener"), identity, trust=trust, timeout=seconds, generation=client.generation
                 )
             except NoAnswerError as error:
-                raise NoAnswerError(_silence(client, names, identity, seconds)) from error
+                raise NoAnswerError(_silence(client, names, who, seconds)) from error
             await output.line(
                 f"[✓] End-to-end encrypted secure channel was established with {channel.peer.identifier}."
             )
             say("Now one message a line; Ctrl-D ends.")
-            well = await converse(node, channel, identity, lines, output)
+            well = await converse(node, channel, who, lines, output)
         if channel is not None:
             await channel.aclose()
         if stream is not None:
@@ -92,11 +94,11 @@ async def _alice(client: Client, seconds: float, working: trio.CancelScope) -> b
     return well
 
 
-def _silence(client: Client, names: Conversation, identity: Identity, seconds: float) -> str:
+def _silence(client: Client, names: Conversation, who: Identifier, seconds: float) -> str:
     return (
         f"no secure channel within {seconds:g} s: nobody completed a handshake through the streams {names.alice_to_bob} and "
         f"{names.bob_to_alice} on the hub {' or '.join(client.hubs)}. See that both addresses are the ones that `trionode bob` printed and that "
-        f"he runs, at the same hub; he may also refuse this identity, which looks the same from here: then he needs --trust {identity.identifier}"
+        f"he runs, at the same hub; he may also refuse this identity, which looks the same from here: then he needs --trust {who}"
     )
 
 
@@ -232,7 +234,7 @@ class Echoes:
 
 
 async def converse(
-    node: Node, channel: SecureChannel, identity: Identity, lines: AsyncIterator[Line], output: Output
+    node: Node, channel: SecureChannel, who: Identifier, lines: AsyncIterator[Line], output: Output
 ) -> bool:
     """Send every line and print every echo, each as soon as may be; True if in the end every echo has come.
 
@@ -249,7 +251,7 @@ async def converse(
     if echoes.missing and not echoes.came:
         raise NoAnswerError(
             f"sent {echoes.missing} messages to the echoer of {channel.peer.identifier}, and no echo came within {ECHO_SECONDS:g} s. He may have stopped, "
-            f"or he refuses this identity, which looks the same from here: then he needs --trust {identity.identifier}"
+            f"or he refuses this identity, which looks the same from here: then he needs --trust {who}"
         )
     if refused or echoes.missing:
         say(f"in the end {echoes.missing} echoes are missing, and {refused} lines were not sent")

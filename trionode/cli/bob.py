@@ -31,7 +31,7 @@ async def _bob(client: Client, working: trio.CancelScope) -> bool:
     names = kept or Conversation(secrets.token_hex(16), unique("bob_to_alice"), unique("alice_to_bob"))
     trust = client.trust("whoever is told the two addresses may open a channel and use the echoer")
     async with client.open_node() as (node, identity):
-        listener = await node.serve_secure_channels("listener", identity, trust=trust)
+        listener = await node.serve_secure_channels("listener", identity, trust=trust, generations=(client.generation,))
         stream = None
         with working:
             await node.start_worker("echoer", echo_and_tell(output))
@@ -40,12 +40,13 @@ async def _bob(client: Client, working: trio.CancelScope) -> bool:
                 sends=names.bob_to_alice,
                 receives=names.alice_to_bob,
                 client_id=names.client_id,
+                wire=client.generation,
             )
             if kept is None:
                 client.state.keep(names)
             await output.line(f"bob_to_alice stream address is: {names.bob_to_alice}")
             await output.line(f"alice_to_bob stream address is: {names.alice_to_bob}")
-            await output.line(str(identity.identifier))
+            await output.line(str(await client.identifier(identity)))
             await trio.sleep_forever()
         await listener.aclose()
         if stream is not None:

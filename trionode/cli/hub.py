@@ -9,22 +9,27 @@ import click
 import trio
 
 from trionode.access import Access, from_anywhere
+from trionode.cli.listening import Listening
 from trionode.cli.options import DEFAULT_PLACE, identifier, place, state_options, transports
 from trionode.cli.running import run
 from trionode.cli.state import State, load_identity
 from trionode.cli.terminal import Output, say
 from trionode.errors import LocalError
-from trionode.node import open_node
+from trionode.node import Node, open_node
 from trionode.protocol.address import Address, parse_host_port
 from trionode.protocol.identity import Identifier
 from trionode.protocol.message import Facts
+from trionode.stream_service import StreamService
 from trionode.stream_store import load_store
 from trionode.transport import Transport, load_transport
 from trionode.trust import trust_only
+from trionode.workers import echo
 
 #: Bytes in the largest frame that a hub reads: a push of the longest record (64,000), its routes and a channel around them. What the wire
 #: allows, 16 MiB, is what any stranger could otherwise make it hold.
 MAX_FRAME = 128 * 1024
+#: Seconds for what peers still send when the hub closes its links: less than the whole end may take, since the store comes last.
+DRAIN_SECONDS = 0.25
 
 
 @click.command()
@@ -75,6 +80,9 @@ def hub(
 
     The hub stores what clients push into a stream, and hands it to whoever pulls. Where they talk through a secure channel, as bob and
     alice do, it sees ciphertext only. It prints `listening on tcp:HOST:PORT` when it listens.
+
+    On SIGHUP it begins anew, with the same options, and goes on listening meanwhile: clients that connect then are served a moment later.
+    A listening socket that systemd passes on (LISTEN_PID, LISTEN_FDS) takes the place of --listen.
     """
     if not bool(identity_name) == bool(trusted) == (state.path is not None):
         raise click.UsageError(
@@ -85,22 +93,26 @@ def hub(
         if not (store or "").startswith("kafka:"):
             raise click.UsageError("--replication-factor is for --store kafka:HOST:PORT")
         options["replication_factor"] = replication_factor
+    listening = Listening()
     run(
         partial(
             _hub,
+            listening=listening,
             listen=listen,
             store_spec=store,
             options=options,
             identity_name=identity_name,
             trusted=trusted,
             state=state,
-        )
+        ),
+        begin_anew=listening.begin_anew,
     )
 
 
 async def _hub(
     working: trio.CancelScope,
     *,
+    listening: Listening,
     listen: str,
     store_spec: str | None,
     options: dict[str, object],
@@ -108,11 +120,13 @@ async def _hub(
     trusted: tuple[Identifier, ...],
     state: State,
 ) -> bool:
+    inherited = listening.inherit()
     spec = store_spec or f"sqlite:{default_path()}"
+    used = {"tcp"} if inherited else transports(listen)
     async with (
         state.open_vault() as vault,
         load_store(spec, **options) as store,
-        open_node(*map(_transport, transports(listen)), vault=vault) as node,
+        open_node(*(_transport(name, listening) for name in used), vault=vault) as node,
     ):
         allow: Access = from_anywhere
         if identity_name:
@@ -121,18 +135,36 @@ async def _hub(
             allow = from_channels
             say(f"this hub is {identity.identifier}: clients name it with --hub-identity")
         service = await node.serve_streams(store, allow=allow)
-        bound = await node.listen(listen)
+        await node.serve_relays(allow=allow)
+        await node.start_worker("echo", echo, allow=allow)
+        if not inherited and listen.startswith("tcp:"):
+            await listening.open(listen.removeprefix("tcp:"))
+        bound = await node.listen("tcp:127.0.0.1:0" if inherited else listen)
         say(f"streams are kept in {spec}")
         warn_beyond_loopback(bound, authenticated=identity_name is not None)
         with working:
             await Output().line(f"listening on {bound}")
             await trio.sleep_forever()
-        await service.aclose()
+        await _close(node, service)
     return True
 
 
-def _transport(name: str) -> Transport:
-    return load_transport(name, max_frame=MAX_FRAME) if name == "tcp" else load_transport(name)
+async def _close(node: Node, service: StreamService) -> None:
+    """End in the order in which nothing is lost that its client would not send again (spec §11.6, 7).
+
+    Nobody new; every pull answered; links closed at once then, with what they still bring; and the store has what came.
+    """
+    node.stop_listening()
+    await service.finish()
+    with trio.move_on_after(DRAIN_SECONDS):
+        await node.aclose_links()
+    await service.aclose()
+
+
+def _transport(name: str, listening: Listening) -> Transport:
+    if name == "tcp":
+        return load_transport(name, max_frame=MAX_FRAME, sockets=listening.sockets)
+    return load_transport(name)
 
 
 def from_channels(facts: Facts) -> bool:

@@ -17,6 +17,7 @@ from trionode.node import Hub, Node, open_node
 from trionode.protocol.address import Address, parse_host_port
 from trionode.protocol.identity import Identifier
 from trionode.protocol.route import Route
+from trionode.relay_service import is_relay_name
 from trionode.secure_channel import SecureChannel
 from trionode.trust import TrustPolicy, trust_everyone, trust_only
 
@@ -25,6 +26,9 @@ DEFAULT_PLACE = "tcp:127.0.0.1:4000"
 
 #: Seconds for the channel with one hub: less than a stream's opening may take, so that this error comes first, which says more.
 HUB_CHANNEL_TIMEOUT = 15.0
+
+#: The generations of the wire that a program can be told to speak.
+GENERATIONS = ("current", "classic")
 
 C = TypeVar("C", bound=Callable[..., Any])
 
@@ -42,6 +46,31 @@ def place(text: str) -> str:
     return str(address)
 
 
+def host_and_port(text: str) -> str:
+    """Return the text HOST:PORT, as an option's type."""
+    try:
+        parse_host_port(text)
+    except LocalError as error:
+        raise click.BadParameter(str(error)) from error
+    return text
+
+
+def route(text: str) -> Route:
+    """Return a route that begins at a transport address, its hops joined by =>, as an option's type."""
+    first, *rest = (hop.strip() for hop in text.split("=>"))
+    try:
+        return Route(place(first), *rest)
+    except LocalError as error:
+        raise click.BadParameter(str(error)) from error
+
+
+def relay_name(text: str) -> str:
+    """Return a name that a relay may have, as an option's type."""
+    if not is_relay_name(text):
+        raise click.BadParameter(f"a relay's name is 1 to 64 of A-Z a-z 0-9 . _ -, this is {text!r}")
+    return text
+
+
 def identifier(text: str) -> Identifier:
     """Return the identifier that a text names, as an option's type."""
     try:
@@ -57,13 +86,25 @@ def transports(*places: str) -> set[str]:
 
 @attrs.frozen
 class Client:
-    """What Alice and Bob are told alike: the hubs, whom to trust, who they are themselves, and what outlives them."""
+    """What Alice and Bob are told alike: the hubs, whom to trust, who they are themselves, what they speak, and what outlives them."""
 
     hubs: tuple[str, ...]
     hub_identities: tuple[Identifier, ...]
     trusted: tuple[Identifier, ...]
     identity_name: str
+    generation: str
     state: State
+
+    async def identifier(self, identity: Identity) -> Identifier:
+        """Return what peers of the chosen generation know an identity by."""
+        return (await identity.classic()).identifier if self.generation == "classic" else identity.identifier
+
+    @property
+    def places(self) -> list[str]:
+        """Where the hubs are, as a node of the chosen generation dials them."""
+        if self.generation == "classic":
+            return [f"tcp_classic:{hub.removeprefix('tcp:')}" if hub.startswith("tcp:") else hub for hub in self.hubs]
+        return list(self.hubs)
 
     def trust(self, without: str) -> TrustPolicy:
         """Return the policy that the user chose; if he named nobody, he is told what that means: `without`."""
@@ -73,17 +114,22 @@ class Client:
         return trust_everyone
 
     @asynccontextmanager
-    async def open_node(self) -> AsyncIterator[tuple[Node, Identity]]:
-        """Open a node that can reach the hubs, and the identity that lives in its vault."""
-        async with self.state.open_vault() as vault, open_node(*transports(*self.hubs), vault=vault) as node:
+    async def open_node(self, *others: str, hubs: bool = True) -> AsyncIterator[tuple[Node, Identity]]:
+        """Open a node with the transports that reach the hubs, and others by name, and the identity that lives in its vault."""
+        names = {*others, *(transports(*self.places) if hubs else ())}
+        async with self.state.open_vault() as vault, open_node(*names, vault=vault) as node:
             yield node, await load_identity(vault, self.identity_name)
+
+    async def open_channel(self, node: Node, identity: Identity, way: Route, trust: TrustPolicy) -> SecureChannel:
+        """Open a channel of the chosen generation."""
+        return await node.open_secure_channel(way, identity, trust=trust, generation=self.generation)
 
     def ways(self, node: Node, identity: Identity) -> list[Hub]:
         """Return one way for each hub, through a secure channel if the hubs' identifiers are known."""
         if not self.hub_identities:
-            return [Route(hub) for hub in self.hubs]
+            return [Route(hub) for hub in self.places]
         trust = trust_only(*self.hub_identities)
-        return [_secured(node, hub, identity, trust) for hub in self.hubs]
+        return [_secured(node, hub, identity, trust) for hub in self.places]
 
 
 def _secured(node: Node, hub: str, identity: Identity, trust: TrustPolicy) -> Hub:
@@ -102,8 +148,12 @@ def _secured(node: Node, hub: str, identity: Identity, trust: TrustPolicy) -> Hu
     return open_way
 
 
-def client_options(whom: str) -> Callable[[C], C]:
-    """Add what Alice and Bob are told alike: the command gets a `client`; `whom` is the help of --trust."""
+def client_options(whom: str | None, *, anyone: str | None = None) -> Callable[[C], C]:
+    """Add what Alice, Bob and the other clients of hubs are told alike: the command gets a `client`.
+
+    `whom` is the help of --trust, None for a command that makes no channel of its own. Where `anyone` says what strangers could do, nobody is
+    trusted unless --trust names somebody, or --anyone says so.
+    """
 
     def add(command: C) -> C:
         @wraps(command)
@@ -111,25 +161,37 @@ def client_options(whom: str) -> Callable[[C], C]:
             *,
             hubs: tuple[str, ...],
             hub_identities: tuple[Identifier, ...],
-            trusted: tuple[Identifier, ...],
             identity_name: str,
+            generation: str,
             state: State,
+            trusted: tuple[Identifier, ...] = (),
+            everyone: bool = False,
             **options: Any,
         ) -> object:
-            return command(client=Client(hubs, hub_identities, trusted, identity_name, state), **options)
+            if anyone is not None and bool(trusted) == everyone:
+                raise click.UsageError(
+                    f"say who may {anyone}: give --trust IDENTIFIER, or --anyone to let whoever gets there do it"
+                )
+            client = Client(hubs, hub_identities, trusted, identity_name, generation, state)
+            return command(client=client, **options)
 
         decorated: Any = state_options()(with_client)
         for option in reversed(_CLIENT_OPTIONS):
             decorated = option(decorated)
-        trust = click.option(
-            "--trust",
-            "trusted",
-            type=identifier,
-            multiple=True,
-            metavar="IDENTIFIER",
-            help=f"{whom} May be given several times.",
-        )
-        result: C = trust(decorated)
+        if anyone is not None:
+            decorated = click.option("--anyone", "everyone", is_flag=True, help=f"Let whoever gets there {anyone}.")(
+                decorated
+            )
+        if whom is not None:
+            decorated = click.option(
+                "--trust",
+                "trusted",
+                type=identifier,
+                multiple=True,
+                metavar="IDENTIFIER",
+                help=f"{whom} May be given several times.",
+            )(decorated)
+        result: C = decorated
         return result
 
     return add
@@ -161,6 +223,14 @@ _CLIENT_OPTIONS = (
         show_default=True,
         metavar="NAME",
         help="The identity in the file of --state; made if that file has none.",
+    ),
+    click.option(
+        "--generation",
+        type=click.Choice(GENERATIONS),
+        default=GENERATIONS[0],
+        show_default=True,
+        help="The wire to speak: current, or classic for Ockam programs of 0.76 to 0.81. Classic channels have no rekeying, and such peers no "
+        "protection from replays.",
     ),
 )
 

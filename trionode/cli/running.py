@@ -20,6 +20,9 @@ CLOSE_SECONDS = 0.8
 #: Seconds from a signal until the process ends, whatever hangs: a hub, a broker, a thread that nobody can cancel.
 LAST_SECONDS = 1.2
 
+#: What SIGHUP leads to, once a command has closed in order: it takes the place of this process.
+BeginAnew = Callable[[], NoReturn]
+
 #: What a command is: it works within the scope that it is given, which a signal cancels, then closes in order, and says whether all went well.
 Command = Callable[[trio.CancelScope], Awaitable[bool]]
 
@@ -27,17 +30,24 @@ Command = Callable[[trio.CancelScope], Awaitable[bool]]
 class _Signals:
     """SIGINT and SIGTERM: the first asks the command to end and sets the clock, the second ends the process at once.
 
-    These are Python's own handlers and not Trio's receiver: they run even while the Trio thread is stuck in a system call or a long loop.
+    SIGHUP does the same for a command that can begin anew, and that follows then; but for one that comes because its terminal is gone, and
+    where it is ignored from the start, as by nohup. These are Python's own handlers and not Trio's receiver: they run even while the Trio thread is stuck in a system call or a long loop.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, begin_anew: BeginAnew | None) -> None:
         self.received = 0
+        self._begin_anew = begin_anew
+        self._had_terminal = _has_terminal()
         self._arrived = threading.Event()
         self._end: Callable[[], None] | None = None
         self._token: trio.lowlevel.TrioToken | None = None
         threading.Thread(target=self._watch, name="last resort", daemon=True).start()
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self._handle)
+        if begin_anew is not None and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+            signal.signal(signal.SIGHUP, self._handle)
+        # One that came while the process before this one made room for it has waited.
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})
 
     def call(self, end: Callable[[], None]) -> None:
         """Call `end` in the Trio thread once a signal has come."""
@@ -47,8 +57,14 @@ class _Signals:
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         del frame
-        if self.received:
+        if number == signal.SIGHUP and self._had_terminal and not _has_terminal():
+            self._begin_anew = None
+        if number == signal.SIGHUP == self.received:
+            return
+        if self.received not in {0, signal.SIGHUP}:
             os._exit(128 + number)
+        if number != signal.SIGHUP:
+            self._begin_anew = None
         self.received = number
         self._arrived.set()
         if self._end is not None and self._token is not None:
@@ -60,12 +76,31 @@ class _Signals:
         time.sleep(LAST_SECONDS)  # no synchronisation: it is the clock itself
         with suppress(OSError):
             os.write(2, b"ended without closing in order: something did not answer\n")
+        self.finish()
         os._exit(128 + self.received)
 
+    def finish(self) -> None:
+        """Begin anew, if that is what a signal asked for."""
+        if self.received == signal.SIGHUP and self._begin_anew is not None:
+            # Until the next one listens to signals, one more would end it.
+            signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
+            self._begin_anew()
 
-def run(command: Command) -> NoReturn:
-    """Run a command under Trio and exit: 0 if it says that all went well, 1 if not, 130 after SIGINT, 143 after SIGTERM."""
-    signals = _Signals()
+
+def _has_terminal() -> bool:
+    try:
+        os.close(os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY))
+    except OSError:
+        return False
+    return True
+
+
+def run(command: Command, *, begin_anew: BeginAnew | None = None) -> NoReturn:
+    """Run a command under Trio and exit: 0 if it says that all went well, 1 if not, 130 after SIGINT, 143 after SIGTERM.
+
+    With `begin_anew` SIGHUP ends it as well, in order and in bounded time, and then that is called.
+    """
+    signals = _Signals(begin_anew)
 
     async def whole() -> bool:
         working = trio.CancelScope()
@@ -90,6 +125,7 @@ def run(command: Command) -> NoReturn:
             for text in dict.fromkeys(map(str, leaves)):
                 say(f"error: {text}")
         well = False
+    signals.finish()
     sys.exit(128 + signals.received if signals.received else 0 if well else 1)
 
 

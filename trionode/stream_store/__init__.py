@@ -28,7 +28,11 @@ class StoreError(ServiceError):
     """A store could not do what it was asked; nothing was stored."""
 
 
-class UnknownStreamError(StoreError):
+class FinalError(StoreError):
+    """A store will never do what it was asked, so that to try again is no use; any other StoreError may pass."""
+
+
+class UnknownStreamError(FinalError):
     """The stream was never created in this store, or is gone from it."""
 
 
@@ -39,7 +43,7 @@ class Push:
     stream: str
     #: The last hop of the push's return route.
     producer: bytes
-    #: 0 … 2^64-1; rises by one from push to push of one producer.
+    #: 0 … 2^64-1; rises from push to push of one producer in one stream.
     request_id: int
     record: bytes = attrs.field(repr=False)
 
@@ -76,7 +80,8 @@ class StreamStore(Protocol):
         """Store a batch in its order, durably where the store is durable; one answer a push, in the order of the pushes.
 
         A push whose (stream, producer, request_id) is stored already stores nothing and gets its old index. A refused push (unknown
-        stream, longer than MAX_RECORD, store full) gets its error as a value and harms no other.
+        stream, longer than MAX_RECORD, store full) gets its error as a value and harms no other: a FinalError if that is for ever, since a
+        hub tries the others again for clients that don't (spec §11.6, 5).
         """
         ...
 

@@ -10,6 +10,7 @@ from trionode.protocol.stream import MAX_RECORD, Record
 from trionode.stream_store import (
     MAX_POSITIONS,
     MAX_STREAMS,
+    FinalError,
     Position,
     Push,
     Stored,
@@ -47,7 +48,7 @@ class MemoryStore:
         await trio.lowlevel.checkpoint()
         if stream not in self._streams:
             if len(self._streams) >= MAX_STREAMS:
-                raise StoreError(f"the store holds {MAX_STREAMS} streams already")
+                raise FinalError(f"the store holds {MAX_STREAMS} streams already")
             self._streams[stream] = _Stream(owner)
         return self._streams[stream].owner
 
@@ -66,9 +67,9 @@ class MemoryStore:
             return Stored(index)
         cost = len(push.record) + len(push.producer) + RECORD_COST
         if len(push.record) > MAX_RECORD:
-            return StoreError(f"a record of {len(push.record)} bytes: {MAX_RECORD} are allowed")
+            return FinalError(f"a record of {len(push.record)} bytes: {MAX_RECORD} are allowed")
         if cost > self._room:
-            return StoreError("the store is full")
+            return FinalError("the store is full")
         self._room -= cost
         index = len(stream.records)
         stream.records.append(Record(index, push.record))

@@ -18,6 +18,7 @@ from trionode.protocol.stream import MAX_RECORD, Record
 from trionode.stream_store import (
     MAX_POSITIONS,
     MAX_STREAMS,
+    FinalError,
     Position,
     Push,
     Stored,
@@ -128,7 +129,7 @@ class SQLiteStore:
         if stream in self._streams:
             return
         if len(self._streams) >= MAX_STREAMS:
-            raise StoreError(f"the store holds {MAX_STREAMS} streams already")
+            raise FinalError(f"the store holds {MAX_STREAMS} streams already")
         with self._transaction():
             row = self._sql.execute("INSERT INTO streams (name, owner) VALUES (?, ?)", (stream, owner)).lastrowid
         assert row is not None
@@ -157,7 +158,7 @@ class SQLiteStore:
         if stream is None:
             return UnknownStreamError("no such stream")
         if len(push.record) > MAX_RECORD:
-            return StoreError(f"a record of {len(push.record)} bytes: {MAX_RECORD} are allowed")
+            return FinalError(f"a record of {len(push.record)} bytes: {MAX_RECORD} are allowed")
         name = (stream.id, push.producer, _u64(push.request_id))
         index = ends.get(push.stream, stream.end)
         stored = self._sql.execute(

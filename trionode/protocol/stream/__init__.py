@@ -38,6 +38,8 @@ from trionode.protocol.stream.messages import (
 from trionode.protocol.stream.names import (
     born_at,
     is_capability,
+    producer_name,
+    sends_again,
     unique,
     uuid7_hex,
     valid_client_id,
@@ -82,6 +84,8 @@ __all__ = [
     "decode_response",
     "encode",
     "is_capability",
+    "producer_name",
+    "sends_again",
     "unique",
     "uuid7_hex",
     "valid_client_id",

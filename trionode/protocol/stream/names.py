@@ -1,6 +1,7 @@
 """The names that streams, clients and producers may have, and those that nobody can guess."""
 
 import re
+from hashlib import sha256
 
 from trionode.errors import LocalError
 
@@ -40,6 +41,25 @@ def uuid7_hex(milliseconds: int, entropy: bytes) -> str:
     version = 0x7000 | int.from_bytes(entropy[:2], "big") & 0x0FFF
     variant = 0x8000000000000000 | int.from_bytes(entropy[2:], "big") & 0x3FFFFFFFFFFFFFFF
     return f"{milliseconds:012x}{version:04x}{variant:016x}"
+
+
+def producer_name(milliseconds: int, entropy: bytes) -> str:
+    """Make the address of a producer that sends unconfirmed pushes again: a UUIDv7 of the same, its last 32 bits a check of the others.
+
+    By it a hub knows such a producer also behind a link of the classic generation, whose own never send again (spec §11.5): their random
+    addresses pass for one once in 2^38.
+    """
+    head = uuid7_hex(milliseconds, entropy)[:24]
+    return head + _check(head.encode())
+
+
+def sends_again(producer: bytes) -> bool:
+    """Whether an address is one that `producer_name` makes."""
+    return born_at(producer) is not None and producer[24:] == _check(producer[:24]).encode()
+
+
+def _check(head: bytes) -> str:
+    return sha256(b"trionode producer " + head).hexdigest()[:8]
 
 
 def born_at(producer: bytes) -> int | None:
