@@ -1,0 +1,286 @@
+"""Real peers of the current generation: the ockam crate of Rust, 0.150.0, over TCP on this machine."""
+
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import attrs
+import pytest
+import trio
+
+from tests.interop.doubling import open_doubling
+from tests.interop.peers import Peers, open_peers, told
+from trionode import (
+    Identity,
+    Mailbox,
+    Message,
+    Node,
+    Route,
+    TrustPolicy,
+    open_node,
+    trust_everyone,
+    trust_only,
+)
+from trionode.access import from_anywhere
+from trionode.errors import HandshakeError, NoAnswerError
+from trionode.protocol.key_exchange import Peer
+from trionode.secure_channel_listener import SecureChannelListener
+
+pytestmark = pytest.mark.interop
+
+#: Seconds after which a test has failed, on a busy machine.
+PATIENCE = 60.0
+
+#: Seconds that a side waits which is refused and hears nothing.
+REFUSED_SECONDS = 2
+
+#: As many as a Rust initiator sends: the keys change six times each way.
+COUNT = 200
+
+#: An identifier that nobody has.
+NOBODY = "I" + "0" * 64
+
+#: Both kinds of identity that a Rust peer can make.
+CURVES = pytest.mark.parametrize("curve", [(), ("--p256",)], ids=["ed25519", "p256"])
+
+
+def texts(count: int) -> Iterator[str]:
+    """Texts of 0, 1, 100, 1000 and 60000 bytes, and some that are not ASCII, in turn."""
+    for n in range(count):
+        pattern = f"{n} " * 60_000
+        yield [
+            "",
+            "x",
+            pattern[:100],
+            pattern[:1000],
+            pattern[:60_000],
+            f"{n}: Grüße, 世界, 🌍\0 \u202e",
+            "é" * 30_000,
+        ][n % 7]
+
+
+class Echoer:
+    """Sends every payload back, and keeps what it was sent."""
+
+    def __init__(self) -> None:
+        self.messages: list[Message] = []
+
+    async def work(self, mailbox: Mailbox) -> None:
+        async for message in mailbox:
+            self.messages.append(message)
+            await mailbox.reply(message, message.payload)
+
+
+@attrs.define(eq=False)
+class Scene:
+    """Our node, listening, with an identity and an echoer; and Rust peers to start."""
+
+    node: Node
+    ours: Identity
+    echoer: Echoer
+    peers: Peers
+    #: Where our node listens, as Rust writes it: `127.0.0.1:PORT`.
+    place: str
+
+    async def listen(self, trust: TrustPolicy = trust_everyone) -> SecureChannelListener:
+        return await self.node.serve_secure_channels("listener", self.ours, trust=trust)
+
+
+@pytest.fixture
+async def scene(current_program: Path) -> AsyncIterator[Scene]:
+    async with _open_scene(current_program) as scene:
+        yield scene
+
+
+@asynccontextmanager
+async def _open_scene(program: Path) -> AsyncIterator[Scene]:
+    async with open_peers(program) as peers, open_node("tcp") as node:
+        echoer = Echoer()
+        await node.start_worker("echoer", echoer.work, allow=from_anywhere)
+        at = await node.listen("tcp:127.0.0.1:0")
+        yield Scene(node, await Identity.create(node.vault), echoer, peers, str(at).removeprefix("tcp:"))
+
+
+class OnlyOne:
+    """The policy that trusts one peer, who is named after the listener was opened: a Rust peer makes its identity when it starts."""
+
+    def __init__(self) -> None:
+        self._named = trio.Event()
+        self._policy: TrustPolicy = trust_everyone
+
+    def name(self, identifier: str) -> None:
+        self._policy = trust_only(identifier)
+        self._named.set()
+
+    async def __call__(self, peer: Peer) -> bool:
+        await self._named.wait()
+        return await self._policy(peer)
+
+
+# -- a Rust initiator -----------------------------------------------------------------------------------------------------------------
+
+
+@CURVES
+async def test_a_rust_initiator_receives_every_echo_from_us(scene: Scene, curve: tuple[str, ...]) -> None:
+    with trio.fail_after(PATIENCE):
+        trust = OnlyOne()
+        listener = await scene.listen(trust)
+        initiator = await scene.peers.start(
+            "initiate", scene.place, "--count", str(COUNT), "--trust", str(scene.ours.identifier), "--linger", *curve
+        )
+        (identifier,) = await told(initiator, "identity")
+        trust.name(identifier)
+        await told(initiator, "established")
+        assert await told(initiator, "echoed") == [str(COUNT)]
+        assert len(scene.echoer.messages) == COUNT
+        assert {"I" + (message.facts.identifier or b"").hex() for message in scene.echoer.messages} == {identifier}
+        # It closes the channel, and so does our side then.
+        for channel in list(listener.channels):
+            await channel.closed.wait()
+        assert not listener.channels
+        await initiator.close_input()
+        assert await initiator.end() == 0, initiator.complaints
+        assert not +scene.node.counters
+
+
+async def test_a_rust_initiator_receives_every_echo_over_plain_tcp(scene: Scene) -> None:
+    with trio.fail_after(PATIENCE):
+        initiator = await scene.peers.start("initiate", scene.place, "--plain", "--count", str(COUNT))
+        await told(initiator, "identity")
+        assert await told(initiator, "echoed") == [str(COUNT)]
+        assert await initiator.end() == 0, initiator.complaints
+        assert {message.facts.identifier for message in scene.echoer.messages} == {None}
+
+
+async def test_a_rust_initiator_that_we_refuse_hears_nothing(scene: Scene) -> None:
+    with trio.fail_after(PATIENCE):
+        listener = await scene.listen(trust_only(NOBODY))
+        initiator = await scene.peers.start("initiate", scene.place, "--timeout", str(REFUSED_SECONDS))
+        # Message 3 is the last one: it learns of the refusal by silence only.
+        await told(initiator, "identity", "established")
+        assert await initiator.end() == 1
+        assert "imeout" in initiator.complaints
+        assert not listener.channels
+        assert not scene.echoer.messages
+
+
+async def test_a_rust_initiator_that_refuses_us_opens_nothing(scene: Scene) -> None:
+    with trio.fail_after(PATIENCE):
+        listener = await scene.listen()
+        initiator = await scene.peers.start(
+            "initiate", scene.place, "--trust", NOBODY, "--timeout", str(REFUSED_SECONDS)
+        )
+        await told(initiator, "identity")
+        assert await initiator.end() == 1
+        assert await initiator.rest() == []
+        assert not listener.channels
+        assert not scene.echoer.messages
+
+
+async def test_a_rust_initiators_frames_sent_twice_are_heard_once(scene: Scene) -> None:
+    with trio.fail_after(PATIENCE):
+        await scene.listen()
+        async with open_doubling(scene.place) as doubling:
+            initiator = await scene.peers.start("initiate", doubling.place, "--count", "70")
+            await told(initiator, "identity", "established", "echoed")
+            assert await initiator.end() == 0, initiator.complaints
+            assert doubling.doubled >= 70
+        assert len(scene.echoer.messages) == 70
+        assert scene.node.counters["blob refused"] == 70
+
+
+# -- a Rust responder -----------------------------------------------------------------------------------------------------------------
+
+
+@CURVES
+async def test_we_receive_every_echo_from_a_rust_responder(scene: Scene, curve: tuple[str, ...]) -> None:
+    with trio.fail_after(PATIENCE):
+        responder = await scene.peers.start("respond", "--trust", str(scene.ours.identifier), *curve)
+        place, identifier = await told(responder, "listening", "identity")
+        channel = await scene.node.open_secure_channel(
+            Route(f"tcp:{place}", "listener"), scene.ours, trust=trust_only(identifier)
+        )
+        assert str(channel.peer.identifier) == identifier
+        for text in texts(COUNT):
+            echo = await scene.node.ask(Route(channel, "echoer"), text)
+            assert echo.text == text
+            assert echo.facts.identifier == channel.peer.identifier.value
+            assert await told(responder, "received") == [str(len(text.encode()))]
+        assert not +scene.node.counters
+
+
+async def test_we_receive_every_echo_from_a_rust_responder_over_plain_tcp(scene: Scene) -> None:
+    with trio.fail_after(PATIENCE):
+        responder = await scene.peers.start("respond")
+        (place, _) = await told(responder, "listening", "identity")
+        for text in texts(COUNT):
+            assert (await scene.node.ask(Route(f"tcp:{place}", "echoer"), text)).text == text
+
+
+async def test_messages_that_nobody_waits_for_keep_their_order_to_a_rust_responder_and_back(scene: Scene) -> None:
+    with trio.fail_after(PATIENCE):
+        responder = await scene.peers.start("respond")
+        place, _ = await told(responder, "listening", "identity")
+        channel = await scene.node.open_secure_channel(
+            Route(f"tcp:{place}", "listener"), scene.ours, trust=trust_everyone
+        )
+        sent = [f"message {n}" for n in range(COUNT)]
+        async with scene.node.open_mailbox() as mailbox:
+            for text in sent:
+                await mailbox.send(Route(channel, "echoer"), text)
+            assert [(await mailbox.receive()).text for _ in sent] == sent
+
+
+async def test_we_refuse_a_rust_responder_whom_we_do_not_trust(scene: Scene) -> None:
+    with trio.fail_after(PATIENCE):
+        responder = await scene.peers.start("respond")
+        place, identifier = await told(responder, "listening", "identity")
+        with pytest.raises(HandshakeError, match=identifier):
+            await scene.node.open_secure_channel(
+                Route(f"tcp:{place}", "listener"), scene.ours, trust=trust_only(NOBODY)
+            )
+
+
+async def test_a_rust_responder_that_refuses_us_stays_silent(scene: Scene) -> None:
+    with trio.fail_after(PATIENCE):
+        responder = await scene.peers.start("respond", "--trust", NOBODY)
+        place, identifier = await told(responder, "listening", "identity")
+        # Message 3 is the last one: we learn of the refusal by silence only.
+        channel = await scene.node.open_secure_channel(
+            Route(f"tcp:{place}", "listener"), scene.ours, trust=trust_only(identifier)
+        )
+        with pytest.raises(NoAnswerError):
+            await scene.node.ask(Route(channel, "echoer"), "anybody there?", timeout=REFUSED_SECONDS)
+        responder.process.kill()
+        assert await responder.rest() == []
+
+
+async def test_our_frames_sent_twice_are_heard_once_by_a_rust_responder(scene: Scene) -> None:
+    with trio.fail_after(PATIENCE):
+        responder = await scene.peers.start("respond")
+        place, identifier = await told(responder, "listening", "identity")
+        async with open_doubling(place) as doubling:
+            channel = await scene.node.open_secure_channel(
+                Route(f"tcp:{doubling.place}", "listener"), scene.ours, trust=trust_only(identifier)
+            )
+            for n in range(70):
+                assert (await scene.node.ask(Route(channel, "echoer"), "x" * n)).text == "x" * n
+            assert doubling.doubled == 70
+            assert await told(responder, *["received"] * 70) == [*map(str, range(70))]
+            responder.process.kill()
+            assert await responder.rest() == []
+
+
+async def test_a_channel_that_we_close_leaves_the_rust_responder_and_the_link_in_order(scene: Scene) -> None:
+    with trio.fail_after(PATIENCE):
+        responder = await scene.peers.start("respond")
+        place, identifier = await told(responder, "listening", "identity")
+        for n in range(3):
+            channel = await scene.node.open_secure_channel(
+                Route(f"tcp:{place}", "listener"), scene.ours, trust=trust_only(identifier)
+            )
+            assert (await scene.node.ask(Route(channel, "echoer"), f"{n}")).text == f"{n}"
+            await channel.aclose()
+            assert channel.closed.is_set()
+        assert not responder.complaints
+        assert responder.process.returncode is None
