@@ -15,6 +15,7 @@ from trionode.identities import Identity, IdentityVault
 from trionode.link import NodeLink
 from trionode.mailbox import PATIENCE, Mailbox, Sender, Worker
 from trionode.observe import Counters, log, shown
+from trionode.portal import Inlet, Outlet, PortalLimits
 from trionode.protocol.address import Address, Encoded, local
 from trionode.protocol.message import Message, payload_of
 from trionode.protocol.route import Route
@@ -363,7 +364,7 @@ class Node:
     async def _open_way(self, hub: Hub) -> tuple[Encoded, ...]:
         way = await self.resolve(hub if isinstance(hub, Route) else await hub())
         if not way:
-            raise LocalError("the route to a hub has at least one hop, such as tcp:127.0.0.1:4000")
+            raise LocalError("this route has at least one hop, such as tcp:127.0.0.1:4000")
         return way
 
     async def serve_streams(
@@ -405,6 +406,9 @@ class Node:
             )
         if to is not None and not (to.hops and to.hops[0].transport):
             raise LocalError(f"`to` begins with the place of a node, such as tcp:127.0.0.1:4001; this is [{to}]")
+        if to is not None:
+            with trio.CancelScope(deadline=deadline):
+                await self.resolve(to)  # it lives on, and the relay finds it
         relay = Relay(
             self.router,
             self._ways(hub),
@@ -437,6 +441,44 @@ class Node:
         await trio.lowlevel.checkpoint()
         self._require_open()
         return RelayService(self.router, services, prefix, allow=allow, limits=limits)
+
+    # TCP portals
+
+    async def open_inlet(
+        self,
+        at: str,
+        route: Hub,
+        *,
+        limits: PortalLimits = PortalLimits(),  # noqa: B008  # a frozen value
+    ) -> Inlet:
+        """Listen at HOST:PORT (port 0: a free one), and carry each TCP connection along `route` to the outlet at its end (spec §13.3).
+
+        `route` is a route, or an async function that is asked for it with each connection, such as one that opens a channel anew once it was
+        lost; it normally begins with a secure channel, since a portal has no protection of its own. A connection whose reader stops holds up
+        no other. When its way is lost, a connection is reset, and while there is none, so is every new one. LinkLostError, or what the function
+        raises, if there is no way to begin with; LocalError if HOST:PORT can't be bound. Cancelled, no inlet stays.
+        """
+        open_way = partial(self._open_way, route)
+        await open_way()
+        inlet = Inlet(self.router, open_way, limits)
+        await self.start(partial(inlet.run, at))
+        return inlet
+
+    async def serve_outlet(
+        self,
+        name: str,
+        target: str,
+        *,
+        allow: Access = from_here_or_channels,
+        limits: PortalLimits = PortalLimits(),  # noqa: B008  # a frozen value
+    ) -> Outlet:
+        """Let inlets that reach the address `name` use the TCP service at `target`, HOST:PORT, for as long as the node lives (spec §13.3).
+
+        By default this node and peers of secure channels reach it. AddressInUseError if the name is taken, LocalError for what is no HOST:PORT.
+        """
+        outlet = Outlet(self.router, local(name), target, limits)
+        await self.start(partial(outlet.run, allow=allow))
+        return outlet
 
     # What else lives in the node
 

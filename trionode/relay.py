@@ -73,7 +73,7 @@ class Relay:
             with self._scope:
                 async with trio.open_nursery() as nursery:
                     if self._open_target is not None:
-                        await nursery.start(self._stay_joined, self._open_target)
+                        nursery.start_soon(self._stay_joined, self._open_target)
                     nursery.start_soon(self._stay_registered)
                     task_status.started(self)
         finally:
@@ -154,18 +154,13 @@ class Relay:
 
     # The node that the relay leads to, where that isn't this one
 
-    async def _stay_joined(
-        self, open_target: OpenWay, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
-    ) -> None:
+    async def _stay_joined(self, open_target: OpenWay) -> None:
         """Keep a link to the node that is to be reached; what comes while there is none is dropped and counted."""
         failures = 0
-        first_time = True
         while True:
             try:
                 way = await open_target()
             except RemoteError as error:
-                if first_time:
-                    raise
                 failures += 1
                 pause = BACKOFF[min(failures - 1, len(BACKOFF) - 1)]
                 log.warning("no way to the node behind the relay: %s; trying again in %g s", shown(error), pause)
@@ -175,9 +170,6 @@ class Relay:
             gone = trio.Event()
             self._target = self._passages.lead(way[0], Facts(link=way[0])), way[1:]
             self._router.on_gone(way[0], gone.set)
-            if first_time:
-                first_time = False
-                task_status.started()
             try:
                 await gone.wait()
             finally:

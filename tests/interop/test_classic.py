@@ -113,6 +113,24 @@ async def test_we_receive_every_echo_from_a_rust_responder_over_plain_tcp(scene:
             assert (await scene.node.ask(Route(f"tcp_classic:{place}", "echoer"), text)).text == text
 
 
+async def test_our_frames_sent_twice_are_heard_twice_by_a_rust_responder(scene: Scene) -> None:
+    """What our documents warn of: a classic peer has no protection of its own."""
+    with trio.fail_after(PATIENCE):
+        responder = await scene.peers.start("respond")
+        place, identifier = await told(responder, "listening", "identity")
+        async with open_doubling(place, CLASSIC) as doubling:
+            channel = await scene.node.open_secure_channel(
+                Route(f"tcp_classic:{doubling.place}", "listener"),
+                scene.ours,
+                trust=trust_only(identifier),
+                generation="classic",
+            )
+            for n in range(10):
+                assert (await scene.node.ask(Route(channel, "echoer"), "x" * n)).text == "x" * n
+            assert doubling.doubled == 10
+            assert await told(responder, *["received"] * 20) == [str(n) for n in range(10) for _ in "12"]
+
+
 async def test_we_refuse_a_rust_responder_whom_we_do_not_trust_and_it_refuses_us(scene: Scene) -> None:
     with trio.fail_after(PATIENCE):
         responder = await scene.peers.start("respond", "--trust", NO_P)

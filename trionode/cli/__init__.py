@@ -1,4 +1,4 @@
-"""The command `trionode`: hub, bob, alice, demo and identity."""
+"""The command `trionode`: demo, hub, bob, alice, inlet, outlet, relay and identity."""
 
 import logging
 import sys
@@ -10,6 +10,9 @@ from trionode.cli.bob import bob
 from trionode.cli.demo import demo
 from trionode.cli.hub import hub
 from trionode.cli.identity import identity
+from trionode.cli.inlet import inlet
+from trionode.cli.outlet import outlet
+from trionode.cli.relay import relay
 
 
 @click.group()
@@ -26,5 +29,5 @@ def main(*, verbose: bool) -> None:
     logging.basicConfig(stream=sys.stderr, level=logging.INFO if verbose else logging.WARNING, format="%(message)s")
 
 
-for _command in (demo, hub, bob, alice, identity):
+for _command in (demo, hub, bob, alice, inlet, outlet, relay, identity):
     main.add_command(_command)

@@ -1,0 +1,136 @@
+"""Outlets: an address of this node whose connections come out at a TCP service (spec §13.3)."""
+
+from collections import Counter
+
+import trio
+
+from trionode.access import Access
+from trionode.errors import WireError
+from trionode.observe import Rarely, log, shown
+from trionode.portal.connection import Connection, PortalLimits, prepare
+from trionode.protocol import portal
+from trionode.protocol.address import Address, Encoded, parse_host_port
+from trionode.protocol.message import Facts, Message
+from trionode.protocol.portal import Ping, PortalEnd, State
+from trionode.router import Router
+
+#: Seconds that the target has to accept a connection: well within the time that an inlet waits.
+CONNECT_SECONDS = 10.0
+
+
+class Outlet:
+    """Connects to its target once for each Ping of those whom it admits. Made by `Node.serve_outlet`."""
+
+    def __init__(self, router: Router, encoded: Encoded, target: str, limits: PortalLimits) -> None:
+        self.encoded = encoded
+        self.target = target
+        self._host, self._port = parse_host_port(target)
+        self._router = router
+        self._limits = limits
+        #: By the return route of the Ping: the same Ping again is no second connection.
+        self._connections: dict[tuple[Encoded, ...], Connection] = {}
+        self._clients: Counter[Encoded | None] = Counter()
+        self._rarely = Rarely()
+        self._nursery: trio.Nursery | None = None
+        self._scope = trio.CancelScope()
+        self._ended = trio.Event()
+
+    @property
+    def address(self) -> Address:
+        """The address that inlets name last in their route."""
+        return Address.from_encoded(self.encoded)
+
+    @property
+    def connections(self) -> int:
+        """How many connections there are now."""
+        return len(self._connections)
+
+    async def run(self, *, allow: Access, task_status: trio.TaskStatus["Outlet"] = trio.TASK_STATUS_IGNORED) -> None:
+        """Serve until `aclose`, or the end of the node; AddressInUseError if the name is taken."""
+        self._router.register(self.encoded, self._hop, allow=allow)
+        try:
+            with self._scope:
+                async with trio.open_nursery() as nursery:
+                    self._nursery = nursery
+                    task_status.started(self)
+                    try:
+                        await trio.sleep_forever()
+                    finally:
+                        # Before it can close: links read on, and Pings may not meet a closed one.
+                        self._nursery = None
+        finally:
+            self._router.unregister(self.encoded)
+            self._ended.set()
+
+    def _hop(self, message: Message) -> None:
+        """A Ping opens a connection; nothing else is for this address (spec §13.3)."""
+        try:
+            ping = portal.decode(message.payload)
+        except WireError:
+            self._router.counters["undecodable portal message"] += 1
+            return
+        if not isinstance(ping, Ping) or not message.back or self._nursery is None:
+            self._router.counters["no ping, at an outlet"] += 1
+            return
+        if message.back in self._connections:
+            self._router.counters["the same ping again, at an outlet"] += 1
+            return
+        client = _client(message.facts)
+        connection = Connection(self._router, PortalEnd.outlet(ping, self._limits.window))
+        connection.follow(message)
+        if len(self._connections) >= self._limits.connections or self._clients[client] >= self._limits.per_client:
+            self._tell("a connection was refused: there are too many already, of all clients or of this one")
+            connection.finish()
+            return
+        self._connections[message.back] = connection
+        self._clients[client] += 1
+        self._nursery.start_soon(self._serve, connection, message.back, client)
+
+    async def _serve(self, connection: Connection, key: tuple[Encoded, ...], client: Encoded | None) -> None:
+        try:
+            sock = await self._connect()
+            if sock is None:
+                connection.end.leave()
+                return
+            try:
+                connection.end.connected()
+                await connection.flush()
+                if connection.end.state is not State.CLOSED:
+                    await connection.run(sock)
+            finally:
+                sock.close()
+        finally:
+            connection.finish()
+            del self._connections[key]
+            self._clients[client] -= 1
+            if not self._clients[client]:
+                del self._clients[client]
+
+    async def _connect(self) -> trio.socket.SocketType | None:
+        try:
+            with trio.fail_after(CONNECT_SECONDS):
+                stream = await trio.open_tcp_stream(self._host, self._port)
+        except OSError as error:
+            self._tell(f"the target can't be reached: {shown(error.strerror or error)}")
+            return None
+        except trio.TooSlowError:
+            self._tell(f"the target did not accept a connection within {CONNECT_SECONDS:g} s")
+            return None
+        prepare(stream.socket)
+        return stream.socket
+
+    def _tell(self, why: str) -> None:
+        if self._rarely.is_due(why, trio.current_time()):
+            log.warning("outlet %s to %s: %s", self.address, self.target, why)
+
+    async def aclose(self) -> None:
+        """Take no more connections and break those that there are; both their ends are told."""
+        self._scope.cancel()
+        await self._ended.wait()
+
+    def __repr__(self) -> str:
+        return f"<Outlet {self.address} to {self.target}>"
+
+
+def _client(facts: Facts) -> Encoded | None:
+    return facts.identifier or facts.link or facts.stream
