@@ -406,9 +406,11 @@ class Node:
             )
         if to is not None and not (to.hops and to.hops[0].transport):
             raise LocalError(f"`to` begins with the place of a node, such as tcp:127.0.0.1:4001; this is [{to}]")
-        if to is not None:
-            with trio.CancelScope(deadline=deadline):
-                await self.resolve(to)  # it lives on, and the relay finds it
+        if to is not None:  # first, so that who can't be reached is told of at once
+            with trio.CancelScope(deadline=deadline) as scope:
+                await self.resolve(to)
+            if scope.cancelled_caught:
+                raise NoAnswerError(f"[{to}] could not be connected within {timeout:g} s: is that node running?")
         relay = Relay(
             self.router,
             self._ways(hub),
