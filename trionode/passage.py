@@ -122,9 +122,8 @@ class Passages:
                 origin.note(back[1])
             back = (origin.passage, *back[1:])
         # Back out by the link that it came by, also within a channel, its reader may not wait for itself; and a stream's queue has no patience.
-        waits = not from_afar or not (
-            facts.trunk or way.facts.stream is not None or (facts.link is not None and facts.link == way.facts.link)
-        )
+        turns = facts.link is not None and facts.link == way.facts.link
+        waits = not from_afar or not (turns or facts.trunk or way.facts.stream is not None)
         owed = way.owed
         if not waits and owed is not None and owed.is_full and not owed.is_closed:
             router.counters["relay: the way on is full"] += 1
@@ -141,6 +140,6 @@ class Passages:
         if waits or debt is None:
             return debt
         way.owed = debt
-        if debt.is_full:
+        if turns and debt.is_full:
             debt.give_up()
         return None

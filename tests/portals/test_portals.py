@@ -206,26 +206,31 @@ def peak_memory() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
+async def digest_in_bounded_memory(t: Tunnel, size: int) -> None:
+    """As `digest_through`, and see that the whole process grows by less than 64 MiB."""
+    import resource  # on Linux and macOS only
+
+    await digest_through(t, 10_000_000)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    await digest_through(t, size)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 64 * 1024  # KiB
+
+
 @pytest.mark.soak
 async def test_200_megabytes_arrive_whole_in_bounded_memory() -> None:
     with trio.fail_after(300):
         async with tunnel(answer_at_the_end) as t:
-            await digest_through(t, 10_000_000)
-            before = peak_memory()
-            await digest_through(t, 200_000_000)
-            assert peak_memory() - before < 64 * 2**20
+            await digest_in_bounded_memory(t, 200_000_000)
 
 
 @pytest.mark.soak
 async def test_200_megabytes_and_200_connections_over_the_streams_of_a_kafka(kafka_broker: KafkaBroker) -> None:
-    with trio.fail_after(600):
+    with trio.fail_after(900):
         async with stream_tunnel(answer_at_the_end, f"kafka:{kafka_broker.bootstrap}") as t:
-            await digest_through(t, 10_000_000)
-            before = peak_memory()
-            await digest_through(t, 200_000_000)
-            assert peak_memory() - before < 64 * 2**20
-        async with stream_tunnel(echo, f"kafka:{kafka_broker.bootstrap}") as t:
-            await two_hundred_at_once(t)
+            await digest_in_bounded_memory(t, 200_000_000)
+            async with trio.open_nursery() as nursery:
+                for _ in range(200):
+                    nursery.start_soon(digest_through, t, 10_000)
 
 
 async def test_a_tunnel_over_streams() -> None:

@@ -1,0 +1,658 @@
+"""Relays as conversations: holders and callers who meet on a hub that forwards nothing else, and those who would misuse it (spec §13.2)."""
+
+import secrets
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import attrs
+import pytest
+import trio
+from trio.testing import MockClock, wait_all_tasks_blocked
+
+from tests.vectors import load
+from trionode import Identity, Message, Node, Route, open_node, trust_everyone
+from trionode.access import from_anywhere, from_here
+from trionode.errors import AddressInUseError, LinkLostError, LocalError, NoAnswerError
+from trionode.passage import MAX_WRITERS, Passages, Way
+from trionode.protocol import bare
+from trionode.protocol.address import Address, Encoded, local
+from trionode.protocol.current import CURRENT
+from trionode.protocol.message import HERE, Facts
+from trionode.relay_service import MAX_FORWARD, RelayLimits, RelayService
+from trionode.room import Room
+from trionode.router import Router
+from trionode.transport import Link
+from trionode.workers import echo, echoer
+from trionode_loopback import Loopback
+
+HUB = Route("loopback:hub")
+LIMITS = RelayLimits()
+STATIC, EPHEMERAL = "static_forwarding_service", "forwarding_service"
+
+
+@attrs.define(eq=False)
+class Ground:
+    """A hub that forwards nothing but what its relays do, a holder and a caller, each on a link of its own."""
+
+    network: Loopback
+    hub: Node
+    relays: RelayService
+    holder: Node
+    caller: Node
+
+
+@asynccontextmanager
+async def open_ground(limits: RelayLimits = LIMITS) -> AsyncIterator[Ground]:
+    network = Loopback()
+    async with open_node(network) as hub, open_node(network) as holder, open_node(network) as caller:
+        await hub.listen("loopback:hub")
+        relays = await hub.serve_relays(limits=limits)
+        await holder.start_worker("echoer", echo, allow=from_anywhere)
+        yield Ground(network, hub, relays, holder, caller)
+
+
+async def secured(node: Node) -> Route:
+    """A way to the hub through a secure channel with it, each time with an identity of its own."""
+    identity = await Identity.create(node.vault, secrets.token_hex(4))
+    return Route(await node.open_secure_channel(Route(HUB, "listener"), identity, trust=trust_everyone))
+
+
+async def serve_channels(node: Node) -> Identity:
+    identity = await Identity.create(node.vault)
+    await node.serve_secure_channels("listener", identity, trust=trust_everyone)
+    return identity
+
+
+def register(node: Node, way: tuple[Encoded, ...], name: str, *, back: tuple[str, ...] = ("worker",)) -> None:
+    """Send a registration as a client that makes up its return route."""
+    payload = bare.string(name)
+    node.router.deliver(Message((*way, local(STATIC)), tuple(map(local, back)), payload))
+
+
+async def raw(network: Loopback) -> Link:
+    return await network.connect("hub")
+
+
+async def say(link: Link, onward: tuple[Encoded, ...], back: tuple[Encoded, ...], payload: bytes) -> None:
+    await link.send([CURRENT.encode(onward, back, payload)])
+
+
+async def heard(link: Link) -> tuple[tuple[Encoded, ...], tuple[Encoded, ...], bytes]:
+    (frame,) = await link.receive()
+    return CURRENT.decode(frame)
+
+
+# What relays are for
+
+
+async def test_an_echo_goes_through_a_relay_of_a_hub_that_forwards_nothing(autojump_clock: MockClock) -> None:
+    async with open_ground() as ground:
+        relay = await ground.holder.open_relay(HUB, "bob")
+        assert str(relay.remote) == "0#forward_to_bob"
+        answer = await ground.caller.ask(Route(HUB, relay.remote, "echoer"), b"hello")
+        assert answer.payload == b"hello"
+
+
+async def test_a_hub_that_chooses_the_name_makes_one_that_nobody_can_guess(autojump_clock: MockClock) -> None:
+    async with open_ground() as ground:
+        one, other = await ground.holder.open_relay(HUB), await ground.holder.open_relay(HUB)
+        assert one.remote != other.remote
+        assert len(one.remote.value) == len("forward_to_") + 32
+        assert (await ground.caller.ask(Route(HUB, other.remote, "echoer"), b"hello")).payload == b"hello"
+
+
+async def test_a_whole_secure_channel_runs_over_the_hub_past_the_relay(autojump_clock: MockClock) -> None:
+    async with open_ground() as ground:
+        await serve_channels(ground.holder)
+        await ground.holder.start_worker("for channels", echoer)
+        relay = await ground.holder.open_relay(HUB, "bob")
+        alice = await Identity.create(ground.caller.vault)
+        channel = await ground.caller.open_secure_channel(
+            Route(HUB, relay.remote, "listener"), alice, trust=trust_everyone
+        )
+        await relay.aclose()
+        ground.relays._relays["bob"].lose()  # as if the name were gone
+        for n in range(100):
+            assert (await ground.caller.ask(Route(channel, "for channels"), b"%d" % n)).payload == b"%d" % n
+
+
+async def test_a_worker_of_the_hub_itself_reaches_the_holder(autojump_clock: MockClock) -> None:
+    async with open_ground() as ground:
+        relay = await ground.holder.open_relay(HUB, "bob")
+        assert (await ground.hub.ask(Route(relay.remote, "echoer"), b"from here")).payload == b"from here"
+
+
+async def test_a_worker_of_the_hub_itself_can_be_the_holder(autojump_clock: MockClock) -> None:
+    async with open_ground() as ground:
+        await ground.hub.start_worker("open", echo, allow=from_anywhere)
+        await ground.hub.start_worker("vault", echo, allow=from_here)
+        register(ground.hub, (), "open", back=("open",))
+        register(ground.hub, (), "vault", back=("vault",))
+        assert (await ground.caller.ask(Route(HUB, "forward_to_open"), b"hello")).payload == b"hello"
+        with pytest.raises(NoAnswerError):
+            await ground.caller.ask(Route(HUB, "forward_to_vault"), b"hello", timeout=1)
+        assert ground.hub.counters["access denied"] == 1
+
+
+async def test_holder_and_caller_meet_through_channels_with_the_hub(autojump_clock: MockClock) -> None:
+    async with open_ground() as ground:
+        await serve_channels(ground.hub)
+        await serve_channels(ground.holder)
+        await ground.holder.start_worker("for channels", echoer)
+
+        async def holders_way() -> Route:
+            return await secured(ground.holder)
+
+        relay = await ground.holder.open_relay(holders_way, "bob")
+        way = await secured(ground.caller)
+        assert (await ground.caller.ask(Route(way, relay.remote, "echoer"), b"hello")).payload == b"hello"
+        alice = await Identity.create(ground.caller.vault)
+        channel = await ground.caller.open_secure_channel(
+            Route(way, relay.remote, "listener"), alice, trust=trust_everyone
+        )
+        for n in range(100):
+            assert (await ground.caller.ask(Route(channel, "for channels"), b"%d" % n)).payload == b"%d" % n
+        assert ground.hub.counters["access denied"] == 0
+
+
+@pytest.mark.parametrize("in_a_channel", [False, True])
+async def test_a_flood_back_out_by_the_link_that_it_came_by_harms_nobody(
+    in_a_channel: bool, autojump_clock: MockClock
+) -> None:
+    async with open_ground() as ground:
+        await serve_channels(ground.hub)
+        node = ground.holder
+        way = await secured(node) if in_a_channel else HUB
+
+        async def hub() -> Route:
+            return way
+
+        relay = await node.open_relay(hub, "bob")
+        with trio.fail_after(60):
+            async with trio.open_nursery() as nursery:
+                for _ in range(4):
+                    nursery.start_soon(_flood, node, Route(way, relay.remote, "nowhere"))
+        other = await ground.caller.open_relay(HUB, "alice")
+        await ground.caller.start_worker("echoer", echo, allow=from_anywhere)
+        assert (await ground.caller.ask(Route(HUB, other.remote, "echoer"), b"alive")).payload == b"alive"
+
+
+async def _flood(node: Node, route: Route) -> None:
+    for _ in range(100):
+        await node.send(route, bytes(20_000))
+
+
+async def test_a_relay_leads_to_a_node_behind_its_holder(autojump_clock: MockClock) -> None:
+    async with open_ground() as ground, open_node(ground.network) as inside:
+        await inside.listen("loopback:inside")
+        await serve_channels(inside)
+        await inside.start_worker("for channels", echoer)
+        relay = await ground.holder.open_relay(HUB, "bob", to=Route("loopback:inside"))
+        alice = await Identity.create(ground.caller.vault)
+        channel = await ground.caller.open_secure_channel(
+            Route(HUB, relay.remote, "listener"), alice, trust=trust_everyone
+        )
+        assert (await ground.caller.ask(Route(channel, "for channels"), b"inside")).payload == b"inside"
+        # The node in between offers nothing of its own by it.
+        with pytest.raises(NoAnswerError):
+            await ground.caller.ask(Route(HUB, relay.remote, "echoer"), b"?", timeout=1)
+
+
+async def test_a_relay_finds_the_node_behind_its_holder_again(autojump_clock: MockClock) -> None:
+    async with open_ground() as ground, open_node(ground.network) as inside:
+        await inside.listen("loopback:inside")
+        await inside.start_worker("echoer", echo, allow=from_anywhere)
+        relay = await ground.holder.open_relay(HUB, "bob", to=Route("loopback:inside"))
+        there = Route(HUB, relay.remote, "echoer")
+        await (await ground.holder.connect("loopback:inside")).aclose()
+        with pytest.raises(NoAnswerError):
+            await ground.caller.ask(there, b"too soon", timeout=0.01)
+        assert ground.holder.counters["relay: the node behind it is away"] == 1
+        await trio.sleep(1)  # virtual: longer than the first pause
+        assert (await ground.caller.ask(there, b"again")).payload == b"again"
+
+
+async def test_a_relay_to_a_node_that_is_not_there_raises_at_once(autojump_clock: MockClock) -> None:
+    async with open_ground() as ground:
+        with pytest.raises(LinkLostError):
+            await ground.holder.open_relay(HUB, "bob", to=Route("loopback:nobody"))
+        with pytest.raises(LocalError, match="`to` begins with the place of a node"):
+            await ground.holder.open_relay(HUB, "bob", to=Route("echoer"))
+
+
+# Whose a name is
+
+
+async def test_a_name_without_a_channel_is_free_once_its_link_is_gone(autojump_clock: MockClock) -> None:
+    async with open_ground() as ground:
+        link = await ground.holder.connect("loopback:hub")
+        register(ground.holder, (link.encoded,), "bob")
+        await wait_all_tasks_blocked()
+        assert len(ground.relays) == 1
+        await link.aclose()
+        await wait_all_tasks_blocked()
+        assert len(ground.relays) == 0
+        await ground.caller.open_relay(HUB, "bob")
+
+
+async def test_a_name_of_an_identity_is_nobody_elses_even_while_it_is_away(autojump_clock: MockClock) -> None:
+    async with open_ground() as ground:
+        await serve_channels(ground.hub)
+        bob = await Identity.create(ground.holder.vault)
+        at_hub = Route(HUB, "listener")
+        channel = await ground.holder.open_secure_channel(at_hub, bob, trust=trust_everyone)
+        register(ground.holder, (channel.encoded,), "bob")
+        await wait_all_tasks_blocked()
+        await channel.aclose()
+        await wait_all_tasks_blocked()
+        assert len(ground.relays) == 1
+
+        async def mallorys_way() -> Route:
+            return await secured(ground.caller)
+
+        for way in (HUB, mallorys_way):
+            with pytest.raises(NoAnswerError):
+                await ground.caller.open_relay(way, "bob", timeout=3)
+        with pytest.raises(NoAnswerError):
+            await ground.holder.open_relay(HUB, "bob", timeout=3)
+
+        async def bobs_way() -> Route:
+            return Route(await ground.holder.open_secure_channel(at_hub, bob, trust=trust_everyone))
+
+        relay = await ground.holder.open_relay(bobs_way, "bob")
+        assert (await ground.caller.ask(Route(HUB, relay.remote, "echoer"), b"Bob")).payload == b"Bob"
+
+
+async def test_the_same_link_moves_its_relay(autojump_clock: MockClock) -> None:
+    async with open_ground() as ground:
+        link = await ground.holder.connect("loopback:hub")
+        for worker in ("first", "second"):
+            async with ground.holder.open_mailbox(worker, allow=from_anywhere) as mailbox:
+                register(ground.holder, (link.encoded,), "bob", back=(worker,))
+                assert (await mailbox.receive()).text == "bob"
+                await ground.caller.send(Route(HUB, "forward_to_bob"), worker)
+                assert (await mailbox.receive()).text == worker
+        assert len(ground.relays) == 1
+
+
+# Being lost
+
+
+async def test_a_holder_registers_again_when_its_link_was_lost(autojump_clock: MockClock) -> None:
+    async with open_ground() as ground:
+        relay = await ground.holder.open_relay(HUB, "bob")
+        for n in range(3):
+            await (await ground.holder.connect("loopback:hub")).aclose()
+            await trio.sleep(10)  # virtual: the longest pause before it connects again is half of it
+            assert (await ground.caller.ask(Route(HUB, relay.remote, "echoer"), b"%d" % n)).payload == b"%d" % n
+
+
+async def test_a_holder_that_the_hub_thinks_alive_gets_its_name_when_the_old_link_ends(
+    autojump_clock: MockClock,
+) -> None:
+    async with open_ground() as ground:
+        old = await ground.caller.connect("loopback:hub")
+        register(ground.caller, (old.encoded,), "bob")
+        await wait_all_tasks_blocked()
+        async with trio.open_nursery() as nursery:
+
+            async def end() -> None:
+                await trio.sleep(7)
+                await old.aclose()
+
+            nursery.start_soon(end)
+            await ground.holder.open_relay(HUB, "bob")
+
+
+async def test_every_passage_goes_with_its_link_and_with_the_service(autojump_clock: MockClock) -> None:
+    async with open_ground() as ground:
+        before = len(ground.hub.router._table)
+        relay = await ground.holder.open_relay(HUB, "bob")
+        await ground.caller.ask(Route(HUB, relay.remote, "echoer"), b"?")
+        # Two links with a passage each, and the relay.
+        assert len(ground.hub.router._table) == before + 5
+        await (await ground.caller.connect("loopback:hub")).aclose()
+        await wait_all_tasks_blocked()
+        assert len(ground.hub.router._table) == before + 3
+        await ground.relays.aclose()
+        assert len(ground.hub.router._table) == before + 1 - 2
+        assert not ground.relays._passages._ways
+        assert not any(ground.hub.router._mourners.values())
+
+
+async def test_nobody_offers_relays_is_told_as_silence(autojump_clock: MockClock) -> None:
+    network = Loopback()
+    async with open_node(network) as hub, open_node(network) as holder:
+        await hub.listen("loopback:hub")
+        with pytest.raises(NoAnswerError, match="may not offer the service 0#static_forwarding_service"):
+            await holder.open_relay(HUB, "bob", timeout=3)
+        with pytest.raises(LinkLostError):
+            await holder.open_relay(Route("loopback:nobody"), "bob")
+
+
+async def test_a_second_hub_is_tried_when_the_first_is_away(autojump_clock: MockClock) -> None:
+    async with open_ground() as ground:
+        relay = await ground.holder.open_relay([Route("loopback:nobody"), HUB], "bob")
+        assert (await ground.caller.ask(Route(HUB, relay.remote, "echoer"), b"hello")).payload == b"hello"
+
+
+# What clients may ask for
+
+
+BAD = [
+    b"",
+    b"\x05abc",
+    b"\x02\xff\xfe",
+    bare.string(""),
+    bare.string("a#b"),
+    bare.string("a/b"),
+    bare.string("x" * 65),
+    bare.string("a\n"),
+    bare.string("bob") + b"\x00",
+]
+
+
+@pytest.mark.parametrize("payload", BAD)
+async def test_a_bad_registration_is_met_with_silence(payload: bytes, autojump_clock: MockClock) -> None:
+    async with open_ground() as ground:
+        with pytest.raises(NoAnswerError):
+            await ground.holder.ask(Route(HUB, STATIC), payload, timeout=1)
+        assert ground.hub.counters == {"relay registration refused": 1}
+        assert len(ground.relays) == 0
+
+
+async def test_no_client_takes_more_relays_than_its_share_nor_all_more_than_there_are(
+    autojump_clock: MockClock,
+) -> None:
+    async with open_ground(limits=RelayLimits(relays_per_client=3, relays=5)) as ground:
+        for node in (ground.holder, ground.caller):
+            link = await node.connect("loopback:hub")
+            for n in range(10):
+                register(node, (link.encoded,), f"{n}-{id(node)}")
+                register(node, (link.encoded,), "register")
+        await wait_all_tasks_blocked()
+        assert len(ground.relays) == 5
+        await (await ground.holder.connect("loopback:hub")).aclose()
+        await (await ground.caller.connect("loopback:hub")).aclose()
+        await wait_all_tasks_blocked()
+        assert len(ground.relays) == 0
+        assert not ground.relays._per_owner
+
+
+async def test_a_way_back_that_is_too_long_to_keep_is_refused(autojump_clock: MockClock) -> None:
+    async with open_ground() as ground:
+        link = await ground.holder.connect("loopback:hub")
+        register(ground.holder, (link.encoded,), "bob", back=("x" * MAX_FORWARD,))
+        await wait_all_tasks_blocked()
+        assert len(ground.relays) == 0
+
+
+async def test_a_name_that_a_worker_of_the_hub_has_is_refused(autojump_clock: MockClock) -> None:
+    async with open_ground() as ground:
+        await ground.hub.start_worker("forward_to_bob", echo, allow=from_here)
+        with pytest.raises(NoAnswerError):
+            await ground.holder.open_relay(HUB, "bob", timeout=3)
+        assert len(ground.relays) == 0
+
+
+async def test_a_prefix_keeps_relays_apart_from_workers() -> None:
+    async with open_node() as node:
+        with pytest.raises(LocalError, match="a relay's prefix"):
+            await node.serve_relays(prefix="")
+        await node.start_worker(EPHEMERAL, echo)
+        with pytest.raises(AddressInUseError):
+            await node.serve_relays(services=(STATIC, EPHEMERAL))
+        await node.start_worker(STATIC, echo)  # nothing of the failed one is left
+
+
+# What strangers try
+
+
+async def test_a_made_up_return_route_leads_back_to_its_maker_only(autojump_clock: MockClock) -> None:
+    """Threat 20: neither a registration nor a message can aim at a worker, a link or an encryptor of the hub."""
+    async with open_ground() as ground:
+        reached: list[Message] = []
+
+        ground.hub.router.register(local("vault"), reached.append, allow=from_here)
+        await ground.caller.connect("loopback:hub")
+        await wait_all_tasks_blocked()
+        (victim_link,) = ground.hub._all_links
+        mallory = await raw(ground.network)
+        for aim in (local("vault"), victim_link.encoded):
+            name = secrets.token_hex(4)
+            await say(mallory, (local(STATIC),), (aim,), bare.string(name))
+            assert await heard(mallory) == ((aim,), (local(f"forward_to_{name}"),), bare.string(name))
+            await say(mallory, (local(f"forward_to_{name}"), aim), (aim,), b"aimed")
+            onward, back, payload = await heard(mallory)
+            assert (onward, payload) == ((aim, aim), b"aimed")
+            # Its own passage, by which it reaches nobody but itself.
+            await say(mallory, (back[0], aim), (), b"again")
+            assert (await heard(mallory))[0] == (aim,)
+        assert not reached
+        await mallory.aclose()
+
+
+async def test_links_of_the_hub_stay_out_of_reach_of_those_who_know_their_address(autojump_clock: MockClock) -> None:
+    async with open_ground() as ground:
+        relay = await ground.holder.open_relay(HUB, "bob")
+        (link,) = ground.hub._all_links
+        for way in (Route(HUB), Route(HUB, relay.remote)):
+            with pytest.raises(NoAnswerError):
+                await ground.caller.ask(Route(way, link.address, "echoer"), b"?", timeout=1)
+        assert ground.hub.counters["access denied"] == 1
+        assert ground.holder.counters["unknown address"] == 1
+
+
+async def test_a_channel_with_the_hub_lends_its_name_to_no_guest(autojump_clock: MockClock) -> None:
+    """Threat 22: who comes by a relay is a stranger to its holder, also where the hub's own identity is trusted there."""
+    async with open_ground() as ground:
+        await serve_channels(ground.hub)
+        await ground.holder.start_worker("for channels", echoer)
+
+        async def way() -> Route:
+            return await secured(ground.holder)
+
+        relay = await ground.holder.open_relay(way, "bob")
+        with pytest.raises(NoAnswerError):
+            await ground.caller.ask(Route(HUB, relay.remote, "for channels"), b"?", timeout=1)
+        assert ground.holder.counters["access denied"] == 1
+
+
+async def test_into_the_callers_channel_a_holder_writes_only_to_who_wrote(autojump_clock: MockClock) -> None:
+    async with open_ground() as ground:
+        await serve_channels(ground.hub)
+        await ground.caller.start_worker("for channels", echoer)
+        way = await secured(ground.caller)
+        async with ground.holder.open_mailbox("mallory", allow=from_anywhere) as mallory:
+            relay = await ground.holder.open_relay(HUB, "mallory")
+            async with ground.caller.open_mailbox() as asker:
+                await asker.send(Route(way, relay.remote, "mallory"), b"hello")
+                message = await mallory.receive()
+                await mallory.reply(message, b"answer")
+                assert (await asker.receive()).payload == b"answer"
+            hops = message.return_route.hops
+            await mallory.send(Route(*hops[:-1], "for channels"), b"as the hub")
+            await mallory.send(Route(*hops[:-1]), b"to nobody")
+            await wait_all_tasks_blocked()
+        assert ground.hub.counters["passage to one who never wrote"] == 2
+
+
+async def test_an_answer_that_a_caller_makes_up_does_not_move_the_relay(autojump_clock: MockClock) -> None:
+    async with open_ground() as ground:
+        relay = await ground.holder.open_relay(HUB, "bob")
+        await ground.caller.send(Route(HUB, relay.remote), "mallory is not bob")
+        await wait_all_tasks_blocked()
+        assert str(relay.remote) == "0#forward_to_bob"
+        assert ground.holder.counters["relay answer that nobody waits for"] == 1
+
+
+async def test_a_ring_of_relays_ends_when_the_route_is_full(autojump_clock: MockClock) -> None:
+    async with open_ground() as ground, open_node(ground.network, forwards=True) as node:
+        link = await node.connect("loopback:hub", name="hub")
+        register(node, (link.encoded,), "ring", back=("hub", "forward_to_ring"))
+        await wait_all_tasks_blocked()
+        with trio.fail_after(10):
+            await ground.caller.send(Route(HUB, "forward_to_ring"), b"round")
+            await wait_all_tasks_blocked()
+        counted = ground.hub.counters + node.counters
+        assert counted["route too long"] == 2  # the message, and before it the answer to the registration
+
+
+async def test_a_relay_that_leads_to_itself_ends_after_32_local_deliveries(autojump_clock: MockClock) -> None:
+    async with open_ground() as ground:
+        await ground.hub.start_worker("somewhere", echo)
+        register(ground.hub, (), "one", back=("somewhere",))
+        register(ground.hub, (), "other", back=("forward_to_one",))
+        register(ground.hub, (), "one", back=("forward_to_other",))
+        await wait_all_tasks_blocked()
+        ground.hub.counters.clear()
+        await ground.caller.send(Route(HUB, "forward_to_one"), b"round")
+        await wait_all_tasks_blocked()
+        assert ground.hub.counters == {"too many local deliveries": 1}
+
+
+async def test_a_holder_that_reads_nothing_costs_its_own_link_and_the_caller_goes_on(
+    autojump_clock: MockClock,
+) -> None:
+    async with open_ground() as ground:
+        hung = await raw(ground.network)
+        await say(hung, (local(STATIC),), (local("hung"),), bare.string("hung"))
+        await heard(hung)
+        good = await ground.holder.open_relay(HUB, "bob")
+        with trio.fail_after(120):
+            for _ in range(100):
+                await ground.caller.send(Route(HUB, "forward_to_hung"), bytes(20_000))
+            assert (await ground.caller.ask(Route(HUB, good.remote, "echoer"), b"on")).payload == b"on"
+        await hung.aclose()
+
+
+async def test_a_trunk_never_waits_for_a_holder(autojump_clock: MockClock) -> None:
+    async with open_ground() as ground, open_node(ground.network) as far:
+        await ground.hub.listen("loopback:trunk", trunk=True)
+        hung = await raw(ground.network)
+        await say(hung, (local(STATIC),), (local("hung"),), bare.string("hung"))
+        await heard(hung)
+        good = await ground.holder.open_relay(HUB, "bob")
+        began = trio.current_time()
+        for _ in range(400):
+            await far.send(Route("loopback:trunk", "forward_to_hung"), bytes(20_000))
+        answer = await far.ask(Route("loopback:trunk", good.remote, "echoer"), b"on")
+        assert answer.payload == b"on"
+        assert trio.current_time() - began < 1
+        assert ground.hub.counters["relay: the way on is full"]
+        assert len(ground.relays) == 2
+        await hung.aclose()
+
+
+LINK, OTHER = Facts(link=local("a link")), Facts(link=local("another"))
+
+
+@pytest.mark.parametrize(
+    ("holder", "caller", "waits"),
+    [
+        (LINK, OTHER, True),
+        (LINK, HERE, True),
+        (LINK, LINK, False),
+        (attrs.evolve(LINK, identifier=bytes(32)), LINK, False),
+        (attrs.evolve(LINK, identifier=bytes(32)), OTHER, True),
+        (LINK, attrs.evolve(OTHER, trunk=True), False),
+        (Facts(stream=local("a stream")), OTHER, False),
+        (Facts(stream=local("a stream"), identifier=bytes(32)), OTHER, False),
+    ],
+)
+def test_only_a_reader_of_another_leaf_waits_for_a_holder_and_for_the_others_there_is_a_hard_bound(
+    holder: Facts, caller: Facts, waits: bool
+) -> None:
+    router = Router()
+    room = Room()
+    seen: list[Message] = []
+
+    def hop(message: Message) -> Room | None:
+        seen.append(message)
+        return room.add(room.hard_bound // 4)
+
+    for first in ("holder", "caller"):
+        router.register(local(first), hop, allow=from_here)
+    passages = Passages(router)
+    way = passages.lead(local("holder"), holder)
+    for _ in range(8):
+        debt = passages.pass_on(Message((local("x"),), (local("caller"), local("app")), b"", caller), way, ())
+        assert debt is (room if waits else None)
+    assert len(seen) == (8 if waits else 4)
+    # What did not begin here would be an answer of its hub to a stream.
+    assert all(message.facts.is_here for message in seen) == (caller is HERE or holder == Facts(stream=holder.stream))
+
+
+def test_those_who_wrote_longest_ago_are_forgotten_first() -> None:
+    way = Way(local("encryptor"), local("passage"), Facts(identifier=bytes(32)))
+    for n in range(MAX_WRITERS):
+        way.note(local(str(n)))
+    assert way.expects((way.passage, local("0")))
+    way.note(local("new"))
+    assert len(way.writers) == MAX_WRITERS
+    assert way.expects((way.passage, local("0")))
+    assert not way.expects((way.passage, local("1")))
+
+
+# The captured conversations of ockam 0.150.0
+
+
+async def test_the_captured_client_is_answered_and_reached(autojump_clock: MockClock) -> None:
+    """A transcript of a Rust service, replayed against ours: the client and the caller say what they said there."""
+    transcript = next(each for each in load("wire/relays.json") if each["kind"].endswith("transcript"))
+    steps = [CURRENT.decode(bytes.fromhex(each["hex"])[4:]) for each in transcript["steps"]]
+    async with open_ground() as ground:
+        node, caller = await raw(ground.network), await raw(ground.network)
+        await say(node, *steps[0])
+        onward, back, payload = await heard(node)
+        assert (onward, back) == steps[1][:2]
+        assert payload == steps[0][2]  # the name as it came, which clients of both generations take
+        await say(caller, *steps[2])
+        onward, back, payload = await heard(node)
+        # The client's own address stays in front: it takes itself away.
+        assert onward == (*steps[0][1], *steps[3][0])
+        assert (back[1:], payload) == (steps[3][1][1:], steps[3][2])
+        await say(node, (back[0], *steps[4][0][1:]), *steps[4][1:])
+        onward, back, payload = await heard(caller)
+        assert (onward, back[1:], payload) == (steps[5][0], steps[5][1][1:], steps[5][2])
+        await node.aclose()
+        await caller.aclose()
+
+
+@pytest.mark.parametrize(("named", "request_at", "answer_at"), [(True, 0, 1), (False, 2, 3)])
+async def test_our_client_takes_the_captured_answers(
+    named: bool, request_at: int, answer_at: int, autojump_clock: MockClock
+) -> None:
+    transcript = load("wire/relays.json")[1]
+    steps = [CURRENT.decode(bytes.fromhex(each["hex"])[4:]) for each in transcript["steps"]]
+    network = Loopback()
+    async with open_node(network) as holder, open_node(network) as hub:
+        await hub.listen("loopback:hub")
+        service = steps[request_at][0][0]
+
+        def answer(message: Message) -> None:
+            assert message.payload == steps[request_at][2]
+            _, back, payload = steps[answer_at]
+            hub.router.answer(message, back[0], payload)
+
+        hub.router.register(service, answer, allow=from_anywhere)
+        relay = await holder.open_relay(HUB, "rusty" if named else None)
+        assert relay.remote == Address.from_encoded(steps[answer_at][1][-1])
+
+
+@pytest.mark.parametrize("scheme", ["tcp", "tcp_classic"])
+@pytest.mark.parametrize("callers", ["tcp", "tcp_classic"])
+async def test_both_generations_meet_on_one_hub_over_tcp(scheme: str, callers: str) -> None:
+    transports = ("tcp", "tcp_classic")
+    with trio.fail_after(20):
+        async with open_node("tcp") as hub, open_node(*transports) as holder, open_node(*transports) as caller:
+            place = (await hub.listen("tcp:127.0.0.1:0")).value.decode()
+            await hub.serve_relays()
+            await serve_channels(holder)
+            await holder.start_worker("echoer", echo, allow=from_anywhere)
+            relay = await holder.open_relay(Route(f"{scheme}:{place}"), "bob")
+            way = Route(f"{callers}:{place}", relay.remote)
+            assert (await caller.ask(Route(way, "echoer"), b"plain")).payload == b"plain"
+            alice = await Identity.create(caller.vault)
+            channel = await caller.open_secure_channel(Route(way, "listener"), alice, trust=trust_everyone)
+            assert (await caller.ask(Route(channel, "echoer"), b"sealed")).payload == b"sealed"
