@@ -20,6 +20,8 @@ from trionode.router import Router, random_address
 DRAIN_SECONDS = 30.0
 #: Seconds that a socket is read on for its own end, after it was told ours: a plain close can destroy what is on its way to it.
 CLOSE_SECONDS = 2.0
+#: Bytes that the kernel takes for a socket before it says that it has had enough; Trio's streams make it 16 KiB, a task switch for each.
+UNSENT = 256 * 1024
 #: Bytes in one recv: one Payload.
 READ_SIZE = MAX_DATA
 #: Bytes of an encoded message beside its addresses and its data: heads of arrays and of bytes, type, length and counter of the Payload.
@@ -28,12 +30,12 @@ OVERHEAD = 64
 
 @attrs.frozen
 class PortalLimits:
-    """What an inlet or an outlet holds at most: each connection costs a socket, and `window` bytes that wait for it (1 MiB from a Rust peer)."""
+    """What an inlet or an outlet holds at most: each connection costs a socket, and at worst `window` bytes that wait for it (1 MiB from a Rust peer)."""
 
     #: Connections of one inlet or outlet.
-    connections: int = 1000
+    connections: int = 500
     #: Connections that one client may have at an outlet: an authenticated identity, or a link or stream without one.
-    per_client: int = 500
+    per_client: int = 250
     #: Bytes that the peer may send ahead of the socket; a connection is never faster than this in one round trip.
     window: int = WINDOW
 
@@ -228,7 +230,7 @@ def prepare(sock: trio.socket.SocketType) -> None:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         if hasattr(socket, "TCP_NOTSENT_LOWAT"):
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, WINDOW)
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, UNSENT)
 
 
 def close(sock: trio.socket.SocketType) -> None:
