@@ -9,7 +9,7 @@ Access = Callable[[Facts], bool]
 
 
 def from_here(facts: Facts) -> bool:
-    """Admit only messages that began on this node: the rule of encryptors, stream senders, links and relays."""
+    """Admit only messages that began on this node: the rule of encryptors, stream senders and links."""
     return facts.link is None and facts.stream is None and facts.identifier is None
 
 

@@ -12,6 +12,7 @@ from trionode.cli.running import run
 from trionode.cli.terminal import Output, say
 from trionode.identities import Identity
 from trionode.node import Node
+from trionode.portal import Inlet
 from trionode.protocol.route import Route
 from trionode.secure_channel import SecureChannel
 from trionode.stream import Stream
@@ -61,6 +62,7 @@ async def _inlet(
     async with client.open_node(*(transports(str(to.hops[0])) if to else ()), hubs=to is None) as (node, identity):
         say(f"this inlet is {await client.identifier(identity)}")
         way: _Way | None = None
+        opened: Inlet | None = None
         with working:
             reach = Route(await _open_streams(node, identity, client, streams)) if streams else to
             assert reach is not None
@@ -68,6 +70,8 @@ async def _inlet(
             opened = await node.open_inlet(at, way.open)
             await output.line(f"listening on {opened.bound}")
             await trio.sleep_forever()
+        if opened is not None:
+            await opened.aclose()  # before the channel, by which the other ends are told
         if way is not None:
             await way.aclose()
     return True

@@ -66,8 +66,8 @@ async def _outlet(
     listens = () if listen is None else transports(listen)
     async with client.open_node(*listens, hubs=listen is None) as (node, identity):
         channels = await node.serve_secure_channels(listener, identity, trust=trust, generations=(client.generation,))
+        served = await node.serve_outlet(name, target)
         with working:
-            await node.serve_outlet(name, target)
             if listen is not None:
                 bound = await node.listen(listen)
                 warn_beyond_loopback(bound, authenticated=bool(client.trusted))
@@ -79,6 +79,7 @@ async def _outlet(
                 await _open_streams(node, identity, client, output)
             await output.line(str(await client.identifier(identity)))
             await trio.sleep_forever()
+        await served.aclose()  # before the channels, by which the other ends are told
         await channels.aclose()
     return True
 
