@@ -33,6 +33,7 @@ PUBLIC = frozenset(
         "trionode.protocol.recognition",
         "trionode.protocol.stream",
         "trionode.protocol.wire",
+        "trionode.sockets",
         "trionode.stream_store",
         "trionode.transport",
     )

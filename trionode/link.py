@@ -97,13 +97,12 @@ class NodeLink:
             self._shut()  # at once: nothing more is queued until the tasks notice
             self._scope.cancel()
 
-    async def run(self, *, task_status: trio.TaskStatus["NodeLink"] = trio.TASK_STATUS_IGNORED) -> None:
+    async def run(self) -> None:
         """Read and write until the link ends; whatever its peer does ends here."""
         try:
             with self._scope:
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(self._write)
-                    task_status.started(self)
                     await self._read()
                     # The peer's end: what still waits for it is flushed, but not for ever.
                     nursery.cancel_scope.deadline = trio.current_time() + GRACE

@@ -9,7 +9,7 @@ from typing import Any
 import trio
 
 from trionode.access import Access, from_anywhere, from_here, from_here_or_channels, from_here_or_links
-from trionode.errors import AddressInUseError, ClosedError, LocalError, NoAnswerError
+from trionode.errors import ClosedError, LocalError, NoAnswerError
 from trionode.generations import handshaker, require_generations
 from trionode.identities import Identity, IdentityVault
 from trionode.link import NodeLink
@@ -94,7 +94,7 @@ class Node:
         """
         where = Address.parse(at)
         transport = self._transport(where.transport)
-        accepted: set[Link] = set()
+        accepted: set[NodeLink] = set()
 
         async def accept(link: Link) -> None:
             if len(accepted) >= MAX_LINKS:
@@ -103,15 +103,17 @@ class Node:
                 )
                 await link.aclose()
                 return
-            accepted.add(link)
-            try:
-                # In the node's nursery and not the listener's, which may end before its links do.
-                held: NodeLink = await self.start(partial(self._hold, link, trunk=trunk))
-                await held.ended.wait()
-            except ClosedError:  # the node's block ended meanwhile
+            if self._is_over:
                 await link.aclose()
+                return
+            # In the node's nursery and not the listener's, which may end before its links do; and without a wait, so that a listener that
+            # ends now leaves no link behind which nobody holds.
+            held = self._take(link, trunk=trunk)
+            accepted.add(held)
+            try:
+                await held.ended.wait()
             finally:
-                accepted.discard(link)
+                accepted.discard(held)
 
         async def serve(*, task_status: trio.TaskStatus[str]) -> None:
             with trio.CancelScope() as scope:
@@ -129,22 +131,16 @@ class Node:
         for scope in self._listening:
             scope.cancel()
 
-    async def _hold(
-        self,
-        link: Link,
-        *,
-        trunk: bool,
-        address: Encoded | None = None,
-        task_status: trio.TaskStatus[NodeLink] = trio.TASK_STATUS_IGNORED,
-    ) -> None:
-        try:
-            held = NodeLink(self.router, address or random_address(), link, allow=self._link_access, trunk=trunk)
-        except AddressInUseError:
-            await link.aclose()
-            raise
+    def _take(self, link: Link, *, trunk: bool, address: Encoded | None = None) -> NodeLink:
+        """Give a link its place in the node at once; AddressInUseError if its address is taken."""
+        held = NodeLink(self.router, address or random_address(), link, allow=self._link_access, trunk=trunk)
         self._all_links.add(held)
+        self._nursery.start_soon(self._hold, held)
+        return held
+
+    async def _hold(self, held: NodeLink) -> None:
         try:
-            await held.run(task_status=task_status)
+            await held.run()
         finally:
             self._all_links.discard(held)
 
@@ -162,10 +158,9 @@ class Node:
             self._require_open()
             link = await self._transport(where.transport).connect(where.value.decode())
             try:
-                held: NodeLink = await self.start(
-                    partial(self._hold, link, trunk=trunk, address=None if name is None else local(name))
-                )
-            except ClosedError:  # the node's block ended meanwhile
+                self._require_open()  # its block may have ended meanwhile
+                held = self._take(link, trunk=trunk, address=None if name is None else local(name))
+            except LocalError:
                 await link.aclose()
                 raise
             self._links[key] = held

@@ -19,7 +19,6 @@ from trionode.protocol.stream import (
     LONG_POLL_SECONDS,
     MAX_ANSWER,
     MAX_RECORD,
-    POLL_SECONDS,
     CreateRequest,
     CreateResponse,
     ErrorResponse,
@@ -45,6 +44,7 @@ from trionode.push_batches import RETRY_SECONDS, PushBatches, WaitingPush
 from trionode.room import Room
 from trionode.router import Router
 from trionode.stream_store import FinalError, Position, Push, Stored, StoreError, StreamStore
+from trionode.waiting_pulls import WaitingPulls
 
 #: The names by which clients know the services, unless they are told others (spec §11.2).
 SERVICE = "stream_kafka"
@@ -58,8 +58,6 @@ FRAME_HEADS = 40
 MAX_PULL_LIMIT = 1000
 #: Positions that wait to be saved; one that is lost costs reading again.
 MAX_SAVES = 10_000
-#: Seconds that `finish` waits for consumers that are between two pulls: one that never asks again comes back after POLL_SECONDS and its way.
-FINISH_GRACE = POLL_SECONDS + 0.1
 #: Seconds that `aclose` waits for the store.
 CLOSE_GRACE = 1.0
 
@@ -122,15 +120,11 @@ class StreamService:
         self._owners: dict[str, str] = {}
         self._pushes = PushBatches(store, self._may_push, self._confirm, self._settled)
         self._deputies: dict[str, _Deputy] = {}
-        self._pulls: dict[tuple[str, tuple[Encoded, ...]], trio.CancelScope] = {}
-        # When consumers that never ask again were last answered, those whose next pull has not come, the longest first.
-        self._resting: dict[tuple[str, tuple[Encoded, ...]], float] = {}
+        self._pulls = WaitingPulls(router.__contains__, self._settled)
         self._saves: dict[tuple[str, str], int] = {}
         self._save_due = trio.Event()
         self._scope = trio.CancelScope()
         self._ended = trio.Event()
-        self._finishing = False
-        self._answering = trio.Event()
         self._closing = False
         self._rarely = Rarely()
         self._quieter = trio.Event()
@@ -164,28 +158,11 @@ class StreamService:
             self._ended.set()
 
     async def finish(self) -> None:
-        """Answer every pull, so that no consumer waits in vain (spec §11.6, 7): now is the time to close links.
+        """Answer every pull, so that no consumer waits in vain (spec §11.6, 7): when this returns is the time to close links.
 
-        A pull that is on its way when its link ends is lost, and with it a consumer that never asks again. So answers are held back for up to
-        FINISH_GRACE seconds until all of those wait for one, and leave together: none of them has a pull on its way for POLL_SECONDS then.
         Further pulls are answered at once, and pushes are stored until `aclose`. Cancelled, the answers leave at once.
         """
-        self._finishing = True
-        now = trio.current_time()
-        resting = () if self._answering.is_set() else self._resting.items()
-        due = {key for key, at in resting if now - at <= FINISH_GRACE and key[1][0] in self._router}
-        try:
-            with trio.move_on_after(FINISH_GRACE):
-                while not due <= self._pulls.keys():
-                    await self._quieter.wait()
-        finally:
-            self._answering.set()
-            answered = set(self._pulls.values())
-            for scope in answered:
-                scope.cancel()
-        with trio.move_on_after(CLOSE_GRACE):
-            while not answered.isdisjoint(self._pulls.values()):
-                await self._quieter.wait()
+        await self._pulls.finish()
 
     async def aclose(self) -> None:
         """Answer every pull as `finish` does, and end once the store has what was pushed; what it does not take in time is refused."""
@@ -400,21 +377,13 @@ class StreamService:
     # Pulls
 
     def _take_pull(self, message: Message, name: str, request: PullRequest) -> None:
-        """Let a pull wait, in the place of the one that the same consumer sent before: that is answered, empty, since it was given up."""
+        """Let a pull wait for records, or for its time to be over."""
         # Here and not in the pull's task, since of tasks that are started together any may run first.
         scope = trio.CancelScope()
         if not self._spawn(message, partial(self._pull, message, name, request, scope)):
             self._answer_pull(message, name, request, ())
             return
-        key = (name, message.back)
-        former = self._pulls.get(key)
-        if former is not None:
-            former.cancel()
-        self._pulls[key] = scope
-        self._resting.pop(key, None)
-        if self._answering.is_set():
-            scope.cancel()
-        self._settled()
+        self._pulls.take((name, message.back), scope)
 
     async def _pull(self, message: Message, name: str, request: PullRequest, scope: trio.CancelScope) -> None:
         records: Sequence[Record] = ()
@@ -429,13 +398,9 @@ class StreamService:
                     )
             except StoreError as error:
                 self._tell("a pull of stream %s failed: %s", name, error)
-        if self._finishing:
-            await self._answering.wait()
-        key = (name, message.back)
-        if self._pulls.get(key) is scope:
-            del self._pulls[key]
+        await self._pulls.turn()
         self._answer_pull(message, name, request, records)
-        self._settled()
+        self._pulls.answered((name, message.back), scope)
 
     def _answer_pull(self, message: Message, name: str, request: PullRequest, records: Sequence[Record]) -> None:
         payload = encode(PullResponse(request.request_id, tuple(records)))
@@ -446,14 +411,7 @@ class StreamService:
             payload = encode(PullResponse(request.request_id, ()))
         self._router.answer(message, message.onward[0], payload)
         if not message.facts.resends:
-            self._rest((name, message.back))
-
-    def _rest(self, key: tuple[str, tuple[Encoded, ...]]) -> None:
-        now = trio.current_time()
-        self._resting.pop(key, None)
-        self._resting[key] = now
-        while now - next(iter(self._resting.values())) > FINISH_GRACE:
-            del self._resting[next(iter(self._resting))]
+            self._pulls.rest((name, message.back))
 
     # Positions
 

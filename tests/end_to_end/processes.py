@@ -123,15 +123,20 @@ class Commands:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for each in self._running:
-            if each.process.returncode is None:
-                each.process.kill()
-        with trio.CancelScope(shield=True):
-            for each in self._running:
-                await each.process.wait()
-                for stream in (each.process.stdin, each.process.stdout):
-                    if stream is not None:
-                        await stream.aclose()
+        await end_all(self._running)
+
+
+async def end_all(running: Sequence[Running]) -> None:
+    """End all processes that still run, and close what led to them."""
+    for each in running:
+        if each.process.returncode is None:
+            each.process.kill()
+    with trio.CancelScope(shield=True):
+        for each in running:
+            await each.process.wait()
+            for stream in (each.process.stdin, each.process.stdout):
+                if stream is not None:
+                    await stream.aclose()
 
 
 async def listening(hub: Running) -> str:

@@ -3,16 +3,14 @@
 import os
 import signal
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
 import trio
 
 from tests.end_to_end.processes import Commands, Running, listening
-from tests.streams.classic_client import Program, Scanner, frame, message
-from trionode import unique
+from tests.streams.classic_client import Scanner, frame, message, open_pair
 
 #: Messages that each of a pair says, and seconds between two of them: so that every restart comes in the middle.
 MESSAGES = 300
@@ -36,19 +34,6 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     if request.param == "kafka":
         return f"kafka:{request.getfixturevalue('kafka_broker').bootstrap}"
     return f"sqlite:{tmp_path / 'streams.db'}"
-
-
-@asynccontextmanager
-async def open_pair(port: int) -> AsyncIterator[tuple[Program, Program]]:
-    """Alice and Bob of the classic generation."""
-    to_bob, to_alice = unique("to_bob"), unique("to_alice")
-    async with trio.open_nursery() as nursery:
-        bob = Program(nursery, port, sends=to_alice, receives=to_bob)
-        alice = Program(nursery, port, sends=to_bob, receives=to_alice)
-        bob.start()
-        alice.start()
-        yield alice, bob
-        nursery.cancel_scope.cancel()
 
 
 async def converse(port: int, while_they_talk: Callable[[], Awaitable[None]]) -> None:

@@ -13,7 +13,7 @@ from tempfile import TemporaryDirectory
 import pytest
 import trio
 
-from tests.end_to_end.processes import Running
+from tests.end_to_end.processes import Running, end_all
 
 SOURCES = Path(__file__).parent / "rust"
 
@@ -71,15 +71,7 @@ class Peers:
 
     async def end(self) -> None:
         """End all that still runs."""
-        for each in self._running:
-            if each.process.returncode is None:
-                each.process.kill()
-        with trio.CancelScope(shield=True):
-            for each in self._running:
-                await each.process.wait()
-                for stream in (each.process.stdin, each.process.stdout):
-                    if stream is not None:
-                        await stream.aclose()
+        await end_all(self._running)
 
 
 @asynccontextmanager

@@ -3,11 +3,13 @@
 import math
 import secrets
 from collections import Counter
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager, suppress
 
 import attrs
 import trio
+
+from trionode import unique
 
 #: What the Rust client polls at, waits before the first pull, and asks for (spec §11.4).
 POLL_SECONDS = 0.25
@@ -275,3 +277,19 @@ class Program:
         """Wait until so many pushes were confirmed, however."""
         while self.statuses.total() < count:
             await self._news.wait()
+
+
+@asynccontextmanager
+async def open_pair(port: int) -> AsyncIterator[tuple[Program, Program]]:
+    """Alice and Bob of the classic generation; at the end both are as well as ever."""
+    to_bob, to_alice = unique("to_bob"), unique("to_alice")
+    async with trio.open_nursery() as nursery:
+        bob = Program(nursery, port, sends=to_alice, receives=to_bob)
+        alice = Program(nursery, port, sends=to_bob, receives=to_alice)
+        bob.start()
+        alice.start()
+        yield alice, bob
+        for each in (alice, bob):
+            assert each.is_polling
+            assert not each.strange
+        nursery.cancel_scope.cancel()

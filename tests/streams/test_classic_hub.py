@@ -10,7 +10,7 @@ import pytest
 import trio
 import trio.testing
 
-from tests.streams.classic_client import Program, call, data, frame, message, uint
+from tests.streams.classic_client import Program, call, data, frame, message, open_pair, uint
 from tests.vectors import load
 from trionode import Node, Route, open_node, unique
 from trionode.errors import LocalError
@@ -210,22 +210,6 @@ async def test_the_captured_session_is_answered_as_the_captured_hub_did(open_sto
 
 
 # -- a pair of programs ------------------------------------------------------------------------------------------------------------------
-
-
-@asynccontextmanager
-async def open_pair(port: int) -> AsyncIterator[tuple[Program, Program]]:
-    """Alice and Bob of the classic generation; at the end both are as well as ever."""
-    to_bob, to_alice = unique("to_bob"), unique("to_alice")
-    async with trio.open_nursery() as nursery:
-        bob = Program(nursery, port, sends=to_alice, receives=to_bob)
-        alice = Program(nursery, port, sends=to_bob, receives=to_alice)
-        bob.start()
-        alice.start()
-        yield alice, bob
-        for each in (alice, bob):
-            assert each.is_polling
-            assert not each.strange
-        nursery.cancel_scope.cancel()
 
 
 async def test_a_classic_pair_talks_through_the_hub_each_message_once(open_store: OpenStore) -> None:

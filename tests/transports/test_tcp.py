@@ -314,7 +314,7 @@ async def test_a_place_that_is_taken_is_answered_with_what_to_do() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         async with open_node("tcp") as node:
-            with pytest.raises(LocalError, match=rf"can't listen at tcp:127.0.0.1:{port}: .* Choose another port"):
+            with pytest.raises(LocalError, match=rf"can't listen at 127.0.0.1:{port}: .* Choose another port"):
                 await node.listen(f"tcp:127.0.0.1:{port}")
 
 

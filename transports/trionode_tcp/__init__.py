@@ -1,6 +1,5 @@
 """Links over TCP (spec §3) in both generations of the wire: no delay, keepalive, half-open connections noticed, and an orderly end in both directions."""
 
-import os
 import socket
 import sys
 from collections.abc import Awaitable, Callable, Sequence
@@ -17,6 +16,7 @@ from trionode.protocol.current import CURRENT
 from trionode.protocol.framing import FrameDecoder, join_frames
 from trionode.protocol.recognition import recognise
 from trionode.protocol.wire import Wire
+from trionode.sockets import join_host_port, open_listeners, reason_of
 from trionode.transport import Link
 
 #: Bytes in one read: larger ones were measured not to pay.
@@ -36,8 +36,6 @@ FRAME_TIMEOUT = 120.0
 USER_TIMEOUT = 30_000
 #: Seconds that `aclose` reads on for the peer's own end.
 CLOSE_GRACE = 1.0
-#: Connections that wait to be accepted.
-BACKLOG = 512
 #: Accepted connections that may be greeting at a time: one that says nothing costs a socket for GREETING_TIMEOUT.
 MAX_GREETING = 512
 
@@ -207,12 +205,6 @@ def _heartbeat(wire: Wire) -> bytes:
     return wire.encode((), (), b"")
 
 
-def join_host_port(name: tuple[object, ...]) -> str:
-    """Return a socket name as HOST:PORT, with brackets around an IPv6 host."""
-    host, port = name[:2]
-    return f"[{host}]:{port}" if ":" in str(host) else f"{host}:{port}"
-
-
 def _prepare(sock: socket.socket) -> None:
     sock.setblocking(False)  # noqa: FBT003  # the socket module's own positional flag
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -252,7 +244,7 @@ class TCP:
             with trio.fail_after(CONNECT_TIMEOUT):
                 stream = await trio.open_tcp_stream(host, port)
         except (OSError, trio.TooSlowError) as error:
-            reason = "no answer" if isinstance(error, trio.TooSlowError) else _reason(error)
+            reason = "no answer" if isinstance(error, trio.TooSlowError) else reason_of(error)
             msg = f"can't connect to tcp:{peer}: {reason}. Is the node there running, and listening at this address?"
             raise LinkLostError(msg) from error
         try:
@@ -319,18 +311,7 @@ class TCP:
                     msg = f"expected open, listening sockets in TCP(sockets=…), and got {each!r}: call listen() on it first"
                     raise LocalError(msg)
             return [trio.SocketListener(trio.socket.from_stdlib_socket(each.dup())) for each in self._sockets]
-        host, port = parse_host_port(at)
-        try:
-            listeners = await trio.open_tcp_listeners(port, host=host, backlog=BACKLOG)
-        except OSError as error:
-            msg = f"can't listen at tcp:{at}: {_reason(error)}. Choose another port, or end the program that holds it"
-            raise LocalError(msg) from error
-        if port == 0:
-            # A free port of each address of a name would be another one, and only one is told.
-            for other in listeners[1:]:
-                await other.aclose()
-            del listeners[1:]
-        return listeners
+        return await open_listeners(at)
 
 
 class ClassicTCP(TCP):
@@ -338,12 +319,3 @@ class ClassicTCP(TCP):
 
     name: ClassVar[str] = "tcp_classic"
     dials: ClassVar[Wire] = CLASSIC
-
-
-def _reason(error: BaseException) -> str:
-    """Return the operating system's own words, out of the group that trying several addresses makes."""
-    cause = error.__cause__
-    inner = cause.exceptions[0] if isinstance(cause, BaseExceptionGroup) else error
-    if not isinstance(inner, OSError) or isinstance(inner, socket.gaierror) or inner.errno is None:
-        return (inner.strerror if isinstance(inner, OSError) else None) or str(inner)
-    return os.strerror(inner.errno)  # Trio's own text repeats the address

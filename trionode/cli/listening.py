@@ -6,15 +6,11 @@ import socket
 import sys
 from typing import NoReturn
 
-import trio
-
 from trionode.errors import LocalError
-from trionode.protocol.address import parse_host_port
+from trionode.sockets import open_listeners
 
 #: The first file descriptor that is passed on, where LISTEN_FDS says how many are (sd_listen_fds(3)).
 FIRST = 3
-#: Connections that wait to be accepted, also while a hub is followed by the next.
-BACKLOG = 512
 
 
 class Listening:
@@ -45,26 +41,9 @@ class Listening:
 
     async def open(self, at: str) -> None:
         """Listen at HOST:PORT, port 0 for a free one; LocalError if that is not possible."""
-        host, port = parse_host_port(at)
-        try:
-            listeners = await trio.open_tcp_listeners(port, host=host, backlog=BACKLOG)
-        except OSError as error:
-            cause = error.__cause__
-            inner = cause.exceptions[0] if isinstance(cause, BaseExceptionGroup) else error
-            reason = str(inner)
-            if isinstance(inner, OSError) and inner.errno:
-                # The system's own words; Trio's text repeats the address, and names that are not found have no number of its.
-                reason = os.strerror(inner.errno) if inner.errno > 0 else inner.strerror or reason
-            msg = f"can't listen at tcp:{at}: {reason}. Choose another port, or end the program that holds it"
-            raise LocalError(msg) from error
-        for listener in listeners:
+        for listener in await open_listeners(at):
             sock = listener.socket
             self.sockets.append(socket.socket(sock.family, sock.type, sock.proto, sock.detach()))
-        if port == 0:
-            # A free port of each address of a name would be another one, and only one is told.
-            for other in self.sockets[1:]:
-                other.close()
-            del self.sockets[1:]
 
     def begin_anew(self) -> NoReturn:
         """Run the command that this process was started with again, in its place and with its sockets."""

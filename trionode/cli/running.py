@@ -20,6 +20,8 @@ CLOSE_SECONDS = 0.8
 #: Seconds from a signal until the process ends, whatever hangs: a hub, a broker, a thread that nobody can cancel.
 LAST_SECONDS = 1.2
 
+_OURS = frozenset({signal.SIGINT, signal.SIGTERM, signal.SIGHUP})
+
 #: What SIGHUP leads to, once a command has closed in order: it takes the place of this process.
 BeginAnew = Callable[[], NoReturn]
 
@@ -47,7 +49,7 @@ class _Signals:
         if begin_anew is not None and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
             signal.signal(signal.SIGHUP, self._handle)
         # One that came while the process before this one made room for it has waited.
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _OURS)
 
     def call(self, end: Callable[[], None]) -> None:
         """Call `end` in the Trio thread once a signal has come."""
@@ -72,6 +74,8 @@ class _Signals:
                 self._token.run_sync_soon(self._end)
 
     def _watch(self) -> None:
+        # They are the main thread's: of two that come at the same time by two threads, either could be the first.
+        signal.pthread_sigmask(signal.SIG_BLOCK, _OURS)
         self._arrived.wait()
         time.sleep(LAST_SECONDS)  # no synchronisation: it is the clock itself
         with suppress(OSError):

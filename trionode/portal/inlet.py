@@ -4,12 +4,13 @@ from collections.abc import Awaitable, Callable
 
 import trio
 
-from trionode.errors import LocalError, TrionodeError
+from trionode.errors import TrionodeError
 from trionode.observe import Rarely, log, shown
 from trionode.portal.connection import Connection, PortalLimits, prepare, reset
-from trionode.protocol.address import Encoded, parse_host_port
+from trionode.protocol.address import Encoded
 from trionode.protocol.portal import PortalEnd, State
 from trionode.router import Router
+from trionode.sockets import join_host_port, open_listeners
 
 #: Makes the way to the outlet, anew each time it was lost: the encoded hops, the outlet's address last.
 OpenWay = Callable[[], Awaitable[tuple[Encoded, ...]]]
@@ -18,8 +19,6 @@ OpenWay = Callable[[], Awaitable[tuple[Encoded, ...]]]
 OPEN_SECONDS = 30.0
 #: Seconds that an answer is listened for after that, so that an outlet which answers late doesn't keep its target for nobody.
 LATE_SECONDS = 60.0
-#: Connections that wait to be accepted.
-BACKLOG = 512
 
 
 class Inlet:
@@ -46,20 +45,8 @@ class Inlet:
 
     async def run(self, at: str, *, task_status: trio.TaskStatus["Inlet"] = trio.TASK_STATUS_IGNORED) -> None:
         """Listen until `aclose`, or the end of the node; LocalError if the port can't be had."""
-        host, port = parse_host_port(at)
-        try:
-            listeners = await trio.open_tcp_listeners(port, host=host, backlog=BACKLOG)
-        except OSError as error:
-            raise LocalError(
-                f"can't listen at {at}: {error.strerror or error}. Choose another port, or end the program that holds it"
-            ) from error
-        if not port:
-            # A name of several addresses would get as many free ports, of which the caller learns one.
-            for listener in listeners[1:]:
-                listener.socket.close()
-            del listeners[1:]
-        name = listeners[0].socket.getsockname()
-        self.bound = f"[{name[0]}]:{name[1]}" if ":" in name[0] else f"{name[0]}:{name[1]}"
+        listeners = await open_listeners(at)
+        self.bound = join_host_port(listeners[0].socket.getsockname())
         try:
             with self._scope:
                 async with trio.open_nursery() as nursery:

@@ -22,7 +22,6 @@ class FrameDecoder:
         self._expected = wire.preface
         self._length_size: Final = wire.length_size
         self._max_frame: Final = min(wire.max_frame, max_frame or wire.max_frame)
-        # Where undecodable frames are lived through an empty one is one of them, and the link counts it (spec §3.1).
         self._smallest: Final = 0 if wire.tolerated else 1
         self._name: Final = wire.name
 

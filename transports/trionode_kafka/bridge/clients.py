@@ -113,8 +113,7 @@ def made(kind: Any, settings: Mapping[str, object]) -> tuple[Any, Callable[[], N
 
     try:
         client = kind(**settings, proxy_url=sockets, kafka_client=noted)
-    except BaseException:
-        # A constructor that fails leaves its I/O thread behind.
+    except BaseException:  # whatever ends it: a constructor that fails leaves its I/O thread behind
         for opened in networks:
             opened.close()
         _Sockets.close_all(sockets)

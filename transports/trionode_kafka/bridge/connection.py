@@ -219,8 +219,7 @@ class Bridge:
                     future = producer.send(
                         topic, value=record.value, headers=record.headers(), partition=0, timestamp_ms=record.timestamp
                     )
-                # kafka-python raises assertions and attribute errors too when it was closed meanwhile: whatever it is, this record is unconfirmed.
-                except Exception as error:  # noqa: BLE001
+                except Exception as error:  # noqa: BLE001  # closed meanwhile, it raises assertions too: whatever it is, this record is unconfirmed
                     confirm(call, store_error(error))
                     continue
                 future.add_callback(lambda metadata, call=call: confirm(call, metadata.offset))

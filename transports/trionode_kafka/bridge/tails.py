@@ -49,8 +49,7 @@ class Tails:
                 self._obey()
                 if self._following and not self._closed:
                     self._poll()
-            # Whatever it is, readers must hear of it; a consumer that is closed raises errors of several kinds.
-            except Exception as error:  # noqa: BLE001
+            except Exception as error:  # noqa: BLE001  # of several kinds from a closed consumer: whatever it is, readers must hear of it
                 if not self._closed:
                     self._fail_all(error)
 
