@@ -1,7 +1,8 @@
 """The one interface between a node and what moves its frames: transports make links, links move bursts of whole frames."""
 
+import re
 from collections.abc import Awaitable, Callable, Sequence
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
 from typing import ClassVar, Never, Protocol, runtime_checkable
 
 import trio
@@ -31,17 +32,22 @@ class Link(Protocol):
 
     @property
     def max_frame(self) -> int:
-        """Bytes in the largest frame that may be sent, at most `wire.max_sent`."""
+        """Bytes in the largest frame that may be sent, at most `wire.max_sent`; frames have at least one byte."""
         ...
 
     async def receive(self) -> Sequence[bytes]:
-        """All frames that one read brought, at least one; () at the orderly end. LinkLostError or WireError at any other end."""
+        """All frames that one read brought, at least one; () at the orderly end. LinkLostError or WireError at any other end.
+
+        Frames are whole, however the peer went; WireError too at a frame that is larger than this end takes. Behind an end comes nothing.
+        Cancelled, nothing is lost.
+        """
         ...
 
     async def send(self, frames: Sequence[bytes]) -> None:
-        """Send a burst of frames. Cancelled half-way, the link is broken.
+        """Send a burst of frames, waiting while the peer does not read. Cancelled half-way, the link is broken.
 
-        LinkLostError if the peer is gone; `receive` still brings what had arrived, and then ends.
+        An empty burst sends nothing. MessageTooLargeError if a frame has more than `max_frame` bytes, before anything of the burst is sent:
+        the link stays usable. LinkLostError if the peer is gone; `receive` still brings what had arrived, and then ends.
         """
         ...
 
@@ -77,18 +83,40 @@ class Transport(Protocol):
         *,
         task_status: trio.TaskStatus[str] = trio.TASK_STATUS_IGNORED,
     ) -> Never:
-        """Listen at `at`, report the bound address by `task_status.started`, and run `accept(link)` in a task of its own for each peer."""
+        """Listen at `at`, report the bound address by `task_status.started`, and run `accept(link)` in a task of its own for each peer.
+
+        LocalError that names the place if it is taken. A link belongs to whom it was handed to: it is not closed when `accept` is cancelled,
+        as happens when the listener is, which frees the place for the next.
+        """
         ...
 
 
 def load_transport(name: str, **options: object) -> Transport:
-    """Return the transport that is installed under a name, made with its own options; LocalError names those that are installed."""
+    """Return the transport that is installed under a name, made with its own options.
+
+    LocalError names those that are installed, or the package that one of them lacks.
+    """
     found = {entry.name: entry for entry in entry_points(group=GROUP)}
     if name not in found:
         msg = f"no transport {name!r} is installed; installed are: {', '.join(sorted(found)) or 'none'}"
         raise LocalError(msg)
-    transport = found[name].load()(**options)
+    try:
+        make = found[name].load()
+    except ModuleNotFoundError as missing:
+        package = (missing.name or "").partition(".")[0]
+        raise LocalError(
+            f"the transport {name!r} needs the package {package}, which is not installed: pip install {_brought_by(found[name], package)}"
+        ) from None
+    transport = make(**options)
     if not isinstance(transport, Transport):
         msg = f"the entry point {name!r} in {GROUP} makes {transport!r}, which is no Transport: it needs name, connect and serve"
         raise LocalError(msg)
     return transport
+
+
+def _brought_by(entry: EntryPoint, package: str) -> str:
+    """Name what brings a missing package: the extra that asks for it of the distribution that the plugin came with, or of the plugin's name."""
+    assert entry.dist is not None
+    wanted = re.compile(rf"""{re.escape(package)}\b.*extra == ["']([^"']+)""")
+    extras = [match[1] for requirement in entry.dist.requires or () if (match := wanted.match(requirement))]
+    return f"'{entry.dist.name}[{extras[0] if extras else entry.name}]'"

@@ -250,8 +250,7 @@ async def test_a_node_that_ends_while_it_connects_closes_the_link() -> None:
             return self.link
 
     network = Loopback()
-    late = Late()
-    late._listeners = network._listeners
+    late = Late(network=network.network)
     async with open_node(network) as other:
         await other.listen("loopback:other")
         async with open_node(late) as node:

@@ -2,8 +2,6 @@ import sqlite3
 import stat
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
 from functools import partial
 from importlib.metadata import EntryPoint
 from pathlib import Path
@@ -15,149 +13,19 @@ import trio.testing
 from trionode.errors import LocalError
 from trionode.protocol.stream import RECORD_OVERHEAD, Record
 from trionode.stream_store import Position, Push, Stored, StoreError, StreamStore, fitting, memory, sqlite
-from trionode.stream_store.memory import MemoryStore, open_memory_store
+from trionode.stream_store.memory import open_memory_store
 from trionode.stream_store.sqlite import open_sqlite_store
-from trionode.testing.stream_store import check_stream_store
+from trionode.testing.stream_store import CHECKS, Check, Ground, run_check
 
 
-async def test_the_memory_store_fulfils_the_contract() -> None:
-    await check_stream_store(open_memory_store)
+@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
+async def test_the_memory_store_keeps_the_contract(check: Check, autojump_clock: trio.testing.MockClock) -> None:
+    await run_check(check, Ground(open_memory_store))
 
 
-async def test_the_sqlite_store_fulfils_the_contract(tmp_path: Path) -> None:
-    await check_stream_store(partial(open_sqlite_store, str(tmp_path / "store")), durable=True)
-
-
-# -- the contract finds broken stores ---------------------------------------------------------------------------------------------------
-
-
-class StoresResendsAgain(MemoryStore):
-    _calls = 0
-
-    async def append(self, pushes: Sequence[Push]) -> Sequence[Stored | StoreError]:
-        type(self)._calls += 1
-        return await super().append(
-            [Push(push.stream, push.producer + b"%d" % self._calls, push.request_id, push.record) for push in pushes]
-        )
-
-
-class TakesResendsForAnyProducers(MemoryStore):
-    async def append(self, pushes: Sequence[Push]) -> Sequence[Stored | StoreError]:
-        return await super().append([Push(push.stream, b"", push.request_id, push.record) for push in pushes])
-
-
-class AnswersEmpty(MemoryStore):
-    async def read(self, stream: str, index: int, *, limit: int, max_bytes: int) -> Sequence[Record]:
-        if stream in self._streams and index >= len(self._streams[stream].records):
-            return ()
-        return await super().read(stream, index, limit=limit, max_bytes=max_bytes)
-
-
-class ReadsFromTheStart(MemoryStore):
-    async def read(self, stream: str, index: int, *, limit: int, max_bytes: int) -> Sequence[Record]:
-        await super().read(stream, index, limit=limit, max_bytes=max_bytes)
-        return await super().read(stream, 0, limit=limit, max_bytes=max_bytes)
-
-
-class NeverWakes(MemoryStore):
-    async def read(self, stream: str, index: int, *, limit: int, max_bytes: int) -> Sequence[Record]:
-        if stream in self._streams and index >= len(self._streams[stream].records):
-            await trio.sleep_forever()
-        return await super().read(stream, index, limit=limit, max_bytes=max_bytes)
-
-
-class KnowsNoLimit(MemoryStore):
-    async def read(self, stream: str, index: int, *, limit: int, max_bytes: int) -> Sequence[Record]:
-        return await super().read(stream, index, limit=1000, max_bytes=max_bytes)
-
-
-class KnowsNoSize(MemoryStore):
-    async def read(self, stream: str, index: int, *, limit: int, max_bytes: int) -> Sequence[Record]:
-        return await super().read(stream, index, limit=limit, max_bytes=1 << 20)
-
-
-class ReadsBackwards(MemoryStore):
-    async def read(self, stream: str, index: int, *, limit: int, max_bytes: int) -> Sequence[Record]:
-        return (await super().read(stream, index, limit=limit, max_bytes=max_bytes))[::-1]
-
-
-class RefusesWholeBatches(MemoryStore):
-    async def append(self, pushes: Sequence[Push]) -> Sequence[Stored | StoreError]:
-        if any(push.stream not in self._streams for push in pushes):
-            return [StoreError("all of them")] * len(pushes)
-        return await super().append(pushes)
-
-
-class MakesUnknownStreams(MemoryStore):
-    async def append(self, pushes: Sequence[Push]) -> Sequence[Stored | StoreError]:
-        for push in pushes:
-            await self.create(push.stream)
-        return await super().append(pushes)
-
-
-class ForgetsPositions(MemoryStore):
-    async def save_positions(self, positions: Sequence[Position]) -> None:
-        return
-
-
-class SharesPositions(MemoryStore):
-    async def save_positions(self, positions: Sequence[Position]) -> None:
-        await super().save_positions([Position("all", each.stream, each.index) for each in positions])
-
-    async def position(self, client_id: str, stream: str) -> int | None:
-        return await super().position("all", stream)
-
-
-class TheLastOwnerWins(MemoryStore):
-    async def create(self, stream: str, owner: str = "") -> str:
-        await super().create(stream, owner)
-        self._streams[stream].owner = owner
-        return owner
-
-
-class MixesStreams(MemoryStore):
-    async def append(self, pushes: Sequence[Push]) -> Sequence[Stored | StoreError]:
-        answers = await super().append(pushes)
-        for stream in self._streams:
-            if all(push.stream != stream for push in pushes):
-                await super().append([Push(stream, push.producer, push.request_id, push.record) for push in pushes])
-        return answers
-
-
-BROKEN = [
-    StoresResendsAgain,
-    TakesResendsForAnyProducers,
-    AnswersEmpty,
-    ReadsFromTheStart,
-    NeverWakes,
-    KnowsNoLimit,
-    KnowsNoSize,
-    ReadsBackwards,
-    RefusesWholeBatches,
-    MakesUnknownStreams,
-    ForgetsPositions,
-    SharesPositions,
-    TheLastOwnerWins,
-    MixesStreams,
-]
-
-
-@pytest.mark.parametrize("broken", BROKEN)
-async def test_a_broken_store_fails_the_contract(
-    broken: type[MemoryStore], autojump_clock: trio.testing.MockClock
-) -> None:
-    @asynccontextmanager
-    async def make() -> AsyncIterator[StreamStore]:
-        yield broken()
-
-    with pytest.raises((AssertionError, ExceptionGroup)) as caught:
-        await check_stream_store(make)
-    assert isinstance(caught.value, AssertionError) or caught.group_contains(AssertionError)
-
-
-async def test_a_store_that_forgets_is_not_durable() -> None:
-    with pytest.raises(AssertionError, match="after a restart"):
-        await check_stream_store(open_memory_store, durable=True)
+@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
+async def test_the_sqlite_store_keeps_the_contract(check: Check, tmp_path: Path) -> None:
+    await run_check(check, Ground(partial(open_sqlite_store, str(tmp_path / "store")), durable=True))
 
 
 # -- bounds -----------------------------------------------------------------------------------------------------------------------------

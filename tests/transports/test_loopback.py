@@ -1,17 +1,36 @@
 import pytest
 import trio
 
-from trionode.errors import LocalError
-from trionode.testing.transport import CHECKS, Check, Ground, check_transport, run_check
+from trionode import Route, open_node
+from trionode.access import from_anywhere
+from trionode.errors import LocalError, MessageTooLargeError
+from trionode.testing import transport
+from trionode.testing.transport import (
+    CHECKS,
+    SMALL,
+    Check,
+    Ground,
+    check_transport,
+    nobody_there_is_a_lost_link,
+    run_check,
+)
 from trionode.transport import Transport, load_transport
-from trionode_loopback import NETWORK, Loopback, link_pair
+from trionode.workers import echoer
+from trionode_loopback import NETWORK, Loopback, Network, link_pair
+
+
+@pytest.fixture(autouse=True)
+def _no_quiet(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(transport, "QUIET", 0)  # nothing is under way in a kernel: who is blocked is so at once
 
 
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
 async def test_loopback_keeps_the_contract_in_virtual_time(
     check: Check, autojump_clock: trio.testing.MockClock
 ) -> None:
-    await run_check(check, Ground(Loopback(), "hub:0", "nobody"))
+    network = Network()
+    small = Loopback(max_frame=SMALL, network=network)
+    await run_check(check, Ground(Loopback(network=network), "hub:0", "nobody", small))
 
 
 async def test_the_contract_runs_as_a_whole_for_plugins_that_want_it_so(autojump_clock: trio.testing.MockClock) -> None:
@@ -21,6 +40,17 @@ async def test_the_contract_runs_as_a_whole_for_plugins_that_want_it_so(autojump
 def test_the_entry_point_gives_every_node_of_this_process_the_same_network() -> None:
     assert load_transport("loopback") is NETWORK
     assert isinstance(NETWORK, Transport)
+
+
+async def test_an_option_of_the_entry_point_bounds_the_frames_of_nodes_in_the_same_network(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async with open_node("loopback") as bob, open_node(load_transport("loopback", max_frame=300)) as alice:
+        route = Route(await bob.listen("loopback:bob"), "echoer")
+        await bob.start_worker("echoer", echoer, allow=from_anywhere)
+        assert (await alice.ask(route, "hello")).text == "hello"
+        with pytest.raises(MessageTooLargeError, match="at most 300 bytes"):
+            await alice.send(route, bytes(300))
 
 
 def test_a_transport_that_is_not_installed_is_answered_with_those_that_are() -> None:
@@ -36,7 +66,7 @@ async def test_two_networks_do_not_see_each_other(autojump_clock: trio.testing.M
         async def accept(_: object) -> None: ...
 
         await nursery.start(ground.transport.serve, ground.at, accept)
-        await run_check(CHECKS[-3], other)
+        await run_check(nobody_there_is_a_lost_link, other)
         nursery.cancel_scope.cancel()
 
 

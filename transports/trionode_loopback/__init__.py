@@ -1,11 +1,14 @@
 """Links within one process, in memory: the same interface and guarantees as over a network, also under Trio's autojump clock."""
 
-from collections.abc import Awaitable, Callable, Sequence
+import itertools
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from functools import partial
 from typing import ClassVar, Never
 
+import attrs
 import trio
 
-from trionode.errors import LinkLostError, LocalError
+from trionode.errors import LinkLostError, LocalError, MessageTooLargeError, WireError
 from trionode.memory_channel import MemoryChannel
 from trionode.protocol.current import CURRENT
 from trionode.protocol.wire import Wire
@@ -21,28 +24,44 @@ class LoopbackLink:
     """One end of a pair; frames pass as they are."""
 
     def __init__(
-        self, peer: str, incoming: MemoryChannel[Sequence[bytes]], outgoing: MemoryChannel[Sequence[bytes]]
+        self,
+        peer: str,
+        incoming: MemoryChannel[Sequence[bytes]],
+        outgoing: MemoryChannel[Sequence[bytes]],
+        *,
+        max_frame: int = CURRENT.max_frame,
     ) -> None:
         self.peer = peer
         self.wire: Wire = CURRENT
-        self.max_frame = CURRENT.max_frame
+        self.max_frame = min(max_frame, CURRENT.max_sent)
         self._incoming = incoming
         self._outgoing = outgoing
 
     async def receive(self) -> Sequence[bytes]:
-        """All frames that wait; () at the end."""
+        """All frames that wait; () at the end. WireError, and nothing after it, if one is larger than this end takes."""
         await trio.lowlevel.checkpoint()
         if not await self._incoming.ready():
             return ()
-        return [frame for burst in self._incoming.take_all() for frame in burst]
+        frames = [frame for burst in self._incoming.take_all() for frame in burst]
+        if too_large := max((len(frame) for frame in frames if len(frame) > self.max_frame), default=0):
+            self._incoming.close()
+            self._incoming.discard()
+            raise WireError(f"{self.peer} sent a frame of {too_large} bytes, where 1 to {self.max_frame} are allowed")
+        return frames
 
     async def send(self, frames: Sequence[bytes]) -> None:
-        """Hand a burst over, waiting while the window is full."""
+        """Hand a burst over, waiting while the window is full; cancelled, nothing of it was sent."""
+        largest = max(map(len, frames), default=0)
+        if largest > self.max_frame:
+            raise MessageTooLargeError(
+                f"the link to {self.peer} carries frames of at most {self.max_frame} bytes, this one has {largest}"
+            )
         await self._outgoing.room()
         if self._outgoing.is_closed:
             msg = f"the loopback link to {self.peer} is closed"
             raise LinkLostError(msg)
-        self._outgoing.put(tuple(frames), sum(map(len, frames)))
+        if frames:
+            self._outgoing.put(tuple(frames), sum(map(len, frames)))
 
     async def send_eof(self) -> None:
         """End the outgoing direction."""
@@ -57,32 +76,58 @@ class LoopbackLink:
         await trio.lowlevel.checkpoint()
 
 
-def link_pair(one: str, other: str) -> tuple[LoopbackLink, LoopbackLink]:
-    """Two joined links; each is told the name of its peer."""
+def link_pair(
+    one: str, other: str, *, max_frame: int = CURRENT.max_frame, max_frame_of_other: int = CURRENT.max_frame
+) -> tuple[LoopbackLink, LoopbackLink]:
+    """Two joined links; each is told the name of its peer, and the largest frame that it sends and takes."""
     there: MemoryChannel[Sequence[bytes]] = MemoryChannel(WINDOW)
     back: MemoryChannel[Sequence[bytes]] = MemoryChannel(WINDOW)
-    return LoopbackLink(other, back, there), LoopbackLink(one, there, back)
+    return (
+        LoopbackLink(other, back, there, max_frame=max_frame),
+        LoopbackLink(one, there, back, max_frame=max_frame_of_other),
+    )
+
+
+@attrs.frozen
+class _Listener:
+    waiting: MemoryChannel[Link]
+    max_frame: int
+
+
+@attrs.frozen(eq=False)
+class Network:
+    """Who listens where."""
+
+    listeners: dict[str, _Listener] = attrs.Factory(dict)
+    numbers: Iterator[int] = attrs.Factory(partial(itertools.count, 1))
 
 
 class Loopback:
-    """The transport `loopback:NAME`. Nodes that share one object share a network; by entry point all share one."""
+    """The transport `loopback:NAME`. Nodes that share one object, or one network, can meet; by entry point all do.
+
+    `max_frame` is the largest frame that a link's end here sends and takes (bytes).
+    """
 
     name: ClassVar[str] = "loopback"
 
-    def __init__(self) -> None:
-        self._listeners: dict[str, MemoryChannel[Link]] = {}
-        self._ports = 0
+    def __init__(self, *, max_frame: int = CURRENT.max_frame, network: Network | None = None) -> None:
+        self._max_frame = max_frame
+        self.network = network or Network()
 
     async def connect(self, peer: str) -> Link:
         """Return a link to whoever listens at the name; LinkLostError if nobody does."""
         await trio.lowlevel.checkpoint()
-        listener = self._listeners.get(peer)
-        if listener is None or len(listener) >= BACKLOG:
+        listener = self.network.listeners.get(peer)
+        if listener is None or len(listener.waiting) >= BACKLOG:
             msg = f"nobody listens at loopback:{peer}: start the node that should, in this process, first"
             raise LinkLostError(msg)
-        self._ports += 1
-        ours, theirs = link_pair(f"loopback:{peer}:{self._ports}", f"loopback:{peer}")
-        listener.put(theirs, 0)
+        ours, theirs = link_pair(
+            f"loopback:{peer}:{next(self.network.numbers)}",
+            f"loopback:{peer}",
+            max_frame=self._max_frame,
+            max_frame_of_other=listener.max_frame,
+        )
+        listener.waiting.put(theirs, 0)
         return ours
 
     async def serve(
@@ -94,20 +139,19 @@ class Loopback:
     ) -> Never:
         """Listen at a name; a name that ends in 0 behind a colon, or an empty one, gets a free number."""
         if not at or at.endswith(":0"):
-            self._ports += 1
-            at = f"{at.removesuffix(':0') or 'node'}:{self._ports}"
-        if at in self._listeners:
+            at = f"{at.removesuffix(':0') or 'node'}:{next(self.network.numbers)}"
+        if at in self.network.listeners:
             msg = f"loopback:{at} is taken: choose another name, or close the node that listens there"
             raise LocalError(msg)
         waiting: MemoryChannel[Link] = MemoryChannel()
-        self._listeners[at] = waiting
+        self.network.listeners[at] = _Listener(waiting, self._max_frame)
         try:
             async with trio.open_nursery() as nursery:
                 task_status.started(at)
                 while True:
                     nursery.start_soon(accept, await waiting.receive())
         finally:
-            del self._listeners[at]
+            del self.network.listeners[at]
             for link in waiting.take_all():
                 with trio.CancelScope(shield=True):
                     await link.aclose()
@@ -117,6 +161,6 @@ class Loopback:
 NETWORK = Loopback()
 
 
-def network() -> Loopback:
+def network(*, max_frame: int = CURRENT.max_frame) -> Loopback:
     """Return what the entry point names: the process's own network."""
-    return NETWORK
+    return NETWORK if max_frame == CURRENT.max_frame else Loopback(max_frame=max_frame, network=NETWORK.network)

@@ -1,0 +1,166 @@
+"""Links over Unix domain sockets, `unix:/run/hub.sock`: for nodes on one machine, guarded by the permissions of a file."""
+
+import errno
+import fcntl
+import os
+import socket
+import stat
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import ClassVar, Never, Self
+
+import trio
+
+from trionode.errors import LinkLostError, LocalError, MessageTooLargeError, RemoteError, WireError
+from trionode.observe import log, shown
+from trionode.protocol.current import CURRENT
+from trionode.protocol.framing import FrameDecoder, join_frames
+from trionode.transport import Link
+
+#: Seconds that a peer has to show that it is a node.
+GREETING_SECONDS = 5.0
+#: Seconds that `aclose` reads on for the peer's own end.
+CLOSE_SECONDS = 1.0
+#: Connections that wait to be accepted.
+BACKLOG = 512
+
+Accept = Callable[[Link], Awaitable[None]]
+Status = trio.TaskStatus[str]
+
+
+class UnixLink:
+    """A connected socket whose bytes are frames."""
+
+    def __init__(self, stream: trio.SocketStream, peer: str, *, max_frame: int) -> None:
+        self.peer = peer
+        self.wire = CURRENT
+        self.max_frame = min(max_frame, CURRENT.max_sent)
+        self._stream = stream
+        self._decoder = FrameDecoder(CURRENT, max_frame=max_frame)
+        self._early: Sequence[bytes] = ()
+
+    async def greet(self) -> Self:
+        """Say which wire this is, and hear the same, perhaps with the first frames. Cancelled, or if the peer is no node, it is closed."""
+        try:
+            await self._write(self.wire.preface)
+            with trio.move_on_after(GREETING_SECONDS):
+                while data := await self._read():
+                    self._early = self._decoder.receive(data)
+                    if self._decoder.greeted:
+                        return self
+            raise LinkLostError(f"{self.peer} did not say within {GREETING_SECONDS:g} s that it is a node")  # noqa: TRY301
+        except BaseException:
+            self._stream.socket.close()
+            raise
+
+    async def receive(self) -> Sequence[bytes]:
+        if self._early:
+            await trio.lowlevel.checkpoint()
+            early, self._early = self._early, ()
+            return early
+        while data := await self._read():
+            if frames := self._decoder.receive(data):
+                return frames
+        if self._decoder.is_between_frames:
+            return ()
+        raise LinkLostError(f"{self.peer} went in the middle of a frame")
+
+    async def send(self, frames: Sequence[bytes]) -> None:
+        if (largest := max(map(len, frames), default=0)) > self.max_frame:
+            raise MessageTooLargeError(f"{self.peer} takes frames of at most {self.max_frame} bytes, not {largest}")
+        await self._write(join_frames(self.wire, frames))
+
+    async def send_eof(self) -> None:
+        with suppress(trio.BrokenResourceError, trio.ClosedResourceError):
+            await self._stream.send_eof()
+
+    async def aclose(self) -> None:
+        try:
+            with suppress(RemoteError), trio.move_on_after(CLOSE_SECONDS):
+                await self.send_eof()
+                while await self._read():
+                    pass
+        finally:
+            await self._stream.aclose()
+
+    async def _read(self) -> bytes:
+        try:
+            return await self._stream.receive_some()
+        except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
+            raise LinkLostError(f"{self.peer} is gone") from error
+
+    async def _write(self, data: bytes) -> None:
+        try:
+            await self._stream.send_all(data)
+        except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
+            raise LinkLostError(f"{self.peer} is gone") from error
+
+
+class Unix:
+    """The transport `unix:PATH`. `mode` is what the socket's file permits: its owner alone to connect; `max_frame` is in bytes."""
+
+    name: ClassVar[str] = "unix"
+
+    def __init__(self, *, mode: int = 0o600, max_frame: int = CURRENT.max_frame) -> None:
+        self._mode = mode
+        self._max_frame = max_frame
+
+    async def connect(self, peer: str) -> Link:
+        try:
+            stream = await trio.open_unix_socket(peer)
+            return await UnixLink(stream, f"unix:{peer}", max_frame=self._max_frame).greet()
+        except OSError as error:
+            raise LinkLostError(f"can't connect to unix:{peer}: {error.strerror or error}. Is a node there?") from error
+        except WireError as error:
+            raise LinkLostError(f"unix:{peer} is no node: {error}") from error
+
+    async def serve(self, at: str, accept: Accept, *, task_status: Status = trio.TASK_STATUS_IGNORED) -> Never:
+        async def greet_and_accept(stream: trio.SocketStream) -> None:
+            # Out of the hands of serve_listeners, which closes what it gave: a link outlives its listener.
+            own = trio.SocketStream(trio.socket.from_stdlib_socket(socket.socket(fileno=stream.socket.detach())))
+            try:
+                link = await UnixLink(own, f"a client of unix:{at}", max_frame=self._max_frame).greet()
+            except RemoteError as error:
+                log.info("refused a connection: %s", shown(error))
+            else:
+                await accept(link)
+
+        with await trio.to_thread.run_sync(_listen, at, self._mode) as sock:
+            # A second descriptor: the place stays taken until its file is gone, so that it is not the next one's that is removed.
+            listener = trio.SocketListener(trio.socket.from_stdlib_socket(sock.dup()))
+            try:
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(trio.serve_listeners, greet_and_accept, [listener])
+                    task_status.started(at)
+            finally:
+                Path(at).unlink(missing_ok=True)  # noqa: ASYNC240  # a name, and no file that could be slow
+        raise AssertionError  # the nursery above never ends by itself
+
+
+def _listen(at: str, mode: int) -> socket.socket:
+    sock = socket.socket(socket.AF_UNIX)
+    try:
+        folder = os.open(Path(at).parent, os.O_RDONLY)
+        try:
+            fcntl.flock(folder, fcntl.LOCK_EX)  # of several who find a stale file one at a time removes it
+            if _is_stale(Path(at)):
+                Path(at).unlink()
+            sock.bind(at)
+            Path(at).chmod(mode)  # before anybody can connect
+            sock.listen(BACKLOG)
+        finally:
+            os.close(folder)
+    except OSError as error:
+        sock.close()
+        msg = f"can't listen at unix:{at}: {error.strerror or error}. Choose another path, or end who holds it"
+        raise LocalError(msg) from error
+    return sock
+
+
+def _is_stale(path: Path) -> bool:
+    """Whether a socket's file is there and nobody listens: its program was killed. Other files are not ours to remove."""
+    if path.exists() and stat.S_ISSOCK(path.stat().st_mode):
+        with socket.socket(socket.AF_UNIX) as probe:
+            return probe.connect_ex(str(path)) == errno.ECONNREFUSED
+    return False

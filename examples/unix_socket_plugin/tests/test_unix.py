@@ -1,0 +1,81 @@
+"""The contract of transports, and what is this transport's own."""
+
+import os
+import socket
+import stat
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import trio
+
+import trionode_unix
+from trionode import Route, open_node
+from trionode.access import from_anywhere
+from trionode.errors import LinkLostError, LocalError
+from trionode.testing.transport import CHECKS, SMALL, Check, Ground, run_check
+from trionode.transport import load_transport
+from trionode.workers import echoer
+from trionode_unix import Unix
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    # Not tmp_path: the path of a socket has at most 107 bytes.
+    with tempfile.TemporaryDirectory() as name:
+        yield Path(name)
+
+
+@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
+async def test_unix_sockets_keep_the_contract(check: Check, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trionode_unix, "CLOSE_SECONDS", 0.1)  # one check waits until it is over
+    await run_check(check, Ground(Unix(), f"{folder}/hub.sock", f"{folder}/nobody.sock", Unix(max_frame=SMALL)))
+    assert not os.listdir(folder)  # noqa: PTH208  # which asks for a thread
+
+
+async def test_two_nodes_talk_over_a_socket_found_by_its_entry_point(folder: Path) -> None:
+    with trio.fail_after(5):
+        async with open_node("unix") as bob, open_node("unix") as alice:
+            at = await bob.listen(f"unix:{folder}/bob.sock")
+            await bob.start_worker("echoer", echoer, allow=from_anywhere)
+            assert (await alice.ask(Route(at, "echoer"), "hello")).text == "hello"
+
+
+@pytest.mark.parametrize("mode", [0o600, 0o660])
+async def test_the_file_permits_what_it_is_told(mode: int, folder: Path) -> None:
+    async with open_node(load_transport("unix", mode=mode)) as node:
+        await node.listen(f"unix:{folder}/hub.sock")
+        assert stat.S_IMODE((folder / "hub.sock").stat().st_mode) == mode
+
+
+async def test_the_file_of_a_program_that_was_killed_gives_way(folder: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as killed:
+        killed.bind(f"{folder}/hub.sock")
+    async with open_node("unix") as node:
+        with pytest.raises(LinkLostError, match=r"hub.sock: Connection refused\. Is a node there"):
+            await node.connect(f"unix:{folder}/hub.sock")
+        await node.listen(f"unix:{folder}/hub.sock")
+
+
+async def test_a_file_that_is_no_socket_and_a_folder_that_is_missing_are_left_as_they_are(folder: Path) -> None:
+    (folder / "notes").write_text("mine")
+    async with open_node("unix") as node:
+        for place, why in (("notes", "Address already in use"), ("no/hub.sock", "No such file or directory")):
+            with pytest.raises(LocalError, match=f"can't listen at unix:{folder}/{place}: {why}"):
+                await node.listen(f"unix:{folder}/{place}")
+    assert (folder / "notes").read_text() == "mine"
+
+
+async def test_a_server_of_another_kind_is_no_node(folder: Path) -> None:
+    async def http(stream: trio.SocketStream) -> None:
+        await stream.send_all(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+
+    listening = trio.socket.socket(socket.AF_UNIX)
+    await listening.bind(f"{folder}/http.sock")
+    listening.listen()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(trio.serve_listeners, http, [trio.SocketListener(listening)])
+        with pytest.raises(LinkLostError, match=r"http.sock is no node: .*began with 48"):
+            await Unix().connect(f"{folder}/http.sock")
+        nursery.cancel_scope.cancel()

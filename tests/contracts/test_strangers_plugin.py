@@ -1,0 +1,91 @@
+"""A plugin of a stranger's: built as what he publishes, installed beside trionode, and tested there by its own tests."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from tests.test_purity import PUBLIC, imports
+from trionode.testing import stream_store, transport
+
+ROOT = Path(__file__).resolve().parents[2]
+PLUGIN = ROOT / "examples" / "unix_socket_plugin"
+SOURCE = PLUGIN / "src" / "trionode_unix" / "__init__.py"
+GUIDE = ROOT / "docs" / "plugins.md"
+
+#: Seconds for one of the two programs that are run, which take two.
+PATIENCE = 120
+
+
+def run(*command: str | Path, where: Path, path: Path | None = None) -> str:
+    search = os.pathsep.join(map(str, filter(None, [path, os.environ.get("PYTHONPATH")])))
+    done = subprocess.run(
+        command,
+        cwd=where,
+        env={**os.environ, "PYTHONPATH": search},
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_the_plugin_is_built_installed_found_and_keeps_the_contract(tmp_path: Path) -> None:
+    # A copy, because a build leaves its own folders behind.
+    shutil.copytree(PLUGIN, tmp_path / "plugin", ignore=shutil.ignore_patterns("__pycache__", "build", "*.egg-info"))
+    run(
+        *(sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", tmp_path),
+        where=tmp_path / "plugin",
+    )
+    (wheel,) = tmp_path.glob("*.whl")
+    with zipfile.ZipFile(wheel) as packed:
+        packed.extractall(tmp_path / "installed")
+    shutil.rmtree(tmp_path / "plugin" / "src")  # what is tested is what was installed
+    said = run(
+        *(sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"),
+        where=tmp_path / "plugin",
+        path=tmp_path / "installed",
+    )
+    assert re.search(r"^\d\d passed", said, re.MULTILINE), said
+
+
+def test_the_plugin_builds_on_public_modules_only() -> None:
+    used = {each.module for each in imports(SOURCE) if each.module.startswith("trionode")}
+    assert used <= PUBLIC
+    assert len(used) > 3
+
+
+needs_the_guide = pytest.mark.skipif(
+    not GUIDE.exists(), reason="no checkout around these tests: the guide is tested there"
+)
+
+
+@needs_the_guide
+def test_the_guide_says_why_there_is_each_check() -> None:
+    for table in (transport.CHECKS, stream_store.CHECKS):
+        for check in table:
+            assert f"| `{check.__name__}` |" in GUIDE.read_text()
+
+
+@needs_the_guide
+def test_the_guide_names_all_that_a_plugin_may_import() -> None:
+    (told,) = re.findall(r"^What a plugin may import is .*?\n\n", GUIDE.read_text(), re.MULTILINE | re.DOTALL)
+    for module in PUBLIC:
+        assert f"`{module.removeprefix('trionode.protocol.')}`" in told, module
+
+
+@needs_the_guide
+def test_the_code_in_the_guide_is_the_code_that_is_tested() -> None:
+    blocks = re.findall(r"^<!-- (\S+) -->\n```\w+\n(.*?)^```$", GUIDE.read_text(), re.MULTILINE | re.DOTALL)
+    assert len(blocks) == GUIDE.read_text().count("```") // 2, (
+        "every block says in a comment before it where it comes from"
+    )
+    for name, code in blocks:
+        assert code in (ROOT / name).read_text(), f"{name} does not hold:\n{code}"

@@ -1,0 +1,70 @@
+"""What the contracts share: a demand, what a program holds, so that a check can see that all was given back, and a cancellation at every stage."""
+
+import threading
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import attrs
+import trio
+
+_OPEN_FILES = Path("/proc/self/fd")
+
+
+def demand(held: object, what: str) -> None:
+    """Raise AssertionError that says what was demanded, unless it held."""
+    # Not the statement: that one is silent under `python -O`.
+    if not held:
+        raise AssertionError(what)
+
+
+@attrs.frozen
+class Held:
+    """Tasks, open files (where the system tells) and threads, but for those that Trio keeps for whoever needs one next."""
+
+    tasks: int
+    files: int
+    threads: frozenset[threading.Thread]
+
+    @classmethod
+    def now(cls) -> "Held":
+        """What is held now, within a Trio program."""
+        # An idle worker thread of Trio's bears this name, one at work that of its work.
+        threads = frozenset(each for each in threading.enumerate() if not each.name.startswith("Trio thread "))
+        files = sum(1 for _ in _OPEN_FILES.iterdir()) if _OPEN_FILES.is_dir() else 0
+        return cls(trio.lowlevel.current_statistics().tasks_living, files, threads)
+
+    def require_back(self) -> None:
+        """Raise AssertionError that says what is held now and was not then."""
+        now = Held.now()
+        for what, more in (("tasks", now.tasks - self.tasks), ("open files", now.files - self.files)):
+            demand(more <= 0, f"{more} {what} are left behind")
+        left = sorted(each.name for each in now.threads - self.threads)
+        demand(not left, f"threads are left behind: {', '.join(left)}")
+
+
+class _Countdown(trio.abc.Instrument):
+    """Cancels a scope after so many steps of whatever tasks: no clock and no count of checkpoints hits every stage."""
+
+    def __init__(self, steps: int, scope: trio.CancelScope) -> None:
+        self._left = steps
+        self._scope = scope
+
+    def after_task_step(self, task: trio.lowlevel.Task) -> None:
+        del task
+        self._left -= 1
+        if self._left == 0:
+            self._scope.cancel()
+
+
+async def cancelled_after(steps: int, operation: Callable[[], Awaitable[object]]) -> bool:
+    """Run an operation and cancel it after so many steps of all tasks together, 0: before it begins; whether it was cancelled."""
+    with trio.CancelScope() as scope:
+        if not steps:
+            scope.cancel()
+        countdown = _Countdown(steps, scope)
+        trio.lowlevel.add_instrument(countdown)
+        try:
+            await operation()
+        finally:
+            trio.lowlevel.remove_instrument(countdown)
+    return scope.cancelled_caught
