@@ -11,7 +11,7 @@ import trio.testing
 from hypothesis import given
 from hypothesis import strategies as st
 
-import trionode_tcp
+import trionode_tcp.link
 from trionode.access import from_anywhere
 from trionode.errors import LocalError, MessageTooLargeError, WireError
 from trionode.mailbox import Mailbox
@@ -37,6 +37,8 @@ BEGINNINGS = {
     "a classic heartbeat": (bytes.fromhex("000401000000"), CLASSIC),
     "what a Rust client of 0.150 sends": (bytes.fromhex("010000"), CURRENT),
     "our own greeting": (bytes.fromhex("010000000483808040"), CURRENT),
+    "what TLS and a classic frame of 5635 bytes have in common": (bytes.fromhex("1603010100016161"), None),
+    "a classic frame of 5635 bytes": (bytes.fromhex("160301010001616161"), CLASSIC),
 }
 
 
@@ -49,6 +51,12 @@ def test_the_first_bytes_tell_the_generation(start: bytes, wire: Wire | None) ->
 def test_what_speaks_neither_is_refused_in_words_that_show_it(start: bytes) -> None:
     with pytest.raises(WireError, match=start[:3].hex()):
         recognise(start)
+
+
+@pytest.mark.parametrize("version", ["0300", "0301", "0302", "0303"])
+def test_tls_is_refused_in_words_whatever_version_its_first_record_says(version: str) -> None:
+    with pytest.raises(WireError, match="it speaks TLS, and this listener does not"):
+        recognise(bytes.fromhex(f"16{version}02000100 01fc0303"))
 
 
 def test_only_one_lone_byte_is_settled_by_silence() -> None:
@@ -119,7 +127,7 @@ async def test_classic_bytes_come_back_as_classic_bytes_and_nothing_before() -> 
 
 
 async def test_a_current_client_that_waits_for_our_byte_gets_it_after_a_moment(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(trionode_tcp, "LONE_BYTE_SECONDS", 0.05)
+    monkeypatch.setattr(trionode_tcp.link, "LONE_BYTE_SECONDS", 0.05)
     with trio.fail_after(10):
         async with echoing_node() as (_, at):
             host, _, port = at.value.decode().partition(":")
@@ -226,7 +234,7 @@ async def test_what_a_peer_had_sent_before_it_saw_our_end_is_delivered() -> None
 
 
 async def test_a_classic_link_that_we_dial_may_stay_silent(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(trionode_tcp, "GREETING_TIMEOUT", 0.1)
+    monkeypatch.setattr(trionode_tcp.link, "GREETING_TIMEOUT", 0.1)
     with trio.fail_after(10):
         async with echoing_node() as (_, at), open_node("tcp_classic") as old:
             link = await old.connect(classic(at))

@@ -9,17 +9,19 @@ import pytest
 import trio
 import trio.testing
 
-import trionode_tcp
+import trionode_tcp.link
 from trionode import Node, Route, open_node
 from trionode.access import from_anywhere
-from trionode.errors import LinkLostError, LocalError
+from trionode.errors import LinkLostError, LocalError, WireError
 from trionode.protocol.address import local
 from trionode.protocol.current import CURRENT, encode_message
 from trionode.protocol.framing import join_frames
-from trionode.testing.transport import CHECKS, Check, Ground, run_check
+from trionode.testing.transport import CHECKS, SMALL, Check, Ground, run_check, the_largest_frame_arrives_whole
 from trionode.transport import Link
 from trionode.workers import echoer
-from trionode_tcp import TCP, TCPLink
+from trionode_tcp import TCP
+from trionode_tcp.link import TCPLink
+from trionode_tcp.stream import TCPStream
 
 #: Port 1 of the loopback interface: nobody listens there on any machine that runs tests.
 NOBODY = "127.0.0.1:1"
@@ -27,11 +29,11 @@ NOBODY = "127.0.0.1:1"
 
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
 async def test_tcp_keeps_the_contract(check: Check) -> None:
-    await run_check(check, Ground(TCP(), "127.0.0.1:0", NOBODY))
+    await run_check(check, Ground(TCP(), "127.0.0.1:0", NOBODY, small=TCP(max_frame=SMALL)))
 
 
 async def test_tcp_keeps_its_contract_with_small_frames_too() -> None:
-    await run_check(CHECKS[2], Ground(TCP(max_frame=1000), "127.0.0.1:0", NOBODY))
+    await run_check(the_largest_frame_arrives_whole, Ground(TCP(max_frame=1000), "127.0.0.1:0", NOBODY))
 
 
 async def test_tcp_speaks_ipv6_and_writes_its_addresses_with_brackets() -> None:
@@ -58,8 +60,9 @@ async def test_links_do_not_wait_for_more_before_they_send_and_notice_dead_peers
         bound = await nursery.start(partial(TCP().serve, "127.0.0.1:0", accept))
         link = await TCP().connect(bound)
         assert isinstance(link, TCPLink)
-        assert link._socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
-        assert link._socket.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+        assert isinstance(link._stream, TCPStream)
+        assert link._stream._socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+        assert link._stream._socket.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
         await link.aclose()
         nursery.cancel_scope.cancel()
 
@@ -111,7 +114,7 @@ async def test_a_stranger_is_refused_with_a_log_line_and_others_do_not_notice(
 ) -> None:
     caplog.set_level(logging.INFO, "trionode")
     # Some of them may be half of something: those are refused when their time is over.
-    monkeypatch.setattr(trionode_tcp, "GREETING_TIMEOUT", 0.4)
+    monkeypatch.setattr(trionode_tcp.link, "GREETING_TIMEOUT", 0.4)
     with trio.fail_after(5):
         async with node_with_a_friend() as (_, peer, _, _):
             host, _, port = peer.partition(":")
@@ -152,6 +155,24 @@ async def test_nonsense_after_the_greeting_ends_that_link_with_a_log_line_and_no
             assert any(r.message.startswith("link with tcp:127.0.0.1") and reason in r.message for r in caplog.records)
 
 
+async def test_behind_a_frame_that_is_no_frame_comes_nothing_more() -> None:
+    links, accepted = trio.open_memory_channel[Link](1)
+    with trio.fail_after(5):
+        async with trio.open_nursery() as nursery:
+            bound = await nursery.start(partial(TCP().serve, "127.0.0.1:0", links.send))
+            host, _, port = bound.partition(":")
+            async with await trio.open_tcp_stream(host, int(port)) as peer:
+                await peer.send_all(b"\x01")
+                link = await accepted.receive()
+                await peer.send_all(bytes(4))
+                for _ in range(2):
+                    with pytest.raises(WireError, match="a frame of 0 bytes"):
+                        await link.receive()
+                    await peer.send_all(join_frames(CURRENT, [b"what looks like one"]))
+            await link.aclose()
+            nursery.cancel_scope.cancel()
+
+
 async def test_a_peer_that_greets_slowly_and_sends_byte_by_byte_is_understood() -> None:
     with trio.fail_after(5):
         async with node_with_a_friend() as (_, peer, _, _):
@@ -171,7 +192,7 @@ async def test_a_peer_that_greets_slowly_and_sends_byte_by_byte_is_understood() 
 async def test_a_frame_that_is_begun_and_not_ended_in_time_ends_its_link_and_an_idle_link_stays(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(trionode_tcp, "FRAME_TIMEOUT", 0.2)
+    monkeypatch.setattr(trionode_tcp.link, "FRAME_TIMEOUT", 0.2)
     links, accepted = trio.open_memory_channel[Link](1)
     with trio.fail_after(5):
         async with trio.open_nursery() as nursery:
@@ -243,7 +264,7 @@ async def test_connections_that_say_nothing_are_dropped_when_their_time_is_over_
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, "trionode")
-    monkeypatch.setattr(trionode_tcp, "GREETING_TIMEOUT", 0.2)
+    monkeypatch.setattr(trionode_tcp.link, "GREETING_TIMEOUT", 0.2)
     monkeypatch.setattr(trionode_tcp, "MAX_GREETING", 3)
     with trio.fail_after(5):
         async with node_with_a_friend() as (_, peer, _, _):
@@ -289,7 +310,7 @@ async def test_connecting_to_what_is_no_node_is_a_lost_link_that_says_so(greetin
 
 
 async def test_connecting_to_a_silent_server_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(trionode_tcp, "GREETING_TIMEOUT", 0.1)
+    monkeypatch.setattr(trionode_tcp.link, "GREETING_TIMEOUT", 0.1)
 
     async def silent(stream: trio.SocketStream) -> None:
         await end_of(stream)

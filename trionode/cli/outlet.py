@@ -23,7 +23,9 @@ from trionode.stream import unique
 @click.option("--streams", is_flag=True, help="Be reachable through two streams on the hub, whose names are printed.")
 @click.option("--name", default="outlet", show_default=True, help="The outlet's address behind the channel listener.")
 @click.option("--listener", default="listener", show_default=True, help="The channel listener's address.")
-@client_options("Who may use the outlet, by the identifier that `trionode inlet` prints.", anyone="use the outlet")
+@client_options(
+    "Who may use the outlet, by the identifier that `trionode inlet` prints.", anyone="use the outlet", listens=True
+)
 def outlet(
     *, target: str, listen: str | None, relay: str | None, streams: bool, name: str, listener: str, client: Client
 ) -> None:
@@ -70,7 +72,7 @@ async def _outlet(
         with working:
             if listen is not None:
                 bound = await node.listen(listen)
-                warn_beyond_loopback(bound, authenticated=bool(client.trusted))
+                warn_beyond_loopback(bound, authenticated=bool(client.trusted), certificates=client.certificates)
                 await output.line(f"listening on {bound}")
             elif relay is not None:
                 held = await node.open_relay(client.ways(node, identity), relay)

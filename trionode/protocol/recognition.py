@@ -7,6 +7,10 @@ from trionode.protocol.wire import Wire
 
 #: Where a classic stream has the version of its first message, behind the u16 length.
 _AT = CLASSIC.length_size
+#: How every client of TLS begins: a record of its handshake and the first byte of a version (RFC 8446 §5.1).
+_TLS = b"\x16\x03"
+#: Bytes in the heads of TLS's first record, with a length behind its version, and of the message in it, with a length behind its kind.
+_TLS_HEADS = 9
 
 
 def recognise(first: bytes, *, quiet: bool = False) -> Wire | None:
@@ -16,6 +20,14 @@ def recognise(first: bytes, *, quiet: bool = False) -> Wire | None:
     """
     if len(first) <= _AT:
         return CURRENT if quiet and first == CURRENT.preface else None
+    if first.startswith(_TLS):
+        # The version of TLS may look classic: then its message tells, which fills its record (RFC 8446 §4, §5.1). As a classic frame that
+        # would be one of 5635 bytes to a worker whose name begins with a zero byte.
+        if first[_AT] == VERSION and len(first) < _TLS_HEADS:
+            return None
+        if first[_AT] != VERSION or int.from_bytes(first[3:5], "big") == int.from_bytes(first[6:9], "big") + 4:
+            msg = f"it speaks TLS, and this listener does not: it began with {first[:_TLS_HEADS].hex()}"
+            raise WireError(msg)
     if first[_AT] == VERSION:
         return CLASSIC
     if not first.startswith(CURRENT.preface):

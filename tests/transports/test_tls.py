@@ -1,0 +1,498 @@
+"""TLS under a link: the contract, ends that nobody can feign, and every way in which two ends don't come together, in words that help."""
+
+import logging
+import random
+import socket
+import ssl
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from functools import partial
+from pathlib import Path
+
+import pytest
+import trio
+import trio.testing
+
+import trionode_tcp.link
+from tests.certificates import Authority
+from trionode.access import from_anywhere
+from trionode.errors import LinkLostError, LocalError
+from trionode.node import Node, open_node
+from trionode.protocol.classic import CLASSIC
+from trionode.protocol.current import CURRENT
+from trionode.protocol.framing import join_frames
+from trionode.protocol.route import Route
+from trionode.testing.transport import (
+    CHECKS,
+    SMALL,
+    Check,
+    Ground,
+    a_link_receives_on_after_it_sent_its_end,
+    all_that_was_sent_arrives_before_the_orderly_end,
+    run_check,
+)
+from trionode.tls import client_context, reason_of_tls, server_context
+from trionode.transport import Link, load_transport
+from trionode.workers import echoer
+from trionode_tcp import TCP, TLS
+from trionode_tcp.stream import TCPStream
+from trionode_tcp.tls_stream import TLSStream
+
+#: Port 1 of the loopback interface: nobody listens there on any machine that runs tests.
+NOBODY = "127.0.0.1:1"
+
+
+@pytest.fixture(scope="module")
+def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
+    return Authority(tmp_path_factory.mktemp("authority"))
+
+
+@pytest.fixture(scope="module")
+def stranger(tmp_path_factory: pytest.TempPathFactory) -> Authority:
+    return Authority(tmp_path_factory.mktemp("stranger"), "stranger")
+
+
+@pytest.fixture(scope="module")
+def certificate(authority: Authority) -> str:
+    return authority.sign().certificate
+
+
+@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
+async def test_tls_keeps_the_contract(check: Check, authority: Authority, certificate: str) -> None:
+    make = partial(TLS, certificate=certificate, authority=authority.path)
+    await run_check(check, Ground(make(), "127.0.0.1:0", NOBODY, small=make(max_frame=SMALL)))
+
+
+@pytest.mark.parametrize(
+    "check", [a_link_receives_on_after_it_sent_its_end, all_that_was_sent_arrives_before_the_orderly_end]
+)
+async def test_each_direction_ends_by_itself_in_tls_1_2_too(
+    check: Check, authority: Authority, certificate: str
+) -> None:
+    tls = TLS(certificate=certificate, authority=authority.path)
+    tls._dialling.maximum_version = ssl.TLSVersion.TLSv1_2
+    await run_check(check, Ground(tls, "127.0.0.1:0", NOBODY))
+
+
+@asynccontextmanager
+async def listening(transport: TCP) -> AsyncIterator[tuple[Node, str]]:
+    """A node that listens, with an echoer, and its HOST:PORT."""
+    async with open_node(transport) as node:
+        await node.start_worker("echoer", echoer, allow=from_anywhere)
+        at = await node.listen(f"{transport.name}:127.0.0.1:0")
+        yield node, at.value.decode()
+
+
+async def echo(transport: TCP, place: str, text: str = "hello") -> str:
+    async with open_node(transport) as node:
+        return (await node.ask(Route(f"{transport.name}:{place}", "echoer"), text)).text
+
+
+@asynccontextmanager
+async def accepting(transport: TCP) -> AsyncIterator[tuple[str, trio.MemoryReceiveChannel[Link]]]:
+    links, accepted = trio.open_memory_channel[Link](10)
+    async with trio.open_nursery() as nursery:
+        bound = await nursery.start(partial(transport.serve, "127.0.0.1:0", links.send))
+        yield bound, accepted
+        nursery.cancel_scope.cancel()
+
+
+async def dialled(place: str, authority: Authority) -> trio.SSLStream[trio.SocketStream]:
+    """What another implementation of TLS would dial with."""
+    host, _, port = place.partition(":")
+    stream = await trio.open_tcp_stream(host, int(port))
+    return trio.SSLStream(stream, client_context(authority=authority.path), server_hostname=host)
+
+
+# What TLS carries
+
+
+async def test_it_is_installed_and_both_generations_are_spoken_within(authority: Authority, certificate: str) -> None:
+    with trio.fail_after(5):
+        transport = load_transport("tls", certificate=certificate)
+        assert isinstance(transport, TLS)
+        async with listening(transport) as (_, place):
+            assert await echo(TLS(authority=authority.path), place, "x" * 200_000) == "x" * 200_000
+            stream = await dialled(place, authority)
+            await stream.send_all(
+                join_frames(CLASSIC, [CLASSIC.encode((b"\x82\x00\x46echoer",), (b"\x82\x00\x41a",), b"\x00")])
+            )
+            answer = join_frames(CLASSIC, [CLASSIC.encode((b"\x82\x00\x41a",), (b"\x82\x00\x46echoer",), b"\x00")])
+            assert await stream.receive_some() == answer
+            await trio.aclose_forcefully(stream)
+
+
+async def test_client_certificates_are_demanded_where_that_is_asked_for(authority: Authority, certificate: str) -> None:
+    with trio.fail_after(5):
+        own = authority.sign_client()
+        async with listening(TLS(certificate=certificate, client_authority=authority.path)) as (_, place):
+            for key in (None, own.key):
+                dialler = TLS(authority=authority.path, certificate=own.certificate, key=key)
+                assert await echo(dialler, place) == "hello"
+
+
+async def test_it_listens_at_sockets_of_its_caller(authority: Authority, certificate: str) -> None:
+    with trio.fail_after(5), socket.create_server(("127.0.0.1", 0)) as kept:
+        async with listening(TLS(certificate=certificate, sockets=[kept])) as (_, place):
+            assert place == f"127.0.0.1:{kept.getsockname()[1]}"
+            assert await echo(TLS(authority=authority.path), place) == "hello"
+
+
+# Ends
+
+
+async def test_an_end_that_tls_has_not_proven_is_no_orderly_one(authority: Authority, certificate: str) -> None:
+    with trio.fail_after(5):
+        async with accepting(TLS(certificate=certificate)) as (place, accepted):
+            for orderly in (True, False):
+                stream = await dialled(place, authority)
+                await stream.send_all(CURRENT.preface + join_frames(CURRENT, [b"first", b"last"]))
+                link = await accepted.receive()
+                assert list(await link.receive()) == [b"first", b"last"]
+                if orderly:
+                    async with trio.open_nursery() as nursery:
+                        nursery.start_soon(stream.aclose)
+                        assert await link.receive() == ()
+                        assert await link.receive() == ()
+                        await link.aclose()
+                else:
+                    await stream.transport_stream.send_eof()
+                    for _ in range(2):
+                        with pytest.raises(LinkLostError, match="was cut off"):
+                            await link.receive()
+                    await link.aclose()
+                    await trio.aclose_forcefully(stream)
+
+
+async def test_a_forged_record_ends_the_link_behind_what_was_proven(authority: Authority, certificate: str) -> None:
+    with trio.fail_after(5):
+        async with accepting(TLS(certificate=certificate)) as (place, accepted):
+            stream = await dialled(place, authority)
+            await stream.send_all(CURRENT.preface + join_frames(CURRENT, [b"proven"]))
+            link = await accepted.receive()
+            await stream.transport_stream.send_all(bytes.fromhex("1703030020") + bytes(32))
+            assert list(await link.receive()) == [b"proven"]
+            for _ in range(2):
+                with pytest.raises(LinkLostError, match="TLS failed"):
+                    await link.receive()
+            await link.aclose()
+            await trio.aclose_forcefully(stream)
+
+
+class Memory(TCPStream):
+    """Half of a connection in memory, whose reads bring as much as the test lets them."""
+
+    def __init__(self, peer: str) -> None:
+        self.peer = peer
+        self._waiting = bytearray()
+        self._ended = False
+        self.chance = random.Random(1)
+        self.other: Memory = self
+
+    async def receive(self) -> bytes:
+        await trio.lowlevel.checkpoint()
+        while not self._waiting:
+            if self._ended:
+                return b""
+            await trio.testing.wait_all_tasks_blocked()
+        data = bytes(self._waiting[: self.chance.choice((1, 7, 100, 20_000))])
+        del self._waiting[: len(data)]
+        return data
+
+    async def send(self, data: bytes) -> None:
+        await trio.lowlevel.checkpoint()
+        self.other._waiting += data
+
+    async def send_eof(self) -> None:
+        await trio.lowlevel.checkpoint()
+        self.other._ended = True
+
+
+async def pair_in_memory(
+    authority: Authority, certificate: str, seed: int, version: ssl.TLSVersion
+) -> tuple[TLSStream, TLSStream]:
+    one, other = Memory("memory:one"), Memory("memory:other")
+    one.other, other.other = other, one
+    one.chance, other.chance = random.Random(seed), random.Random(-seed)
+    context = client_context(authority=authority.path)
+    context.maximum_version = version
+    client = TLSStream(one, context, host="localhost")
+    server = TLSStream(other, server_context(certificate=certificate))
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(client.handshake)
+        nursery.start_soon(server.handshake)
+    return client, server
+
+
+@pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
+async def test_one_end_is_told_in_the_middle_of_the_others_records_and_nothing_is_lost(
+    authority: Authority, certificate: str, version: ssl.TLSVersion
+) -> None:
+    data = bytes(range(256)) * 300
+    for seed in range(1, 25):
+        client, server = await pair_in_memory(authority, certificate, seed, version)
+        with trio.fail_after(5):
+            await server.send(data)
+            received = b""
+            while len(received) < len(data) * seed // 25:
+                received += await client.receive()
+            await client.send(b"last")
+            await client.send_eof()
+            await server.send(b"more")
+            while len(received) < len(data) + 4:
+                received += await client.receive()
+            assert received == data + b"more"
+            assert b"".join([await server.receive() for _ in range(2)]) == b"last"
+            await server.send_eof()
+            assert await client.receive() == b""
+            assert await client.receive() == b""
+
+
+# Why there is no link
+
+
+async def silent(stream: trio.SocketStream) -> None:
+    async with stream:
+        while await stream.receive_some():
+            pass
+
+
+async def http(stream: trio.SocketStream) -> None:
+    async with stream:
+        await stream.receive_some()
+        await stream.send_all(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+
+
+@asynccontextmanager
+async def another_server(handler: object) -> AsyncIterator[str]:
+    async with trio.open_nursery() as nursery:
+        (listener,) = await nursery.start(partial(trio.serve_tcp, handler, 0, host="127.0.0.1"))  # type: ignore[arg-type]
+        yield f"127.0.0.1:{listener.socket.getsockname()[1]}"
+        nursery.cancel_scope.cancel()
+
+
+async def refused(
+    listener: TCP, dialler: TCP, reason: str, seen: str, caplog: pytest.LogCaptureFixture, host: str = "127.0.0.1"
+) -> None:
+    """See that a dialler is told the reason at once, and that the listener's log has its own line, and serves the next."""
+    caplog.set_level(logging.INFO, "trionode")
+    with trio.fail_after(3):
+        async with accepting(listener) as (place, accepted):
+            with pytest.raises(LinkLostError, match=reason):
+                await dialler.connect(place.replace("127.0.0.1", host))
+            await trio.testing.wait_all_tasks_blocked(0.01)
+            lines = [each.message for each in caplog.records if each.message.startswith("refused a connection")]
+            assert len(lines) == 1
+            assert seen in lines[0], lines[0]
+            with pytest.raises(trio.WouldBlock):
+                accepted.receive_nowait()
+
+
+async def test_an_unknown_authority(
+    authority: Authority, stranger: Authority, certificate: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    await refused(
+        TLS(certificate=certificate),
+        TLS(authority=stranger.path),
+        "nobody who is trusted here has signed the other end's certificate: give the file",
+        "does not trust the authority that signed",
+        caplog,
+    )
+
+
+async def test_only_the_systems_authorities_are_trusted_unless_others_are_named(
+    certificate: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    await refused(
+        TLS(certificate=certificate), TLS(), "nobody who is trusted here has signed", "does not trust", caplog
+    )
+
+
+async def test_a_wrong_name(authority: Authority, caplog: pytest.LogCaptureFixture) -> None:
+    await refused(
+        TLS(certificate=authority.sign("hub.example").certificate),
+        TLS(authority=authority.path),
+        "IP address mismatch, certificate is not valid for '127.0.0.1'",
+        "does not accept the certificate",
+        caplog,
+    )
+
+
+async def test_the_name_that_was_dialled_counts_and_not_where_it_leads(
+    authority: Authority, caplog: pytest.LogCaptureFixture
+) -> None:
+    await refused(
+        TLS(certificate=authority.sign("127.0.0.1").certificate),
+        TLS(authority=authority.path),
+        "Hostname mismatch, certificate is not valid for 'localhost'",
+        "does not accept the certificate",
+        caplog,
+        host="localhost",
+    )
+
+
+async def test_an_expired_certificate(authority: Authority, caplog: pytest.LogCaptureFixture) -> None:
+    await refused(
+        TLS(certificate=authority.sign(expired=True).certificate),
+        TLS(authority=authority.path),
+        "the other end's certificate has expired",
+        "the certificate of this end has expired",
+        caplog,
+    )
+
+
+@pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
+async def test_no_client_certificate_where_one_is_demanded(
+    authority: Authority, certificate: str, version: ssl.TLSVersion, caplog: pytest.LogCaptureFixture
+) -> None:
+    dialler = TLS(authority=authority.path)
+    dialler._dialling.maximum_version = version
+    await refused(
+        TLS(certificate=certificate, client_authority=authority.path),
+        dialler,
+        "demands a certificate[:,] give one with the options certificate and key",
+        "showed no certificate, and this listener demands one",
+        caplog,
+    )
+
+
+async def test_a_client_certificate_of_nobody_who_is_trusted(
+    authority: Authority, stranger: Authority, certificate: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    await refused(
+        TLS(certificate=certificate, client_authority=authority.path),
+        TLS(authority=authority.path, certificate=stranger.sign_client().certificate),
+        "does not trust the authority that signed the certificate of this one",
+        "or as client_authority to listen",
+        caplog,
+    )
+
+
+async def test_tls_dialled_without_it(certificate: str, caplog: pytest.LogCaptureFixture) -> None:
+    await refused(
+        TLS(certificate=certificate),
+        TCP(),
+        "speaks TLS: dial it as tls:",
+        "does not speak TLS, as this listener does",
+        caplog,
+    )
+
+
+async def test_one_lone_byte_of_another_node_is_answered_at_once(certificate: str) -> None:
+    with trio.fail_after(3):
+        async with accepting(TLS(certificate=certificate)) as (place, _):
+            host, _, port = place.partition(":")
+            async with await trio.open_tcp_stream(host, int(port)) as stream:
+                await stream.send_all(CURRENT.preface)
+                assert (await stream.receive_some()).startswith(b"\x15\x03")
+                assert await stream.receive_some() == b""
+
+
+async def test_a_listener_without_tls_dialled_with_it(authority: Authority, caplog: pytest.LogCaptureFixture) -> None:
+    await refused(
+        TCP(),
+        TLS(authority=authority.path),
+        "ended the connection in the TLS handshake: does it listen with TLS",
+        "it speaks TLS, and this listener does not",
+        caplog,
+    )
+
+
+async def test_another_server_dialled_with_tls(authority: Authority) -> None:
+    with trio.fail_after(3):
+        async with another_server(http) as place:
+            with pytest.raises(
+                LinkLostError, match="does not speak TLS: is it a listener without TLS, or another port"
+            ):
+                await TLS(authority=authority.path).connect(place)
+
+
+async def test_a_server_with_tls_that_is_no_node(authority: Authority, certificate: str) -> None:
+    async def https(stream: trio.SocketStream) -> None:
+        async with trio.SSLStream(stream, server_context(certificate=certificate), server_side=True) as secured:
+            await http(secured)  # type: ignore[arg-type]
+
+    with trio.fail_after(3):
+        async with another_server(https) as place:
+            with pytest.raises(LinkLostError, match=f"tls:{place} is no trionode or Ockam node: .*began with 48"):
+                await TLS(authority=authority.path).connect(place)
+
+
+async def test_a_server_that_says_nothing_is_given_up(authority: Authority, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trionode_tcp.link, "GREETING_TIMEOUT", 0.1)
+    with trio.fail_after(3):
+        async with another_server(silent) as place:
+            with pytest.raises(LinkLostError, match=r"did not say within 0\.1 s"):
+                await TLS(authority=authority.path).connect(place)
+
+
+async def test_a_handshake_is_within_the_time_and_the_number_of_those_who_greet(
+    authority: Authority, certificate: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "trionode")
+    monkeypatch.setattr(trionode_tcp.link, "GREETING_TIMEOUT", 0.3)
+    monkeypatch.setattr(trionode_tcp, "MAX_GREETING", 3)
+    with trio.fail_after(5):
+        async with listening(TLS(certificate=certificate)) as (_, place):
+            host, _, port = place.partition(":")
+            streams = [await trio.open_tcp_stream(host, int(port)) for _ in range(5)]
+            for stream in streams:
+                with trio.move_on_after(0):
+                    await stream.send_all(b"\x16\x03\x01")  # half a hello
+            for stream in streams:
+                await silent(stream)
+            assert await echo(TLS(authority=authority.path), place) == "hello"
+    assert caplog.text.count("3 others have not said") == 2
+    assert caplog.text.count("within 0.3 s: it sent nothing") == 3
+
+
+# Options
+
+
+async def test_whoever_listens_needs_a_certificate() -> None:
+    async with open_node("tls") as node:
+        with pytest.raises(LocalError, match=r"can't listen at tls:127.0.0.1:0 without a certificate: give the option"):
+            await node.listen("tls:127.0.0.1:0")
+
+
+def test_what_is_wrong_with_a_file_is_said(authority: Authority, tmp_path: Path) -> None:
+    one, other = authority.sign(), authority.sign()
+    alone = tmp_path / "alone.pem"
+    alone.write_text(Path(one.certificate).read_text().partition("-----BEGIN PRIVATE")[0])
+    broken = tmp_path / "broken.pem"
+    broken.write_text("-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n")
+    sealed = tmp_path / "sealed.pem"
+    sealed.write_text("-----BEGIN ENCRYPTED PRIVATE KEY-----\n-----END ENCRYPTED PRIVATE KEY-----\n")
+    missing = str(tmp_path / "missing.pem")
+    for options, reason in (
+        ({"certificate": missing}, f"can't read certificate {missing}: No such file"),
+        ({"certificate": one.certificate, "key": missing}, f"can't read key {missing}: No such file"),
+        ({"certificate": one.key}, f"there is no certificate in {one.key}"),
+        ({"certificate": str(alone)}, f"there is no private key in {alone}: key is the path"),
+        (
+            {"certificate": str(alone), "key": other.key},
+            f"the key in {other.key} is not that of the certificate in {alone}",
+        ),
+        (
+            {"certificate": str(broken), "key": one.key},
+            f"the certificate in {broken}, or the key in {one.key}, can't be",
+        ),
+        ({"certificate": str(alone), "key": str(sealed)}, "can't be read"),
+        ({"certificate": one.certificate, "client_authority": one.key}, "client_authority is the path of a PEM file"),
+        ({"authority": str(broken)}, f"authority {broken} holds a certificate that can't be read"),
+        ({"authority": str(tmp_path)}, f"can't read authority {tmp_path}: Is a directory"),
+        ({"key": one.key}, f"the key {one.key} has no certificate"),
+    ):
+        with pytest.raises(LocalError) as caught:
+            load_transport("tls", **options)
+        assert reason in str(caught.value)
+
+
+def test_a_reason_is_found_within_groups_and_behind_other_errors() -> None:
+    inner = ssl.SSLCertVerificationError()
+    inner.verify_code, inner.verify_message = 10, "certificate has expired"
+    outer = trio.BrokenResourceError()
+    outer.__cause__ = inner
+    assert reason_of_tls(ExceptionGroup("", [ValueError(), outer])) == "the other end's certificate has expired"
+    assert reason_of_tls(ConnectionResetError(104, "Connection reset by peer")) == "Connection reset by peer"
+    assert reason_of_tls(trio.BrokenResourceError()) == "BrokenResourceError"
