@@ -1,0 +1,640 @@
+import contextlib
+import logging
+import ssl
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from functools import partial
+
+import pytest
+import trio
+import trio.testing
+
+import trionode_websocket
+from tests.certificates import Authority
+from trionode import Node, Route, open_node
+from trionode.access import from_anywhere
+from trionode.errors import LinkLostError, LocalError, WireError
+from trionode.protocol.address import local
+from trionode.protocol.current import encode_message
+from trionode.testing.transport import CHECKS, SMALL, Check, Ground, run_check
+from trionode.transport import Link, load_transport
+from trionode.workers import echoer
+from trionode_websocket import SecureWebSocket, WebSocket, handshake, link
+
+#: Port 1 of the loopback interface: nobody listens there on any machine that runs tests.
+NOBODY = "127.0.0.1:1"
+
+ASK = encode_message((local("echoer"),), (local("app"),), b"payload")
+ANSWER = encode_message((local("app"),), (local("echoer"),), b"payload")
+
+
+@pytest.fixture(scope="module")
+def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
+    return Authority(tmp_path_factory.mktemp("certificates"))
+
+
+@pytest.fixture(scope="module")
+def secure(authority: Authority) -> SecureWebSocket:
+    own = authority.sign()
+    return SecureWebSocket(certificate=own.certificate, key=own.key, authority=authority.path)
+
+
+@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
+async def test_ws_keeps_the_contract(check: Check) -> None:
+    await run_check(check, Ground(WebSocket(), "127.0.0.1:0", NOBODY, WebSocket(max_frame=SMALL)))
+
+
+@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
+async def test_wss_keeps_the_contract(check: Check, secure: SecureWebSocket) -> None:
+    await run_check(check, Ground(secure, "127.0.0.1:0/a/node", f"{NOBODY}/a/node"))
+
+
+async def drop(link: Link) -> None:
+    """Close a link at once: `aclose` closes even if it is cancelled."""
+    with trio.CancelScope() as scope:
+        scope.cancel()
+        await link.aclose()
+
+
+@asynccontextmanager
+async def pair() -> AsyncIterator[tuple[Link, Link]]:
+    """Both ends of a new link, the dialler's first."""
+    links, accepted = trio.open_memory_channel[Link](1)
+    async with trio.open_nursery() as nursery:
+        bound = await nursery.start(partial(WebSocket().serve, "127.0.0.1:0", links.send))
+        client = await WebSocket().connect(bound)
+        server = await accepted.receive()
+        try:
+            yield client, server
+        finally:
+            await drop(client)
+            await drop(server)
+            nursery.cancel_scope.cancel()
+
+
+@asynccontextmanager
+async def node_with_a_friend(
+    listening: WebSocket | None = None, dialling: WebSocket | None = None, *, place: str = "127.0.0.1:0"
+) -> AsyncIterator[tuple[Node, str, int]]:
+    """A listening node, its host and port, and a friend with a link to it whose echo works before and after the block."""
+    listening, dialling = listening or WebSocket(max_frame=100_000), dialling or WebSocket()
+    async with open_node(listening) as node, open_node(dialling) as friend:
+        at = await node.listen(f"{listening.name}:{place}")
+        await node.start_worker("echoer", echoer, allow=from_anywhere)
+        route = Route(at, "echoer")
+        assert (await friend.ask(route, "before")).text == "before"
+        host, _, port = at.value.decode().partition("/")[0].partition(":")
+        yield node, host, int(port)
+        assert (await friend.ask(route, "after")).text == "after"
+
+
+async def end_of(stream: trio.SocketStream) -> bytes:
+    """All that comes until the stream ends, however it ends."""
+    received = b""
+    try:
+        async for part in stream:
+            received += part
+    except trio.BrokenResourceError:
+        pass
+    return received
+
+
+# What strangers send to a listener
+
+
+def asking(*headers: str, path: str = "/", subprotocol: str = "trionode.v1") -> bytes:
+    """A request for a WebSocket (RFC 6455 §1.2)."""
+    lines = (
+        f"GET {path} HTTP/1.1",
+        "Host: node.example",
+        "Upgrade: websocket",
+        "Connection: keep-alive, Upgrade",
+        "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==",
+        "Sec-WebSocket-Version: 13",
+        *([f"Sec-WebSocket-Protocol: {subprotocol}"] if subprotocol else []),
+        *headers,
+    )
+    return ("\r\n".join(lines) + "\r\n\r\n").encode("latin-1")
+
+
+#: The answer to `asking()`, of which the key of the RFC's example is a part.
+ACCEPTED = b"HTTP/1.1 101 "
+
+STRANGERS = {
+    "plain http": (b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n", b"HTTP/1.1 426 ", "did not ask for a WebSocket"),
+    "a form": (b"POST / HTTP/1.1\r\nHost: x\r\n\r\na=b", b"HTTP/1.1 426 ", "did not ask for a WebSocket"),
+    "http/2": (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", b"HTTP/1.1 426 ", "did not ask for a WebSocket"),
+    "zeros": (bytes(16) + b"\r\n\r\n", b"HTTP/1.1 426 ", "did not ask for a WebSocket"),
+    "tls": (
+        bytes.fromhex("16030100c8010000c40303") + bytes(100),
+        b"HTTP/1.1 400 ",
+        "it speaks TLS: it has to dial ws:",
+    ),
+    "the wire over tcp": (b"\x01", b"", "no WebSocket was opened within 0.2 s"),
+    "nothing": (b"", b"", "no WebSocket was opened within 0.2 s"),
+    "half a request": (asking()[:-2], b"", "no WebSocket was opened within 0.2 s"),
+    "an old version": (asking().replace(b": 13", b": 8"), b"HTTP/1.1 426 ", "Sec-WebSocket-Version"),
+    "no key": (asking().replace(b"-Key: ", b"-Kay: "), b"HTTP/1.1 426 ", "Sec-WebSocket-Key"),
+    "a host that is no name": (asking().replace(b"node.ex", b"\xff" * 70), b"HTTP/1.1 426 ", "did not ask"),
+    "a huge head": (asking(*["Cookie: " + "x" * 1000] * 17), b"HTTP/1.1 431 ", "more than 16384 bytes"),
+    "another path": (asking(path="/other"), b"HTTP/1.1 404 ", "the path /other, where this node is at /"),
+    "a query": (asking(path="/?a=b"), b"HTTP/1.1 404 ", "the path /?a=b"),
+    "no subprotocol": (asking(subprotocol=""), b"HTTP/1.1 400 ", "offered the subprotocols none"),
+    "another subprotocol": (asking(subprotocol="mqtt"), b"HTTP/1.1 400 ", "offered the subprotocols mqtt"),
+    "a browser": (asking("Origin: https://evil.example"), b"HTTP/1.1 403 ", "a page of https://evil.example"),
+    "a sandboxed browser": (asking("Origin: null"), b"HTTP/1.1 403 ", "a page of null"),
+    "two origins": (asking("Origin: https://good.example", "Origin: https://evil.example"), b"HTTP/1.1 403 ", "evil"),
+    "impatience": (asking() + b"\x82\x80abcd", b"HTTP/1.1 400 ", "did not wait for the answer"),
+}
+
+
+@pytest.mark.parametrize(("said", "answer", "reason"), STRANGERS.values(), ids=STRANGERS.keys())
+async def test_a_stranger_is_refused_with_a_log_line_and_others_do_not_notice(
+    said: bytes, answer: bytes, reason: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    caplog.set_level(logging.INFO, "trionode")
+    monkeypatch.setattr(trionode_websocket, "GREETING_TIMEOUT", 0.2)
+    monkeypatch.setattr(handshake, "REFUSAL_GRACE", 0.1)
+    listening = WebSocket(origins=["https://good.example"])
+    with trio.fail_after(5):
+        async with node_with_a_friend(listening) as (_, host, port):
+            stranger = await trio.open_tcp_stream(host, port)
+            async with stranger:
+                await stranger.send_all(said)
+                answered = await end_of(stranger)
+                assert answered.startswith(answer)
+                assert bool(answered) == bool(answer)
+    (line,) = [r.getMessage() for r in caplog.records if r.message.startswith("refused")]
+    assert line.startswith("refused a connection at ws:127.0.0.1:0 from ws:127.0.0.1:")
+    assert reason in line
+    assert "\r" not in line
+
+
+async def test_a_page_of_an_allowed_origin_is_let_in() -> None:
+    async with node_with_a_friend(WebSocket(origins=["https://good.example"])) as (_, host, port):
+        browser = await trio.open_tcp_stream(host, port)
+        async with browser:
+            await browser.send_all(asking("Origin: https://good.example"))
+            answer = await browser.receive_some()
+            assert answer.startswith(ACCEPTED)
+            assert b"Sec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n" in answer
+
+
+@pytest.mark.parametrize(
+    "origins", [["*"], ["https://a.example/"], ["a.example"], ["https://a.example/x"], "https://a"]
+)
+def test_an_origin_is_written_as_browsers_write_it(origins: list[str]) -> None:
+    with pytest.raises(LocalError, match=r"such as https://app.example.org; this is"):
+        WebSocket(origins=origins)
+
+
+async def test_connections_that_say_nothing_are_bounded(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "trionode")
+    monkeypatch.setattr(trionode_websocket, "GREETING_TIMEOUT", 0.2)
+    monkeypatch.setattr(trionode_websocket, "MAX_GREETING", 3)
+    with trio.fail_after(5):
+        async with node_with_a_friend() as (_, host, port):
+            streams = [await trio.open_tcp_stream(host, port) for _ in range(5)]
+            for each in streams:
+                await end_of(each)
+                await each.aclose()
+    assert caplog.text.count("3 others have not opened a WebSocket") == 2
+    assert caplog.text.count("no WebSocket was opened within 0.2 s") == 3
+
+
+# What a peer may send once the WebSocket is open
+
+
+def frame(opcode: int, payload: bytes = b"", *, fin: bool = True, rsv: int = 0, masked: bool = True) -> bytes:
+    """A WebSocket frame (RFC 6455 §5.2), as a client sends it: masked, here with zeros."""
+    size, mask = len(payload), 0x80 * masked
+    if size < 126:
+        length = bytes((mask | size,))
+    elif size < 65_536:
+        length = bytes((mask | 126,)) + size.to_bytes(2, "big")
+    else:
+        length = bytes((mask | 127,)) + size.to_bytes(8, "big")
+    return bytes((0x80 * fin | rsv << 4 | opcode,)) + length + bytes(4 * masked) + payload
+
+
+MORE, TEXT, BINARY, CLOSE, PING, PONG = 0, 1, 2, 8, 9, 10
+
+
+@asynccontextmanager
+async def opened(host: str, port: int) -> AsyncIterator[trio.SocketStream]:
+    """A stranger with an open WebSocket, who speaks by hand from here on."""
+    async with await trio.open_tcp_stream(host, port) as peer:
+        await peer.send_all(asking())
+        assert (await peer.receive_some()).startswith(ACCEPTED)
+        yield peer
+
+
+NONSENSE = {
+    "text": (frame(TEXT, b"hello"), 1003, "sent a text message"),
+    "an empty message": (frame(BINARY), 1008, "a frame of 0 bytes, where 1 to 100000"),
+    "a huge message": (frame(BINARY, bytes(100_001)), 1009, "where 1 to 100000 are allowed"),
+    "a huge message in parts": (
+        frame(BINARY, bytes(60_000), fin=False) + frame(MORE, bytes(60_000)),
+        1009,
+        "where 1 to 100000 are allowed",
+    ),
+    "a message of the largest length that can be written": (
+        b"\x82\xff" + (2**63 - 1).to_bytes(8, "big") + bytes(4) + bytes(100_001),
+        1009,
+        "where 1 to 100000 are allowed",
+    ),
+    "a length with its first bit set": (b"\x82\xff" + (2**64 - 1).to_bytes(8, "big"), 1002, "broke the WebSocket"),
+    "no mask": (frame(BINARY, ASK, masked=False), 1002, "unmasked"),
+    "compression": (frame(BINARY, ASK, rsv=4), 1002, "Reserved bit"),
+    "an unknown opcode": (frame(5), 1002, "Invalid opcode"),
+    "the end of nothing": (frame(MORE, b"x"), 1002, "unexpected CONTINUATION"),
+    "a message within another": (frame(BINARY, b"x", fin=False) + frame(BINARY, b"x"), 1002, "expected CONTINUATION"),
+    "a ping in parts": (frame(PING, fin=False), 1002, "fragment control frame"),
+    "a long ping": (frame(PING, bytes(126)), 1002, "Control frame with payload len > 125"),
+    "an end of one byte": (frame(CLOSE, b"\x03"), 1002, "CLOSE with 1 byte payload"),
+    "no message": (frame(BINARY, b"\xa0"), 1000, "CBOR should hold list"),
+    "half a frame, then the end": (frame(BINARY, ASK)[:-5], None, "ended the connection without saying so"),
+    "half a message, then a Close": (frame(BINARY, ASK, fin=False) + frame(CLOSE), 1000, "in the middle of a frame"),
+    "a Close that complains": (frame(CLOSE, b"\x03\xf3oh\x1b[1mno"), 1000, r"with code 1011: oh\x1b[1mno"),
+    "too many fragments": (frame(BINARY, fin=False) + frame(MORE, fin=False) * 50, 1008, "in more than 50 fragments"),
+}
+
+
+@pytest.mark.parametrize(("nonsense", "code", "reason"), NONSENSE.values(), ids=NONSENSE.keys())
+async def test_nonsense_ends_that_link_with_a_log_line_and_a_code_and_no_other(
+    nonsense: bytes, code: int | None, reason: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    caplog.set_level(logging.INFO, "trionode")
+    monkeypatch.setattr(link, "MAX_FRAGMENTS", 50)
+    monkeypatch.setattr(link, "CLOSE_GRACE", 0.2)
+    with trio.fail_after(5):
+        async with node_with_a_friend() as (_, host, port):
+            async with opened(host, port) as peer:
+                await peer.send_all(nonsense)
+                if code is None:
+                    await peer.send_eof()
+                answer = await end_of(peer)
+                assert code is None or code.to_bytes(2, "big") == answer[2:4]
+                assert code is None or answer[0] == 0x80 | CLOSE
+            with trio.move_on_after(2):
+                while not any(r.message.startswith("link with ws:127.0.0.1") for r in caplog.records):
+                    await trio.testing.wait_all_tasks_blocked(0.01)
+    assert any(r.message.startswith("link with ws:127.0.0.1") and reason in r.message for r in caplog.records)
+
+
+async def test_a_message_that_comes_byte_by_byte_and_in_fragments_between_pings_is_understood() -> None:
+    with trio.fail_after(5):
+        async with node_with_a_friend() as (_, host, port), opened(host, port) as peer:
+            said = frame(BINARY, ASK[:3], fin=False) + frame(PING, b"?") + frame(MORE, fin=False) + frame(MORE, ASK[3:])
+            for byte in said:
+                await peer.send_all(bytes((byte,)))
+                await trio.testing.wait_all_tasks_blocked()
+            expected = frame(PONG, b"?", masked=False) + frame(BINARY, ANSWER, masked=False)
+            received = b""
+            while len(received) < len(expected):
+                received += await peer.receive_some()
+            assert received == expected
+
+
+async def test_pings_are_answered_once_a_read_so_that_a_flood_of_them_costs_little() -> None:
+    pings = 20_000
+    with trio.fail_after(5):
+        async with node_with_a_friend() as (_, host, port), opened(host, port) as peer:
+            await peer.send_all(b"".join(frame(PING, i.to_bytes(4, "big")) for i in range(pings)))
+            last, received = frame(PONG, (pings - 1).to_bytes(4, "big"), masked=False), b""
+            while last not in received:
+                received += await peer.receive_some()
+            assert len(received) // len(last) < pings / 20
+
+
+@asynccontextmanager
+async def stranger() -> AsyncIterator[tuple[trio.SocketStream, Link]]:
+    """Somebody who speaks by hand, and the link that was accepted from him."""
+    links, accepted = trio.open_memory_channel[Link](1)
+    async with trio.open_nursery() as nursery:
+        bound = await nursery.start(partial(WebSocket().serve, "127.0.0.1:0", links.send))
+        host, _, port = bound.partition(":")
+        async with opened(host, int(port)) as peer:
+            server = await accepted.receive()
+            try:
+                yield peer, server
+            finally:
+                await drop(server)
+        nursery.cancel_scope.cancel()
+
+
+async def test_what_came_before_nonsense_in_the_same_read_is_received_and_nothing_after_it() -> None:
+    async with stranger() as (peer, server):
+        await peer.send_all(frame(BINARY, b"one") + frame(BINARY, b"two") + frame(TEXT, b"no") + frame(BINARY, b"x"))
+        assert list(await server.receive()) == [b"one", b"two"]
+        for _ in range(2):
+            with pytest.raises(WireError, match="sent a text message"):
+                await server.receive()
+
+
+async def test_a_frame_that_is_begun_and_not_ended_in_time_ends_its_link_and_an_idle_link_stays(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(link, "FRAME_TIMEOUT", 0.2)
+    async with stranger() as (peer, server):
+        with trio.move_on_after(0.4):
+            await server.receive()
+            raise AssertionError("nothing was sent")
+
+        async def trickle() -> None:
+            await peer.send_all(frame(BINARY, b"a part", fin=False))
+            for _ in range(100):
+                await peer.send_all(frame(MORE, b"x", fin=False) + frame(PING))
+                await trio.testing.wait_all_tasks_blocked(0.01)
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(trickle)
+            with pytest.raises(LinkLostError, match=r"did not end a frame within 0\.2 s"):
+                await server.receive()
+            nursery.cancel_scope.cancel()
+
+
+# Whether the peer lives
+
+
+async def test_a_peer_that_is_gone_without_a_word_is_noticed_by_the_ping_that_it_does_not_answer(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(link, "PING_AFTER", 0.1)
+    async with stranger() as (peer, server):
+        began = trio.current_time()
+        with pytest.raises(LinkLostError, match=r"silent for 0\.2 s and answers no ping"):
+            await server.receive()
+        assert 0.19 <= trio.current_time() - began < 1
+        assert await peer.receive_some() == frame(PING, bytes(8), masked=False)
+
+
+async def test_idle_links_live_on_while_both_ends_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(link, "PING_AFTER", 0.05)
+    async with pair() as ends:
+        with trio.move_on_after(0.4) as scope:
+            async with trio.open_nursery() as nursery:
+                for each in ends:
+                    nursery.start_soon(each.receive)
+        assert scope.cancelled_caught
+
+
+async def test_a_peer_that_is_held_up_by_what_was_sent_to_it_is_no_dead_one_and_is_noticed_once_it_has_read(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(link, "PING_AFTER", 0.05)
+    async with pair() as (client, server):
+        await client.send([b"much", b"work"])
+        assert list(await server.receive()) == [b"much", b"work"]
+        # The peer's node is at work on that burst, and so does not read on.
+        with trio.move_on_after(0.4) as scope:
+            await client.receive()
+        assert scope.cancelled_caught
+        # It reads on, which answers the pings, and is gone the next moment.
+        with trio.move_on_after(0.01):
+            await server.receive()
+        with pytest.raises(LinkLostError, match="answers no ping"), trio.fail_after(2):
+            await client.receive()
+
+
+async def test_a_ping_is_answered_between_bursts_also_while_the_way_back_is_never_empty() -> None:
+    async with stranger() as (peer, server), trio.open_nursery() as nursery:
+
+        async def send() -> None:
+            await server.send([bytes(1_000_000)] * 10)
+            await server.send([b"next"])
+
+        nursery.start_soon(server.receive)
+        nursery.start_soon(send)
+        await trio.testing.wait_all_tasks_blocked(0.05)
+        await peer.send_all(frame(PING, b"?"))
+        await trio.testing.wait_all_tasks_blocked(0.05)
+        received = b""
+        while not received.endswith(frame(BINARY, b"next", masked=False)):
+            received = received[-100:] + await peer.receive_some()
+        assert received.endswith(frame(PONG, b"?", masked=False) + frame(BINARY, b"next", masked=False))
+        nursery.cancel_scope.cancel()
+
+
+# What this side meets when it connects
+
+
+async def meet(
+    transport: WebSocket,
+    greeting: bytes,
+    *,
+    path: str = "",
+    hang_up: bool = True,
+    context: ssl.SSLContext | None = None,
+) -> str:
+    """What connecting says of a server of another kind: one that reads once, says its greeting, and hangs up."""
+
+    async def server(stream: trio.SocketStream) -> None:
+        async with stream:
+            with contextlib.suppress(trio.BrokenResourceError, ssl.SSLError):
+                talk: trio.abc.HalfCloseableStream | trio.SSLStream[trio.SocketStream] = stream
+                if context is not None:
+                    talk = trio.SSLStream(stream, context, server_side=True, https_compatible=True)
+                await talk.receive_some()
+                await talk.send_all(greeting)
+                if not hang_up:
+                    await trio.sleep_forever()
+
+    with trio.fail_after(5):
+        async with trio.open_nursery() as nursery:
+            (listener,) = await nursery.start(partial(trio.serve_tcp, server, 0, host="127.0.0.1"))
+            place = f"127.0.0.1:{listener.socket.getsockname()[1]}{path}"
+            with pytest.raises(LinkLostError) as caught:
+                await transport.connect(place)
+            nursery.cancel_scope.cancel()
+    assert str(caught.value).startswith(f"can't open a WebSocket at {transport.name}:{place}: ")
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def answering(status: str, *headers: str, body: str = "") -> bytes:
+    return ("\r\n".join([f"HTTP/1.1 {status}", *headers]) + "\r\n\r\n" + body).encode()
+
+
+UPGRADE = ("Upgrade: websocket", "Connection: Upgrade")
+OTHERS = {
+    "a web server": (
+        answering("404 Not Found", "Content-Type: text/html", "Content-Length: 9", body="<h1>404<"),
+        "answered the request for a WebSocket with HTTP 404: is the path right?",
+    ),
+    "one with words": (
+        answering("403 Forbidden", "Content-Type: text/plain", "Content-Length: 11", body="go\x1b[1m away"),
+        r"with HTTP 403: go\x1b[1m away",
+    ),
+    "one that sends elsewhere": (
+        answering("301 Moved", "Location: https://x.example/", "Content-Length: 0"),
+        "with HTTP 301: it sends elsewhere, to https://x.example/: dial that",
+    ),
+    "one that greets with 200": (
+        answering("200 OK", "Content-Length: 2", body="hi"),
+        "HTTP 200: is it a trionode node?",
+    ),
+    "a proxy without its node": (answering("502 Bad Gateway"), "HTTP 502: the proxy there does not reach its node"),
+    "one that never ends its answer": (answering("500 Oh", body="x" * 1000), "HTTP 500: is it a trionode node?"),
+    "another early answer": (answering("103 Early Hints", "Link: <x>"), "HTTP 103: is it a trionode node?"),
+    "ssh": (b"SSH-2.0-OpenSSH_9.6\r\n", "it is no WebSocket server: Bad HTTP message; it began with 'SSH-2.0"),
+    "the wire over tcp": (
+        b"\x01\0\0\0\4\x83\x80\x80\x40",
+        r"it is no WebSocket server: Bad HTTP message; it began with '\x01",
+    ),
+    "tls, by its alert": (bytes.fromhex("15030100020146"), "it speaks TLS: dial it with wss: instead of ws:"),
+    "one that hangs up": (b"", "closed the connection without an answer: does it speak TLS (wss:)"),
+    "half an answer": (b"HTTP/1.1 101 Swi", "no WebSocket server: Bad HTTP message; it began with 'HTTP/1.1 101 Swi'"),
+    "a wrong key": (answering("101 Ok", *UPGRADE, "Sec-WebSocket-Accept: AAAA"), "Bad accept token"),
+    "no upgrade": (answering("101 Ok"), "Missing header, 'Connection: Upgrade'"),
+    "letters of no alphabet": (answering("101 Ok", "Connection: \xff"), "it is no WebSocket server"),
+}
+
+
+@pytest.mark.parametrize(("greeting", "reason"), OTHERS.values(), ids=OTHERS.keys())
+async def test_connecting_to_what_is_no_node_is_a_lost_link_that_says_so(greeting: bytes, reason: str) -> None:
+    assert reason in await meet(WebSocket(), greeting)
+
+
+async def test_connecting_to_a_silent_server_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trionode_websocket, "GREETING_TIMEOUT", 0.1)
+    told = await meet(WebSocket(), b"", hang_up=False)
+    assert "no WebSocket was opened within 0.1 s: is it a trionode node?" in told
+
+
+async def test_an_answer_is_read_to_the_end_of_what_is_shown_even_from_a_server_that_goes_on() -> None:
+    told = await meet(
+        WebSocket(),
+        answering("400 No", "Content-Type: text/plain", "Content-Length: 9999", body="x" * 5000),
+        hang_up=False,
+    )
+    assert "HTTP 400: " + "x" * 100 in told
+    assert len(told) < 500
+
+
+@pytest.mark.parametrize("peer", [NOBODY, "localhost:1/node"])
+async def test_connecting_where_nobody_listens_says_in_the_systems_words_why(peer: str) -> None:
+    with pytest.raises(LinkLostError, match=rf"can't connect to ws:{peer}: .*Connection refused\. Is the node there"):
+        await WebSocket().connect(peer)
+
+
+async def test_a_path_is_part_of_the_place() -> None:
+    async with open_node("ws") as bob, open_node("ws") as alice:
+        at = await bob.listen("ws:127.0.0.1:0/a/node%20")
+        assert str(at).endswith("/a/node%20")
+        await bob.start_worker("echoer", echoer, allow=from_anywhere)
+        assert (await alice.ask(Route(at, "echoer"), "hello")).text == "hello"
+        elsewhere = str(at).replace("/a/node%20", "/a/nod")
+        with pytest.raises(LinkLostError, match=rf"{elsewhere}: .* HTTP 404: no node is at this path"):
+            await alice.connect(elsewhere)
+        with pytest.raises(LocalError, match=rf"can't listen at {at.value.decode()}: .* Choose another port"):
+            await bob.listen(str(at))
+
+
+@pytest.mark.parametrize("at", ["127.0.0.1", "127.0.0.1:x/y", "127.0.0.1:70000", "/node"])
+async def test_a_place_without_a_port_is_the_callers_mistake(at: str) -> None:
+    async with open_node("ws") as node:
+        for call in (node.listen, node.connect):
+            with pytest.raises(LocalError, match="expected HOST:PORT"):
+                await call(f"ws:{at}")
+
+
+@pytest.mark.parametrize("path", ["/a b", "/a?b", "/a#b", "/ä", "/%zz", "/\r\nHost: x"])
+async def test_a_path_that_http_could_not_carry_is_the_callers_mistake(path: str) -> None:
+    with pytest.raises(LocalError, match=r"a path without query and fragment; this is '127"):
+        await WebSocket().connect("127.0.0.1:1" + path)
+
+
+async def test_ws_speaks_ipv6_and_writes_its_addresses_with_brackets() -> None:
+    async with open_node("ws") as bob, open_node("ws") as alice:
+        try:
+            at = await bob.listen("ws:[::1]:0/x")
+        except LocalError:
+            pytest.skip("this system has no IPv6 loopback interface")
+        assert str(at).startswith("ws:[::1]:")
+        await bob.start_worker("echoer", echoer, allow=from_anywhere)
+        assert (await alice.ask(Route(at, "echoer"), "hello")).text == "hello"
+
+
+# Under TLS
+
+
+async def test_a_listener_for_wss_needs_a_certificate() -> None:
+    async with open_node("wss") as node:
+        with pytest.raises(LocalError, match="to listen at wss: a node needs a certificate: give the options"):
+            await node.listen("wss:127.0.0.1:0")
+
+
+async def test_ws_and_wss_tell_each_other_apart(
+    secure: SecureWebSocket, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    caplog.set_level(logging.INFO, "trionode")
+    async with node_with_a_friend(secure, secure) as (_, host, port):
+        with pytest.raises(LinkLostError, match=r"speaks? TLS"):
+            await WebSocket().connect(f"{host}:{port}")
+    async with node_with_a_friend() as (_, host, port):
+        with pytest.raises(LinkLostError, match=r"can't open a WebSocket at wss:.*: the other end does not speak TLS"):
+            await secure.connect(f"{host}:{port}")
+    told = [r.getMessage() for r in caplog.records if r.message.startswith("refused")]
+    assert len(told) == 2
+    assert "does not speak TLS" in told[0]
+    assert "it speaks TLS" in told[1]
+
+
+async def test_a_certificate_that_is_not_trusted_or_for_another_name_makes_no_link(
+    secure: SecureWebSocket, authority: Authority
+) -> None:
+    other = authority.sign("other.example")
+    elsewhere = SecureWebSocket(certificate=other.certificate, key=other.key, authority=authority.path)
+    for listening, dialling, reason in (
+        (secure, SecureWebSocket(), "trusted here"),
+        (elsewhere, secure, "certificate"),
+    ):
+        async with trio.open_nursery() as nursery:
+            bound = await nursery.start(listening.serve, "127.0.0.1:0", trio.sleep)
+            with pytest.raises(LinkLostError, match=reason):
+                await dialling.connect(bound)
+            nursery.cancel_scope.cancel()
+
+
+async def test_a_listener_may_demand_a_certificate_of_its_clients(authority: Authority) -> None:
+    own, client = authority.sign(), authority.sign_client()
+    strict = SecureWebSocket(certificate=own.certificate, key=own.key, client_authority=authority.path)
+    known = SecureWebSocket(certificate=client.certificate, key=client.key, authority=authority.path)
+    async with node_with_a_friend(strict, known) as (_, host, port):
+        with pytest.raises(LinkLostError, match="demands a certificate: give one with the options certificate and key"):
+            await SecureWebSocket(authority=authority.path).connect(f"{host}:{port}")
+
+
+async def test_a_server_that_is_no_node_is_told_apart_under_tls_too(authority: Authority) -> None:
+    own = authority.sign()
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(own.certificate, own.key)
+    told = await meet(SecureWebSocket(authority=authority.path), answering("404 No"), context=context)
+    assert "HTTP 404: is the path right?" in told
+
+
+# As a plugin
+
+
+@pytest.mark.parametrize("name", ["ws", "wss"])
+def test_a_missing_package_is_answered_with_the_extra_that_brings_it(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in [each for each in sys.modules if each.partition(".")[0] in ("trionode_websocket", "wsproto")]:
+        monkeypatch.delitem(sys.modules, module)
+    monkeypatch.setitem(sys.modules, "wsproto", None)
+    with pytest.raises(
+        LocalError, match=rf"'{name}' needs the package wsproto, .*: pip install 'trionode\[websocket\]'"
+    ):
+        load_transport(name)
+
+
+def test_options_arrive_by_name() -> None:
+    transport = load_transport("wss", origins=["https://a.example"], max_frame=1000, authority="x.pem")
+    assert isinstance(transport, SecureWebSocket)
+    with pytest.raises(LocalError, match=r"can't read authority x\.pem"):
+        trio.run(transport.connect, NOBODY)

@@ -1,0 +1,220 @@
+"""Links over WebSocket (RFC 6455), in the clear and under TLS: one binary message a frame of the wire's current generation, also behind a reverse proxy."""
+
+import re
+import socket
+import ssl
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
+from typing import ClassVar, Never, Self
+
+import attrs
+import trio
+
+from trionode.errors import LinkLostError, LocalError
+from trionode.observe import log, shown
+from trionode.protocol.address import parse_host_port
+from trionode.protocol.current import CURRENT
+from trionode.sockets import join_host_port, open_listeners, reason_of
+from trionode.tls import client_context, reason_of_tls, server_context
+from trionode.transport import Link
+from trionode_websocket.handshake import SUBPROTOCOL, answer, request
+from trionode_websocket.link import WebSocketLink
+from trionode_websocket.stream import ByteStream
+
+__all__ = ["SUBPROTOCOL", "SecureWebSocket", "WebSocket", "WebSocketLink"]
+
+#: Seconds that connecting may take.
+CONNECT_TIMEOUT = 10.0
+#: Seconds from a connection to an open WebSocket, TLS's handshake included.
+GREETING_TIMEOUT = 10.0
+#: Accepted connections that may be greeting at a time: one that says nothing costs a socket for GREETING_TIMEOUT.
+MAX_GREETING = 512
+
+#: What a path may hold (RFC 3986 §3.3): no query, no fragment.
+_PATH = re.compile(r"(?:/(?:[A-Za-z0-9._~!$&'()*+,;=:@-]|%[0-9A-Fa-f]{2})*)+")
+_ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/\s?#]+|null")
+
+
+@attrs.frozen
+class _Place:
+    """HOST:PORT, or HOST:PORT/PATH."""
+
+    host_port: str
+    path: str
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        host_port, slash, rest = text.partition("/")
+        path = slash + rest
+        if path and not _PATH.fullmatch(path):
+            raise LocalError(
+                f"expected HOST:PORT or HOST:PORT/PATH, such as 127.0.0.1:4000/node, a path without query and fragment; this is {text!r}"
+            )
+        parse_host_port(host_port)
+        return cls(host_port, path)
+
+
+class WebSocket:
+    """The transport `ws:HOST:PORT[/PATH]`.
+
+    `max_frame` bounds what one peer can make this node hold (bytes, at most the wire's 16 MiB). `origins` are those whose pages may
+    open links to this node, such as "https://app.example.org": a browser names the page's in every request, a program names none.
+    """
+
+    name: ClassVar[str] = "ws"
+
+    def __init__(self, *, max_frame: int = CURRENT.max_frame, origins: Sequence[str] = ()) -> None:
+        self._max_frame = max_frame
+        for origin in (origins,) if isinstance(origins, str) else origins:
+            if isinstance(origins, str) or not _ORIGIN.fullmatch(origin):
+                raise LocalError(
+                    f"origins are a list of SCHEME://HOST[:PORT], as browsers write them, such as https://app.example.org; this is {origin!r}"
+                )
+        self._origins = frozenset(origins)
+
+    def _dialling(self) -> ssl.SSLContext | None:
+        return None
+
+    def _listening(self) -> ssl.SSLContext | None:
+        return None
+
+    async def connect(self, peer: str) -> Link:
+        """Connect to HOST:PORT[/PATH]; LinkLostError if nobody answers within CONNECT_TIMEOUT, or somebody else than a node does."""
+        place, context = _Place.parse(peer), self._dialling()
+        host, port = parse_host_port(place.host_port)
+        try:
+            with trio.fail_after(CONNECT_TIMEOUT):
+                tcp = await trio.open_tcp_stream(host, port)
+        except (OSError, UnicodeError, trio.TooSlowError) as error:
+            reason = "no answer" if isinstance(error, trio.TooSlowError) else reason_of(error)
+            msg = f"can't connect to {self.name}:{peer}: {reason}. Is the node there running, and listening at this address?"
+            raise LinkLostError(msg) from error
+
+        async def open_websocket(stream: ByteStream) -> WebSocketLink:
+            if context is not None:
+                await stream.begin_tls(context, host=host)
+            connection = await request(stream, place.host_port, place.path or "/")
+            return WebSocketLink(stream, connection, max_frame=self._max_frame)
+
+        try:
+            return await _ready(_plain(tcp.socket), f"{self.name}:{peer}", open_websocket)
+        except LinkLostError as error:
+            msg = f"can't open a WebSocket at {self.name}:{peer}: {error}"
+            raise LinkLostError(msg) from error
+
+    async def serve(
+        self,
+        at: str,
+        accept: Callable[[Link], Awaitable[None]],
+        *,
+        task_status: trio.TaskStatus[str] = trio.TASK_STATUS_IGNORED,
+    ) -> Never:
+        """Listen at HOST:PORT[/PATH], port 0 for a free one; LocalError if that is not possible."""
+        place, context = _Place.parse(at), self._listening()
+        try:
+            listeners = await open_listeners(place.host_port)
+        except LocalError as error:
+            raise LocalError(str(error).replace(place.host_port, at, 1)) from error
+        greeting = trio.Semaphore(MAX_GREETING)
+
+        async def open_websocket(stream: ByteStream) -> WebSocketLink:
+            if context is not None:
+                await stream.begin_tls(context, host=None)
+            connection = await answer(stream, place.path or "/", self._origins)
+            return WebSocketLink(stream, connection, max_frame=self._max_frame)
+
+        async def greet_and_accept(tcp: trio.SocketStream) -> None:
+            sock = _plain(tcp.socket)
+            try:
+                greeting.acquire_nowait()
+            except trio.WouldBlock:
+                sock.close()
+                log.warning(
+                    "refused a connection at %s:%s: %d others have not opened a WebSocket", self.name, at, MAX_GREETING
+                )
+                return
+            peer = "an unknown peer"
+            try:
+                with suppress(OSError):  # it is gone already, which the greeting finds out
+                    peer = f"{self.name}:{join_host_port(sock.getpeername())}"
+                link = await _ready(sock, peer, open_websocket)
+            except LinkLostError as error:
+                log.info("refused a connection at %s:%s from %s: %s", self.name, at, peer, shown(error))
+                return
+            finally:
+                greeting.release()
+            await accept(link)
+
+        bound = join_host_port(listeners[0].socket.getsockname()) + place.path
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(trio.serve_listeners, greet_and_accept, listeners)
+            task_status.started(bound)
+            await trio.sleep_forever()
+        raise AssertionError  # the nursery above never ends by itself
+
+
+class SecureWebSocket(WebSocket):
+    """The transport `wss:HOST:PORT[/PATH]`, WebSocket under TLS. The four options of TLS are paths of PEM files.
+
+    `certificate` and `key` are what this node shows: needed to listen, and to dial whoever demands it. `authority` is whom it trusts
+    when it dials, the system's authorities without it. With `client_authority`, who dials this node has to show a certificate, too.
+    """
+
+    name: ClassVar[str] = "wss"
+
+    def __init__(
+        self,
+        *,
+        certificate: str | None = None,
+        key: str | None = None,
+        authority: str | None = None,
+        client_authority: str | None = None,
+        max_frame: int = CURRENT.max_frame,
+        origins: Sequence[str] = (),
+    ) -> None:
+        super().__init__(max_frame=max_frame, origins=origins)
+        self._certificate = certificate
+        self._key = key
+        self._authority = authority
+        self._client_authority = client_authority
+        self._dialling_context: ssl.SSLContext | None = None
+
+    def _dialling(self) -> ssl.SSLContext:
+        if self._dialling_context is None:
+            self._dialling_context = client_context(
+                authority=self._authority, certificate=self._certificate, key=self._key
+            )
+        return self._dialling_context
+
+    def _listening(self) -> ssl.SSLContext:
+        if self._certificate is None:
+            raise LocalError(
+                "to listen at wss: a node needs a certificate: give the options certificate and key, or listen at ws: behind a proxy that has one"
+            )
+        return server_context(certificate=self._certificate, key=self._key, client_authority=self._client_authority)
+
+
+def _plain(sock: trio.socket.SocketType) -> socket.socket:
+    """Take the socket itself out of Trio's wrapper, which waits before every call whether or not it would block."""
+    return socket.socket(sock.family, sock.type, sock.proto, sock.detach())
+
+
+async def _ready(
+    sock: socket.socket, peer: str, begin: Callable[[ByteStream], Awaitable[WebSocketLink]]
+) -> WebSocketLink:
+    """Open a WebSocket on a connected socket within GREETING_TIMEOUT; LinkLostError if it does not come to be, and then the socket is closed."""
+    try:
+        stream = ByteStream(sock, peer)
+        with trio.fail_after(GREETING_TIMEOUT):
+            return await begin(stream)
+    except BaseException as error:
+        sock.close()  # also when cancelled: no link, no socket
+        if isinstance(error, trio.TooSlowError):
+            msg = f"no WebSocket was opened within {GREETING_TIMEOUT:g} s: is it a trionode node?"
+            raise LinkLostError(msg) from error
+        if isinstance(error, ssl.SSLError):
+            raise LinkLostError(reason_of_tls(error)) from error
+        if isinstance(error, OSError):
+            msg = f"the connection was lost while it was made: {error}"
+            raise LinkLostError(msg) from error
+        raise
