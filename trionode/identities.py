@@ -147,6 +147,13 @@ class Identity:
         raise VaultError(f"no identity named {name!r} in this vault, which has {names}: create it first")
 
     @classmethod
+    async def load_or_create(cls, vault: IdentityVault, name: str = "default") -> Self:
+        """Return the identity of that name; a vault that has none at all gets it, so that a mistyped name does not make a stranger."""
+        if await vault.identities.all():
+            return await cls.load(vault, name)
+        return await cls.create(vault, name)
+
+    @classmethod
     async def import_(cls, vault: IdentityVault, exported: str, name: str = "default") -> Self:
         """Return the identity of an exported history whose latest key is in this vault already; it gets a new purpose key.
 

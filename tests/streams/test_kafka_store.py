@@ -360,14 +360,3 @@ async def test_no_kafka_at_an_address_is_said_within_seconds() -> None:
         with pytest.raises(LocalError, match="host:port"):
             async with open_kafka_store(wrong):
                 pass
-
-
-async def test_a_listener_that_is_no_kafka_is_said_within_seconds_and_leaves_no_thread() -> None:
-    before = kafkas_threads()
-    (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
-    where = f"127.0.0.1:{listener.socket.getsockname()[1]}"
-    async with listener:
-        with trio.fail_after(10), pytest.raises(LinkLostError, match="did not speak Kafka"):
-            async with open_kafka_store(where):
-                pass
-    assert kafkas_threads() <= before

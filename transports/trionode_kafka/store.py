@@ -22,6 +22,7 @@ from trionode_kafka.bridge import Bridge, open_bridge
 from trionode_kafka.owners import Owners
 from trionode_kafka.pushing import Pushing
 from trionode_kafka.reading import Reading
+from trionode_kafka.security import Security
 from trionode_kafka.streams import OWNERS, Streams
 
 #: Seconds between two looks whether the topics in use still exist: Kafka itself answers nothing to whoever reads a deleted one.
@@ -114,9 +115,24 @@ class KafkaStore:
 
 @contextlib.asynccontextmanager
 async def open_kafka_store(
-    where: str, *, prefix: str = "trionode_", replication_factor: int = 1
+    where: str,
+    *,
+    prefix: str = "trionode_",
+    replication_factor: int = 1,
+    security: str = "plaintext",
+    authority: str | None = None,
+    certificate: str | None = None,
+    key: str | None = None,
+    username: str | None = None,
+    password: str | None = None,
+    password_file: str | None = None,
+    mechanism: str = "SCRAM-SHA-512",
 ) -> AsyncIterator[KafkaStore]:
     """Open the store in the Kafka at `where`, "host:port" or several with commas between; the entry point `kafka`.
+
+    `security` is plaintext, ssl, sasl_plaintext or sasl_ssl. With ssl, `authority` is who has signed the brokers' certificates (the system's
+    authorities without it), `certificate` and `key` what we show where that is demanded, all paths of PEM files. With sasl, the user
+    `username` proves a `password`, which may stand in a `password_file`, by `mechanism`: SCRAM-SHA-512, SCRAM-SHA-256 or PLAIN.
 
     Only topics and groups whose names begin with `prefix` are ever touched. Topics are made with `replication_factor` replicas. Raises
     LocalError for what can't be meant and LinkLostError within some seconds when no Kafka answers at `where`. Closing ends every thread and connection
@@ -124,7 +140,17 @@ async def open_kafka_store(
     """
     if not valid_stream_name(prefix) or len(prefix) > 40:
         raise LocalError(f"a prefix is 1 to 40 of A-Z a-z 0-9 . _ -, not {prefix!r:.100}")
-    async with open_bridge(where) as bridge, trio.open_nursery() as nursery:
+    speech = Security.of(
+        security,
+        authority=authority,
+        certificate=certificate,
+        key=key,
+        username=username,
+        password=password,
+        password_file=password_file,
+        mechanism=mechanism,
+    )
+    async with open_bridge(where, speech) as bridge, trio.open_nursery() as nursery:
         store = KafkaStore(bridge, nursery, prefix=prefix, replication_factor=replication_factor)
         nursery.start_soon(store.renew)
         nursery.start_soon(store.watch)

@@ -86,6 +86,7 @@ class Streams:
             if (found is None or found.identity != stream.identity) and self._found.get(stream.name) is stream:
                 del self._found[stream.name]
                 stream.gone = True
+                self._bridge.unlearn([stream.topic])
                 for let_go in self.when_gone:
                     let_go(stream)
 

@@ -12,6 +12,7 @@ import click
 import trio
 
 from trionode.cli.running import run
+from trionode.cli.stores import open_store, store_options
 from trionode.cli.terminal import Lines, Output, payload_text, printable, say
 from trionode.errors import MessageTooLargeError, NoAnswerError
 from trionode.identities import Identity
@@ -20,7 +21,7 @@ from trionode.node import Node, open_node
 from trionode.protocol.route import Route
 from trionode.protocol.stream import Record
 from trionode.stream import Stream, unique
-from trionode.stream_store import StreamStore, load_store
+from trionode.stream_store import StreamStore
 from trionode.trust import trust_only
 
 #: Messages of the scripted conversation, unless the user says how many.
@@ -43,13 +44,14 @@ _COLORS = {"hub": "yellow", "bob": "green", "alice": "cyan", "": "magenta"}
 @click.option(
     "--kafka", metavar="HOST:PORT", help="Keep the streams in this Kafka, and not in a temporary SQLite file."
 )
+@store_options
 @click.option(
     "--messages",
     type=click.IntRange(1),
     metavar="N",
     help=f"Send N messages and end, also on a terminal. By default {MESSAGES} where there is none.",
 )
-def demo(kafka: str | None, messages: int | None) -> None:
+def demo(*, kafka: str | None, store_options: dict[str, object], messages: int | None) -> None:
     """See Alice and Bob talk through a hub, end to end encrypted.
 
     All three run in this one process and talk over TCP on this machine. On a terminal you type Alice's messages; otherwise she has some
@@ -57,13 +59,15 @@ def demo(kafka: str | None, messages: int | None) -> None:
     """
     with tempfile.TemporaryDirectory(prefix="trionode-demo-", ignore_cleanup_errors=True) as folder:
         store = f"kafka:{kafka}" if kafka else f"sqlite:{Path(folder) / 'hub.db'}"
-        run(partial(_demo, store, messages))
+        run(partial(_demo, store, store_options, messages))
 
 
-async def _demo(store_spec: str, messages: int | None, working: trio.CancelScope) -> bool:
+async def _demo(
+    store_spec: str, store_options: dict[str, object], messages: int | None, working: trio.CancelScope
+) -> bool:
     tell = Teller()
     async with (
-        load_store(store_spec) as store,
+        open_store(store_spec, store_options) as store,
         open_node("tcp") as hub,
         open_node("tcp") as bob,
         open_node("tcp") as alice,

@@ -9,19 +9,20 @@ import click
 import trio
 
 from trionode.access import Access, from_anywhere
+from trionode.cli.certificates import Certificates, certificate_options
 from trionode.cli.listening import Listening
 from trionode.cli.options import DEFAULT_PLACE, identifier, place, state_options, transports
 from trionode.cli.running import run
-from trionode.cli.state import State, load_identity
+from trionode.cli.state import State
+from trionode.cli.stores import open_store, store_options
 from trionode.cli.terminal import Output, say
 from trionode.errors import LocalError
+from trionode.identities import Identity
 from trionode.node import Node, open_node
 from trionode.protocol.address import Address, parse_host_port
 from trionode.protocol.identity import Identifier
 from trionode.protocol.message import Facts
 from trionode.stream_service import StreamService
-from trionode.stream_store import load_store
-from trionode.transport import Transport, load_transport
 from trionode.trust import trust_only
 from trionode.workers import echo
 
@@ -30,6 +31,10 @@ from trionode.workers import echo
 MAX_FRAME = 128 * 1024
 #: Seconds for what peers still send when the hub closes its links: less than the whole end may take, since the store comes last.
 DRAIN_SECONDS = 0.25
+#: The transports that listen at sockets which are handed to them.
+AT_SOCKETS = frozenset({"tcp", "tls"})
+#: The transports that are told MAX_FRAME, and whose places are HOST:PORT, perhaps with a path.
+BOUNDED = AT_SOCKETS | {"ws", "wss"}
 
 
 @click.command()
@@ -39,19 +44,14 @@ DRAIN_SECONDS = 0.25
     default=DEFAULT_PLACE,
     show_default=True,
     metavar="PLACE",
-    help="Where to listen; port 0 takes a free one.",
+    help="Where to listen, tcp:HOST:PORT or by another transport (tls:, ws:, wss:); port 0 takes a free one.",
 )
 @click.option(
     "--store",
     metavar="STORE",
     help="Where to keep the streams: memory, sqlite:PATH, or kafka:HOST:PORT. By default in an SQLite file of yours, named when the hub starts.",
 )
-@click.option(
-    "--replication-factor",
-    type=click.IntRange(1),
-    metavar="N",
-    help="With Kafka: how many brokers hold each topic. By default 1.",
-)
+@store_options
 @click.option(
     "--identity",
     "identity_name",
@@ -66,14 +66,16 @@ DRAIN_SECONDS = 0.25
     metavar="IDENTIFIER",
     help="With --identity: who may use the hub. May be given several times.",
 )
+@certificate_options(dials=False, listens=True)
 @state_options()
 def hub(
     *,
     listen: str,
     store: str | None,
-    replication_factor: int | None,
+    store_options: dict[str, object],
     identity_name: str | None,
     trusted: tuple[Identifier, ...],
+    certificates: Certificates,
     state: State,
 ) -> None:
     """Keep streams for others, until stopped.
@@ -81,18 +83,15 @@ def hub(
     The hub stores what clients push into a stream, and hands it to whoever pulls. Where they talk through a secure channel, as bob and
     alice do, it sees ciphertext only. It prints `listening on tcp:HOST:PORT` when it listens.
 
-    On SIGHUP it begins anew, with the same options, and goes on listening meanwhile: clients that connect then are served a moment later.
-    A listening socket that systemd passes on (LISTEN_PID, LISTEN_FDS) takes the place of --listen.
+    On SIGHUP it begins anew, with the same options and what their files hold then, and goes on listening meanwhile: clients that connect then are served a moment later.
+    A listening socket that systemd passes on (LISTEN_PID, LISTEN_FDS) takes the place of --listen, which says only whether it is tcp: or tls:.
     """
     if not bool(identity_name) == bool(trusted) == (state.path is not None):
         raise click.UsageError(
             "a hub with an identity takes --identity NAME, --state PATH and at least one --trust IDENTIFIER; without, none of them"
         )
-    options: dict[str, object] = {}
-    if replication_factor is not None:
-        if not (store or "").startswith("kafka:"):
-            raise click.UsageError("--replication-factor is for --store kafka:HOST:PORT")
-        options["replication_factor"] = replication_factor
+    if store_options and store is None:
+        raise click.UsageError("--store-option is for --store, which is not given")
     listening = Listening()
     run(
         partial(
@@ -100,9 +99,10 @@ def hub(
             listening=listening,
             listen=listen,
             store_spec=store,
-            options=options,
+            store_options=store_options,
             identity_name=identity_name,
             trusted=trusted,
+            certificates=certificates,
             state=state,
         ),
         begin_anew=listening.begin_anew,
@@ -115,33 +115,40 @@ async def _hub(
     listening: Listening,
     listen: str,
     store_spec: str | None,
-    options: dict[str, object],
+    store_options: dict[str, object],
     identity_name: str | None,
     trusted: tuple[Identifier, ...],
+    certificates: Certificates,
     state: State,
 ) -> bool:
     inherited = listening.inherit()
     spec = store_spec or f"sqlite:{default_path()}"
-    used = {"tcp"} if inherited else transports(listen)
+    (transport,) = transports(listen)
+    if inherited and transport not in AT_SOCKETS:
+        raise LocalError(f"LISTEN_FDS passes on sockets, at which tcp: and tls: can listen, and --listen says {listen}")
+    options_of: dict[str, object] = {"max_frame": MAX_FRAME} if transport in BOUNDED else {}
+    if transport in AT_SOCKETS:
+        # The list itself: it is filled before the transport listens.
+        options_of["sockets"] = listening.sockets
     async with (
         state.open_vault() as vault,
-        load_store(spec, **options) as store,
-        open_node(*(_transport(name, listening) for name in used), vault=vault) as node,
+        open_store(spec, store_options) as store,
+        open_node(*certificates.load([transport], **options_of), vault=vault) as node,
     ):
         allow: Access = from_anywhere
         if identity_name:
-            identity = await load_identity(vault, identity_name)
+            identity = await Identity.load_or_create(vault, identity_name)
             await node.serve_secure_channels("listener", identity, trust=trust_only(*trusted))
             allow = from_channels
             say(f"this hub is {identity.identifier}: clients name it with --hub-identity")
         service = await node.serve_streams(store, allow=allow)
         await node.serve_relays(allow=allow)
         await node.start_worker("echo", echo, allow=allow)
-        if not inherited and listen.startswith("tcp:"):
-            await listening.open(listen.removeprefix("tcp:"))
-        bound = await node.listen("tcp:127.0.0.1:0" if inherited else listen)
+        if not inherited and transport in AT_SOCKETS:
+            await listening.open(listen.removeprefix(f"{transport}:"))
+        bound = await node.listen(f"{transport}:127.0.0.1:0" if inherited else listen)
         say(f"streams are kept in {spec}")
-        warn_beyond_loopback(bound, authenticated=identity_name is not None)
+        warn_beyond_loopback(bound, authenticated=identity_name is not None, certificates=certificates)
         with working:
             await Output().line(f"listening on {bound}")
             await trio.sleep_forever()
@@ -161,32 +168,25 @@ async def _close(node: Node, service: StreamService) -> None:
     await service.aclose()
 
 
-def _transport(name: str, listening: Listening) -> Transport:
-    if name == "tcp":
-        return load_transport(name, max_frame=MAX_FRAME, sockets=listening.sockets)
-    return load_transport(name)
-
-
 def from_channels(facts: Facts) -> bool:
     """Admit peers whom a secure channel has authenticated, and nobody else."""
     return facts.identifier is not None
 
 
-def warn_beyond_loopback(bound: Address, *, authenticated: bool) -> None:
+def warn_beyond_loopback(bound: Address, *, authenticated: bool, certificates: Certificates) -> None:
     """Say what it means that others than this machine can reach the hub."""
-    if bound.transport != "tcp":
+    if bound.transport not in BOUNDED:
         return
-    host, _ = parse_host_port(bound.value.decode())
+    host, _ = parse_host_port(bound.value.decode().partition("/")[0])
     if ip_address(host.partition("%")[0]).is_loopback:
         return
-    who = (
-        "those whom --trust names may use it"
-        if authenticated
-        else "may use it: restrict that with --identity and --trust, or listen at 127.0.0.1"
-    )
-    say(
-        f"warning: {bound} is reachable from beyond this machine, and {'only ' if authenticated else 'whoever reaches it '}{who}"
-    )
+    if authenticated:
+        who = "only those whom --trust names may use it"
+    elif certificates.client_authority is not None:
+        who = "only those to whom --client-authority has given a certificate may use it"
+    else:
+        who = "whoever reaches it may use it: restrict that with --identity and --trust, or listen at 127.0.0.1"
+    say(f"warning: {bound} is reachable from beyond this machine, and {who}")
 
 
 def default_path() -> Path:

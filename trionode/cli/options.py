@@ -9,7 +9,8 @@ from typing import Any, TypeVar
 import attrs
 import click
 
-from trionode.cli.state import State, load_identity, read_passphrase
+from trionode.cli.certificates import Certificates, certificate_options
+from trionode.cli.state import State, read_passphrase
 from trionode.cli.terminal import say
 from trionode.errors import IdentityError, LocalError
 from trionode.identities import Identity
@@ -37,7 +38,7 @@ def place(text: str) -> str:
     """Return the text of a transport address, as an option's type."""
     try:
         address = Address.parse(text)
-        if address.transport == "tcp":
+        if address.transport in {"tcp", "tls"}:
             parse_host_port(address.value.decode())
     except LocalError as error:
         raise click.BadParameter(str(error)) from error
@@ -94,6 +95,7 @@ class Client:
     identity_name: str
     generation: str
     state: State
+    certificates: Certificates
 
     async def identifier(self, identity: Identity) -> Identifier:
         """Return what peers of the chosen generation know an identity by."""
@@ -117,8 +119,9 @@ class Client:
     async def open_node(self, *others: str, hubs: bool = True) -> AsyncIterator[tuple[Node, Identity]]:
         """Open a node with the transports that reach the hubs, and others by name, and the identity that lives in its vault."""
         names = {*others, *(transports(*self.places) if hubs else ())}
-        async with self.state.open_vault() as vault, open_node(*names, vault=vault) as node:
-            yield node, await load_identity(vault, self.identity_name)
+        transports_of = self.certificates.load(names)
+        async with self.state.open_vault() as vault, open_node(*transports_of, vault=vault) as node:
+            yield node, await Identity.load_or_create(vault, self.identity_name)
 
     async def open_channel(self, node: Node, identity: Identity, way: Route, trust: TrustPolicy) -> SecureChannel:
         """Open a channel of the chosen generation."""
@@ -148,11 +151,11 @@ def _secured(node: Node, hub: str, identity: Identity, trust: TrustPolicy) -> Hu
     return open_way
 
 
-def client_options(whom: str | None, *, anyone: str | None = None) -> Callable[[C], C]:
+def client_options(whom: str | None, *, anyone: str | None = None, listens: bool = False) -> Callable[[C], C]:
     """Add what Alice, Bob and the other clients of hubs are told alike: the command gets a `client`.
 
     `whom` is the help of --trust, None for a command that makes no channel of its own. Where `anyone` says what strangers could do, nobody is
-    trusted unless --trust names somebody, or --anyone says so.
+    trusted unless --trust names somebody, or --anyone says so. Where it `listens`, it can demand certificates.
     """
 
     def add(command: C) -> C:
@@ -164,6 +167,7 @@ def client_options(whom: str | None, *, anyone: str | None = None) -> Callable[[
             identity_name: str,
             generation: str,
             state: State,
+            certificates: Certificates,
             trusted: tuple[Identifier, ...] = (),
             everyone: bool = False,
             **options: Any,
@@ -172,10 +176,10 @@ def client_options(whom: str | None, *, anyone: str | None = None) -> Callable[[
                 raise click.UsageError(
                     f"say who may {anyone}: give --trust IDENTIFIER, or --anyone to let whoever gets there do it"
                 )
-            client = Client(hubs, hub_identities, trusted, identity_name, generation, state)
+            client = Client(hubs, hub_identities, trusted, identity_name, generation, state, certificates)
             return command(client=client, **options)
 
-        decorated: Any = state_options()(with_client)
+        decorated: Any = state_options()(certificate_options(dials=True, listens=listens)(with_client))
         for option in reversed(_CLIENT_OPTIONS):
             decorated = option(decorated)
         if anyone is not None:

@@ -14,7 +14,7 @@ import click
 
 from trionode.cli.terminal import say
 from trionode.errors import LocalError
-from trionode.identities import Identity, IdentityVault
+from trionode.identities import IdentityVault
 from trionode.protocol.stream import valid_client_id, valid_stream_name
 from trionode.vault.memory import MemoryVault
 from trionode.vault.sqlite import open_sqlite_vault
@@ -105,13 +105,6 @@ def _parse(path: Path, data: bytes) -> Conversation:
     except (ValueError, TypeError, KeyError):
         pass  # whatever it is, it is not ours
     raise LocalError(f"{path} keeps no streams as this program writes them: remove it to begin with new ones")
-
-
-async def load_identity(vault: IdentityVault, name: str) -> Identity:
-    """Load the identity of that name; a vault that has none at all gets it, so that a mistyped name does not make a stranger."""
-    if await vault.identities.all():
-        return await Identity.load(vault, name)
-    return await Identity.create(vault, name)
 
 
 def read_passphrase(path: Path | None, file: Path | None, *, unsealed: bool) -> str | None:

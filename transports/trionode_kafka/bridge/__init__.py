@@ -9,7 +9,8 @@ import warnings
 with warnings.catch_warnings():
     # Loading kafka-python 3.0.12 warns of its own use of importlib.resources, which a program that makes warnings errors should survive.
     warnings.simplefilter("ignore", DeprecationWarning)
-    from trionode_kafka.bridge.connection import Bridge, open_bridge
+    from trionode_kafka.bridge.connection import Bridge, close_bridge, connect_bridge, open_bridge, parse_addresses
+    from trionode_kafka.bridge.lanes import Slot
     from trionode_kafka.bridge.refusals import AwayError, RefusedByBrokerError
     from trionode_kafka.bridge.values import Arrive, Confirm, Fetched, Outgoing, Page, Topic
 
@@ -22,6 +23,10 @@ __all__ = [
     "Outgoing",
     "Page",
     "RefusedByBrokerError",
+    "Slot",
     "Topic",
+    "close_bridge",
+    "connect_bridge",
     "open_bridge",
+    "parse_addresses",
 ]

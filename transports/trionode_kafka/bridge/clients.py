@@ -3,6 +3,7 @@
 import contextlib
 import itertools
 import socket
+import ssl
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Final
 from weakref import WeakSet
@@ -73,7 +74,7 @@ PRODUCER: Final[Mapping[str, object]] = {
 _numbers = itertools.count()
 
 
-class _Sockets(KafkaNetSocket):  # type: ignore[misc]
+class Sockets(KafkaNetSocket):  # type: ignore[misc]
     """kafka-python's way to connect, as a "proxy" of our own that remembers the sockets of each client.
 
     3.0.12 leaves to the garbage collector the sockets that could not connect, one a try while the broker is away, and those
@@ -86,13 +87,32 @@ class _Sockets(KafkaNetSocket):  # type: ignore[misc]
     def __init__(self, proxy_url: str) -> None:
         self._client = proxy_url
 
-    async def sock_connect(self, net: Any, sock: socket.socket, sockaddr: Any, timeout_at: float | None = None) -> Any:
-        self._opened.setdefault(self._client, WeakSet()).add(sock)
+    async def sock_connect(  # noqa: D102 - kafka-python's
+        self, net: Any, sock: socket.socket, sockaddr: Any, timeout_at: float | None = None
+    ) -> Any:
+        self.opened(self._client, sock)
         try:
             return await super().sock_connect(net, sock, sockaddr, timeout_at=timeout_at)
         except BaseException:  # whatever ends it, cancellation too: kafka-python itself leaves the socket open
             sock.close()
             raise
+
+    @staticmethod
+    def url() -> str:
+        """The "proxy" of one more client."""
+        return f"{Sockets.SCHEMES[0]}://{next(_numbers)}"
+
+    @classmethod
+    def remembered(cls, client: str, settings: Mapping[str, object]) -> dict[str, object]:
+        """The settings of a client, with what lets its sockets be remembered."""
+        context = settings.get("ssl_context")
+        wrapping = {"ssl_context": Wrapping(context, client)} if isinstance(context, ssl.SSLContext) else {}
+        return {**settings, **wrapping, "proxy_url": client}
+
+    @classmethod
+    def opened(cls, client: str, sock: socket.socket) -> None:
+        """Remember a socket of a client."""
+        cls._opened.setdefault(client, WeakSet()).add(sock)
 
     @classmethod
     def close_all(cls, client: str) -> None:
@@ -101,9 +121,37 @@ class _Sockets(KafkaNetSocket):  # type: ignore[misc]
             left.close()
 
 
+class TLSSocket(ssl.SSLSocket):
+    """One that is closed when its handshake fails, which 3.0.12 leaves to the garbage collector."""
+
+    def do_handshake(self, block: bool = False) -> None:  # noqa: D102, FBT001, FBT002 - ssl's
+        try:
+            super().do_handshake(block)
+        except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
+            raise
+        except BaseException:  # whatever ends it
+            self.close()
+            raise
+
+
+class Wrapping:
+    """What kafka-python takes for an SSL context: it remembers the sockets that it makes, which take the place of those that connected."""
+
+    def __init__(self, context: ssl.SSLContext, client: str) -> None:
+        context.sslsocket_class = TLSSocket
+        self._context = context
+        self._client = client
+
+    def wrap_socket(self, sock: socket.socket, **options: Any) -> ssl.SSLSocket:
+        """Do as the context does."""
+        wrapped = self._context.wrap_socket(sock, **options)
+        Sockets.opened(self._client, wrapped)
+        return wrapped
+
+
 def made(kind: Any, settings: Mapping[str, object]) -> tuple[Any, Callable[[], None]]:
     """A client and what ends it at once, also while another thread uses it, and while its broker is away. Both block."""
-    sockets = f"trionode://{next(_numbers)}"
+    sockets = Sockets.url()
     networks: list[Any] = []
     network = kind.DEFAULT_CONFIG["kafka_client"]
 
@@ -112,11 +160,11 @@ def made(kind: Any, settings: Mapping[str, object]) -> tuple[Any, Callable[[], N
         return networks[-1]
 
     try:
-        client = kind(**settings, proxy_url=sockets, kafka_client=noted)
+        client = kind(**Sockets.remembered(sockets, settings), kafka_client=noted)
     except BaseException:  # whatever ends it: a constructor that fails leaves its I/O thread behind
         for opened in networks:
             opened.close()
-        _Sockets.close_all(sockets)
+        Sockets.close_all(sockets)
         raise
 
     def end() -> None:
@@ -130,6 +178,6 @@ def made(kind: Any, settings: Mapping[str, object]) -> tuple[Any, Callable[[], N
             client.close(autocommit=False, timeout_ms=0)
         else:
             client.close()
-        _Sockets.close_all(sockets)
+        Sockets.close_all(sockets)
 
     return client, end

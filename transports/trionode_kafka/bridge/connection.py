@@ -4,16 +4,23 @@ import contextlib
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any, TypeVar
 
 import trio
 from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer
 from kafka.admin import ConfigResource, ConfigResourceType
-from kafka.errors import KafkaError, TopicAlreadyExistsError, UnknownTopicOrPartitionError
+from kafka.errors import (
+    KafkaError,
+    TopicAlreadyExistsError,
+    TopicAuthorizationFailedError,
+    UnknownTopicOrPartitionError,
+)
 from kafka.protocol.consumer import OffsetSpec
 from kafka.structs import OffsetAndMetadata, TopicPartition
 
 from trionode.errors import LinkLostError, LocalError
+from trionode.sockets import reason_of
 from trionode.stream_store import StoreError
 from trionode_kafka.bridge.clients import (
     ADMIN,
@@ -26,9 +33,11 @@ from trionode_kafka.bridge.clients import (
 )
 from trionode_kafka.bridge.lanes import Drain, Lane, Slot
 from trionode_kafka.bridge.pages import Pages
+from trionode_kafka.bridge.probe import Probe
 from trionode_kafka.bridge.refusals import AwayError, store_error
 from trionode_kafka.bridge.tails import Tails
 from trionode_kafka.bridge.values import Arrive, Confirm, Fetched, Outgoing, Page, Topic
+from trionode_kafka.security import PLAINTEXT, Security
 
 #: Lanes for requests to the controller and the group coordinators: each is a round trip or two, and they do not depend on each other.
 ADMIN_LANES = 8
@@ -37,7 +46,18 @@ LEADER_SECONDS = 0.01
 #: Seconds between two tries of a request: a coordinator that was being made took 0.1-0.5 s.
 AGAIN_SECONDS = 0.1
 
+#: Seconds that topics which are to be deleted are given when the bridge is closed: a request took 5-20 ms.
+FAREWELL_SECONDS = 1.0
+
 T = TypeVar("T")
+
+
+class Tried:
+    """A try to make topics, in a lane."""
+
+    def __init__(self) -> None:
+        self.over = threading.Event()
+        self.made = False
 
 
 class Bridge:
@@ -46,8 +66,9 @@ class Bridge:
     Every method raises AwayError when the broker does not answer in time and RefusedByBrokerError when it says no.
     """
 
-    def __init__(self, bootstrap: Sequence[str], token: trio.lowlevel.TrioToken) -> None:
-        self._settings: dict[str, object] = {"bootstrap_servers": list(bootstrap)}
+    def __init__(self, bootstrap: Sequence[str], security: Security, token: trio.lowlevel.TrioToken) -> None:
+        self._security = security
+        self._settings: dict[str, object] = {"bootstrap_servers": list(bootstrap), **security_settings(security)}
         self._token = token
         self._drain = Drain(token)
         self._requests = Lane("requests", token, threads=ADMIN_LANES)
@@ -57,9 +78,30 @@ class Bridge:
         self._producer: Any = None
         self._pages: Pages | None = None
         self._tails: Tails | None = None
+        self._beating: threading.Thread | None = None
         self._guard = threading.Lock()
         self._closed = False
+        self._over = threading.Event()
+        self._farewell = threading.Condition()
+        self._farewells = 0
         self._ends: dict[int, Callable[[], None]] = {}
+
+    async def look(self, at: str) -> None:
+        """See whether a broker at one address lets us in; LinkLostError says why not."""
+
+        def look() -> None:
+            probe = Probe(at, self._security, {**ADMIN, **self._settings})
+            with self._guard:
+                if self._closed:
+                    return
+                self._ends[id(probe)] = probe.end
+            try:
+                probe.look()
+            finally:
+                with self._guard:
+                    self._ends.pop(id(probe), None)
+
+        await self._requests.run(look).answer()
 
     async def connect(self) -> None:
         """Make the clients; a kafka error here says that the address is no Kafka's."""
@@ -95,27 +137,92 @@ class Bridge:
 
     async def create_topic(self, name: str, *, replication_factor: int, settings: Mapping[str, str]) -> None:
         """Make a topic with one partition unless it exists, and wait until it has a leader."""
+        await self.create_topics([name], replication_factor=replication_factor, settings=settings)
 
-        def create() -> None:
-            topic = {"num_partitions": 1, "replication_factor": replication_factor, "configs": dict(settings)}
-            with contextlib.suppress(TopicAlreadyExistsError):
-                self._admin.create_topics({name: topic}, timeout_ms=int(REQUEST_SECONDS * 1000))
+    async def create_topics(
+        self, names: Sequence[str], *, replication_factor: int, settings: Mapping[str, str], keep: bool = True
+    ) -> bool:
+        """Make topics with one partition each unless they exist, and wait until they have a leader; False if any of them existed.
 
-        await self._ask(create)
+        Unless they are to be kept, those that were made are deleted again if this is cancelled or fails.
+        """
+        topic = {"num_partitions": 1, "replication_factor": replication_factor, "configs": dict(settings)}
+        tried = Tried()
+
+        def create() -> bool:
+            try:
+                self._admin.create_topics(dict.fromkeys(names, topic), timeout_ms=int(REQUEST_SECONDS * 1000))
+                tried.made = True
+            except TopicAlreadyExistsError:
+                pass
+            finally:
+                tried.over.set()
+            return tried.made
+
+        try:
+            made = await self._ask(create)
+            await self._led(names)
+        except BaseException:  # whatever ends it, cancellation too
+            if not keep:
+                deleted = self.delete_topics(names, tried=tried)
+                with trio.CancelScope(shield=True), trio.move_on_after(FAREWELL_SECONDS):
+                    await deleted.answer()
+            raise
+        return made
+
+    async def _led(self, names: Sequence[str]) -> None:
         deadline = trio.current_time() + REQUEST_SECONDS
         # Not kafka-python's own wait, which looks every 0.1 s: the leader was there after 10-20 ms.
-        while name not in await self.describe([name]):
+        while len(await self.describe(names)) < len(names):
             if trio.current_time() > deadline:
-                raise AwayError(f"the topic {name} has no leader yet")
+                raise AwayError(f"the topic {names[0]} has no leader yet")
             await trio.sleep(LEADER_SECONDS)
+
+    def delete_topics(self, names: Iterable[str], *, tried: Tried | None = None) -> Slot[None]:
+        """Delete topics, in time also if the bridge is closed directly afterwards; those that don't exist are passed over.
+
+        With the try to make them: when that is over, if it has made them.
+        """
+        gone = list(names)
+        self.unlearn(gone)
+        with self._farewell:
+            self._farewells += 1
+
+        def delete() -> None:
+            try:
+                if tried is None or (tried.over.wait(REQUEST_SECONDS) and tried.made):
+                    self._admin.delete_topics(gone, timeout_ms=int(REQUEST_SECONDS * 1000), raise_errors=False)
+            finally:
+                with self._farewell:
+                    self._farewells -= 1
+                    self._farewell.notify_all()
+
+        return self._requests.run(delete)
+
+    async def topics(self, prefix: str) -> Sequence[str]:
+        """The names of all topics that begin so."""
+        return await self._ask(lambda: [name for name in self._admin.list_topics() if name.startswith(prefix)])
+
+    async def last_written(self, topics: Sequence[str]) -> Mapping[str, int]:
+        """When the youngest record of each topic was written (Unix milliseconds); topics without a record are left out."""
+        wanted = {TopicPartition(name, 0): OffsetSpec.MAX_TIMESTAMP for name in topics}
+
+        def ask() -> dict[str, int]:
+            found = self._admin.list_partition_offsets(wanted)
+            return {topic.topic: int(at.timestamp) for topic, at in found.items() if at.timestamp >= 0}
+
+        return await self._ask(ask)
 
     async def describe(self, names: Iterable[str]) -> Mapping[str, Topic]:
         """What there is of these topics; those that are not there, or have no leader yet, are left out."""
 
         def describe() -> dict[str, Topic]:
+            answers = self._admin.describe_topics(list(names))
+            if any(topic["error_code"] == TopicAuthorizationFailedError.errno for topic in answers):
+                raise TopicAuthorizationFailedError
             return {
                 topic["name"]: Topic(topic["name"], str(topic["topic_id"]), len(topic["partitions"]))
-                for topic in self._admin.describe_topics(list(names))
+                for topic in answers
                 if not topic["error_code"] and all(part["leader_id"] >= 0 for part in topic["partitions"])
             }
 
@@ -227,6 +334,30 @@ class Bridge:
 
         self._writing.put(write)
 
+    async def introduce(self, *topics: str) -> None:
+        """Let the producer know topics, which otherwise the first `send` to each does while all others wait."""
+
+        def ask(topic: str) -> None:
+            if self._producer is not None:
+                self._producer.partitions_for(topic)
+
+        slots = [self._requests.run(partial(ask, topic)) for topic in topics]
+        for slot in slots:
+            await self._answered(slot)
+
+    def unlearn(self, topics: Iterable[str]) -> None:
+        """Let the producer forget topics that are, or will be, gone: for each that it misses it asks the broker fifty times a second."""
+        gone = set(topics)
+
+        def unlearn() -> None:
+            if self._producer is not None:
+                # Where it is changed, in the client's own thread; 3.0.12 has no public way.
+                metadata = self._producer._metadata  # noqa: SLF001
+                with contextlib.suppress(RuntimeError, ReferenceError):  # it is being closed
+                    metadata._manager.call_soon(metadata._topics.difference_update, gone)  # noqa: SLF001
+
+        self._writing.put(unlearn)
+
     async def prepare(self, topic: str) -> int:
         """Let the producer know a topic, which otherwise the first `send` does while all others wait; its `max_message_bytes`."""
 
@@ -239,21 +370,50 @@ class Bridge:
 
     async def renew_producer(self) -> None:
         """Replace the producer: after one refusal by the broker it would fail everything for ever. What was unconfirmed fails."""
+        await self._answered(self._writing.run(self._renew))
+
+    def renew_producer_soon(self, then: Callable[[], None]) -> None:
+        """Replace the producer, as long as that takes, while what is sent waits; `then` is called behind the last failed confirmation."""
 
         def renew() -> None:
-            old, self._producer = self._producer, None
-            with self._guard:
-                end = self._ends.pop(id(old), None)
-            if end is not None:
-                end()
-            self._producer = self._made(KafkaProducer, PRODUCER)
+            while not self._over.is_set():
+                try:
+                    self._renew()
+                except KafkaError:  # it tried for CONNECT_SECONDS
+                    self._over.wait(AGAIN_SECONDS)
+                else:
+                    self._drain.put(then)
+                    return
 
-        await self._answered(self._writing.run(renew))
+        self._writing.put(renew)
+
+    def _renew(self) -> None:
+        old, self._producer = self._producer, None
+        with self._guard:
+            end = self._ends.pop(id(old), None)
+        if end is not None:
+            end()
+        self._producer = self._made(KafkaProducer, PRODUCER)
 
     # -- the rest --------------------------------------------------------------------------------------------------------------------
 
+    def beat(self, seconds: float, call: Callable[[], None]) -> None:
+        """Call something in the Trio thread again and again, until the bridge is closed: links have no task of their own."""
+
+        def work() -> None:
+            while not self._over.wait(seconds):
+                self._drain.put(call)
+
+        self._beating = threading.Thread(target=work, name="kafka beat", daemon=True)
+        self._beating.start()
+
     def close(self) -> None:
         """End every client and thread, whatever the broker does. Blocks, for a tenth of a second if the broker is well."""
+        with self._farewell:
+            self._farewell.wait_for(lambda: not self._farewells, FAREWELL_SECONDS)
+        self._over.set()
+        if self._beating is not None:
+            self._beating.join(CLOSE_SECONDS)
         with self._guard:
             self._closed = True
             ends = list(self._ends.values())
@@ -290,32 +450,61 @@ class Bridge:
             raise store_error(error) from error
 
 
-@contextlib.asynccontextmanager
-async def open_bridge(where: str) -> AsyncIterator[Bridge]:
-    """Connect to the Kafka at `where`, "host:port" or several with commas between.
+async def connect_bridge(where: str, security: Security = PLAINTEXT) -> Bridge:
+    """Connect to the Kafka at `where`, "host:port" or several with commas between; whoever does has to `close_bridge`.
 
-    Raises LocalError for an address of another form, and LinkLostError within some seconds when nobody, or no Kafka, answers there.
-    Closing ends every thread within some seconds whatever the broker does; it is not cancellable.
+    Raises LocalError for an address of another form, or files that can't be read, and LinkLostError within some seconds that says why when
+    nobody, no Kafka, or one that does not let us in answers there.
     """
-    addresses = _addresses(where)
-    await _probe(where, addresses)
-    bridge = Bridge([f"{host}:{port}" for host, port in addresses], trio.lowlevel.current_trio_token())
+    addresses = parse_addresses(where)
+    bridge = Bridge([f"{host}:{port}" for host, port in addresses], security, trio.lowlevel.current_trio_token())
     try:
+        host, port = await _somebody(where, addresses)
+        await bridge.look(f"{host}:{port}")
         try:
             with trio.fail_after(2 * CONNECT_SECONDS):
                 await bridge.connect()
         except* (KafkaError, trio.TooSlowError) as group:
             raise LinkLostError(
-                f"something listens at {where}, but it did not speak Kafka's plaintext protocol within {CONNECT_SECONDS:.0f} s"
-                f" ({_first(group)}): is it a Kafka broker, and is this its listener without TLS and password?"
+                f"a Kafka answers at {where}, but not at the addresses that it names for its brokers: is its advertised.listeners right, and "
+                f"can they be reached from here? ({_first(group)})"
             ) from None
+    except BaseException:  # whatever ends it, cancellation too: nothing stays open
+        await close_bridge(bridge)
+        raise
+    return bridge
+
+
+async def close_bridge(bridge: Bridge) -> None:
+    """End every thread within some seconds, whatever the broker does; not cancellable."""
+    with trio.CancelScope(shield=True):
+        await trio.to_thread.run_sync(bridge.close)
+
+
+@contextlib.asynccontextmanager
+async def open_bridge(where: str, security: Security = PLAINTEXT) -> AsyncIterator[Bridge]:
+    """Connect, as `connect_bridge` does, and close."""
+    bridge = await connect_bridge(where, security)
+    try:
         yield bridge
     finally:
-        with trio.CancelScope(shield=True):
-            await trio.to_thread.run_sync(bridge.close)
+        await close_bridge(bridge)
 
 
-def _addresses(where: str) -> list[tuple[str, int]]:
+def security_settings(security: Security) -> Mapping[str, object]:
+    """What kafka-python calls it all."""
+    settings: dict[str, object] = {"security_protocol": security.protocol.upper()}
+    if security.has_tls:
+        settings["ssl_context"] = security.tls_context()
+    if security.has_password:
+        settings["sasl_mechanism"] = security.mechanism
+        settings["sasl_plain_username"] = security.username
+        settings["sasl_plain_password"] = security.secret()
+    return settings
+
+
+def parse_addresses(where: str) -> list[tuple[str, int]]:
+    """The hosts and ports of a text; LocalError if it is none of that form."""
     addresses: list[tuple[str, int]] = []
     for part in where.split(","):
         host, colon, port = part.strip().rpartition(":")
@@ -325,18 +514,18 @@ def _addresses(where: str) -> list[tuple[str, int]]:
     return addresses
 
 
-async def _probe(where: str, addresses: Sequence[tuple[str, int]]) -> None:
-    """See whether anybody listens: kafka-python itself would say after half a minute that it timed out."""
+async def _somebody(where: str, addresses: Sequence[tuple[str, int]]) -> tuple[str, int]:
+    """The first address at which anybody listens: kafka-python itself would say after half a minute that it timed out."""
     reasons: list[str] = []
     for host, port in addresses:
         try:
             with trio.fail_after(CONNECT_SECONDS / len(addresses)):
                 stream = await trio.open_tcp_stream(host, port)
         except (OSError, trio.TooSlowError) as error:
-            reasons.append(_first(error.__cause__ or error))
+            reasons.append(reason_of(error) if isinstance(error, OSError) else "no answer")
         else:
             await trio.aclose_forcefully(stream)
-            return
+            return host, port
     raise LinkLostError(f"no Kafka at {where} ({'; '.join(reasons)}): start the broker or correct the address")
 
 

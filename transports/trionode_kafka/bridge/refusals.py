@@ -20,10 +20,13 @@ def store_error(error: BaseException) -> StoreError:
     """Whatever a client raised, in words of the store."""
     if isinstance(error, StoreError):
         return error
-    text = f"Kafka: {type(error).__name__}: {error}"
     if isinstance(error, AuthorizationError):
-        return RefusedByBrokerError(text)
-    return AwayError(text)
+        # Its own text is the whole request, and the answer.
+        return RefusedByBrokerError(
+            f"Kafka does not let this user do that ({type(error).__name__}): give it the rights (ACLs) that docs/kafka.md lists, on topics and groups "
+            "with this prefix"
+        )
+    return AwayError(f"Kafka: {type(error).__name__}: {error}")
 
 
 def out_of_range(error: OffsetOutOfRangeError, among: Iterable[TopicPartition]) -> list[TopicPartition]:

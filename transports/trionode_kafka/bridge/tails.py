@@ -15,6 +15,8 @@ from trionode_kafka.bridge.lanes import Drain
 from trionode_kafka.bridge.refusals import RefusedByBrokerError, out_of_range, store_error
 from trionode_kafka.bridge.values import Arrive, Fetched, fetched
 
+#: Seconds after a failure until the next poll: what fails for long, such as a password that was changed, would spin.
+FAILED_SECONDS = 0.1
 #: Batches, of one topic each, that the shared consumer may be ahead of Trio.
 BATCHES_AHEAD = 4
 
@@ -28,7 +30,7 @@ class Tails:
         self._orders: SimpleQueue[tuple[str, int, Arrive | None] | None] = SimpleQueue()
         self._following: dict[TopicPartition, Arrive] = {}
         self._ahead = threading.Semaphore(BATCHES_AHEAD)
-        self._closed = False
+        self._closed = threading.Event()
         self._thread = threading.Thread(target=self._work, name="kafka tails", daemon=True)
         self._thread.start()
 
@@ -38,26 +40,27 @@ class Tails:
 
     def end(self) -> None:
         """Close the consumer and end its thread. Blocks, for CLOSE_SECONDS at most beside the closing."""
-        self._closed = True
+        self._closed.set()
         self._orders.put(None)
         self._consumer.close(autocommit=False, timeout_ms=0)
         self._thread.join(CLOSE_SECONDS)
 
     def _work(self) -> None:
-        while not self._closed:
+        while not self._closed.is_set():
             try:
                 self._obey()
-                if self._following and not self._closed:
+                if self._following and not self._closed.is_set():
                     self._poll()
             except Exception as error:  # noqa: BLE001  # of several kinds from a closed consumer: whatever it is, readers must hear of it
-                if not self._closed:
+                if not self._closed.is_set():
                     self._fail_all(error)
+                    self._closed.wait(FAILED_SECONDS)
 
     def _obey(self) -> None:
         """Take all orders that wait; with nothing to follow, wait for one."""
         changed: dict[TopicPartition, int] = {}
         dropped = False
-        while not self._closed:
+        while not self._closed.is_set():
             try:
                 order = self._orders.get(block=not self._following and not changed)
             except Empty:
@@ -91,7 +94,7 @@ class Tails:
 
     def _hand_over(self, arrive: Arrive, records: Sequence[Fetched]) -> None:
         while not self._ahead.acquire(timeout=FETCH_WAIT_MS / 1000):
-            if self._closed:
+            if self._closed.is_set():
                 return
 
         def call() -> None:

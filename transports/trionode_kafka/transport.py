@@ -1,0 +1,315 @@
+"""The transport `kafka:HOST:PORT[,HOST:PORT…]/NAME`: links over a pair of topics, straight to the brokers, without a hub.
+
+A place to listen at is a topic. Whoever connects makes two more with random names, one for each direction, and writes the link's id into the place.
+Each end deletes the topic that it reads, once its peer has written its last into it. What dead programs leave behind, listeners delete.
+"""
+
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager, suppress
+from typing import ClassVar, Never, Self
+
+import attrs
+import trio
+
+from trionode.errors import LinkLostError, LocalError, RemoteError
+from trionode.observe import log, shown
+from trionode.protocol.current import CURRENT
+from trionode.protocol.stream import valid_stream_name
+from trionode.stream_store import StoreError
+from trionode.transport import Link
+from trionode_kafka import place as places
+from trionode_kafka.bridge import Slot, parse_addresses
+from trionode_kafka.link import KafkaLink
+from trionode_kafka.place import Place, fresh_id, taken
+from trionode_kafka.records import Invitation, Word
+from trionode_kafka.security import Security
+from trionode_kafka.sharing import Kafkas, SharedKafka
+
+#: Seconds until a listener that is there has answered, which took 0.1-0.2 s, or Kafka has let us listen.
+CONNECT_SECONDS = 10.0
+#: Links that may be greeting a listener at a time: one that says nothing costs a followed topic for CONNECT_SECONDS.
+MAX_GREETING = 512
+#: Seconds that a listener which ends waits until its place is free again.
+FREE_SECONDS = 2.0
+#: Seconds after whose silence a topic is a leftover of the dead: links speak every 10 s, listeners every 10 minutes, and clocks may differ.
+LEFTOVER_SECONDS = 3600.0
+#: Topics of one request for what is a leftover.
+SWEPT_AT_ONCE = 200
+
+#: What is unread is bounded by the link's window, so that size alone tells what nobody needs any more.
+_SETTINGS: Mapping[str, str] = {
+    "cleanup.policy": "delete",
+    "retention.ms": "-1",
+    "retention.bytes": str(32 << 20),
+    "segment.bytes": str(8 << 20),
+    "max.message.bytes": str(1 << 20),
+    "message.timestamp.type": "LogAppendTime",
+}
+
+
+@attrs.frozen
+class _At:
+    """HOST:PORT[,HOST:PORT…]/NAME; without a name one that nobody has."""
+
+    bootstrap: str
+    name: str
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        bootstrap, _, name = text.partition("/")
+        parse_addresses(bootstrap)
+        if name and not (valid_stream_name(name) and len(name) <= 100):
+            raise LocalError(
+                f"expected HOST:PORT[,HOST:PORT…]/NAME with a name of 1 to 100 of A-Z a-z 0-9 . _ -, this is {text!r:.300}"
+            )
+        return cls(bootstrap, name)
+
+    def __str__(self) -> str:
+        return f"{self.bootstrap}/{self.name}"
+
+
+class KafkaTransport:
+    """The transport `kafka:HOST:PORT[,HOST:PORT…]/NAME`; nodes meet that say the same name, prefix and Kafka.
+
+    Only topics whose names begin with `prefix` are touched; they are made with `replication_factor` replicas. `max_frame` bounds what one
+    peer can make this node hold (bytes, at most the wire's 16 MiB).
+
+    `security` is plaintext, ssl, sasl_plaintext or sasl_ssl. With ssl, `authority` is who has signed the brokers' certificates (the system's
+    authorities without it), `certificate` and `key` what we show where that is demanded, all paths of PEM files. With sasl, the user
+    `username` proves a `password`, which may stand in a `password_file`, by `mechanism`: SCRAM-SHA-512, SCRAM-SHA-256 or PLAIN.
+    """
+
+    name: ClassVar[str] = "kafka"
+
+    def __init__(
+        self,
+        *,
+        prefix: str = "trionode-link-",
+        replication_factor: int = 1,
+        max_frame: int = CURRENT.max_frame,
+        security: str = "plaintext",
+        authority: str | None = None,
+        certificate: str | None = None,
+        key: str | None = None,
+        username: str | None = None,
+        password: str | None = None,
+        password_file: str | None = None,
+        mechanism: str = "SCRAM-SHA-512",
+    ) -> None:
+        if not valid_stream_name(prefix) or len(prefix) > 40:
+            raise LocalError(f"a prefix is 1 to 40 of A-Z a-z 0-9 . _ -, not {prefix!r:.100}")
+        self._prefix = prefix
+        self._replication_factor = replication_factor
+        self._max_frame = max_frame
+        self._kafkas = Kafkas(
+            Security.of(
+                security,
+                authority=authority,
+                certificate=certificate,
+                key=key,
+                username=username,
+                password=password,
+                password_file=password_file,
+                mechanism=mechanism,
+            )
+        )
+
+    async def connect(self, peer: str) -> Link:
+        """Meet whoever listens at the place; LinkLostError if nobody does, or Kafka does not let us."""
+        at = _At.parse(peer)
+        if not at.name:
+            raise LocalError(
+                f"expected HOST:PORT[,HOST:PORT…]/NAME, as the listener has reported it, this is {peer!r:.300}"
+            )
+        shared = await self._kafkas.use(at.bootstrap)
+        try:
+            with trio.fail_after(CONNECT_SECONDS):
+                return await self._dial(shared, at)
+        except trio.TooSlowError:
+            msg = f"nobody answers at kafka:{at} within {CONNECT_SECONDS:g} s: has the node that listened there died?"
+            raise LinkLostError(msg) from None
+        except StoreError as error:
+            msg = f"can't connect to kafka:{at}: {error}"
+            raise LinkLostError(msg) from error
+        finally:
+            await shared.release()
+
+    async def _dial(self, shared: SharedKafka, at: _At) -> Link:
+        bridge, place = shared.bridge, self._place(at)
+        if not await bridge.describe([place]):
+            msg = f"nobody listens at kafka:{at}: start the node that should"
+            raise LinkLostError(msg)
+        link_id = fresh_id()
+        there, back = self._topics(link_id)
+        await bridge.create_topics(
+            [there, back], replication_factor=self._replication_factor, settings=_SETTINGS, keep=False
+        )
+        link = KafkaLink(shared, peer=f"kafka:{at}", reads=back, writes=there, max_frame=self._max_frame)
+        try:
+            await bridge.introduce(place)
+            await link.open()
+            await shared.write(place, Invitation(Word.DIAL, link_id).encoded())
+            await link.greeted()
+        except BaseException:  # whatever ends it, cancellation too: nothing stays open
+            await link.aclose()
+            raise
+        return link
+
+    async def serve(
+        self,
+        at: str,
+        accept: Callable[[Link], Awaitable[None]],
+        *,
+        task_status: trio.TaskStatus[str] = trio.TASK_STATUS_IGNORED,
+    ) -> Never:
+        """Listen at HOST:PORT[,HOST:PORT…][/NAME], without a name at one that nobody has; LocalError if that is not possible."""
+        place = _At.parse(at)
+        place = attrs.evolve(place, name=place.name or fresh_id())
+        try:
+            shared = await self._kafkas.use(place.bootstrap)
+        except LinkLostError as error:
+            raise LocalError(f"can't listen at kafka:{at}: {error}") from error
+        topic = self._place(place)
+        if topic in shared.places:
+            await shared.release()
+            raise taken(f"kafka:{place}")
+        shared.places.add(topic)
+        try:
+            async with self._held(shared, Place(shared, topic, f"kafka:{place}")) as hold:
+                await self._listen(shared, hold, accept, task_status=task_status, bound=str(place))
+        finally:
+            shared.places.discard(topic)
+            await shared.release()
+        raise taken(f"kafka:{place}")  # by another program, while this one stood still
+
+    async def _listen(
+        self,
+        shared: SharedKafka,
+        hold: Place,
+        accept: Callable[[Link], Awaitable[None]],
+        *,
+        task_status: trio.TaskStatus[str],
+        bound: str,
+    ) -> None:
+        """Greet who dials, until the place is lost."""
+        greeting = trio.Semaphore(MAX_GREETING)
+
+        async def keep(scope: trio.CancelScope) -> None:
+            await hold.keep()
+            scope.cancel()
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(keep, nursery.cancel_scope)
+            nursery.start_soon(self._sweep, shared)
+            task_status.started(bound)
+            while True:
+                nursery.start_soon(self._greet, shared, hold.shown, await hold.dialled(), greeting, accept)
+
+    @asynccontextmanager
+    async def _held(self, shared: SharedKafka, place: Place) -> AsyncIterator[Place]:
+        """The place, claimed, for the length of a block, and then free again."""
+        bridge, topic = shared.bridge, place.topic
+        mine = False
+        try:
+            with trio.fail_after(CONNECT_SECONDS):
+                while not mine:
+                    # What was made remains only if this block is left in the ordinary way, in which `mine` says what is to be done.
+                    mine = await bridge.create_topics(
+                        [topic], replication_factor=self._replication_factor, settings=places.SETTINGS, keep=False
+                    )
+                    before = await bridge.describe([topic])
+                    await bridge.introduce(topic)
+                    await place.claim(fresh=mine)
+                    # Whoever had it may have deleted it meanwhile.
+                    mine = bool(before) and await bridge.describe([topic]) == before
+            yield place
+        except (StoreError, trio.TooSlowError) as error:
+            raise LocalError(f"can't listen at {place.shown}: {str(error) or 'Kafka does not answer'}") from error
+        finally:
+            place.leave()
+            if mine and not place.is_lost:
+                deleted: Slot[None] = bridge.delete_topics([topic])
+                with trio.CancelScope(shield=True), trio.move_on_after(FREE_SECONDS), suppress(StoreError):
+                    await deleted.answer()
+                    while await bridge.describe([topic]):
+                        pass  # the broker that was asked has not heard of it yet; each time is a round trip
+
+    async def _greet(
+        self,
+        shared: SharedKafka,
+        place: str,
+        link_id: str,
+        greeting: trio.Semaphore,
+        accept: Callable[[Link], Awaitable[None]],
+    ) -> None:
+        """Answer one who would talk, and hand the link over."""
+        peer = f"{place}:{link_id}"
+        try:
+            greeting.acquire_nowait()
+        except trio.WouldBlock:
+            log.warning("refused a link at %s: %d others have not greeted", place, MAX_GREETING)
+            return
+        try:
+            there, back = self._topics(link_id)
+            with trio.fail_after(CONNECT_SECONDS):
+                if len(await shared.bridge.describe([there, back])) < 2:
+                    return  # it has gone again
+                link = KafkaLink(shared, peer=peer, reads=there, writes=back, max_frame=self._max_frame)
+                try:
+                    await link.open()
+                    await link.greeted()
+                except BaseException:
+                    await link.aclose()
+                    raise
+        except (RemoteError, StoreError, trio.TooSlowError) as error:
+            log.info("refused a link at %s: %s", place, shown(str(error) or "no greeting in time"))
+            return
+        finally:
+            greeting.release()
+        await accept(link)
+
+    async def _sweep(self, shared: SharedKafka) -> None:
+        """Delete, now and again, topics in which nobody has spoken for so long that whoever made them is dead."""
+        while True:
+            with suppress(StoreError):  # it is tried again
+                await self._sweep_once(shared)
+            await trio.sleep(places.SWEEP_SECONDS)
+
+    async def _sweep_once(self, shared: SharedKafka) -> None:
+        bridge, before = shared.bridge, int((time.time() - LEFTOVER_SECONDS) * 1000)
+        names = [name for name in await bridge.topics(self._prefix) if self._may_be_left(name, before)]
+        for start in range(0, len(names), SWEPT_AT_ONCE):
+            some = names[start : start + SWEPT_AT_ONCE]
+            written = await bridge.last_written(some)
+            # A place without a record is one that somebody is about to claim.
+            if left := [name for name in some if written.get(name, before if self._is_place(name) else 0) < before]:
+                log.info("deleting %d topics that programs which have died left in Kafka", len(left))
+                bridge.delete_topics(left)
+
+    def _may_be_left(self, name: str, before: int) -> bool:
+        # The id of a link tells when it was made.
+        link_id, _, way = name.removeprefix(self._prefix).partition("-")
+        return self._is_place(name) or (way in _WAYS and len(link_id) == 32 and _hex(link_id[:12]) < before)
+
+    def _is_place(self, name: str) -> bool:
+        return name.startswith(f"{self._prefix}{_PLACE}")
+
+    def _place(self, at: _At) -> str:
+        return f"{self._prefix}{_PLACE}{at.name}"
+
+    def _topics(self, link_id: str) -> tuple[str, str]:
+        there, back = (f"{self._prefix}{link_id}-{way}" for way in _WAYS)
+        return there, back
+
+
+_PLACE = "at-"
+#: From who connected to who listens, and back.
+_WAYS = ("there", "back")
+
+
+def _hex(text: str) -> int:
+    try:
+        return int(text, 16)
+    except ValueError:
+        return 1 << 48
