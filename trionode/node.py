@@ -15,6 +15,7 @@ from trionode.identities import Identity, IdentityVault
 from trionode.link import NodeLink
 from trionode.mailbox import PATIENCE, Mailbox, Sender, Worker
 from trionode.observe import Counters, log, shown
+from trionode.on_demand import OnDemandLink
 from trionode.portal import Inlet, Outlet, PortalLimits
 from trionode.protocol.address import Address, Encoded, local
 from trionode.protocol.message import Message, payload_of
@@ -165,6 +166,17 @@ class Node:
                 raise
             self._links[key] = held
             return held
+
+    def dial_on_demand(self, peer: str, *, name: str, trunk: bool = False) -> NodeLink:
+        """Return a link to `peer` behind a known address that is connected when a message is to go there, whoever sent it.
+
+        So a message from afar makes this node dial, but only a place that its program named. A connection that was lost is made again by the next
+        message; what can't be sent is dropped and counted. It speaks the current generation. AddressInUseError if the name is taken.
+        """
+        self._require_open()
+        where = Address.parse(peer)
+        connect = partial(self._transport(where.transport).connect, where.value.decode())
+        return self._take(OnDemandLink(peer, connect, self.counters), trunk=trunk, address=local(name))
 
     async def resolve(self, route: Route) -> tuple[Encoded, ...]:
         """Return the encoded hops of a route whose first hop may be a transport address: that is connected first, if it isn't yet."""

@@ -56,6 +56,11 @@ class Router:
             raise AddressInUseError(msg)
         self._table[address] = Entry(hop, allow, limit)
 
+    def replace(self, address: Encoded, hop: Hop, *, allow: Access, limit: int | None = None) -> None:
+        """Put another hop behind an address that is there: for who asked to hear of its end, it lives on."""
+        assert address in self._table
+        self._table[address] = Entry(hop, allow, limit)
+
     def unregister(self, address: Encoded) -> None:
         """Take an address away, if it is there, and tell those who asked to hear of it."""
         self._table.pop(address, None)

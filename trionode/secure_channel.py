@@ -324,10 +324,9 @@ class _Handshakes:
         assert last is not None
         assert exchange.peer is not None
         del self._attempts[attempt.address]
-        router.unregister(attempt.address)
         ours = (random_address(), attempt.address)
         channel = SecureChannel(router, exchange.cipher(), exchange.peer, ours=ours, route=attempt.route, follows=False)
-        router.register(attempt.address, channel.decrypt, allow=from_anywhere)
+        router.replace(attempt.address, channel.decrypt, allow=from_anywhere)
         self._send(attempt, last)
         # The peer learns of a new way only from messages that reach it, and those need the old one: without it the channel is over.
         router.on_gone(attempt.route[0], channel.lose)

@@ -228,8 +228,8 @@ class SecureChannelListener:
         del self._pending[pending.address]
         if channel.closed.is_set():
             return
-        self._router.unregister(pending.address)
-        self._router.register(pending.address, channel.decrypt, allow=from_anywhere)
+        # On the same node the peer's side hears of this address's end, and would take it for its own.
+        self._router.replace(pending.address, channel.decrypt, allow=from_anywhere)
         self._stirred.set()
         log.info("secure channel with %s is open", channel.peer.identifier)
 

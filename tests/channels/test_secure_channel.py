@@ -57,6 +57,23 @@ async def test_messages_pass_both_ways_with_the_peers_identifier_as_a_fact(
         assert not +parties.bob.counters
 
 
+@pytest.mark.parametrize("generation", GENERATIONS)
+async def test_two_identities_of_one_node_have_a_channel(
+    generation: str, autojump_clock: trio.testing.MockClock
+) -> None:
+    async with open_parties(generation=generation) as parties:
+        parties.alice, parties.route = parties.bob, Route("listener")
+        parties.alices = await Identity.create(parties.bob.vault, "alice")
+        initiators, responders = await parties.open()
+        assert initiators.peer.identifier == parties.bobs_identifier
+        await parties.bob.send(Route(responders, "handler"), b"hello")
+        with trio.fail_after(PATIENCE):
+            await parties.bob_handler.until(b"hello")
+        assert not initiators.closed.is_set()
+        await initiators.aclose()
+        assert generation == "classic" or responders.closed.is_set()
+
+
 async def test_messages_pass_both_ways_over_tcp() -> None:
     async with open_parties("tcp") as parties:
         alices, bobs = await parties.open(trust=trust_only(parties.bobs.identifier))

@@ -1,0 +1,137 @@
+"""A link that is dialled when a message is to go there, whoever sent it: what a node does only where its program told it to."""
+
+from collections.abc import Awaitable, Callable, Sequence
+
+import trio
+
+from trionode.errors import LinkLostError, RemoteError
+from trionode.observe import Counters, Rarely, log, shown
+from trionode.protocol.current import CURRENT
+from trionode.protocol.wire import Wire
+from trionode.transport import Link
+
+#: Seconds that dialling may take: less than a link's reader waits for another link (PATIENCE in link.py), so that nobody gives this one up for it.
+DIAL_SECONDS = 5.0
+#: Seconds without another try after one that failed, doubled at each failure, the last for ever: what comes meanwhile is dropped, so that whoever
+#: sends much makes this node dial seldom.
+PAUSES = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
+#: Seconds that a burst which a peer does not take is given after that peer's own end.
+GRACE = 1.0
+
+
+class OnDemandLink:
+    """A link of the current generation that connects with the first burst, and again with the next one after the connection was lost.
+
+    It ends only when this side closes it. What can't be sent is dropped, and counted in `counters`: what waited for a dial that failed, what comes
+    within the pause after that, and what was under way when the connection broke.
+    """
+
+    def __init__(self, peer: str, connect: Callable[[], Awaitable[Link]], counters: Counters) -> None:
+        self.peer = peer
+        self.wire: Wire = CURRENT
+        self.max_frame = CURRENT.max_sent
+        self._connect = connect
+        self._counters = counters
+        self._link: Link | None = None
+        self._connected = trio.Event()
+        self._sending = trio.Lock()
+        self._burst = trio.CancelScope()
+        self._is_ending = False
+        self._failures = 0
+        self._not_before = 0.0
+        self._rarely = Rarely()
+
+    async def receive(self) -> Sequence[bytes]:
+        """All frames of one read of whatever connection there is, or will be; () once this side has ended and the peer too."""
+        while True:
+            while self._link is None:
+                if self._is_ending:
+                    await trio.lowlevel.checkpoint()
+                    return ()
+                await self._connected.wait()
+            link = self._link
+            reason = "the peer ended it"
+            try:
+                if frames := await link.receive():
+                    return frames
+            except RemoteError as error:
+                reason = str(error)
+            log.info("link with %s ended: %s; the next message dials again", shown(self.peer), shown(reason))
+            await self._hang_up(link)
+
+    async def _hang_up(self, link: Link) -> None:
+        self._link, self._connected = None, trio.Event()
+        if self._is_ending:
+            self._connected.set()
+        self._burst.deadline = trio.current_time() + GRACE
+        async with self._sending:  # a link is closed when nobody sends
+            await link.aclose()
+
+    async def send(self, frames: Sequence[bytes]) -> None:
+        """Send a burst, connecting before if need be; what can't be sent is dropped and counted. Cancelled half-way, the link is broken."""
+        async with self._sending:
+            link = self._link or await self._dial()
+            if link is None:
+                self._counters["dialled in vain"] += len(frames)
+                return
+            fitting = [frame for frame in frames if len(frame) <= link.max_frame]
+            if len(fitting) < len(frames):
+                self._counters["frame too large for the next link"] += len(frames) - len(fitting)
+            with trio.CancelScope() as self._burst:
+                try:
+                    await link.send(fitting)
+                except LinkLostError:
+                    self._counters["link lost while sending"] += len(fitting)
+            if self._burst.cancelled_caught:
+                self._counters["link lost while sending"] += len(fitting)
+
+    async def _dial(self) -> Link | None:
+        """Connect; None if that is not possible, or was not possible a moment ago."""
+        if self._is_ending or trio.current_time() < self._not_before:
+            await trio.lowlevel.checkpoint()
+            return None
+        try:
+            link = await self._connected_link()
+        except RemoteError as error:
+            pause = PAUSES[min(self._failures, len(PAUSES) - 1)]
+            self._failures += 1
+            self._not_before = trio.current_time() + pause
+            if self._rarely.is_due(str(error), trio.current_time()):
+                log.warning("a message for %s was dropped: %s", shown(self.peer), shown(error))
+            return None
+        self._failures = 0
+        self._link = link
+        self._connected.set()
+        return link
+
+    async def _connected_link(self) -> Link:
+        with trio.move_on_after(DIAL_SECONDS):
+            link = await self._connect()
+            if link.wire is self.wire:
+                return link
+            await link.aclose()
+            raise LinkLostError(
+                f"the peer speaks the {link.wire.name} generation, links on demand speak {CURRENT.name}"
+            )
+        raise LinkLostError(f"no answer within {DIAL_SECONDS:g} s")
+
+    async def send_eof(self) -> None:
+        """Dial no more, and end the direction to the peer, if there is a connection."""
+        self._end()
+        if self._link is not None:
+            await self._link.send_eof()
+        else:
+            await trio.lowlevel.checkpoint()
+
+    def _end(self) -> None:
+        self._is_ending = True
+        self._connected.set()
+
+    async def aclose(self) -> None:
+        """Dial no more, and close what was connected."""
+        self._end()
+        link, self._link = self._link, None
+        if link is not None:
+            await link.aclose()
+        else:
+            await trio.lowlevel.checkpoint()
