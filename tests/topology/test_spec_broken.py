@@ -1,0 +1,28 @@
+"""Broken files and all that is said of them; TRIONODE_REWRITE=1 writes the texts anew, to be read before they are kept."""
+
+import os
+import re
+from pathlib import Path
+
+import pytest
+
+from trionode.topology.problems import SpecError
+from trionode.topology.reading import parse_topology
+
+BROKEN = sorted((Path(__file__).parent / "broken").glob("*.toml"))
+
+
+def test_there_are_more_than_twenty_of_them() -> None:
+    assert len(BROKEN) > 20
+
+
+@pytest.mark.parametrize("path", BROKEN, ids=lambda path: path.stem)
+def test_a_broken_file_is_told_of_in_these_words(path: Path) -> None:
+    with pytest.raises(SpecError) as caught:
+        parse_topology(path.read_text(), path.name)
+    # Who has more plugins installed is told of them, too.
+    said = re.sub(r"(installed are): [\w, ]+", r"\1: …", str(caught.value), flags=re.IGNORECASE) + "\n"
+    golden = path.with_suffix(".txt")
+    if os.environ.get("TRIONODE_REWRITE"):
+        golden.write_text(said)
+    assert said == golden.read_text()

@@ -1,0 +1,119 @@
+from collections.abc import Callable, Mapping, Sequence
+from typing import Literal
+
+import pytest
+
+from trionode.errors import LocalError
+from trionode.stream_store import GROUP as STORES
+from trionode.topology.plugins import _load, check_place, installed, port_of, wrong_options
+from trionode.topology.spec import Option
+from trionode.transport import GROUP
+
+
+def make(  # type: ignore[no-untyped-def]
+    size: int = 1,
+    patience: float = 1.0,
+    name: str | None = None,
+    brokers: str | Sequence[str] = (),
+    mode: Literal["fast", "safe"] = "fast",
+    check: bool = True,
+    clock: Callable[[], float] | None = None,
+    anything: object = None,
+    unknown=None,  # noqa: ANN001
+) -> None:
+    pass
+
+
+def make_of_strings(size: "Nobody" = None) -> None:  # type: ignore[name-defined]  # noqa: F821
+    pass
+
+
+@pytest.fixture(autouse=True)
+def _plugins(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Entry:
+        def __init__(self, name: str) -> None:
+            self.name = name
+
+        def load(self) -> Callable[..., object]:
+            return make if self.name == "made" else make_of_strings
+
+    def found(*, group: str, name: str | None = None) -> list[Entry]:
+        return [Entry(each) for each in ("made", "strings") if name in {None, each}]
+
+    monkeypatch.setattr("trionode.topology.plugins.entry_points", found)
+    monkeypatch.setattr("trionode.topology.plugins._load", _load.__wrapped__)
+    monkeypatch.setattr("trionode.topology.plugins.installed", installed.__wrapped__)
+
+
+GOOD: list[Mapping[str, Option]] = [
+    {"size": 2, "patience": 2, "name": "x", "brokers": "a:1"},
+    {"brokers": ("a:1", "b:2"), "mode": "safe", "check": False, "patience": 0.5},
+    {"anything": 1, "unknown": ("x",)},
+]
+
+
+@pytest.mark.parametrize("options", GOOD)
+def test_options_that_a_plugin_takes_are_no_problem(options: Mapping[str, Option]) -> None:
+    assert list(wrong_options(GROUP, "made", options)) == []
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "told"),
+    [
+        ("size", True, "expected a whole number; this is true"),
+        ("size", 1.5, "expected a whole number; this is the number 1.5"),
+        ("patience", "1", 'expected a number; this is the text "1"'),
+        ("name", 5, "expected a text; this is the number 5"),
+        ("name", ("a",), "expected a text; this is a list"),
+        ("brokers", 5, "expected a text or a list of texts; this is the number 5"),
+        ("mode", "slow", 'expected "fast" or "safe"; this is the text "slow"'),
+        ("check", "yes", 'expected true or false; this is the text "yes"'),
+        ("clock", "utc", 'expected what only a program in Python can give; this is the text "utc"'),
+    ],
+)
+def test_an_option_of_another_type_is_a_problem_of_its_value(option: str, value: Option, told: str) -> None:
+    assert list(wrong_options(GROUP, "made", {option: value})) == [(option, told, False)]
+
+
+def test_an_unknown_option_is_a_problem_of_its_key_and_only_options_of_files_are_proposed() -> None:
+    assert list(wrong_options(GROUP, "made", {"clocks": 1})) == [
+        (
+            "clocks",
+            (
+                'unknown option of the transport "made"; '
+                "known are: anything, brokers, check, mode, name, patience, size, unknown"
+            ),
+            True,
+        )
+    ]
+
+
+def test_where_a_store_lies_is_no_option_of_it() -> None:
+    ((_, told, _),) = wrong_options(STORES, "made", {"size": 2})
+    assert told.startswith('unknown option of the stream store "made"')
+
+
+def test_types_that_can_not_be_read_are_left_to_the_plugin() -> None:
+    assert list(wrong_options(GROUP, "strings", {"size": ("a",)})) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "where", "port"),
+    [
+        ("tcp", "[::1]:4000", ("::1", 4000)),
+        ("ws", "a.example:80/some/path", ("a.example", 80)),
+        ("wss", "a.example", None),
+        ("kafka", "a:9092,b:9092/name", None),
+        ("loopback", "a", None),
+    ],
+)
+def test_a_place_has_a_port_where_its_transport_has_ports(name: str, where: str, port: tuple[str, int] | None) -> None:
+    assert port_of(name, where) == port
+
+
+@pytest.mark.parametrize(
+    ("name", "where"), [("tcp", "a"), ("tls", "//a:1"), ("ws", "/x"), ("kafka", "a:9092"), ("kafka", "a:9092,b/name")]
+)
+def test_a_place_that_its_transport_can_not_mean_is_refused(name: str, where: str) -> None:
+    with pytest.raises(LocalError, match=r"expected HOST:PORT|did you mean 'tls:a:1'"):
+        check_place(name, where)
