@@ -1,0 +1,20 @@
+"""What Alice and Bob promise."""
+
+from pathlib import Path
+
+from trionode.testing.topologies import Topologies
+from trionode.topology import load_topology, verify
+
+TOPOLOGY = Path(__file__).with_name("topology.toml")
+
+
+async def test_bob_answers_alice(topology: Topologies) -> None:
+    async with topology.start(TOPOLOGY, tcp="loopback", store="memory") as running:
+        alice, bob = running["alice"], running["bob"]
+        answer = await alice.ask(["@bob", "echoer"], "hello")
+        assert answer.text == "hello"
+        assert answer.facts.identifier == bob.identity.identifier.value
+
+
+def test_nobody_between_them_can_read() -> None:
+    assert verify(load_topology(TOPOLOGY)).holds

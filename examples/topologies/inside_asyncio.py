@@ -1,0 +1,57 @@
+"""A program on asyncio, which greets whoever connects, and in its midst a node by which others ask how many came: Trio as a guest of its loop.
+
+`python inside_asyncio.py [PORT [PLACE]]`; then, elsewhere: `await node.ask(Route("tcp:127.0.0.1:4000", "visits"), "")`.
+"""
+
+import asyncio
+import sys
+
+import outcome
+import trio
+
+from trionode import Mailbox, open_node
+from trionode.access import from_anywhere
+
+
+class Greeter:
+    """What the program is about; it knows nothing of nodes."""
+
+    def __init__(self) -> None:
+        self.visits = 0
+
+    async def greet(self, _: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.visits += 1
+        writer.write(b"hello\n")
+        writer.close()
+        await writer.wait_closed()
+
+
+async def node_of(greeter: Greeter, place: str) -> None:
+    async def answer(mailbox: Mailbox) -> None:
+        async for message in mailbox:
+            mailbox.reply_nowait(message, str(greeter.visits).encode())
+
+    async with open_node("tcp") as node:
+        await node.start_worker("visits", answer, allow=from_anywhere)
+        print(f"the node is listening on {await node.listen(place)}", flush=True)
+        await trio.sleep_forever()
+
+
+async def main(port: int, place: str) -> None:
+    greeter, loop = Greeter(), asyncio.get_running_loop()
+    server = await asyncio.start_server(greeter.greet, "127.0.0.1", port)
+    print(f"greeting at {server.sockets[0].getsockname()[1]}", flush=True)
+    ended: asyncio.Future[outcome.Outcome[None]] = loop.create_future()
+    trio.lowlevel.start_guest_run(
+        node_of,
+        greeter,
+        place,
+        run_sync_soon_threadsafe=loop.call_soon_threadsafe,
+        done_callback=ended.set_result,
+    )
+    (await ended).unwrap()
+
+
+if __name__ == "__main__":
+    places = sys.argv[1:]
+    asyncio.run(main(int(places[0]) if places else 4001, places[1] if places[1:] else "tcp:127.0.0.1:4000"))

@@ -1,0 +1,571 @@
+import logging
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+
+import pytest
+import trio
+import trio.testing
+from nacl.pwhash import argon2id
+
+from tests.topology import running_parts
+from tests.topology.running_parts import ALICE_BOB, DIRECT, TAKEN, Counting, running
+from trionode import Identity, Route, open_node
+from trionode.errors import HandshakeError, LinkLostError, LocalError, NoAnswerError, ServiceError, UnknownAddressError
+from trionode.on_demand import PAUSES
+from trionode.stream_store import load_store
+from trionode.topology import RunningNode, SpecError, parse_topology
+from trionode.vault import sqlite
+from trionode.vault.sqlite import open_sqlite_vault
+from trionode_loopback import Loopback
+
+HERE = running_parts.__name__
+#: Seconds of virtual time after which what should have come has not.
+PATIENCE = 120.0
+
+
+@pytest.fixture(autouse=True)
+def nothing_taken() -> Iterator[None]:
+    TAKEN.clear()
+    yield
+    TAKEN.clear()
+
+
+async def taken(*texts: str) -> None:
+    with trio.fail_after(PATIENCE):
+        while sorted(TAKEN) != sorted(texts):
+            await trio.testing.wait_all_tasks_blocked(0.01)
+
+
+# -- everything is up when the block begins --------------------------------------------------------------------------------------------
+
+
+async def test_alice_and_bob_are_up_at_once(autojump_clock: trio.testing.MockClock) -> None:
+    began, began_really = trio.current_time(), time.perf_counter()
+    async with running(ALICE_BOB) as topology:
+        answer = await topology["alice"].ask(["@bob", "echoer"], "hello")
+        assert trio.current_time() == began  # nobody has slept, nor waited for a time-out
+        assert time.perf_counter() - began_really < 5
+        assert answer.text == "hello"
+        assert answer.facts.identifier == topology["bob"].identity.identifier.value
+        assert [node.name for node in topology] == ["hub", "bob", "alice"]
+        assert [str(place) for place in topology["hub"].places] == ["loopback:hub"]
+
+
+#: Everything needs something else, and names are chosen so that their order is the wrong one.
+EVERYTHING = (
+    DIRECT
+    + """
+[nodes.hub]
+listen = "loopback:hub"
+forwards = true
+links.next = { to = "loopback:hub2" }
+
+[nodes.hub2]
+listen = "loopback:hub2"
+forwards = true
+relay_service = {}
+links.last = { to = "loopback:bob", trunk = true }
+secure_channel_listeners.api.trust = "everyone"
+stream_services.orders = { store = "memory", index = "orders_list", allow = "channels" }
+
+[nodes.carol]
+secure_channel_listeners.api.trust.nodes = "alice"
+workers.echoer = "trionode.workers:echoer"
+relays.carol.via = ["@hub2"]
+secure_channels.hub2 = { to = ["loopback:hub2", "api"], trust.nodes = "hub2" }
+
+[nodes.alice.secure_channels]
+a_channel_within = { to = ["@carol", "api"], trust.nodes = "carol" }
+a_dora = { to = ["@a_queue", "api"], trust.nodes = "dora", generation = "classic" }
+carol = { to = ["loopback:hub2", "forward_to_carol", "api"], trust.nodes = "carol" }
+far_bob = { to = ["loopback:hub", "next", "last", "api"], trust.nodes = "bob" }
+hub2 = { to = ["loopback:hub2", "api"], trust.nodes = "hub2" }
+
+[nodes.alice.streams.a_queue]
+via = ["@hub2"]
+service = "orders"
+index_service = "orders_list"
+sends = "there_0123456789abcdef0123456789abcdef"
+receives = "back_0123456789abcdef0123456789abcdef"
+
+[nodes.dora]
+workers.echoer = "echoer"
+secure_channels.orders = { to = ["loopback:hub", "next", "api"], trust.nodes = "hub2" }
+secure_channel_listeners.api = { trust.nodes = "alice", generations = ["classic"] }
+
+[nodes.dora.streams.queue]
+via = ["@orders"]
+service = "orders"
+index_service = "orders_list"
+sends = "back_0123456789abcdef0123456789abcdef"
+receives = "there_0123456789abcdef0123456789abcdef"
+"""
+)
+CHANNELS = ("bob", "far_bob", "carol", "a_channel_within", "a_dora")
+
+
+async def test_whatever_passes_through_something_else_finds_it(autojump_clock: trio.testing.MockClock) -> None:
+    began = trio.current_time()
+    async with running(EVERYTHING) as topology:
+        assert trio.current_time() == began
+        for channel in CHANNELS:
+            assert (await topology["alice"].ask([f"@{channel}", "echoer"], channel)).text == channel
+
+
+async def test_inlets_and_outlets_carry_connections() -> None:
+    async def shout(stream: trio.SocketStream) -> None:
+        with suppress(trio.BrokenResourceError):  # which is how an outlet ends
+            async for data in stream:
+                await stream.send_all(data.upper())
+
+    async with trio.open_nursery() as nursery:
+        (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
+        port = listener.socket.getsockname()[1]
+        nursery.start_soon(trio.serve_listeners, shout, [listener])
+        spec = (
+            DIRECT
+            + f"""
+            [nodes.bob.outlets.web]
+            target = "127.0.0.1:{port}"
+            allow.nodes = "alice"
+            [nodes.alice.inlets.web]
+            at = "127.0.0.1:0"
+            to = ["@bob", "web"]
+        """
+        )
+        async with running(spec) as topology:
+            _, _, bound = topology["alice"].inlet("web").bound.rpartition(":")
+            async with await trio.open_tcp_stream("127.0.0.1", int(bound)) as stream:
+                await stream.send_all(b"hello")
+                with trio.fail_after(5):
+                    assert await stream.receive_some() == b"HELLO"
+        nursery.cancel_scope.cancel()
+
+
+async def test_what_cannot_be_opened_is_told_bare_and_with_its_reason(autojump_clock: trio.testing.MockClock) -> None:
+    spec = DIRECT.replace('["loopback:bob", "api"]', '["loopback:nobody", "api"]')
+    with pytest.raises(NoAnswerError, match=r"nodes\.alice\.secure_channels\.bob: nobody listens at loopback:nobody"):
+        async with running(spec):
+            raise AssertionError
+
+
+async def test_somebody_else_than_expected_is_told_at_once(autojump_clock: trio.testing.MockClock) -> None:
+    spec = DIRECT.replace('trust.nodes = "bob"', 'trust.nodes = "carol"') + "[nodes.carol]"
+    began = trio.current_time()
+    with pytest.raises(HandshakeError, match="check which identifier you expect"):
+        async with running(spec):
+            raise AssertionError
+    assert trio.current_time() == began
+
+
+async def test_a_place_that_is_taken_is_told_bare() -> None:
+    network = Loopback()
+    async with open_node(network) as other:
+        await other.listen("loopback:bob")
+        with pytest.raises(LocalError, match="loopback:bob is taken"):
+            async with running(DIRECT, transports={"loopback": network}):
+                raise AssertionError
+
+
+async def test_what_a_worker_raises_ends_the_topology() -> None:
+    spec = f"""
+        [nodes.bob]
+        listen = "loopback:bob"
+        workers.failing = {{ run = "{HERE}:failing", allow = "anyone" }}
+        [nodes.alice]
+    """
+    with pytest.RaisesGroup(pytest.RaisesExc(ValueError, match="ouch"), flatten_subgroups=True):
+        async with running(spec) as topology:
+            await topology["alice"].send(["loopback:bob", "failing"], "ouch")
+            await trio.sleep_forever()
+
+
+# -- who is who ------------------------------------------------------------------------------------------------------------------------
+
+
+async def test_access_and_ownership_go_by_the_names_of_nodes(autojump_clock: trio.testing.MockClock) -> None:
+    spec = (
+        DIRECT.replace('trust.nodes = "alice"', 'trust = "everyone"').replace('workers.echoer = "echoer"', "")
+        + f"""
+        [nodes.bob.workers]
+        echoer = {{ run = "echoer", allow.nodes = ["alice"] }}
+        here = {{ run = "{HERE}:noting", allow = "here" }}
+        [nodes.bob.stream_services.orders]
+        store = "memory"
+        owners = {{ hers = "alice", mine = "bob" }}
+        [nodes.carol.secure_channels.bob]
+        to = ["loopback:bob", "api"]
+        trust.nodes = "bob"
+        """
+    )
+    async with running(spec) as topology:
+        alice, carol, bob = (topology[name] for name in ("alice", "carol", "bob"))
+        assert (await alice.ask(["@bob", "echoer"], "hello")).text == "hello"
+        assert (await bob.ask(["echoer"], "hello")).text == "hello"
+        with pytest.raises(NoAnswerError):
+            await carol.ask(["@bob", "echoer"], "hello", timeout=1)
+        await alice.send(["@bob", "here"], "from alice")
+        await bob.send(["here"], "from bob")
+        await taken("from bob")
+        for who in (alice, carol):
+            open_hers = partial(
+                who.node.open_stream,
+                who.route("@bob"),
+                sends="hers",
+                receives="hers",
+                service="orders",
+                index_service="orders_index",
+            )
+            if who is alice:
+                await open_hers()
+            else:
+                with pytest.raises(ServiceError, match="belongs to another identity"):
+                    await open_hers()
+
+
+async def test_identities_live_in_their_vaults_and_have_to_be_the_expected_ones(tmp_path: Path) -> None:
+    path = tmp_path / "bob.db"
+    async with open_sqlite_vault(path, unsealed=True) as vault:
+        identity = await Identity.create(vault, "bob")
+        classic = await identity.classic()
+    spec = f"""
+        [nodes.bob.identity]
+        vault = "sqlite:{path}"
+        name = "bob"
+        unsealed = true
+        identifier = "{{}}"
+    """
+    for right in (identity.identifier, classic.identifier):
+        async with running(spec.format(right)) as topology:
+            assert topology["bob"].identity.identifier == identity.identifier
+    wrong = "I" + "ab" * 32
+    with pytest.raises(
+        SpecError, match=rf"nodes\.bob\.identity\.identifier: .* is {identity.identifier}, and not {wrong}"
+    ):
+        async with running(spec.format(wrong)):
+            raise AssertionError
+
+
+async def test_a_vault_is_sealed_unless_it_is_said_not_to_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sqlite, "PASSPHRASE_OPERATIONS", argon2id.OPSLIMIT_MIN)
+    monkeypatch.setattr(sqlite, "PASSPHRASE_MEMORY", argon2id.MEMLIMIT_MIN)
+    monkeypatch.delenv("TRIONODE_PASSPHRASE", raising=False)
+    spec = f'[nodes.bob]\nidentity.vault = "sqlite:{tmp_path}/bob.db"\n'
+    with pytest.raises(SpecError, match="sealed with a passphrase: give it by passphrase_file"):
+        async with running(spec):
+            raise AssertionError
+    assert not (tmp_path / "bob.db").exists()
+    (tmp_path / "passphrase").write_text("correct horse\n")
+    sealed = spec + f'identity.passphrase_file = "{tmp_path}/passphrase"\n'
+    async with running(sealed) as topology:
+        identifier = topology["bob"].identity.identifier
+    monkeypatch.setenv("TRIONODE_PASSPHRASE", "correct horse")
+    async with running(spec) as topology:
+        assert topology["bob"].identity.identifier == identifier
+    with pytest.raises(SpecError, match="leave out one of the two"):
+        async with running(sealed + "identity.unsealed = true"):
+            raise AssertionError
+
+
+async def test_streams_that_belong_to_another_are_not_taken(tmp_path: Path) -> None:
+    store = f"sqlite:{tmp_path}/streams.db"
+    async with load_store(store) as opened:
+        await opened.create("hers", "ff")
+    spec = f"""
+        [nodes.bob.stream_services.orders]
+        store = "{store}"
+        owners = {{ hers = "bob" }}
+    """
+    with pytest.raises(LocalError, match="belongs to ff already, and not to bob"):
+        async with running(spec):
+            raise AssertionError
+
+
+# -- one part of it --------------------------------------------------------------------------------------------------------------------
+
+
+async def test_who_runs_elsewhere_has_to_have_an_identifier() -> None:
+    with pytest.raises(SpecError) as raised:
+        async with running(DIRECT, only=["alice"]):
+            raise AssertionError
+    (problem,) = raised.value.problems
+    assert str(problem).startswith(
+        'nodes.alice.secure_channels.bob.trust.nodes[0]: node "bob" does not run here, so it has to be told who that is: write identifier = "I…"'
+    )
+
+
+@pytest.mark.parametrize(
+    ("only", "message"),
+    [(["bo"], 'no node "bo" to run; did you mean "bob"'), (["carol"], "somebody else runs this node")],
+)
+async def test_only_nodes_of_this_topology_can_run(only: list[str], message: str) -> None:
+    spec = parse_topology(DIRECT + "[nodes.carol]\nexternal = true")
+    with pytest.raises(SpecError, match=message):
+        async with running(spec, only=only):
+            raise AssertionError
+
+
+async def test_who_comes_first_tries_again_until_the_other_is_there(
+    autojump_clock: trio.testing.MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    network = {"loopback": Loopback()}
+    spec = DIRECT.replace('trust.nodes = "alice"', 'trust = "everyone"').replace(
+        'trust.nodes = "bob"', 'trust = "everyone"'
+    )
+    bob_is_wanted = trio.Event()
+
+    async def run_bob() -> None:
+        await bob_is_wanted.wait()
+        await trio.sleep(600)
+        async with running(spec, only=["bob"], transports=network):
+            await trio.sleep_forever()
+
+    async def listening(node: RunningNode) -> None:
+        assert node.name == "alice"
+        bob_is_wanted.set()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(run_bob)
+        async with running(spec, only=["alice"], transports=network, listening=listening) as topology:
+            assert 600 <= trio.current_time() < 610
+            assert (await topology["alice"].ask(["@bob", "echoer"], "hello")).text == "hello"
+        nursery.cancel_scope.cancel()
+    assert [record.message.partition(":")[0] for record in caplog.records if record.levelno >= logging.WARNING] == [
+        "nodes.alice.secure_channels.bob is not open, and is tried again until it is",
+        "nodes.alice.secure_channels.bob is open",
+    ]
+
+
+# -- what was lost comes back ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("end", ["crash", "stop"])
+async def test_channels_are_opened_anew_when_a_node_is_back(end: str, autojump_clock: trio.testing.MockClock) -> None:
+    async with running(DIRECT) as topology:
+        alice, identity = topology["alice"], topology["bob"].identity
+        before = alice.channel("bob")
+        await (topology.crash if end == "crash" else topology.stop)("bob")
+        with pytest.raises(LocalError, match="no node 'bob' runs here; those that do are: alice"):
+            topology["bob"]
+        with trio.fail_after(PATIENCE):
+            await before.closed.wait()
+        await trio.testing.wait_all_tasks_blocked()
+        with pytest.raises(LinkLostError, match=r"nodes\.alice\.secure_channels\.bob is not open, and is being opened"):
+            alice.route("@bob", "echoer")
+        with pytest.raises(NoAnswerError, match=r"secure_channels\.bob was not open within 3 s"):
+            await alice.ask(["@bob", "echoer"], "hello", timeout=3)
+        await topology.start("bob")
+        assert topology["bob"].identity is identity
+        assert (await alice.ask(["@bob", "echoer"], "hello")).text == "hello"
+        assert alice.route("@bob", "echoer") == Route(alice.channel("bob"), "echoer")
+        with pytest.raises(LocalError, match="it runs already"):
+            await topology.start("bob")
+        with pytest.raises(LocalError, match="not among those"):
+            await topology.start("carol")
+
+
+async def test_who_leaves_in_order_tells_those_behind_a_hub(autojump_clock: trio.testing.MockClock) -> None:
+    async with running(ALICE_BOB) as topology:
+        for _ in range(3):
+            assert (await topology["alice"].ask(["@bob", "echoer"], "hello")).text == "hello"
+            before = topology["alice"].channel("bob")
+            await topology.stop("bob")
+            with trio.fail_after(PATIENCE):
+                await before.closed.wait()
+            await topology.start("bob")
+
+
+async def test_streams_links_relays_and_what_is_within_survive_their_hub(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async with running(EVERYTHING) as topology:
+        await topology.crash("hub2")
+        await trio.sleep(30)
+        await topology.start("hub2")
+        await trio.sleep(30)
+        for channel in CHANNELS:
+            with trio.fail_after(PATIENCE):
+                assert (await topology["alice"].ask([f"@{channel}", "echoer"], channel)).text == channel
+
+
+async def test_a_link_has_its_name_again_after_it_was_lost(autojump_clock: trio.testing.MockClock) -> None:
+    spec = """
+        [nodes.bob]
+        listen = "loopback:bob"
+        workers.echoer = { run = "echoer", allow = "anyone" }
+        [nodes.alice.links.bob]
+        to = "loopback:bob"
+    """
+    async with running(spec) as topology:
+        assert (await topology["alice"].ask(["bob", "echoer"], "hello")).text == "hello"
+        await topology.crash("bob")
+        await trio.testing.wait_all_tasks_blocked()
+        with pytest.raises(UnknownAddressError):
+            await topology["alice"].ask(["bob", "echoer"], "hello")
+        await topology.start("bob")
+        await trio.sleep(30)
+        assert (await topology["alice"].ask(["bob", "echoer"], "hello")).text == "hello"
+
+
+# -- dialled on demand -----------------------------------------------------------------------------------------------------------------
+
+ON_DEMAND = """
+[nodes.bob]
+listen = "loopback:bob"
+workers.echoer = { run = "echoer", allow = "anyone" }
+
+[nodes.hub]
+listen = "loopback:hub"
+forwards = true
+links.bob = { to = "loopback:bob", dial = "on_demand" }
+
+[nodes.alice]
+"""
+
+
+async def test_a_link_on_demand_is_dialled_by_the_first_message_whoever_sent_it(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    network = Counting()
+    async with running(ON_DEMAND, transports={"loopback": network}) as topology:
+        assert network.dialled == []
+        for _ in range(3):
+            assert (await topology["alice"].ask(["loopback:hub", "bob", "echoer"], "hello")).text == "hello"
+        assert network.dialled == ["hub", "bob"]
+        await topology.crash("bob")
+        await topology.start("bob")
+        assert (await topology["alice"].ask(["loopback:hub", "bob", "echoer"], "hello")).text == "hello"
+        assert network.dialled == ["hub", "bob", "bob"]
+
+
+async def test_what_waits_for_a_dial_that_fails_is_dropped_and_the_address_stays(
+    autojump_clock: trio.testing.MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    network = Counting()
+    async with running(ON_DEMAND, transports={"loopback": network}) as topology:
+        alice, hub = topology["alice"], topology["hub"].node
+        await alice.node.connect("loopback:hub")
+        network.is_down = True
+        for _ in range(100):  # strangers make it dial once, not a hundred times
+            await alice.send(["loopback:hub", "bob", "echoer"], "hello")
+        await trio.testing.wait_all_tasks_blocked()
+        assert network.dialled == ["hub", "bob"]
+        assert +hub.counters == {"dialled in vain": 100}
+        await trio.sleep(PAUSES[0])
+        await alice.send(["loopback:hub", "bob", "echoer"], "hello")
+        await trio.testing.wait_all_tasks_blocked()
+        assert network.dialled == ["hub", "bob", "bob"]
+        network.is_down = False
+        await trio.sleep(PAUSES[-1])
+        assert (await alice.ask(["loopback:hub", "bob", "echoer"], "hello")).text == "hello"
+        assert [record.message for record in caplog.records if record.levelno == logging.WARNING] == [
+            "a message for loopback:bob was dropped: the network is down"
+        ]
+
+
+# -- workers ---------------------------------------------------------------------------------------------------------------------------
+
+
+async def test_workers_get_their_arguments_and_the_routes_by_which_they_send(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    spec = (
+        DIRECT
+        + f"""
+        [nodes.bob.workers.inbox]
+        run = "{HERE}:noting"
+        arguments.prefix = "bob: "
+        [nodes.carol]
+        listen = "loopback:carol"
+        workers.inbox = {{ run = "{HERE}:noting", allow = "anyone" }}
+        [nodes.alice.workers.passing]
+        run = "{HERE}:passing"
+        sends = [["@bob", "inbox"], ["loopback:carol", "inbox"], ["mine"]]
+        [nodes.alice.workers.mine]
+        run = "{HERE}:noting"
+        arguments.prefix = "mine: "
+    """
+    )
+    async with running(spec) as topology:
+        await topology["alice"].send(["passing"], "hello")
+        await taken("bob: hello", "hello", "mine: hello")
+
+
+@pytest.mark.parametrize(
+    ("worker", "message"),
+    [
+        ('"nowhere_to_be_found:worker"', r"run: the worker \"nowhere_to_be_found:worker\" can't be imported: No module named"),
+        (f'"{HERE}:nothing"', "run: .* has no attribute 'nothing'"),
+        (f'"{HERE}:not_async"', "run: a worker is an async function that takes a mailbox; .* is a function that is not async"),
+        (f'"{HERE}:TAKEN"', "run: .* is of the type list"),
+        (f'{{ run = "{HERE}:noting", arguments.prefx = "a" }}', r"arguments: .* unexpected keyword argument 'prefx'. It takes \(mailbox, prefix=''\)"),
+        (f'"{HERE}:passing"', "arguments: .* missing a required .*argument: 'sends'"),
+    ],
+)  # fmt: skip
+async def test_a_worker_that_cannot_be_started_is_told_with_its_keys(worker: str, message: str) -> None:
+    with pytest.raises(SpecError, match=rf"nodes\.bob\.workers\.mine\.{message}"):
+        async with running(f"[nodes.bob.workers]\nmine = {worker}\n"):
+            raise AssertionError
+
+
+async def test_all_workers_that_cannot_be_started_are_told_at_once() -> None:
+    spec = f"""
+        [nodes.alice.workers]
+        one = "{HERE}:nothing"
+        two = "{HERE}:not_async"
+        [nodes.bob.workers]
+        three = "nowhere_to_be_found:worker"
+    """
+    with pytest.raises(SpecError) as raised:
+        async with running(spec):
+            raise AssertionError
+    assert [problem.path for problem in raised.value.problems] == [
+        ("nodes", "alice", "workers", "one", "run"),
+        ("nodes", "alice", "workers", "two", "run"),
+        ("nodes", "bob", "workers", "three", "run"),
+    ]
+
+
+# -- transports ------------------------------------------------------------------------------------------------------------------------
+
+
+async def test_a_transport_may_be_made_for_each_node_by_its_name(autojump_clock: trio.testing.MockClock) -> None:
+    networks: dict[str, Counting] = {}
+    shared = Counting()
+
+    def transport(name: str) -> Counting:
+        networks[name] = Counting()
+        networks[name].network = shared.network
+        return networks[name]
+
+    async with running(DIRECT, transports={"loopback": transport}):
+        assert {name: each.dialled for name, each in networks.items()} == {"bob": [], "alice": ["bob"]}
+
+
+async def test_a_transport_under_another_name_is_refused() -> None:
+    with pytest.raises(LocalError, match=r"'tcp'.* is a transport of the name 'loopback'"):
+        async with running(DIRECT, transports={"tcp": Loopback()}):
+            raise AssertionError
+
+
+def test_a_run_leaves_its_places_to_the_next() -> None:
+    async def main() -> None:
+        for _ in range(2):
+            async with running(DIRECT, transports={}) as topology:
+                assert (await topology["alice"].ask(["@bob", "echoer"], "hello")).text == "hello"
+
+    trio.run(main)
+
+
+async def test_routes_are_lists_and_begin_with_what_is_there() -> None:
+    async with running(DIRECT) as topology:
+        alice = topology["alice"]
+        with pytest.raises(LocalError, match=r"a route is a list of its hops, such as \['@bob'\]"):
+            await alice.ask("@bob", "hello")
+        with pytest.raises(LocalError, match="no secure channel or stream 'carol'; known are: @bob"):
+            alice.route("@carol")
+        with pytest.raises(LocalError, match="node alice has no stream 'hub'; known are: none"):
+            alice.stream("hub")

@@ -1,0 +1,154 @@
+import socket
+from pathlib import Path
+
+import attrs
+import pytest
+from hypothesis import HealthCheck, given, settings
+
+from tests.topology.random_topologies import PLACES, topologies
+from trionode.errors import LocalError
+from trionode.topology import IdentitySpec, TopologySpec, check_spec, load_topology, parse_topology, swap
+from trionode.topology.forms import Leaf, leaves, record_of
+from trionode.topology.model.places import Place, place_of
+from trionode.topology.paths import walk
+
+GOOD = Path(__file__).parent / "good" / "alice_bob_and_a_hub.toml"
+
+
+def all_leaves(spec: TopologySpec) -> list[Leaf]:
+    return list(leaves(spec, record_of(TopologySpec)))
+
+
+def places(spec: TopologySpec) -> list[Place]:
+    """All places of a spec, in its order, each as often as it is named."""
+    found: list[Place] = []
+    for leaf in all_leaves(spec):
+        texts = leaf.value if isinstance(leaf.value, tuple) else (leaf.value,)
+        found += [place for text in texts if isinstance(text, str) and (place := place_of(text)) is not None]
+    return found
+
+
+def without_places(spec: TopologySpec) -> list[tuple[object, object]]:
+    def plain(value: object) -> object:
+        if isinstance(value, tuple):
+            return tuple(map(plain, value))
+        return "a place" if isinstance(value, str) and place_of(value) is not None else value
+
+    return [(leaf.path, plain(leaf.value)) for leaf in all_leaves(spec)]
+
+
+@given(topologies())
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+def test_to_loopback_and_back_changes_places_and_nothing_else(spec: TopologySpec) -> None:
+    in_memory = swap(spec, **{name: "loopback" for name in PLACES if name != "loopback"})
+    assert {place.transport for place in places(in_memory)} <= {"loopback"}
+    assert check_spec(in_memory) == ()
+    back = swap(in_memory, loopback="tcp")
+    assert {place.transport for place in places(back)} <= {"tcp"}
+    assert without_places(in_memory) == without_places(back) == without_places(spec)
+    # Whoever was reached is reached, and nobody else.
+    before, between, after = places(spec), places(in_memory), places(back)
+    for one in range(len(before)):
+        for other in range(len(before)):
+            same = before[one].takes(before[other])
+            assert between[one].takes(between[other]) == after[one].takes(after[other]) == same
+
+
+def test_messages_take_the_same_ways() -> None:
+    spec = load_topology(GOOD)
+    swapped = swap(spec, tcp="loopback", store="memory")
+    for name, flow in spec.flows.items():
+        before, after = walk(spec, flow.node, flow.to), walk(swapped, flow.node, swapped.flows[name].to)
+        assert (before.receiver, before.returns) == (after.receiver, after.returns)
+
+
+def test_what_is_about_the_old_place_is_left_out() -> None:
+    spec = load_topology(GOOD)
+    swapped = swap(spec, tcp="loopback", store="memory")
+    assert swapped.nodes["hub"].listen[0].at == "loopback:127.0.0.1:4000"
+    assert swapped.nodes["hub"].transports == {}
+    assert swapped.nodes["hub"].stream_services["stream"].store.options == {}
+    assert swapped.nodes["bob"].identity == IdentitySpec()
+    assert swapped.nodes["bob"].outlets == spec.nodes["bob"].outlets
+    assert swapped.nodes["carol"] == spec.nodes["carol"]  # is external
+    assert swap(spec, tcp="tcp").nodes["hub"].transports == spec.nodes["hub"].transports
+    assert swap(spec, vault=None) == spec
+
+
+def test_places_of_machines_and_other_spellings_of_them_are_the_same_listener() -> None:
+    spec = parse_topology("""
+        [nodes.hub]
+        listen = "tcp:0.0.0.0:4000"
+        [nodes.alice.links]
+        here.to = "tcp:127.0.0.1:4000"
+        there.to = "tcp:hub.example:4000"
+        classic.to = "tcp_classic:localhost:4000"
+        other.to = "tcp:hub.example:4001"
+    """)
+    swapped = swap(spec, tcp="loopback", tcp_classic="loopback")
+    links = {name: link.to for name, link in swapped.nodes["alice"].links.items()}
+    assert links["here"] == links["there"] == links["classic"] == swapped.nodes["hub"].listen[0].at
+    assert links["other"] == "loopback:hub.example:4001"
+
+
+def test_whoever_had_an_identifier_is_then_meant_by_his_name() -> None:
+    bobs, somebodys = "I" + "b0" * 32, "I" + "99" * 32
+    spec = parse_topology(f"""
+        [nodes.bob]
+        listen = "tcp:127.0.0.1:4000"
+        identity = {{ vault = "sqlite:bob.db", passphrase_file = "bob.pass", identifier = "{bobs}" }}
+        stream_services.orders = {{ store = "memory", owners = {{ mine = "{bobs}", his = "{somebodys}" }} }}
+        workers.echoer = {{ run = "echoer", allow.only = ["{bobs}"] }}
+        secure_channel_listeners.api.trust.nodes = "alice"
+        [nodes.alice.secure_channels.bob]
+        to = ["tcp:127.0.0.1:4000", "api"]
+        trust = {{ only = ["{bobs}", "{somebodys}"] }}
+    """)
+    swapped = swap(spec)
+    channel = swapped.nodes["alice"].secure_channels["bob"]
+    assert (channel.trust.only, channel.trust.nodes) == ((somebodys,), ("bob",))
+    assert swapped.nodes["bob"].workers["echoer"].allow.nodes == ("bob",)
+    assert swapped.nodes["bob"].stream_services["orders"].owners == {"mine": "bob", "his": somebodys}
+    assert swapped.nodes["bob"].identity == IdentitySpec()
+    kept = swap(spec, vault="sqlite:/tmp/{}.db").nodes["bob"].identity
+    assert kept.passphrase_file == "bob.pass"
+    assert kept.vault.startswith("sqlite:/tmp/")
+    assert kept.vault != "sqlite:/tmp/{}.db"
+
+
+def test_ports_are_free_and_each_listener_has_its_own() -> None:
+    spec = parse_topology("""
+        [nodes.hub]
+        listen = ["tcp:127.0.0.1:4000", "tcp:127.0.0.1:4001", "tcp:127.0.0.1:0"]
+        outlets.web.target = "127.0.0.1:8080"
+        outlets.other.target = "127.0.0.1:8081"
+        [nodes.alice.inlets.web]
+        at = "127.0.0.1:8080"
+        to = ["tcp:127.0.0.1:4001", "web"]
+    """)
+    swapped = swap(spec, tcp="ws")
+    listeners = [listener.at for listener in swapped.nodes["hub"].listen]
+    inlet = swapped.nodes["alice"].inlets["web"]
+    assert inlet.to[0] == listeners[1]
+    assert swapped.nodes["hub"].outlets["web"].target == inlet.at
+    assert swapped.nodes["hub"].outlets["other"].target == "127.0.0.1:8081"
+    assert len({*listeners, inlet.at}) == 4
+    for at in (*(each.removeprefix("ws:") for each in listeners), inlet.at):
+        host, _, port = at.rpartition(":")
+        with socket.create_server((host, int(port))):
+            pass
+
+
+@pytest.mark.parametrize("tcp", ["kafka", "unix", "kafka:127.0.0.1:9092/alice"])
+def test_where_else_has_to_be_said_for_each_place(tcp: str) -> None:
+    spec = load_topology(GOOD)
+    two = attrs.evolve(
+        spec, nodes={**spec.nodes, "dora": attrs.evolve(spec.nodes["alice"], listen="tcp:127.0.0.1:5000")}
+    )
+    with pytest.raises(LocalError, match=r"can't be guessed: say it, with {} for what differs from place to place, such as tcp=\"(kafka|unix):WHERE/{}\""):  # fmt: skip
+        swap(two, tcp=tcp)
+    swapped = swap(two, tcp="kafka:127.0.0.1:9092/{}")
+    (hub, dora) = (swapped.nodes[name].listen[0].at for name in ("hub", "dora"))
+    assert hub != dora
+    assert hub.startswith("kafka:127.0.0.1:9092/")
+    assert swapped.nodes["bob"].links["hub"].to == hub

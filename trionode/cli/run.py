@@ -1,0 +1,78 @@
+"""`trionode run`: the nodes of a topology, all of them or some, in one process."""
+
+import sys
+from functools import partial
+from pathlib import Path
+
+import click
+import trio
+
+from trionode.cli.running import run as run_command
+from trionode.cli.terminal import Output, printable, say
+from trionode.topology.problems import SpecError
+from trionode.topology.reading import load_topology
+from trionode.topology.running import run_topology
+from trionode.topology.running_node import RunningNode
+from trionode.topology.spec import TopologySpec
+
+
+@click.command()
+@click.argument("files", type=click.Path(path_type=Path, dir_okay=False), nargs=-1, required=True, metavar="FILE...")
+@click.option(
+    "--node",
+    "names",
+    multiple=True,
+    metavar="NAME",
+    help="Run this node, and not all of them. May be given several times.",
+)
+def run(*, files: tuple[Path, ...], names: tuple[str, ...]) -> None:
+    """Run the nodes that FILEs describe, until stopped.
+
+    For each node it prints `NAME: identifier I…` and, once it listens, `NAME: listening on tcp:HOST:PORT`; at last, when all that these nodes need of
+    others is open too, `all is open`. Others may come later, or go: whatever is not open is tried again until it is.
+
+    Workers are imported from where Python finds them, and from the folders of the FILEs.
+    """
+    only = names or None
+    try:
+        spec = load_topology(*files, only=only)
+    except SpecError as error:
+        _tell(error)
+        sys.exit(1)
+    for folder in dict.fromkeys(str(file.resolve().parent) for file in files):
+        sys.path.append(folder)
+    run_command(partial(_run, spec, only))
+
+
+def _tell(error: SpecError) -> None:
+    for problem in error.problems:
+        say(printable(str(problem)))
+
+
+async def _run(spec: TopologySpec, only: tuple[str, ...] | None, working: trio.CancelScope) -> bool:
+    output = Output()
+
+    async def tell(node: RunningNode) -> None:
+        await output.line(f"{node.name}: identifier {node.identity.identifier}")
+        for place in node.places:
+            await output.line(f"{node.name}: listening on {place}")
+
+    is_open, stopped = False, trio.Event()
+    opening = trio.CancelScope()
+
+    async def wait_for_signal() -> None:
+        with working:
+            await trio.sleep_forever()
+        stopped.set()
+        if not is_open:
+            opening.cancel()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(wait_for_signal)
+        with opening:
+            async with run_topology(spec, only=only, listening=tell):
+                is_open = True
+                await output.line("all is open")
+                await stopped.wait()
+        nursery.cancel_scope.cancel()
+    return True

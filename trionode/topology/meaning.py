@@ -1,0 +1,101 @@
+"""What parts of a spec mean in a running node: access rules, trust policies, workers, and the transports that a node needs."""
+
+import inspect
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from functools import partial
+from importlib import import_module
+from typing import Any, cast
+
+from trionode import workers
+from trionode.access import Access, from_anywhere, from_here, from_here_or_channels
+from trionode.mailbox import Worker
+from trionode.protocol.identity import Identifier
+from trionode.protocol.message import Facts
+from trionode.protocol.route import Route
+from trionode.topology.model.places import place_of
+from trionode.topology.problems import KeyPath, Problem, SpecError, quoted
+from trionode.topology.spec import AccessSpec, NodeSpec, RouteSpec, TopologySpec, TrustSpec, WorkerSpec
+from trionode.trust import TrustPolicy, trust_everyone, trust_only
+
+#: The identifiers of nodes by their names: the one of each generation that it has.
+Identifiers = Mapping[str, tuple[Identifier, ...]]
+
+_RULES: Mapping[str, Access] = {"here": from_here, "channels": from_here_or_channels, "anyone": from_anywhere}
+
+
+def named(spec: AccessSpec | TrustSpec, known: Identifiers) -> list[Identifier]:
+    """Return the identifiers that are meant."""
+    return [*map(Identifier.parse, spec.only), *(each for node in spec.nodes for each in known[node])]
+
+
+def access_of(spec: AccessSpec, known: Identifiers) -> Access:
+    """Return the rule that a spec means; identities that it names come through a secure channel, and this node itself always may."""
+    if spec.who in _RULES:
+        return _RULES[spec.who]
+    allowed = frozenset(each.value for each in named(spec, known))
+
+    def rule(facts: Facts) -> bool:
+        return facts.identifier in allowed or from_here(facts)
+
+    return rule
+
+
+def trust_of(spec: TrustSpec, known: Identifiers) -> TrustPolicy:
+    """Return the policy that a spec means."""
+    return trust_everyone if spec.everyone else trust_only(*named(spec, known))
+
+
+def worker_of(spec: WorkerSpec, path: KeyPath, sends: Sequence[Callable[[], Route]]) -> Worker:
+    """Import the worker that a spec names, to be called with its arguments, and with `sends` if it takes that; SpecError if there is none."""
+    module, _, name = spec.run.rpartition(":")
+    try:
+        found: Any = import_module(module) if module else workers
+        for part in name.split("."):
+            found = getattr(found, part)
+    except (ImportError, AttributeError) as error:
+        told = f"the worker {quoted(spec.run)} can't be imported: {error}. Its module has to be installed, or lie in a folder of PYTHONPATH"
+        raise SpecError([Problem((*path, "run"), told)]) from error
+    is_function = inspect.isfunction(found)
+    if not callable(found) or (is_function and not inspect.iscoroutinefunction(found)):
+        what = "a function that is not async" if is_function else f"of the type {type(found).__name__}"
+        told = f"a worker is an async function that takes a mailbox; {quoted(spec.run)} is {what}"
+        raise SpecError([Problem((*path, "run"), told)])
+    signature = inspect.signature(found)
+    arguments: dict[str, object] = dict(spec.arguments)
+    if spec.sends and "sends" in signature.parameters:
+        arguments["sends"] = sends
+    try:
+        signature.bind(None, **arguments)
+    except TypeError as error:
+        taken = ", ".join(str(each.replace(annotation=each.empty)) for each in signature.parameters.values())
+        told = f"the worker {quoted(spec.run)} can't be called with these arguments: {error}. It takes ({taken}), of which the first is its mailbox"
+        raise SpecError([Problem((*path, "arguments"), told)]) from error
+    return partial(cast("Callable[..., Awaitable[None]]", found), **arguments)
+
+
+def routes_of(node: NodeSpec) -> Iterator[RouteSpec]:
+    """All routes that begin at a node."""
+    for stream in node.streams.values():
+        yield stream.via
+    for relay in node.relays.values():
+        yield relay.via
+        if relay.to is not None:
+            yield relay.to
+    for channel in node.secure_channels.values():
+        yield channel.to
+    for inlet in node.inlets.values():
+        yield inlet.to
+    for worker in node.workers.values():
+        yield from worker.sends
+
+
+def transports_of(spec: TopologySpec, name: str) -> set[str]:
+    """Return the names of the transports that a node needs: for its listeners, its links, its routes, and those of the flows that it sends."""
+    node = spec.nodes[name]
+    routes = [*routes_of(node), *(flow.to for flow in spec.flows.values() if flow.node == name)]
+    texts = [
+        *(listener.at for listener in node.listen),
+        *(link.to for link in node.links.values()),
+        *(route[0] for route in routes if route),
+    ]
+    return {place.transport for place in map(place_of, texts) if place is not None} | set(node.transports)
