@@ -1,4 +1,4 @@
-"""The command `trionode`: demo, hub, bob, alice, inlet, outlet, relay and identity."""
+"""The command `trionode`: demo, hub, bob, alice, inlet, outlet, relay, identity; run, check and graph for topologies."""
 
 import logging
 import sys
@@ -7,12 +7,15 @@ import click
 
 from trionode.cli.alice import alice
 from trionode.cli.bob import bob
+from trionode.cli.check import check
 from trionode.cli.demo import demo
+from trionode.cli.graph import graph
 from trionode.cli.hub import hub
 from trionode.cli.identity import identity
 from trionode.cli.inlet import inlet
 from trionode.cli.outlet import outlet
 from trionode.cli.relay import relay
+from trionode.cli.run import run
 
 
 @click.group()
@@ -29,5 +32,5 @@ def main(*, verbose: bool) -> None:
     logging.basicConfig(stream=sys.stderr, level=logging.INFO if verbose else logging.WARNING, format="%(message)s")
 
 
-for _command in (demo, hub, bob, alice, inlet, outlet, relay, identity):
+for _command in (demo, hub, bob, alice, inlet, outlet, relay, run, check, graph, identity):
     main.add_command(_command)

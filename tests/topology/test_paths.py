@@ -1,0 +1,294 @@
+"""The way of a message through a topology, step by step."""
+
+import pytest
+
+from trionode.topology.model.building import build
+from trionode.topology.model.messages import Watcher
+from trionode.topology.model.places import place_of
+from trionode.topology.paths import Path, walk
+from trionode.topology.reading import parse_topology
+
+HUB = """
+[nodes.hub]
+listen = ["tcp:127.0.0.1:4000"]
+[nodes.hub.relay_service]
+[nodes.bob]
+workers = { echoer = "echoer", open = { run = "echoer", allow = "anyone" } }
+[nodes.bob.secure_channel_listeners.api]
+trust = { nodes = ["alice"] }
+[nodes.bob.relays.bob]
+via = ["tcp:127.0.0.1:4000"]
+[nodes.alice.secure_channels.bob]
+to = ["tcp:127.0.0.1:4000", "forward_to_bob", "api"]
+trust = { nodes = ["bob"] }
+"""
+
+
+def path(text: str, node: str, *route: str) -> Path:
+    return walk(parse_topology(text, only=()), node, route)
+
+
+def seen(way: Path, name: str, kind: str = "node") -> str:
+    found = next(each for each in way.passed if each.at.kind == kind and each.at.name == name)
+    return found.seen.payload
+
+
+def test_a_hub_sees_ciphertext_of_what_passes_through_a_channel_and_no_inner_address() -> None:
+    way = path(HUB, "alice", "@bob", "echoer")
+    assert way.receiver == ("bob", "echoer")
+    assert way.returns
+    assert way.inner == {"echoer"}
+    assert [each.at.name for each in way.there.passed] == [
+        "alice",
+        "alice → hub (tcp)",
+        "hub",
+        "bob → hub (tcp)",
+        "bob",
+    ]
+    assert {each.at.name: each.seen.payload for each in way.there.passed} == {
+        "alice": "plaintext",
+        "alice → hub (tcp)": "ciphertext",
+        "hub": "ciphertext",
+        "bob → hub (tcp)": "ciphertext",
+        "bob": "plaintext",
+    }
+    hub = way.there.at(Watcher("node", "hub"))
+    assert hub is not None
+    assert (hub.may_drop, hub.may_inject, hub.may_read) == (True, None, False)
+    assert "echoer" not in hub.seen.addresses
+    bob = way.there.at(Watcher("node", "bob"))
+    assert bob is not None
+    assert bob.proven == ("alice",)
+
+
+def test_a_hub_sees_what_passes_without_a_channel_and_can_put_in_more() -> None:
+    way = path(HUB, "alice", "tcp:127.0.0.1:4000", "forward_to_bob", "open")
+    assert way.returns
+    assert seen(way, "hub") == "plaintext"
+    hub = way.there.at(Watcher("node", "hub"))
+    assert hub is not None
+    assert hub.may_inject == "as the sender"
+
+
+def test_behind_a_channel_a_hub_reaches_a_worker_that_is_open_to_everybody_but_not_as_the_sender() -> None:
+    hub = path(HUB, "alice", "@bob", "open").there.at(Watcher("node", "hub"))
+    assert hub is not None
+    assert hub.may_inject == "as a stranger"
+
+
+def test_a_worker_refuses_what_comes_by_a_relay_without_a_channel() -> None:
+    way = path(HUB, "alice", "tcp:127.0.0.1:4000", "forward_to_bob", "echoer")
+    assert not way.arrives
+    assert way.there.trouble == (
+        "echoer at bob lets in this node and who comes through a secure channel; this comes by a bare link"
+    )
+
+
+def test_whoever_is_trusted_for_the_other_end_could_read() -> None:
+    text = HUB.replace('trust = { nodes = ["bob"] }', 'trust = "everyone"')
+    way = path(text, "alice", "@bob", "echoer")
+    hub = way.there.at(Watcher("node", "hub"))
+    wire = way.there.at(Watcher("wire", "alice → hub (tcp)"))
+    assert hub is not None
+    assert wire is not None
+    assert hub.may_read
+    assert wire.may_read
+    assert hub.may_pose == ("@bob of alice",)
+    assert hub.may_learn == {"echoer"}
+    answer = way.back.at(Watcher("node", "hub"))
+    assert answer is not None
+    assert not answer.may_read, "bob trusts alice alone, so nobody can stand between the two"
+
+
+def test_a_channel_that_its_listener_refuses_is_not_open_and_says_why() -> None:
+    world = build(parse_topology(HUB.replace('trust = { nodes = ["alice"] }', 'trust = { nodes = ["hub"] }'), only=()))
+    assert world.unopened == {("alice", "secure_channels", "bob"): "the listener bob/api does not trust alice"}
+    way = walk(world, "alice", ["@bob", "echoer"])
+    assert not way.arrives
+    assert way.there.trouble == "@bob of alice is not open: the listener bob/api does not trust alice"
+
+
+CHAIN = """
+[nodes.a]
+[nodes.b]
+listen = "{one}"
+forwards = {forwards}
+[nodes.b.links.c]
+to = "{two}"
+[nodes.c]
+listen = "{two}"
+workers = {{ open = {{ run = "echoer", allow = "anyone" }} }}
+"""
+
+
+def chain(one: str = "tcp:127.0.0.1:4001", two: str = "tcp:127.0.0.1:4002", *, forwards: bool = True) -> Path:
+    text = CHAIN.format(one=one, two=two, forwards=str(forwards).lower())
+    return path(text, "a", one, "c", "open")
+
+
+def test_a_message_passes_from_link_to_link_where_a_node_forwards_and_the_answer_comes_back_by_the_same_links() -> None:
+    way = chain()
+    assert way.returns
+    assert seen(way, "b") == "plaintext"
+
+
+def test_a_message_does_not_pass_where_a_node_does_not_forward() -> None:
+    assert chain(forwards=False).there.trouble == "c at b lets in what begins at this node; this comes by a bare link"
+
+
+@pytest.mark.parametrize(
+    ("place", "watchers"),
+    [
+        ("tcp:127.0.0.1:4002", {"wire": "plaintext"}),
+        ("ws:127.0.0.1:4002/x", {"wire": "plaintext"}),
+        ("strange:somewhere", {"wire": "plaintext"}),
+        ("tls:127.0.0.1:4002", {"wire": "nothing"}),
+        ("wss:127.0.0.1:4002", {"wire": "nothing"}),
+        ("loopback:c", {}),
+        ("kafka:127.0.0.1:9092/c", {"wire": "plaintext", "store": "plaintext"}),
+    ],
+)
+def test_who_sees_a_wire_follows_from_its_transport(place: str, watchers: dict[str, str]) -> None:
+    text = CHAIN.format(one="loopback:b", two=place, forwards="true")
+    way = walk(parse_topology(text, only=()), "a", ["loopback:b", "c", "open"])
+    assert way.arrives
+    assert {each.at.kind: each.seen.payload for each in way.there.passed if each.at.kind != "node"} == watchers
+
+
+@pytest.mark.parametrize(
+    ("dialler", "listener", "seen_by_network"),
+    [("ssl", "sasl_ssl", "nothing"), ("ssl", "plaintext", "plaintext"), ("plaintext", "ssl", "plaintext")],
+)
+def test_the_network_sees_what_goes_to_kafka_unless_both_ends_encrypt(
+    dialler: str, listener: str, seen_by_network: str
+) -> None:
+    text = f"""
+[nodes.a]
+transports.kafka = {{ security = "{dialler}" }}
+links.b = {{ to = "kafka:127.0.0.1:9092/b" }}
+[nodes.b]
+listen = "kafka:127.0.0.1:9092/b"
+transports.kafka = {{ security = "{listener}" }}
+workers.open = {{ run = "echoer", allow = "anyone" }}
+"""
+    way = path(text, "a", "b", "open")
+    assert seen(way, "a → b (kafka)", "wire") == seen_by_network
+    assert seen(way, "kafka:127.0.0.1:9092/b", "store") == "plaintext"
+
+
+def test_the_network_can_put_in_nothing_where_tls_protects_a_wire_but_cut_it() -> None:
+    wire = chain(two="tls:127.0.0.1:4002").there.at(Watcher("wire", "b → c (tls)"))
+    assert wire is not None
+    assert (wire.may_drop, wire.may_inject) == (True, None)
+
+
+def test_what_leaves_the_topology_is_seen_by_whoever_is_there() -> None:
+    way = path('[nodes.a.links.out]\nto = "tcp:example.org:4000"', "a", "out", "echoer")
+    assert not way.arrives
+    assert seen(way, "tcp:example.org:4000", "outsider") == "plaintext"
+    assert way.there.trouble == "it leaves the topology for tcp:example.org:4000"
+
+
+def test_workers_that_pass_messages_on_to_one_another_run_in_a_circle() -> None:
+    text = """
+[nodes.a]
+listen = "loopback:a"
+workers.one = { run = "echoer", sends = [["two"]] }
+workers.two = { run = "echoer", sends = [["one"]] }
+"""
+    way = path(text, "a", "one")
+    assert [end.text for end in way.there.ends if end.what == "circles"] == [
+        "the worker one gets again what it has passed on"
+    ]
+
+
+def test_the_longest_route_that_can_be_sent_goes_to_and_fro_between_two_hubs_and_comes_back() -> None:
+    text = """
+[nodes.a]
+listen = "loopback:a"
+forwards = true
+links.there = { to = "loopback:b" }
+workers.open = { run = "echoer", allow = "anyone" }
+[nodes.b]
+listen = "loopback:b"
+forwards = true
+links.back = { to = "loopback:a" }
+"""
+    assert path(text, "a", *["there", "back"] * 15, "open").returns
+
+
+def test_a_channel_within_a_channel_is_sealed_twice_up_to_the_end_of_the_outer_one() -> None:
+    text = """
+[nodes.hub]
+listen = "loopback:hub"
+relay_service = { allow = "channels" }
+secure_channel_listeners.api = { trust = { nodes = ["alice", "bob"] } }
+[nodes.bob]
+secure_channels.hub = { to = ["loopback:hub", "api"], trust = { nodes = ["hub"] } }
+relays.bob = { via = ["@hub"] }
+workers.echoer = "echoer"
+secure_channel_listeners.api = { trust = { nodes = ["alice"] } }
+[nodes.alice]
+secure_channels.hub = { to = ["loopback:hub", "api"], trust = { nodes = ["hub"] } }
+secure_channels.bob = { to = ["@hub", "forward_to_bob", "api"], trust = { nodes = ["bob"] } }
+"""
+    way = path(text, "alice", "@bob", "echoer")
+    assert way.returns
+    assert seen(way, "hub") == "ciphertext"
+    hub = way.there.at(Watcher("node", "hub"))
+    bob = way.there.at(Watcher("node", "bob"))
+    assert hub is not None
+    assert bob is not None
+    assert hub.proven == ("alice",)
+    assert bob.proven == ("hub", "alice")
+
+
+STREAMS = """
+[nodes.hub]
+listen = "tcp:127.0.0.1:4000"
+stream_services.hub = {{ store = "{store}" }}
+[nodes.bob]
+workers.open = {{ run = "echoer", allow = "anyone" }}
+streams.alice = {{ via = ["tcp:127.0.0.1:4000"], service = "hub", index_service = "hub_index", sends = "{back}", receives = "there" }}
+[nodes.alice]
+streams.bob = {{ via = ["tcp:127.0.0.1:4000"], service = "hub", index_service = "hub_index", sends = "there", receives = "back" }}
+"""
+
+
+def test_a_store_sees_the_records_that_it_keeps_and_the_network_what_goes_to_kafka() -> None:
+    way = path(STREAMS.format(store="kafka:127.0.0.1:9092", back="back"), "alice", "@bob", "open")
+    assert way.returns
+    assert seen(way, "kafka:127.0.0.1:9092", "store") == "plaintext"
+    assert seen(way, "to store kafka:127.0.0.1:9092", "wire") == "plaintext"
+
+
+def test_an_answer_that_goes_into_a_stream_that_nobody_reads_does_not_come_back() -> None:
+    way = path(STREAMS.format(store="memory", back="elsewhere"), "alice", "@bob", "open")
+    assert way.arrives
+    assert not way.returns
+    assert way.back.trouble == "nobody reads the stream elsewhere of memory of hub"
+
+
+@pytest.mark.parametrize(
+    ("listening", "dialled", "takes"),
+    [
+        ("tcp:0.0.0.0:4000", "tcp:hub.example:4000", True),
+        ("tcp:0.0.0.0:4000", "tcp:hub.example:4001", False),
+        ("tcp:127.0.0.1:4000", "tcp:localhost:4000", True),
+        ("tcp:127.0.0.1:4000", "tcp:hub.example:4000", False),
+        ("tcp:hub.example:4000", "tcp:hub.example:4000", True),
+        ("tcp:hub.example:4000", "tcp_classic:hub.example:4000", True),
+        ("tcp:hub.example:4000", "tls:hub.example:4000", False),
+        ("tcp:[::]:4000", "tcp:hub.example:4000", True),
+        ("ws:0.0.0.0:4000/a", "ws:hub.example:4000/a", True),
+        ("ws:0.0.0.0:4000/a", "ws:hub.example:4000/b", False),
+        ("kafka:one:9092/hub", "kafka:one:9092/hub", True),
+        ("kafka:one:9092/hub", "kafka:one:9092/other", False),
+        ("loopback:hub", "loopback:hub", True),
+    ],
+)
+def test_a_place_that_is_dialled_is_one_that_is_listened_at(listening: str, dialled: str, takes: bool) -> None:
+    mine, theirs = place_of(listening), place_of(dialled)
+    assert mine is not None
+    assert theirs is not None
+    assert mine.takes(theirs) is takes

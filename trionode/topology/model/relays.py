@@ -1,0 +1,164 @@
+"""Relays without time: a hub's names, passages by which conversations go on, and the holder's side.
+
+Behind it stand trionode/relay_service.py, trionode/passage.py and trionode/relay.py.
+"""
+
+from functools import partial
+
+import attrs
+
+from trionode.relay_service import EPHEMERAL_SERVICE, NAMED_SERVICE
+from trionode.topology.model.messages import HERE, Facts, Message, Request
+from trionode.topology.model.world import Entry, Node, UnopenedError, World, describe
+from trionode.topology.spec import RelayServiceSpec, RelaySpec
+
+
+@attrs.define(eq=False)
+class _Way:
+    first: str
+    passage: str
+    facts: Facts
+    writers: set[str] = attrs.Factory(set)
+
+    @property
+    def lends_identity(self) -> bool:
+        return self.facts.identifier is not None
+
+
+class _Passages:
+    def __init__(self, world: World, node: Node) -> None:
+        self._world = world
+        self._node = node
+        self._ways: dict[str, _Way] = {}
+
+    def meet(self, message: Message) -> _Way:
+        way = self.lead(message.back[0], message.facts)
+        if message.back[0] == way.first:
+            way.facts = message.facts
+        return way
+
+    def lead(self, first: str, facts: Facts) -> _Way:
+        way = self._ways.get(first)
+        if way is None:
+            way = _Way(first, self._world.random("passage", self._node.name), facts)
+            self._ways[first] = self._ways[way.passage] = way
+            self._node.table[way.passage] = Entry("passage", partial(self._through, way))
+        return way
+
+    def _through(self, way: _Way, message: Message) -> None:
+        onward = message.onward
+        if way.lends_identity and (len(onward) < 2 or onward[1] not in way.writers):
+            self._world.drop(self._node, message, "into a channel a passage leads only to those who wrote by it")
+            return
+        self.pass_on(message, way, onward[1:])
+
+    def pass_on(self, message: Message, way: _Way, rest: tuple[str, ...]) -> None:
+        facts, back = message.facts, message.back
+        if not facts.is_here:
+            origin = self.meet(message)
+            if len(back) > 1 and origin.lends_identity:
+                origin.writers.add(back[1])
+            back = (origin.passage, *back[1:])
+        outward = HERE if way.facts.stream is not None and not way.lends_identity else facts
+        self._world.deliver(
+            self._node,
+            attrs.evolve(message, onward=(way.first, *rest), back=back, facts=outward),
+            by_own_authority=True,
+        )
+
+
+@attrs.define(eq=False)
+class _Relay:
+    owner: str
+    way: _Way | None
+    first: str
+    rest: tuple[str, ...]
+
+
+class RelayService:
+    """The addresses by which relays are registered, and one for each that is."""
+
+    def __init__(self, world: World, node: Node, spec: RelayServiceSpec) -> None:
+        self._world = world
+        self._node = node
+        self._prefix = spec.prefix
+        self._relays: dict[str, _Relay] = {}
+        self._passages = _Passages(world, node)
+        for service in (EPHEMERAL_SERVICE, NAMED_SERVICE):
+            node.table[service] = Entry(
+                "relay service", self._on_registration, world.allow(spec.allow), describe(spec.allow)
+            )
+
+    def _on_registration(self, message: Message) -> None:
+        body = message.body
+        if not isinstance(body, Request) or body.what != "register" or not message.back:
+            self._world.drop(self._node, message, f"the relay service of {self._node.name} takes registrations only")
+            return
+        facts, address = message.facts, self._prefix + body.name
+        owner = facts.identifier or facts.link or facts.stream or ""
+        relay = self._relays.get(body.name)
+        if relay is None and address in self._node.table:
+            self._world.drop(self._node, message, f"the address {address} at {self._node.name} is taken already")
+            return
+        if relay is not None and relay.owner != owner:
+            self._world.drop(
+                self._node, message, f"the relay {body.name} at {self._node.name} belongs to another already"
+            )
+            return
+        way = None if facts.is_here else self._passages.meet(message)
+        relay = self._relays[body.name] = _Relay(owner, way, message.back[0], message.back[1:])
+        self._node.table[address] = Entry("relay", partial(self._on_message, body.name))
+        self._world.deliver(self._node, Message(message.back, (address,), Request("answer", body.name)))
+
+    def _on_message(self, name: str, message: Message) -> None:
+        relay = self._relays[name]
+        rest = (*relay.rest, *message.onward[1:])
+        if relay.way is not None:
+            self._passages.pass_on(message, relay.way, rest)
+        else:
+            self._world.deliver(self._node, attrs.evolve(message, onward=(relay.first, *rest)))
+
+
+def open_relay(world: World, node: Node, name: str, spec: RelaySpec) -> None:
+    """Register a relay of a node at its hub; UnopenedError says why that can't be."""
+    _Holder(world, node, name, spec).open()
+
+
+class _Holder:
+    def __init__(self, world: World, node: Node, name: str, spec: RelaySpec) -> None:
+        self._world = world
+        self._node = node
+        self._name = name
+        self._way = world.resolve(node, spec.via)
+        self._encoded = world.random(f"relay {name} at", node.name)
+        self._passages = _Passages(world, node)
+        self._target: tuple[_Way, tuple[str, ...]] | None = None
+        self._is_open = False
+        if spec.to is not None:
+            to = world.resolve(node, spec.to)
+            self._target = self._passages.lead(to[0], Facts(link=to[0])), to[1:]
+        node.table[self._encoded] = Entry("relay", self._pass)
+
+    def open(self) -> None:
+        onward = (*self._way, NAMED_SERVICE)
+        ends = self._world.run(self._node, Message(onward, (self._encoded,), Request("register", self._name)))
+        if not self._is_open:
+            del self._node.table[self._encoded]
+            raise UnopenedError(next((end.text for end in ends if end.text), "the hub does not answer"))
+
+    def _pass(self, message: Message) -> None:
+        onward, facts = message.onward, message.facts
+        if len(onward) == 1:
+            if len(message.back) >= 2 and message.back[0] == self._way[0] and isinstance(message.body, Request):
+                self._is_open = True
+            else:
+                self._world.drop(self._node, message, "its route ends at a relay")
+            return
+        if not facts.is_here:
+            bare = facts.link is None and facts.stream is None
+            facts = attrs.evolve(facts, identifier=None, link=self._encoded if bare else facts.link)
+        if self._target is None:
+            self._world.deliver(self._node, attrs.evolve(message, onward=onward[1:], facts=facts))
+            return
+        way, rest = self._target
+        self._passages.pass_on(message, way, (*rest, *onward[1:]))

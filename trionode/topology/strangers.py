@@ -1,0 +1,139 @@
+"""How far a stranger gets, who knows the spec but has no key in it: from every listener on, by whatever lets him pass."""
+
+from collections import deque
+from collections.abc import Callable
+from typing import Literal
+
+import attrs
+
+from trionode.topology.model.messages import RANDOM, Clear, Facts, Message, Record, Step
+from trionode.topology.model.places import place_of
+from trionode.topology.model.world import World
+
+#: What is behind the address that a stranger tries: nobody, so that it shows where he gets to.
+PROBE = f"{RANDOM}probe"
+#: The identity of a stranger, where anybody's is taken.
+ANYBODY = f"{RANDOM}anybody"
+
+#: Notes that strangers get to a place, and how.
+Enter = Callable[["_Place", tuple[str, ...]], None]
+Manner = Literal["by a bare link", "by a bare stream", "through a secure channel"]
+
+
+@attrs.frozen
+class Reached:
+    """An address that strangers reach, and how: hop by hop, for people."""
+
+    node: str
+    address: str
+    manner: Manner
+    way: tuple[str, ...]
+
+
+@attrs.frozen
+class Dial:
+    """Something that strangers can make a node connect to."""
+
+    node: str
+    #: Keys of what connects, within the node's table.
+    by: tuple[str, str]
+    to: str
+    way: tuple[str, ...]
+
+
+@attrs.frozen
+class _Place:
+    node: str
+    facts: Facts
+
+    @property
+    def manner(self) -> Manner:
+        if self.facts.identifier is not None:
+            return "through a secure channel"
+        return "by a bare link" if self.facts.stream is None else "by a bare stream"
+
+
+@attrs.define
+class Strangers:
+    """All that strangers reach, and what they can cause."""
+
+    reached: dict[tuple[str, str, Manner], Reached] = attrs.Factory(dict)
+    dials: dict[tuple[str, tuple[str, str]], Dial] = attrs.Factory(dict)
+
+    def reach(self, node: str, address: str, *, bare: bool) -> Reached | None:
+        """Return how strangers reach an address, without a secure channel or by any means; None if they don't."""
+        manners: tuple[Manner, ...] = ("by a bare link", "by a bare stream", "through a secure channel")
+        for manner in manners[: 2 if bare else 3]:
+            if (node, address, manner) in self.reached:
+                return self.reached[node, address, manner]
+        return None
+
+
+def strangers_in(world: World) -> Strangers:
+    """Return how far strangers get in a topology."""
+    found = Strangers()
+    waiting: deque[tuple[_Place, tuple[str, ...]]] = deque()
+    known: set[tuple[str, Manner]] = set()
+
+    def enter(place: _Place, way: tuple[str, ...]) -> None:
+        if (place.node, place.manner) not in known:
+            known.add((place.node, place.manner))
+            waiting.append((place, way))
+
+    for name, spec in world.spec.nodes.items():
+        for listener in spec.listen:
+            enter(_Place(name, Facts(link=f"{RANDOM}stranger at {name}")), (f"connects to {name} at {listener.at}",))
+        for key, inlet in spec.inlets.items():
+            place = place_of(f"tcp:{inlet.at}")
+            if place is None or not place.is_of_machine:
+                way = (f"connects to the inlet {name}/{key} at {inlet.at}",)
+                found.dials[name, ("inlets", key)] = Dial(name, ("inlets", key), " => ".join(inlet.to), way)
+    while waiting:
+        here, way_here = waiting.popleft()
+        _look_around(world, here, way_here, found, enter)
+    return found
+
+
+def _look_around(world: World, place: _Place, way: tuple[str, ...], found: Strangers, enter: Enter) -> None:
+    node = world.nodes[place.node]
+    back = (place.facts.link or place.facts.stream or RANDOM, f"{RANDOM}stranger")
+    for address, entry in list(node.table.items()):
+        if address.startswith(RANDOM) or not entry.allow(place.facts):
+            continue
+        here = (*way, f"addresses {place.node}/{address}")
+        key = (place.node, address, place.manner)
+        if entry.kind not in {"link", "relay"}:
+            found.reached.setdefault(key, Reached(*key, here))
+        if entry.kind == "listener" and node.spec.secure_channel_listeners[address].trust.everyone:
+            facts = attrs.evolve(place.facts, identifier=ANYBODY)
+            enter(_Place(place.node, facts), (*here, "opens a secure channel under any identity"))
+        if entry.kind == "outlet":
+            outlet = node.spec.outlets[address]
+            by = ("outlets", address)
+            found.dials.setdefault((place.node, by), Dial(place.node, by, outlet.target, here))
+        if entry.kind not in {"link", "relay"}:
+            continue
+        for end in world.run(node, Message((address, PROBE), back, Clear(), place.facts)):
+            _note_dials(world, end.message.trail, here, found)
+            if end.address == PROBE and end.what == "dropped":
+                enter(_Place(end.node, end.message.facts), (*here, f"comes to {end.node}"))
+    for prefix, entry in list(node.families.items()):
+        if not entry.allow(place.facts):
+            continue
+        service = prefix.removesuffix(".")
+        for stream in world.streams(place.node, service):
+            push = Message((prefix + stream,), back, Record(stream, (PROBE,), (), Clear()), place.facts)
+            for end in world.run(node, push):
+                if end.address == PROBE and end.what == "dropped":
+                    text = f"writes the stream {stream} at {place.node}/{service}"
+                    enter(_Place(end.node, end.message.facts), (*way, text, f"is read by {end.node}"))
+
+
+def _note_dials(world: World, trail: tuple[Step, ...], way: tuple[str, ...], found: Strangers) -> None:
+    for step in trail:
+        link = step.link
+        if link is None or link.key is None:
+            continue
+        node, by = link.dialler, ("links", link.key)
+        if world.spec.nodes[node].links[link.key].dial == "on_demand":
+            found.dials.setdefault((node, by), Dial(node, by, str(link.place), way))

@@ -1,0 +1,100 @@
+"""The proof of a topology: for every flow and everybody who carries it what he sees and could do, what is dubious, and what was to hold."""
+
+from collections.abc import Iterable, Iterator
+
+import attrs
+
+from trionode.topology.assertions import Verdict, judge
+from trionode.topology.checking import check_spec
+from trionode.topology.findings import Finding, find
+from trionode.topology.model.building import build
+from trionode.topology.model.world import World
+from trionode.topology.paths import walk
+from trionode.topology.problems import SpecError
+from trionode.topology.proof import Flow, Proof
+from trionode.topology.spec import AssertSpec, FlowSpec, TopologySpec
+from trionode.topology.strangers import strangers_in
+
+
+@attrs.frozen
+class Report:
+    """What follows from a topology."""
+
+    proof: Proof
+    #: The gravest first.
+    findings: tuple[Finding, ...]
+    #: One for each assertion of the topology, in its order.
+    verdicts: tuple[Verdict, ...]
+
+    @property
+    def flows(self) -> tuple[Flow, ...]:
+        """All flows: those that are declared and those that follow from the rest."""
+        return self.proof.flows
+
+    @property
+    def holds(self) -> bool:
+        """Whether every assertion of the topology holds."""
+        return all(verdict.holds for verdict in self.verdicts)
+
+    def flow(self, name: str) -> Flow:
+        """Return the flow of a name; KeyError if there is none."""
+        return self.proof.flow(name)
+
+    def require(
+        self,
+        *,
+        flow: str | None = None,
+        no_plaintext_at: str | Iterable[str] = (),
+        no_inner_addresses_at: str | Iterable[str] = (),
+        no_injection_by: str | Iterable[str] = (),
+        proven_to: str | Iterable[str] = (),
+        not_reached_by_strangers: str | Iterable[str] = (),
+        no_dials_by_strangers: str | Iterable[str] = (),
+    ) -> None:
+        """Do what `[[assert]]` in the file does; AssertionError with the way that violates it, SpecError where a name is nobody's."""
+        assertion = AssertSpec(
+            flow,
+            no_plaintext_at=no_plaintext_at,
+            no_inner_addresses_at=no_inner_addresses_at,
+            no_injection_by=no_injection_by,
+            proven_to=proven_to,
+            not_reached_by_strangers=not_reached_by_strangers,
+            no_dials_by_strangers=no_dials_by_strangers,
+        )
+        asked = attrs.evolve(self.proof.world.spec, assertions=(assertion,))
+        problems = [problem for problem in check_spec(asked) if problem.path[:1] == ("assert",)]
+        if problems:
+            raise SpecError(problems)
+        verdict = judge(self.proof, 0, assertion)
+        if not verdict.holds:
+            raise AssertionError(str(verdict))
+
+
+def verify(spec: TopologySpec) -> Report:
+    """Return what follows from a topology that `check_spec` has no problem with; nothing is started, resolved or connected."""
+    world = build(spec)
+    flows = tuple(
+        Flow(name, flow, walk(world, flow.node, flow.to), is_declared) for name, flow, is_declared in _flows(world)
+    )
+    proof = Proof(world, flows, strangers_in(world))
+    findings = tuple(sorted(find(proof), key=lambda finding: finding.rank))
+    verdicts = tuple(judge(proof, index, assertion) for index, assertion in enumerate(spec.assertions))
+    return Report(proof, findings, verdicts)
+
+
+def _flows(world: World) -> Iterator[tuple[str, FlowSpec, bool]]:
+    spec = world.spec
+    for name, flow in spec.flows.items():
+        yield name, flow, True
+    for name, node in spec.nodes.items():
+        for key, inlet in node.inlets.items():
+            yield f"inlet {name}/{key}", FlowSpec(name, inlet.to), False
+    if spec.flows:
+        return
+    for name, here in world.nodes.items():
+        for key, channel in here.channels.items():
+            peer = channel.responder
+            for address in [address for address, entry in peer.table.items() if entry.kind == "worker"]:
+                route = (f"@{key}", address)
+                if walk(world, name, route).receiver == (peer.name, address):
+                    yield f"{name} → {peer.name}/{address} by @{key}", FlowSpec(name, route), False
