@@ -124,7 +124,9 @@ def entry_points() -> dict[tuple[str, str], str]:
 
 @pytest.mark.parametrize(("group", "name"), entry_points())
 def test_an_entry_point_names_something_that_can_be_called(group: str, name: str) -> None:
-    assert callable(EntryPoint(name, entry_points()[group, name], group).load())
+    loaded = EntryPoint(name, entry_points()[group, name], group).load()
+    # Plugins of pytest are modules.
+    assert callable(loaded) or group == "pytest11"
 
 
 def test_what_is_installed_has_the_entry_points_and_the_version_of_this_checkout() -> None:

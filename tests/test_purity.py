@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import pytest
 
-PLUGINS = ("trionode_tcp", "trionode_loopback", "trionode_kafka")
+PLUGINS = ("trionode_tcp", "trionode_websocket", "trionode_loopback", "trionode_kafka")
 
 #: What would let clocks, chance or the outside world into the sans-IO layer.
 CLOCKS = frozenset({"datetime", "time"})
@@ -35,6 +35,7 @@ PUBLIC = frozenset(
         "trionode.protocol.wire",
         "trionode.sockets",
         "trionode.stream_store",
+        "trionode.tls",
         "trionode.transport",
     )
 )

@@ -145,6 +145,7 @@ async def test_every_echo_comes_once_and_in_order_although_kafka_is_killed(kafka
         await conversation.echo({MESSAGES // 2: kill_and_start})
 
 
+@pytest.mark.soak
 @pytest.mark.kafka
 async def test_every_echo_comes_once_and_in_order_although_alices_hub_freezes_and_goes_on_later(
     kafka_broker: KafkaBroker,

@@ -28,7 +28,7 @@ os.execv(sys.executable, [sys.executable, "-m", "trionode", *sys.argv[3:]])
 """
 
 
-@pytest.fixture(params=["sqlite", pytest.param("kafka", marks=pytest.mark.kafka)])
+@pytest.fixture(params=["sqlite", pytest.param("kafka", marks=[pytest.mark.kafka, pytest.mark.soak])])
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """A store that outlives a hub."""
     if request.param == "kafka":
@@ -89,6 +89,7 @@ async def test_a_classic_pair_does_not_notice_that_the_hub_begins_anew(store: st
             assert "did not answer" not in hub.complaints
 
 
+@pytest.mark.soak
 async def test_a_classic_pair_does_not_notice_a_second_without_a_hub_while_somebody_keeps_the_socket(
     store: str, tmp_path: Path
 ) -> None:

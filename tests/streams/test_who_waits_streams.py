@@ -336,6 +336,7 @@ async def test_a_worker_that_asks_over_the_link_that_feeds_it_while_its_mailbox_
 # -- everything sent before anything is read ---------------------------------------------------------------------------------------------
 
 
+@pytest.mark.soak
 async def test_a_hundred_thousand_messages_are_sent_before_the_first_echo_is_read(
     tmp_path: Path, record_property: Callable[[str, object], None]
 ) -> None:
