@@ -1,6 +1,7 @@
 """A link as its node holds it: an address, an outbox, one task that reads frames and delivers, and one that writes."""
 
 import math
+from collections.abc import Callable
 
 import trio
 
@@ -25,10 +26,20 @@ class NodeLink:
     """A link in a node: routable, `Route(link, "echoer")`. It ends with its peer, with `aclose`, or with its node.
 
     A leaf's reader waits for the queues that its messages fill, so that backpressure reaches the peer. A trunk, declared between
-    hubs, never waits: it drops and counts at the hard bound, so that waits between nodes form no cycle.
+    hubs, never waits: it drops and counts at the hard bound, so that waits between nodes form no cycle. A peer that takes nothing, or sends
+    nonsense, ends it; or, where there is `hang_up`, that is called with the reason instead, and the link lives on.
     """
 
-    def __init__(self, router: Router, encoded: Encoded, link: Link, *, allow: Access, trunk: bool = False) -> None:
+    def __init__(
+        self,
+        router: Router,
+        encoded: Encoded,
+        link: Link,
+        *,
+        allow: Access,
+        trunk: bool = False,
+        hang_up: Callable[[str], None] | None = None,
+    ) -> None:
         self.encoded = encoded
         #: The other end, as its transport names it.
         self.peer = link.peer
@@ -38,6 +49,7 @@ class NodeLink:
         self.ended = trio.Event()
         self._router = router
         self._link = link
+        self._hang_up = hang_up
         self._encode = link.wire.encode
         self._max_frame = min(link.max_frame, link.wire.max_sent)
         self._undecodable = 0
@@ -78,8 +90,14 @@ class NodeLink:
         return debt
 
     def _give_up(self) -> None:
-        if not self.facts.trunk:
-            self._end(f"it took nothing for {PATIENCE:g} s, or let {self._outbox.hard_bound} bytes of answers wait")
+        if self.facts.trunk:
+            return
+        reason = f"it took nothing for {PATIENCE:g} s, or let {self._outbox.hard_bound} bytes of answers wait"
+        if self._hang_up is None:
+            self._end(reason)
+        else:
+            self._hang_up(reason)
+            self._router.counters["link hung up, its peer took nothing"] += self._outbox.discard()
 
     @property
     def is_open(self) -> bool:
@@ -147,7 +165,9 @@ class NodeLink:
         """Live through an undecodable frame, where the generation wants that and it is not one too many (spec §3.1, §3.2)."""
         self._undecodable += 1
         if self._undecodable > self._link.wire.tolerated:
-            raise error
+            if self._hang_up is None:
+                raise error
+            self._hang_up(str(error))
         self._router.counters["undecodable frame"] += 1
         if self._undecodable == 1:
             log.warning("skipped a frame from %s: %s; more are counted, not shown", shown(self.peer), shown(error))

@@ -14,7 +14,7 @@ from trionode.generations import handshaker, require_generations
 from trionode.identities import Identity, IdentityVault
 from trionode.link import NodeLink
 from trionode.mailbox import PATIENCE, Mailbox, Sender, Worker
-from trionode.observe import Counters, log, shown
+from trionode.observe import Counters, Rarely, log, shown
 from trionode.on_demand import OnDemandLink
 from trionode.portal import Inlet, Outlet, PortalLimits
 from trionode.protocol.address import Address, Encoded, local
@@ -96,12 +96,18 @@ class Node:
         where = Address.parse(at)
         transport = self._transport(where.transport)
         accepted: set[NodeLink] = set()
+        rarely = Rarely()
 
         async def accept(link: Link) -> None:
             if len(accepted) >= MAX_LINKS:
-                log.warning(
-                    "refused a link from %s: the listener at %s holds %d already", shown(link.peer), at, MAX_LINKS
-                )
+                self.counters["link refused, too many"] += 1
+                if rarely.is_due("too many", trio.current_time()):
+                    log.warning(
+                        "refused a link from %s: the listener at %s holds %d already; more are counted, not shown",
+                        shown(link.peer),
+                        at,
+                        MAX_LINKS,
+                    )
                 await link.aclose()
                 return
             if self._is_over:
@@ -132,9 +138,17 @@ class Node:
         for scope in self._listening:
             scope.cancel()
 
-    def _take(self, link: Link, *, trunk: bool, address: Encoded | None = None) -> NodeLink:
+    def _take(
+        self,
+        link: Link,
+        *,
+        trunk: bool,
+        address: Encoded | None = None,
+        hang_up: Callable[[str], None] | None = None,
+    ) -> NodeLink:
         """Give a link its place in the node at once; AddressInUseError if its address is taken."""
-        held = NodeLink(self.router, address or random_address(), link, allow=self._link_access, trunk=trunk)
+        address = address or random_address()
+        held = NodeLink(self.router, address, link, allow=self._link_access, trunk=trunk, hang_up=hang_up)
         self._all_links.add(held)
         self._nursery.start_soon(self._hold, held)
         return held
@@ -170,13 +184,16 @@ class Node:
     def dial_on_demand(self, peer: str, *, name: str, trunk: bool = False) -> NodeLink:
         """Return a link to `peer` behind a known address that is connected when a message is to go there, whoever sent it.
 
-        So a message from afar makes this node dial, but only a place that its program named. A connection that was lost is made again by the next
-        message; what can't be sent is dropped and counted. It speaks the current generation. AddressInUseError if the name is taken.
+        So a message from afar makes this node dial, but only a place that its program named. A connection that was lost, or that is given up because the
+        peer takes nothing, is made again by the next message, after a pause if it did not last; what can't be sent, or waits too long, is dropped and
+        counted, whatever is wrong with the place. It speaks the current generation. LocalError if `peer` names no transport of this node,
+        AddressInUseError if the name is taken.
         """
         self._require_open()
         where = Address.parse(peer)
         connect = partial(self._transport(where.transport).connect, where.value.decode())
-        return self._take(OnDemandLink(peer, connect, self.counters), trunk=trunk, address=local(name))
+        link = OnDemandLink(peer, connect, self.counters)
+        return self._take(link, trunk=trunk, address=local(name), hang_up=link.hang_up)
 
     async def resolve(self, route: Route) -> tuple[Encoded, ...]:
         """Return the encoded hops of a route whose first hop may be a transport address: that is connected first, if it isn't yet."""

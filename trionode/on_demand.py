@@ -4,16 +4,17 @@ from collections.abc import Awaitable, Callable, Sequence
 
 import trio
 
-from trionode.errors import LinkLostError, RemoteError
+from trionode.errors import LinkLostError, RemoteError, TrionodeError
 from trionode.observe import Counters, Rarely, log, shown
 from trionode.protocol.current import CURRENT
 from trionode.protocol.wire import Wire
+from trionode.stream import STEADY_SECONDS
 from trionode.transport import Link
 
 #: Seconds that dialling may take: less than a link's reader waits for another link (PATIENCE in link.py), so that nobody gives this one up for it.
 DIAL_SECONDS = 5.0
-#: Seconds without another try after one that failed, doubled at each failure, the last for ever: what comes meanwhile is dropped, so that whoever
-#: sends much makes this node dial seldom.
+#: Seconds without another try after one that failed, or that made a connection which did not last for STEADY_SECONDS, doubled at each failure, the
+#: last for ever: what comes meanwhile is dropped, so that whoever sends much makes this node dial seldom.
 PAUSES = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 #: Seconds that a burst which a peer does not take is given after that peer's own end.
 GRACE = 1.0
@@ -33,9 +34,13 @@ class OnDemandLink:
         self._connect = connect
         self._counters = counters
         self._link: Link | None = None
+        # What was left and is not closed yet; until it is, nothing is dialled.
+        self._left: Link | None = None
         self._connected = trio.Event()
+        self._since = 0.0
         self._sending = trio.Lock()
         self._burst = trio.CancelScope()
+        self._reading = trio.CancelScope()
         self._is_ending = False
         self._failures = 0
         self._not_before = 0.0
@@ -44,28 +49,50 @@ class OnDemandLink:
     async def receive(self) -> Sequence[bytes]:
         """All frames of one read of whatever connection there is, or will be; () once this side has ended and the peer too."""
         while True:
-            while self._link is None:
+            if self._left is not None:
+                async with self._sending:  # a link is closed when nobody sends
+                    await self._left.aclose()
+                    self._left = None
+            link = self._link
+            if link is None:
                 if self._is_ending:
                     await trio.lowlevel.checkpoint()
                     return ()
                 await self._connected.wait()
-            link = self._link
+                continue
             reason = "the peer ended it"
             try:
-                if frames := await link.receive():
-                    return frames
+                with trio.CancelScope() as self._reading:
+                    if frames := await link.receive():
+                        return frames
             except RemoteError as error:
                 reason = str(error)
-            log.info("link with %s ended: %s; the next message dials again", shown(self.peer), shown(reason))
-            await self._hang_up(link)
+            if link is self._link:
+                self._leave(link, reason)
+                self._burst.deadline = trio.current_time() + GRACE
 
-    async def _hang_up(self, link: Link) -> None:
-        self._link, self._connected = None, trio.Event()
+    def hang_up(self, reason: str) -> None:
+        """Leave the connection, if there is one, and drop the burst under way; a later one dials again. It never waits."""
+        if self._link is not None:
+            self._leave(self._link, reason)
+            self._burst.cancel()
+            self._reading.cancel()
+
+    def _leave(self, link: Link, reason: str) -> None:
+        """Use a connection no longer; whoever receives closes it."""
+        if trio.current_time() - self._since >= STEADY_SECONDS:
+            self._failures = 0
+        else:
+            self._pause()  # who greets and then goes is no better than who is away
+        self._left, self._link, self._connected = link, None, trio.Event()
         if self._is_ending:
             self._connected.set()
-        self._burst.deadline = trio.current_time() + GRACE
-        async with self._sending:  # a link is closed when nobody sends
-            await link.aclose()
+        elif self._rarely.is_due("ended", trio.current_time()):
+            log.info("link with %s ended: %s; a later message dials again", shown(self.peer), shown(reason))
+
+    def _pause(self) -> None:
+        self._not_before = trio.current_time() + PAUSES[min(self._failures, len(PAUSES) - 1)]
+        self._failures += 1
 
     async def send(self, frames: Sequence[bytes]) -> None:
         """Send a burst, connecting before if need be; what can't be sent is dropped and counted. Cancelled half-way, the link is broken."""
@@ -87,20 +114,19 @@ class OnDemandLink:
 
     async def _dial(self) -> Link | None:
         """Connect; None if that is not possible, or was not possible a moment ago."""
-        if self._is_ending or trio.current_time() < self._not_before:
+        if self._is_ending or self._left is not None or trio.current_time() < self._not_before:
             await trio.lowlevel.checkpoint()
             return None
         try:
             link = await self._connected_link()
-        except RemoteError as error:
-            pause = PAUSES[min(self._failures, len(PAUSES) - 1)]
-            self._failures += 1
-            self._not_before = trio.current_time() + pause
-            if self._rarely.is_due(str(error), trio.current_time()):
-                log.warning("a message for %s was dropped: %s", shown(self.peer), shown(error))
+        except Exception as error:  # noqa: BLE001  # a stranger made this node dial: whatever anybody's transport raises costs his message, not the node
+            self._pause()
+            # By kind, not by text: a remote that chooses words could otherwise fill the log.
+            if self._rarely.is_due(type(error).__name__, trio.current_time()):
+                reason = str(error) if isinstance(error, TrionodeError) else repr(error)
+                log.warning("a message for %s was dropped: %s", shown(self.peer), shown(reason))
             return None
-        self._failures = 0
-        self._link = link
+        self._link, self._since = link, trio.current_time()
         self._connected.set()
         return link
 
@@ -130,7 +156,7 @@ class OnDemandLink:
     async def aclose(self) -> None:
         """Dial no more, and close what was connected."""
         self._end()
-        link, self._link = self._link, None
+        link, self._link, self._left = self._link or self._left, None, None
         if link is not None:
             await link.aclose()
         else:

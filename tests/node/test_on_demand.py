@@ -1,5 +1,8 @@
 """Links that are dialled by the first message; tests/topology/test_running.py has them in their places."""
 
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from typing import ClassVar
 
 import attrs
@@ -10,8 +13,11 @@ import trio.testing
 from trionode import Node, Route, open_node
 from trionode.access import from_anywhere
 from trionode.errors import AddressInUseError, LinkLostError, LocalError
-from trionode.on_demand import DIAL_SECONDS, GRACE
+from trionode.link import PATIENCE
+from trionode.on_demand import DIAL_SECONDS, GRACE, PAUSES, OnDemandLink
+from trionode.protocol.address import Address
 from trionode.protocol.classic import CLASSIC
+from trionode.stream import STEADY_SECONDS
 from trionode.transport import Link
 from trionode.workers import echoer
 from trionode_loopback import Loopback, LoopbackLink
@@ -28,12 +34,15 @@ class Dialler(Loopback):
 
     is_silent: bool = False
     is_classic: bool = False
+    error: Exception | None = None
     largest: int = 1 << 20
     dialled: list[LoopbackLink] = attrs.Factory(list)
 
     async def connect(self, peer: str) -> Link:
         if self.is_silent:
             await trio.sleep_forever()
+        if self.error is not None:
+            raise self.error
         link = await super().connect(peer)
         assert isinstance(link, LoopbackLink)
         if self.is_classic:
@@ -46,6 +55,27 @@ class Dialler(Loopback):
 async def serve(node: Node) -> None:
     await node.start_worker("echoer", echoer, allow=from_anywhere)
     await node.listen("loopback:bob")
+
+
+@asynccontextmanager
+async def accepting(network: Loopback, accept: Callable[[Link], Awaitable[None]]) -> AsyncIterator[None]:
+    """A peer at loopback:bob that does with its connections what a test wants, and takes up to the end what it does not close."""
+    async with trio.open_nursery() as nursery:
+
+        async def listen(*, task_status: trio.TaskStatus[str]) -> None:
+            await network.serve("bob", accept, task_status=task_status)
+
+        await nursery.start(listen)
+        yield
+        nursery.cancel_scope.cancel()
+
+
+@asynccontextmanager
+async def stranger_at_a_hub(network: Dialler) -> AsyncIterator[tuple[Node, Address, Node]]:
+    """A hub with a link on demand to loopback:bob that is called bob, its address, and a stranger, who is not counted as dialled."""
+    async with open_node(network, forwards=True) as hub, open_node(Loopback(network=network.network)) as stranger:
+        at = await hub.listen("loopback:hub")
+        yield hub, at, stranger
 
 
 async def test_nothing_is_dialled_until_there_is_something_to_send(autojump_clock: trio.testing.MockClock) -> None:
@@ -78,8 +108,183 @@ async def test_a_connection_that_was_lost_is_made_again_by_the_next_message(
                 await serve(bob)
                 assert (await alice.ask(Route("bob", "echoer"), "hello")).text == "hello"
                 assert len(network.dialled) == count
+                await trio.sleep(STEADY_SECONDS)
             await trio.testing.wait_all_tasks_blocked()
             assert link.is_open
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (LocalError("expected host:port, and got \x1b"), r"expected host:port, and got \x1b"),
+        (UnicodeError("label too long"), "UnicodeError('label too long')"),
+        (ExceptionGroup("dials", [ValueError("port")]), "ExceptionGroup('dials', [ValueError('port')])"),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+async def test_a_place_that_can_not_be_dialled_costs_a_stranger_his_message_and_not_the_node(
+    error: Exception, told: str, autojump_clock: trio.testing.MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    network = Dialler(error=error)
+    async with stranger_at_a_hub(network) as (hub, at, stranger):
+        link = hub.dial_on_demand("loopback:bob", name="bob")
+        for count in (1, 2, 3):
+            await stranger.send(Route(str(at), "bob", "echoer"), "hello")
+            await trio.sleep(PAUSES[-1])
+            assert +hub.counters == {"dialled in vain": count}
+        assert link.is_open
+    assert caplog.text.count("a message for loopback:bob was dropped") == 1
+    assert told in caplog.text
+
+
+async def test_a_remote_that_words_its_refusal_anew_each_time_does_not_fill_the_log(
+    autojump_clock: trio.testing.MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    network = Dialler()
+    async with open_node(network) as alice:
+        alice.dial_on_demand("loopback:bob", name="bob")
+        for count in range(10):
+            network.error = LinkLostError(f"refused: {count}")
+            await alice.send(Route("bob", "echoer"), "hello")
+            await trio.sleep(PAUSES[-1])
+        assert +alice.counters == {"dialled in vain": 10}
+    assert caplog.text.count("was dropped: refused") == 1
+
+
+async def test_a_transport_that_the_node_has_not_is_told_at_once(autojump_clock: trio.testing.MockClock) -> None:
+    async with open_node(Dialler()) as alice:
+        for place in ("tcp:127.0.0.1:1", "bob"):
+            with pytest.raises(LocalError, match="name it in open_node"):
+                alice.dial_on_demand(place, name="bob")
+
+
+async def test_a_peer_that_greets_and_then_goes_is_dialled_seldom(
+    autojump_clock: trio.testing.MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    network = Dialler()
+    accepted = 0
+
+    async def accept(link: Link) -> None:
+        nonlocal accepted
+        accepted += 1
+        await link.aclose()
+
+    async with accepting(network, accept), stranger_at_a_hub(network) as (hub, at, stranger):
+        hub.dial_on_demand("loopback:bob", name="bob")
+        began = trio.current_time()
+        sent = 0
+        while trio.current_time() < began + 60:
+            await stranger.send(Route(str(at), "bob", "x"), "hello")
+            sent += 1
+            await trio.sleep(0.01)
+        assert len(network.dialled) == accepted <= len(PAUSES) + 60 / PAUSES[-1]
+        assert +hub.counters <= Counter({"dialled in vain": sent, "link lost while sending": sent})
+        assert sent - accepted <= hub.counters.total() <= sent
+        assert caplog.text.count("link with loopback:bob ended") <= 2
+
+
+async def test_a_connection_that_lasted_is_followed_by_another_without_a_pause(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    network = Dialler()
+
+    async def accept(link: Link) -> None:
+        await trio.sleep(STEADY_SECONDS + 0.1)
+        await link.aclose()
+
+    async with accepting(network, accept), open_node(network) as alice:
+        alice.dial_on_demand("loopback:bob", name="bob")
+        for _ in range(5):
+            await alice.send(Route("bob", "x"), "hello")
+            await trio.sleep(STEADY_SECONDS + 0.2)
+        assert len(network.dialled) == 5
+        assert not +alice.counters
+
+
+@pytest.mark.parametrize("reads_for", [0, 3], ids=["at once", "later"])
+async def test_a_peer_that_takes_nothing_is_left_and_its_address_stays(
+    autojump_clock: trio.testing.MockClock, reads_for: float
+) -> None:
+    network = Dialler()
+    taken: list[bytes] = []
+    is_stuck = True
+
+    async def accept(link: Link) -> None:
+        with trio.move_on_after(reads_for if is_stuck else float("inf")):
+            while frames := await link.receive():
+                taken.extend(frames)
+        await trio.sleep_forever()
+
+    async with accepting(network, accept), stranger_at_a_hub(network) as (hub, at, stranger):
+        link = hub.dial_on_demand("loopback:bob", name="bob")
+        with trio.move_on_after(reads_for + 1.5 * PATIENCE):
+            while True:
+                await stranger.send(Route(str(at), "bob", "x"), bytes(60_000))
+                await trio.sleep(0.01)
+        assert link.is_open
+        assert not link.ended.is_set()
+        assert hub.counters["link hung up, its peer took nothing"] > 0
+        assert hub.counters["link lost while sending"] > 0
+        assert len(network.dialled) == 2
+        first, second = network.dialled
+        assert first._outgoing.is_closed
+        is_stuck = False
+        await trio.sleep(2 * PATIENCE)
+        link._give_up()  # the second has taken nothing either, but nobody waited for it any more
+        await trio.testing.wait_all_tasks_blocked()
+        assert second._outgoing.is_closed
+        taken.clear()
+        await stranger.send(Route(str(at), "bob", "x"), "hello")
+        await trio.sleep(1)
+        assert len(taken) == 1
+
+
+async def test_a_peer_that_sends_nonsense_is_left_and_its_address_stays(autojump_clock: trio.testing.MockClock) -> None:
+    network = Dialler()
+
+    async def accept(link: Link) -> None:
+        await trio.sleep(STEADY_SECONDS + 0.1)
+        await link.send([b"\xff", b"\xff"])
+        while await link.receive():
+            pass
+        await link.aclose()
+
+    async with accepting(network, accept), open_node(network) as alice:
+        link = alice.dial_on_demand("loopback:bob", name="bob")
+        for count in (1, 2, 3):
+            await alice.send(Route("bob", "x"), "hello")
+            await trio.sleep(STEADY_SECONDS + 0.2)
+            assert len(network.dialled) == count
+            assert network.dialled[-1]._outgoing.is_closed
+            assert link.is_open
+            assert +alice.counters == {"undecodable frame": 2 * count}
+
+
+async def test_a_link_that_was_left_is_closed_though_its_reader_was_cancelled_meanwhile(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    network = Dialler()
+
+    async def accept(link: Link) -> None:
+        await trio.sleep(2)
+        await link.send_eof()
+        await trio.sleep_forever()
+
+    async def send(link: OnDemandLink) -> None:
+        while True:
+            await link.send([bytes(500_000)])
+
+    async with accepting(network, accept):
+        link = OnDemandLink("bob", lambda: network.connect("bob"), Counter())
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(link.receive)
+            nursery.start_soon(send, link)
+            await trio.sleep(2 + GRACE / 2)  # it waits for a burst that its peer does not take
+            nursery.cancel_scope.cancel()
+        await link.aclose()
+        (dialled,) = network.dialled
+        assert dialled._outgoing.is_closed
 
 
 async def test_who_does_not_answer_keeps_nobody_waiting_for_long(autojump_clock: trio.testing.MockClock) -> None:

@@ -15,6 +15,7 @@ from tests.topology.running_parts import ALICE_BOB, DIRECT, TAKEN, Counting, run
 from trionode import Identity, Route, open_node
 from trionode.errors import HandshakeError, LinkLostError, LocalError, NoAnswerError, ServiceError, UnknownAddressError
 from trionode.on_demand import PAUSES
+from trionode.stream import STEADY_SECONDS
 from trionode.stream_store import load_store
 from trionode.topology import RunningNode, SpecError, parse_topology
 from trionode.vault import sqlite
@@ -435,6 +436,7 @@ async def test_a_link_on_demand_is_dialled_by_the_first_message_whoever_sent_it(
         for _ in range(3):
             assert (await topology["alice"].ask(["loopback:hub", "bob", "echoer"], "hello")).text == "hello"
         assert network.dialled == ["hub", "bob"]
+        await trio.sleep(STEADY_SECONDS)
         await topology.crash("bob")
         await topology.start("bob")
         assert (await topology["alice"].ask(["loopback:hub", "bob", "echoer"], "hello")).text == "hello"

@@ -30,7 +30,7 @@ class Kept(Generic[T]):
         self.tried = trio.Event()
         self._value: T | None = None
         self._openings = trio.lowlevel.ParkingLot()
-        self._told = ""
+        self._told: set[type[Exception]] = set()
 
     @property
     def is_open(self) -> bool:
@@ -59,7 +59,7 @@ class Kept(Generic[T]):
     ) -> Never:
         """Open it, and again whenever it has `ended`; `started` is told once it was open. `open_` gets the number of tries that failed before.
 
-        Whatever remotes do is tried again, and each new reason is told once. But whom a trust policy refuses at the first time is a mistake in the
+        Whatever remotes do is tried again, and each new kind of reason is told once. But whom a trust policy refuses at the first time is a mistake in the
         spec, as is whatever else this program did wrong: that rises.
         """
         failed, was_open = 0, False
@@ -69,7 +69,7 @@ class Kept(Generic[T]):
             except (RemoteError, UnknownAddressError) as error:
                 if isinstance(error, HandshakeError) and not was_open:
                     raise
-                self._be_without(str(error))
+                self._be_without(error)
                 failed += 1
                 await _pause(failed)
                 continue
@@ -90,14 +90,14 @@ class Kept(Generic[T]):
         self._openings.unpark_all()
         self.tried.set()
         log.log(INFO if not self._told else WARNING, "%s is open", self.part)
-        self._told = ""
+        self._told.clear()
 
-    def _be_without(self, reason: str) -> None:
-        self.reason = reason
+    def _be_without(self, error: Exception) -> None:
+        self.reason = str(error)
         self.tried.set()
-        if reason != self._told:
-            self._told = reason
-            log.warning("%s is not open, and is tried again until it is: %s", self.part, shown(reason))
+        if type(error) not in self._told:  # not by the text, whose words a remote may choose anew each time
+            self._told.add(type(error))
+            log.warning("%s is not open, and is tried again until it is: %s", self.part, shown(error))
 
 
 async def _pause(failed: int) -> None:
