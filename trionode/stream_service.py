@@ -307,20 +307,31 @@ class StreamService:
         A stream's worker can be used without a create, so who comes first to this hub need not be who made it at another one.
         """
         client = self._client(facts)
-        if name not in client.streams and len(client.streams) >= self._limits.streams:
+        is_known = name in client.streams
+        if not is_known and len(client.streams) >= self._limits.streams:
             return f"this hub lets a client use {self._limits.streams} streams"
+        client.streams.add(
+            name
+        )  # before the store is asked, so that those who ask at the same time don't pass the limit together
+        refusal: str | None = "the service ends"
+        try:
+            refusal = await self._learn(name, facts)
+        finally:
+            if refusal is not None and not is_known:
+                client.streams.discard(name)
+        return refusal
+
+    async def _learn(self, name: str, facts: Facts) -> str | None:
+        """Ask the store whose a stream is; why this client may not use it, None if it may."""
         while True:
             try:
                 self._owners[name] = await self._store.create(name, _owner(facts))
-                break
             except StoreError as error:
                 self._tell("stream %s could not be created: %s", name, error)
                 if not await self._try_again(facts, error):
                     return f"the stream could not be created: {error}"
-        if not self._may_use(name, facts):
-            return "the stream belongs to another identity"
-        client.streams.add(name)
-        return None
+            else:
+                return None if self._may_use(name, facts) else "the stream belongs to another identity"
 
     # Pushes
 

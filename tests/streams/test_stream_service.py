@@ -450,6 +450,22 @@ async def test_a_client_may_use_so_many_streams(autojump_clock: trio.testing.Moc
         assert await other.ask(SERVICE, CreateRequest("c")) == CreateResponse("c")
 
 
+async def test_a_client_that_asks_for_many_streams_at_once_gets_no_more_than_one_who_asks_in_turn(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    class SlowStore(MemoryStore):
+        async def create(self, stream: str, owner: str = "") -> str:
+            await trio.sleep(1)
+            return await super().create(stream, owner)
+
+    async with open_scene(SlowStore(), StreamLimits(streams=2)) as scene:
+        client = await scene.client()
+        for number in range(10):
+            await client.tell(SERVICE, encode(CreateRequest(f"s{number}")))
+        answers = [decode_response((await client.hear())[2]) for _ in range(10)]
+        assert sum(isinstance(answer, CreateResponse) for answer in answers) == 2
+
+
 class GatedStore(MemoryStore):
     def __init__(self) -> None:
         super().__init__()
