@@ -2,10 +2,14 @@
 
 import os
 import socket
+from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import trio
 
 from trionode.errors import LocalError
+from trionode.observe import Rarely, log
 from trionode.protocol.address import parse_host_port
 
 #: Connections that wait to be accepted, also while a hub is followed by the next.
@@ -20,7 +24,7 @@ async def open_listeners(at: str) -> list[trio.SocketListener]:
     host, port = parse_host_port(at)
     try:
         listeners = await trio.open_tcp_listeners(port, host=host, backlog=BACKLOG)
-    except OSError as error:
+    except (OSError, UnicodeError) as error:  # the latter says that no host can have such a name
         raise LocalError(
             f"can't listen at {at}: {reason_of(error)}. Choose another port, or end the program that holds it"
         ) from error
@@ -29,6 +33,36 @@ async def open_listeners(at: str) -> list[trio.SocketListener]:
             other.socket.close()
         del listeners[1:]
     return listeners
+
+
+class Greeters:
+    """Accepted connections that have not greeted yet, at most `most` of them: one more, and the one that took longest so far has to go.
+
+    So silent ones keep nobody out: they last as long as nobody else needs their place.
+    """
+
+    def __init__(self, place: str, most: int) -> None:
+        self._place = place
+        self._most = most
+        self._scopes: OrderedDict[trio.CancelScope, None] = OrderedDict()
+        self._rarely = Rarely()
+
+    @contextmanager
+    def admit(self) -> Iterator[None]:
+        """Count one as long as the block runs, which is left early, without an error, if it has to go."""
+        if len(self._scopes) >= self._most:
+            oldest, _ = self._scopes.popitem(last=False)
+            oldest.cancel()
+            if self._rarely.is_due(self._place, trio.current_time()):
+                log.warning(
+                    "more than %d connections at %s have not greeted: the oldest are closed", self._most, self._place
+                )
+        with trio.CancelScope() as scope:
+            self._scopes[scope] = None
+            try:
+                yield
+            finally:
+                self._scopes.pop(scope, None)
 
 
 def join_host_port(name: tuple[object, ...]) -> str:

@@ -16,6 +16,7 @@ from trionode.errors import LinkLostError, LocalError, WireError
 from trionode.protocol.address import local
 from trionode.protocol.current import CURRENT, encode_message
 from trionode.protocol.framing import join_frames
+from trionode.sockets import open_listeners
 from trionode.testing.transport import CHECKS, SMALL, Check, Ground, run_check, the_largest_frame_arrives_whole
 from trionode.transport import Link
 from trionode.workers import echoer
@@ -273,8 +274,27 @@ async def test_connections_that_say_nothing_are_dropped_when_their_time_is_over_
             for stream in streams:
                 await end_of(stream)
                 await stream.aclose()
-    assert caplog.text.count("3 others have not said") == 2
+    assert caplog.text.count("more than 3 connections at tcp:127.0.0.1:0 have not greeted") == 1
     assert caplog.text.count("within 0.2 s: it sent nothing") == 3
+
+
+async def test_connections_that_say_nothing_keep_nobody_out(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(trionode_tcp, "MAX_GREETING", 3)
+    with trio.fail_after(5):
+        async with node_with_a_friend() as (_, peer, _, route):
+            host, _, port = peer.partition(":")
+            silent = [await trio.open_tcp_stream(host, int(port)) for _ in range(3)]
+            for gone in range(3):
+                async with open_node("tcp") as newcomer:
+                    assert (await newcomer.ask(route, "hello")).text == "hello"
+                assert not await end_of(silent[0]), "the oldest had to go"
+                silent.append(await trio.open_tcp_stream(host, int(port)))
+                await silent.pop(0).aclose()
+                assert caplog.text.count("have not greeted") == 1, f"told once a minute, not {gone + 1} times"
+            for each in silent:
+                await each.aclose()
 
 
 # What this side meets when it connects
@@ -329,6 +349,14 @@ async def test_connecting_to_a_silent_server_is_given_up(monkeypatch: pytest.Mon
 async def test_connecting_where_nobody_listens_says_in_the_systems_words_why(peer: str) -> None:
     with pytest.raises(LinkLostError, match=rf"can't connect to tcp:{peer}: .*Connection refused\. Is the node there"):
         await TCP().connect(peer)
+
+
+@pytest.mark.parametrize("host", ["a..b", "x" * 64 + ".example", "\ud800"])
+async def test_a_host_that_can_have_no_such_name_is_a_lost_link(host: str) -> None:
+    with pytest.raises(LinkLostError, match=r"can't connect to tcp:.*:4000: '.*' is no name that a host can have"):
+        await TCP().connect(f"{host}:4000")
+    with pytest.raises(LocalError, match=r"can't listen at"):
+        await open_listeners(f"{host}:4000")
 
 
 async def test_a_place_that_is_taken_is_answered_with_what_to_do() -> None:

@@ -15,6 +15,7 @@ import trio.testing
 
 import trionode_tcp.link
 from tests.certificates import Authority
+from tests.key_updates import Keys, logging_to
 from trionode.access import from_anywhere
 from trionode.errors import LinkLostError, LocalError
 from trionode.node import Node, open_node
@@ -188,6 +189,8 @@ class Memory(TCPStream):
         self._ended = False
         self.chance = random.Random(1)
         self.other: Memory = self
+        #: Bytes that leave without waiting.
+        self.room: int | None = None
 
     async def receive(self) -> bytes:
         await trio.lowlevel.checkpoint()
@@ -202,6 +205,11 @@ class Memory(TCPStream):
     async def send(self, data: bytes) -> None:
         await trio.lowlevel.checkpoint()
         self.other._waiting += data
+
+    def send_now(self, data: bytes) -> int:
+        taken = data[: self.room]
+        self.other._waiting += taken
+        return len(taken)
 
     async def send_eof(self) -> None:
         await trio.lowlevel.checkpoint()
@@ -246,6 +254,76 @@ async def test_one_end_is_told_in_the_middle_of_the_others_records_and_nothing_i
             await server.send_eof()
             assert await client.receive() == b""
             assert await client.receive() == b""
+
+
+# What TLS itself answers
+
+
+async def pair_with_keys(
+    authority: Authority, certificate: str, folder: Path
+) -> tuple[TLSStream, TLSStream, Memory, Keys]:
+    """A client, a server, what is below the server, and the keys that the client's next records are sealed with."""
+    below, other = Memory("memory:client"), Memory("memory:server")
+    below.other, other.other = other, below
+    context = logging_to(folder / "keys.log", client_context(authority=authority.path))
+    client = TLSStream(below, context, host="localhost")
+    server = TLSStream(other, server_context(certificate=certificate))
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(client.handshake)
+        nursery.start_soon(server.handshake)
+    return client, server, other, Keys(folder / "keys.log")
+
+
+async def test_new_keys_are_answered_though_nothing_is_sent(
+    authority: Authority, certificate: str, tmp_path: Path
+) -> None:
+    client, server, below, keys = await pair_with_keys(authority, certificate, tmp_path)
+    with trio.fail_after(5):
+        for room in (
+            None,
+            10,
+        ):  # all that is to be said leaves at once, or a part of it, and the rest with what is sent
+            below.room = room
+            for _ in range(20):
+                below._waiting += keys.update() + keys.update()
+                below._waiting += keys.data(b"data")
+                assert await server.receive() == b"data"
+            assert (server._outgoing.pending == 0) == (room is None)
+        await server.send(b"answer")
+        assert server._outgoing.pending == 0
+        assert await client.receive() == b"answer"
+
+
+async def test_who_demands_answers_of_tls_and_reads_none_is_left_behind_what_it_sent(
+    authority: Authority, certificate: str, tmp_path: Path
+) -> None:
+    _, server, below, keys = await pair_with_keys(authority, certificate, tmp_path)
+    with trio.fail_after(5):
+        below.room = 0
+        below._waiting += keys.data(b"data")
+        below._waiting += b"".join(keys.update() for _ in range(200))
+        assert await server.receive() == b"data"
+        for _ in range(2):
+            with pytest.raises(LinkLostError, match="demands more answers of TLS than it reads"):
+                await server.receive()
+        assert server._outgoing.pending < 2 * 200 * 27
+
+
+async def test_a_reader_is_not_disturbed_by_answers_that_nobody_takes_anymore(
+    authority: Authority, certificate: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, server, below, keys = await pair_with_keys(authority, certificate, tmp_path)
+
+    def gone(_: bytes) -> int:
+        raise LinkLostError("gone")
+
+    monkeypatch.setattr(below, "send_now", gone)
+    with trio.fail_after(5):
+        below._waiting += keys.update() + keys.data(b"data") + keys.update() + keys.data(b"more")
+        received = b""
+        while len(received) < 8:
+            received += await server.receive()
+        assert received == b"datamore"
 
 
 # Why there is no link
@@ -442,7 +520,7 @@ async def test_a_handshake_is_within_the_time_and_the_number_of_those_who_greet(
             for stream in streams:
                 await silent(stream)
             assert await echo(TLS(authority=authority.path), place) == "hello"
-    assert caplog.text.count("3 others have not said") == 2
+    assert caplog.text.count("more than 3 connections at tls:127.0.0.1:0 have not greeted") == 1
     assert caplog.text.count("within 0.3 s: it sent nothing") == 3
 
 

@@ -1,10 +1,13 @@
 import contextlib
 import logging
+import socket
 import ssl
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
+from pathlib import Path
+from typing import Never
 
 import pytest
 import trio
@@ -12,15 +15,18 @@ import trio.testing
 
 import trionode_websocket
 from tests.certificates import Authority
+from tests.key_updates import Keys, logging_to
 from trionode import Node, Route, open_node
 from trionode.access import from_anywhere
 from trionode.errors import LinkLostError, LocalError, WireError
 from trionode.protocol.address import local
 from trionode.protocol.current import encode_message
 from trionode.testing.transport import CHECKS, SMALL, Check, Ground, run_check
+from trionode.tls import client_context, server_context
 from trionode.transport import Link, load_transport
 from trionode.workers import echoer
 from trionode_websocket import SecureWebSocket, WebSocket, handshake, link
+from trionode_websocket.stream import READ_SIZE, ByteStream
 
 #: Port 1 of the loopback interface: nobody listens there on any machine that runs tests.
 NOBODY = "127.0.0.1:1"
@@ -146,6 +152,16 @@ STRANGERS = {
     "a sandboxed browser": (asking("Origin: null"), b"HTTP/1.1 403 ", "a page of null"),
     "two origins": (asking("Origin: https://good.example", "Origin: https://evil.example"), b"HTTP/1.1 403 ", "evil"),
     "impatience": (asking() + b"\x82\x80abcd", b"HTTP/1.1 400 ", "did not wait for the answer"),
+    "impatience that ends as a head does": (
+        asking() + b"\x82\x84\0\0\0\0\r\n\r\n",
+        b"HTTP/1.1 400 ",
+        "did not wait for the answer",
+    ),
+    "impatience behind bare line ends": (
+        asking().replace(b"\r", b"") + b"\x82\x84\0\0\0\0\r\n\r\n",
+        b"HTTP/1.1 400 ",
+        "did not wait for the answer",
+    ),
 }
 
 
@@ -201,8 +217,19 @@ async def test_connections_that_say_nothing_are_bounded(
             for each in streams:
                 await end_of(each)
                 await each.aclose()
-    assert caplog.text.count("3 others have not opened a WebSocket") == 2
+    assert caplog.text.count("more than 3 connections at ws:127.0.0.1:0 have not greeted") == 1
     assert caplog.text.count("no WebSocket was opened within 0.2 s") == 3
+
+
+async def test_connections_that_say_nothing_keep_nobody_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trionode_websocket, "MAX_GREETING", 3)
+    with trio.fail_after(5):
+        async with node_with_a_friend() as (_, host, port):
+            silent = [await trio.open_tcp_stream(host, port) for _ in range(3)]
+            async with opened(host, port):
+                assert not await end_of(silent[0]), "the oldest had to go"
+            for each in silent:
+                await each.aclose()
 
 
 # What a peer may send once the WebSocket is open
@@ -308,6 +335,50 @@ async def test_pings_are_answered_once_a_read_so_that_a_flood_of_them_costs_litt
             while last not in received:
                 received += await peer.receive_some()
             assert len(received) // len(last) < pings / 20
+
+
+async def test_a_flood_of_control_frames_gives_others_their_turn_every_256_of_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    in_a_row = most = 0
+    take = link.WebSocketLink._answered
+
+    def counting(self: link.WebSocketLink, payload: bytes) -> None:
+        nonlocal in_a_row
+        in_a_row += 1
+        take(self, payload)
+
+    async def others() -> None:
+        nonlocal in_a_row, most
+        while True:
+            most, in_a_row = max(most, in_a_row), 0
+            await trio.lowlevel.checkpoint()
+
+    monkeypatch.setattr(link.WebSocketLink, "_answered", counting)
+    async with stranger() as (peer, server), trio.open_nursery() as nursery:
+        # The link's own task alternates with the other; which of them runs first in a turn is chance.
+        nursery.start_soon(others)
+        said = [frame(BINARY, b"first"), frame(PONG) * 8_000, frame(BINARY, b"a"), frame(BINARY, b"b"), frame(PING)]
+        nursery.start_soon(peer.send_all, b"".join(said))
+        received: list[bytes] = []
+        while len(received) < 3:
+            received += await server.receive()
+        assert received == [b"first", b"a", b"b"]
+        nursery.start_soon(server.receive)
+        assert await peer.receive_some() == frame(PONG, masked=False)
+        nursery.cancel_scope.cancel()
+    assert 0 < most <= 2 * link.MAX_EVENTS
+
+
+async def test_many_frames_of_one_read_arrive_in_their_order_whole_and_before_the_end() -> None:
+    async with stranger() as (peer, server):
+        numbers = [i.to_bytes(2, "big") for i in range(1, 3 * link.MAX_EVENTS + 1)]
+        await peer.send_all(b"".join(frame(BINARY, each) for each in numbers) + frame(CLOSE))
+        received: list[bytes] = []
+        while frames := await server.receive():
+            assert len(frames) <= link.MAX_EVENTS
+            received += frames
+        assert received == numbers
 
 
 @asynccontextmanager
@@ -542,6 +613,14 @@ async def test_a_place_without_a_port_is_the_callers_mistake(at: str) -> None:
                 await call(f"ws:{at}")
 
 
+@pytest.mark.parametrize("host", ["a..b", "x" * 64 + ".example"])
+async def test_a_host_that_can_have_no_such_name_is_a_lost_link(host: str) -> None:
+    with pytest.raises(
+        LinkLostError, match=rf"can't connect to ws:{host}:4000/x: '.*' is no name that a host can have"
+    ):
+        await WebSocket().connect(f"{host}:4000/x")
+
+
 @pytest.mark.parametrize("path", ["/a b", "/a?b", "/a#b", "/ä", "/%zz", "/\r\nHost: x"])
 async def test_a_path_that_http_could_not_carry_is_the_callers_mistake(path: str) -> None:
     with pytest.raises(LocalError, match=r"a path without query and fragment; this is '127"):
@@ -617,6 +696,123 @@ async def test_a_server_that_is_no_node_is_told_apart_under_tls_too(authority: A
     assert "HTTP 404: is the path right?" in told
 
 
+@asynccontextmanager
+async def sealed(
+    authority: Authority, folder: Path
+) -> AsyncIterator[tuple[ByteStream, trio.SocketStream, ssl.SSLObject, ssl.MemoryBIO, Keys]]:
+    """A stream under TLS whose handshake is done, and a client that speaks by hand: its socket, its TLS, what that has to say, and its keys."""
+    own, log = authority.sign(), folder / "keys.log"
+    listener = trio.socket.socket()
+    await listener.bind(("127.0.0.1", 0))
+    listener.listen()
+    client = await trio.open_tcp_stream(*listener.getsockname())
+    accepted, _ = await listener.accept()
+    listener.close()
+    stream = ByteStream(
+        socket.socket(accepted.family, accepted.type, accepted.proto, accepted.detach()), "wss:somebody"
+    )
+    incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+    tls = logging_to(log, client_context(authority=authority.path)).wrap_bio(
+        incoming, outgoing, server_hostname="localhost"
+    )
+    with trio.fail_after(5):
+        async with client, trio.open_nursery() as nursery:
+            nursery.start_soon(
+                partial(stream.begin_tls, server_context(certificate=own.certificate, key=own.key), host=None)
+            )
+            while True:
+                try:
+                    tls.do_handshake()
+                    break
+                except ssl.SSLWantReadError:
+                    await client.send_all(outgoing.read())
+                    incoming.write(await client.receive_some())
+            await client.send_all(outgoing.read())
+            while nursery.child_tasks:
+                await trio.testing.wait_all_tasks_blocked()
+            try:
+                yield stream, client, tls, outgoing, Keys(log)
+            finally:
+                stream.close()
+
+
+async def test_nothing_is_held_of_what_comes_behind_the_end_that_tls_proves(
+    authority: Authority, tmp_path: Path
+) -> None:
+    async with sealed(authority, tmp_path) as (stream, client, tls, outgoing, _):
+        with contextlib.suppress(ssl.SSLWantReadError):
+            tls.write(b"data")
+            tls.unwrap()
+        await client.send_all(outgoing.read())
+        assert await stream.read() == b"data"
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(client.send_all, bytes(1_000_000))
+            for _ in range(10):
+                assert await stream.read() == b""
+            assert stream._sealed_in.pending <= READ_SIZE
+            nursery.cancel_scope.cancel()
+
+
+async def test_who_demands_answers_of_tls_and_reads_none_is_left(authority: Authority, tmp_path: Path) -> None:
+    async with sealed(authority, tmp_path) as (stream, client, _, _, keys):
+        await client.send_all(keys.update() + keys.update() + keys.data(b"answered at once"))
+        assert await stream.read() == b"answered at once"
+        assert not stream._sealed_out.pending
+        while not stream.is_clogged:
+            stream.write(bytes(1_000_000))
+        unsent = len(stream._unsent)
+        for _ in range(100):
+            await client.send_all(keys.update())
+        await client.send_all(keys.data(b"data"))
+        received = b""
+        while received != b"data":
+            received += await stream.read()
+        await client.send_all(b"".join(keys.update() for _ in range(100)))
+        for _ in range(2):
+            with pytest.raises(LinkLostError, match="demands more answers of TLS than it reads"):
+                await stream.read()
+        assert len(stream._unsent) == unsent
+
+
+async def test_what_arrived_is_read_though_tls_can_not_answer_and_then_the_end(
+    authority: Authority, tmp_path: Path
+) -> None:
+    async with sealed(authority, tmp_path) as (stream, client, _, _, keys):
+        stream._socket.shutdown(socket.SHUT_WR)
+        await client.send_all(keys.update() + keys.update() + keys.data(b"data"))
+        assert await stream.read() == b"data"
+        with pytest.raises(LinkLostError, match="was lost"):
+            await stream.read()
+
+
+async def test_neither_certificates_nor_servers_hear_of_an_interface(
+    secure: SecureWebSocket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[str | None] = []
+
+    async def begin_tls(_: ByteStream, __: ssl.SSLContext, *, host: str | None) -> None:
+        told.append(host)
+
+    async def request(_: ByteStream, host: str, path: str) -> Never:
+        told.extend((host, path))
+        raise LinkLostError("enough")
+
+    dial = trio.open_tcp_stream
+
+    async def loopback(host: str, port: int) -> trio.SocketStream:
+        told.append(host)
+        return await dial("127.0.0.1", port)
+
+    monkeypatch.setattr(ByteStream, "begin_tls", begin_tls)
+    monkeypatch.setattr(trionode_websocket, "request", request)
+    with trio.fail_after(5), socket.create_server(("127.0.0.1", 0)) as server:
+        monkeypatch.setattr(trio, "open_tcp_stream", loopback)
+        port = server.getsockname()[1]
+        with pytest.raises(LinkLostError, match="enough"):
+            await secure.connect(f"[fe80::1%eth0]:{port}/x")
+    assert told == ["fe80::1%eth0", "fe80::1", f"[fe80::1]:{port}", "/x"]
+
+
 # As a plugin
 
 
@@ -634,7 +830,10 @@ def test_a_missing_package_is_answered_with_the_extra_that_brings_it(
 
 
 def test_options_arrive_by_name() -> None:
-    transport = load_transport("wss", origins=["https://a.example"], max_frame=1000, authority="x.pem")
-    assert isinstance(transport, SecureWebSocket)
-    with pytest.raises(LocalError, match=r"can't read authority x\.pem"):
-        trio.run(transport.connect, NOBODY)
+    assert isinstance(load_transport("wss", origins=["https://a.example"], max_frame=1000), SecureWebSocket)
+
+
+@pytest.mark.parametrize("option", ["authority", "certificate"])
+def test_a_file_that_is_missing_is_told_at_once(option: str) -> None:
+    with pytest.raises(LocalError, match=rf"can't read {option} x\.pem"):
+        load_transport("wss", **{option: "x.pem"})

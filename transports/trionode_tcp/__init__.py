@@ -12,7 +12,7 @@ from trionode.protocol.address import parse_host_port
 from trionode.protocol.classic import CLASSIC
 from trionode.protocol.current import CURRENT
 from trionode.protocol.wire import Wire
-from trionode.sockets import join_host_port, open_listeners, reason_of
+from trionode.sockets import Greeters, join_host_port, open_listeners, reason_of
 from trionode.tls import client_context, server_context
 from trionode.transport import Link
 from trionode_tcp.link import TCPLink
@@ -21,7 +21,7 @@ from trionode_tcp.tls_stream import TLSStream
 
 #: Seconds that connecting may take.
 CONNECT_TIMEOUT = 10.0
-#: Accepted connections that may be greeting at a time: one that says nothing costs a socket for GREETING_TIMEOUT.
+#: Accepted connections that may be greeting at a time: one that says nothing costs a socket for GREETING_TIMEOUT, or until others need its place.
 MAX_GREETING = 512
 
 
@@ -54,6 +54,9 @@ class TCP:
         except (OSError, trio.TooSlowError) as error:
             reason = "no answer" if isinstance(error, trio.TooSlowError) else reason_of(error)
             msg = f"can't connect to {self.name}:{peer}: {reason}. Is the node there running, and listening at this address?"
+            raise LinkLostError(msg) from error
+        except UnicodeError as error:
+            msg = f"can't connect to {self.name}:{peer}: {shown(host)!r} is no name that a host can have"
             raise LinkLostError(msg) from error
         try:
             return await self._ready(_plain(stream.socket), TCPLink.greet, host=host)
@@ -89,29 +92,17 @@ class TCP:
     ) -> Never:
         """Listen at HOST:PORT, port 0 for a free one; LocalError if that is not possible."""
         listeners = await self._listeners(at)
-        greeting = trio.Semaphore(MAX_GREETING)
+        greeters = Greeters(f"{self.name}:{at}", MAX_GREETING)
 
         async def greet_and_accept(stream: trio.SocketStream) -> None:
-            sock = _plain(stream.socket)
-            try:
-                greeting.acquire_nowait()
-            except trio.WouldBlock:
-                sock.close()
-                log.warning(
-                    "refused a connection at %s:%s: %d others have not said which wire they speak",
-                    self.name,
-                    at,
-                    MAX_GREETING,
-                )
-                return
-            try:
-                link = await self._ready(sock, TCPLink.recognise)
-            except (LinkLostError, WireError) as error:
-                log.info("refused a connection at %s:%s: %s", self.name, at, shown(error))
-                return
-            finally:
-                greeting.release()
-            await accept(link)
+            link = None
+            with greeters.admit():
+                try:
+                    link = await self._ready(_plain(stream.socket), TCPLink.recognise)
+                except (LinkLostError, WireError) as error:
+                    log.info("refused a connection at %s:%s: %s", self.name, at, shown(error))
+            if link is not None:
+                await accept(link)
 
         bound = join_host_port(listeners[0].socket.getsockname())
         async with trio.open_nursery() as nursery:

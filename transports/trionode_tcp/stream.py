@@ -99,6 +99,15 @@ class TCPStream:
         else:
             await trio.lowlevel.checkpoint()
 
+    def send_now(self, data: bytes) -> int:
+        """Send what can be sent without waiting; how many bytes that were."""
+        try:
+            return self._socket.send(data)
+        except BlockingIOError:
+            return 0
+        except OSError as error:
+            raise self._lost(error) from error
+
     def _lost(self, error: OSError) -> LinkLostError:
         return LinkLostError(f"the connection with {self.peer} was lost: {error.strerror or error}")
 

@@ -11,6 +11,9 @@ from trionode_tcp.stream import READ_SIZE, TCPStream
 
 #: Bytes that are encrypted before they are sent, so that a large frame is in memory once and not twice: four of TLS's records.
 CHUNK = 65_536
+#: Bytes of TLS's own answers that one read may demand, with those that still wait for a peer that does not read: for 150 new keys (RFC 8446
+#: §4.6.3), of which an honest peer needs one in hours. Each costs 15 µs.
+MAX_ANSWERS = 4_096
 #: Seconds that whoever refuses a handshake reads on: a plain close could destroy the alert that says why.
 REFUSAL_GRACE = 1.0
 #: How TLS begins: a record of its handshake (RFC 8446 §5.1).
@@ -34,7 +37,7 @@ class TLSStream:
         self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
         self._tls = context.wrap_bio(self._incoming, self._outgoing, server_side=self._listens, server_hostname=host)
         self._over = False
-        self._failure: ssl.SSLError | None = None
+        self._failure: LinkLostError | None = None
         self._torn = False
 
     async def handshake(self) -> None:
@@ -86,8 +89,7 @@ class TLSStream:
             if self._over:
                 return b""
             if self._failure:
-                msg = f"the connection with {self.peer} was lost: {reason_of_tls(self._failure)}"
-                raise LinkLostError(msg) from self._failure
+                raise self._failure
             data = await self._below.receive()
             if data:
                 self._incoming.write(data)
@@ -107,8 +109,21 @@ class TLSStream:
         except ssl.SSLZeroReturnError:  # the peer's end behind our own
             self._over = True
         except ssl.SSLError as error:
-            self._failure = error
+            self._failure = self._failed(error)
+        if self._outgoing.pending:
+            self._answer()
         return b"".join(parts)
+
+    def _answer(self) -> None:
+        """Let go what TLS itself has to say, such as that it took new keys: at once what can leave, and the rest with what is sent next."""
+        if self._outgoing.pending > MAX_ANSWERS:
+            self._failure = LinkLostError(
+                f"{self.peer} demands more answers of TLS than it reads, or than anybody needs"
+            )
+        elif not self._torn:  # or else half of something else is on its way, which is to be ended first
+            data = self._outgoing.read()
+            with suppress(LinkLostError):  # who reads on hears of the end, behind what came before it
+                self._outgoing.write(data[self._below.send_now(data) :])
 
     async def send(self, data: bytes) -> None:
         """Send all of it, encrypted."""
@@ -119,8 +134,7 @@ class TLSStream:
             try:
                 self._tls.write(rest[:CHUNK])
             except ssl.SSLError as error:
-                msg = f"the connection with {self.peer} was lost: {reason_of_tls(error)}"
-                raise LinkLostError(msg) from error
+                raise self._failed(error) from error
             rest = rest[CHUNK:]
             await self._flush()
 
@@ -128,6 +142,11 @@ class TLSStream:
         self._torn = True
         await self._below.send(self._outgoing.read())
         self._torn = False
+
+    def _failed(self, error: ssl.SSLError) -> LinkLostError:
+        failure = LinkLostError(f"the connection with {self.peer} was lost: {reason_of_tls(error)}")
+        failure.__cause__ = error
+        return failure
 
     async def send_eof(self) -> None:
         """Send TLS's own end and then TCP's; only TCP's, which the peer won't take for orderly, where a cancelled send has left half a record."""

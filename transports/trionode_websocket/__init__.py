@@ -14,7 +14,7 @@ from trionode.errors import LinkLostError, LocalError
 from trionode.observe import log, shown
 from trionode.protocol.address import parse_host_port
 from trionode.protocol.current import CURRENT
-from trionode.sockets import join_host_port, open_listeners, reason_of
+from trionode.sockets import Greeters, join_host_port, open_listeners, reason_of
 from trionode.tls import client_context, reason_of_tls, server_context
 from trionode.transport import Link
 from trionode_websocket.handshake import SUBPROTOCOL, answer, request
@@ -27,7 +27,7 @@ __all__ = ["SUBPROTOCOL", "SecureWebSocket", "WebSocket", "WebSocketLink"]
 CONNECT_TIMEOUT = 10.0
 #: Seconds from a connection to an open WebSocket, TLS's handshake included.
 GREETING_TIMEOUT = 10.0
-#: Accepted connections that may be greeting at a time: one that says nothing costs a socket for GREETING_TIMEOUT.
+#: Accepted connections that may be greeting at a time: one that says nothing costs a socket for GREETING_TIMEOUT, or until others need its place.
 MAX_GREETING = 512
 
 #: What a path may hold (RFC 3986 §3.3): no query, no fragment.
@@ -85,15 +85,21 @@ class WebSocket:
         try:
             with trio.fail_after(CONNECT_TIMEOUT):
                 tcp = await trio.open_tcp_stream(host, port)
-        except (OSError, UnicodeError, trio.TooSlowError) as error:
+        except (OSError, trio.TooSlowError) as error:
             reason = "no answer" if isinstance(error, trio.TooSlowError) else reason_of(error)
             msg = f"can't connect to {self.name}:{peer}: {reason}. Is the node there running, and listening at this address?"
             raise LinkLostError(msg) from error
+        except UnicodeError as error:
+            msg = f"can't connect to {self.name}:{peer}: {shown(host)!r} is no name that a host can have"
+            raise LinkLostError(msg) from error
+        name = host.partition("%")[
+            0
+        ]  # an interface is this side's own matter: no certificate knows it, nor a server (RFC 6874 §1)
 
         async def open_websocket(stream: ByteStream) -> WebSocketLink:
             if context is not None:
-                await stream.begin_tls(context, host=host)
-            connection = await request(stream, place.host_port, place.path or "/")
+                await stream.begin_tls(context, host=name)
+            connection = await request(stream, join_host_port((name, port)), place.path or "/")
             return WebSocketLink(stream, connection, max_frame=self._max_frame)
 
         try:
@@ -115,7 +121,7 @@ class WebSocket:
             listeners = await open_listeners(place.host_port)
         except LocalError as error:
             raise LocalError(str(error).replace(place.host_port, at, 1)) from error
-        greeting = trio.Semaphore(MAX_GREETING)
+        greeters = Greeters(f"{self.name}:{at}", MAX_GREETING)
 
         async def open_websocket(stream: ByteStream) -> WebSocketLink:
             if context is not None:
@@ -125,25 +131,17 @@ class WebSocket:
 
         async def greet_and_accept(tcp: trio.SocketStream) -> None:
             sock = _plain(tcp.socket)
-            try:
-                greeting.acquire_nowait()
-            except trio.WouldBlock:
-                sock.close()
-                log.warning(
-                    "refused a connection at %s:%s: %d others have not opened a WebSocket", self.name, at, MAX_GREETING
-                )
-                return
             peer = "an unknown peer"
-            try:
-                with suppress(OSError):  # it is gone already, which the greeting finds out
-                    peer = f"{self.name}:{join_host_port(sock.getpeername())}"
-                link = await _ready(sock, peer, open_websocket)
-            except LinkLostError as error:
-                log.info("refused a connection at %s:%s from %s: %s", self.name, at, peer, shown(error))
-                return
-            finally:
-                greeting.release()
-            await accept(link)
+            with suppress(OSError):  # it is gone already, which the greeting finds out
+                peer = f"{self.name}:{join_host_port(sock.getpeername())}"
+            link = None
+            with greeters.admit():
+                try:
+                    link = await _ready(sock, peer, open_websocket)
+                except LinkLostError as error:
+                    log.info("refused a connection at %s:%s from %s: %s", self.name, at, peer, shown(error))
+            if link is not None:
+                await accept(link)
 
         bound = join_host_port(listeners[0].socket.getsockname()) + place.path
         async with trio.open_nursery() as nursery:
@@ -158,6 +156,7 @@ class SecureWebSocket(WebSocket):
 
     `certificate` and `key` are what this node shows: needed to listen, and to dial whoever demands it. `authority` is whom it trusts
     when it dials, the system's authorities without it. With `client_authority`, who dials this node has to show a certificate, too.
+    A file is read once, here: LocalError says what is wrong with it.
     """
 
     name: ClassVar[str] = "wss"
@@ -173,25 +172,22 @@ class SecureWebSocket(WebSocket):
         origins: Sequence[str] = (),
     ) -> None:
         super().__init__(max_frame=max_frame, origins=origins)
-        self._certificate = certificate
-        self._key = key
-        self._authority = authority
-        self._client_authority = client_authority
-        self._dialling_context: ssl.SSLContext | None = None
+        self._dialler = client_context(authority=authority, certificate=certificate, key=key)
+        self._listener = (
+            None
+            if certificate is None
+            else server_context(certificate=certificate, key=key, client_authority=client_authority)
+        )
 
     def _dialling(self) -> ssl.SSLContext:
-        if self._dialling_context is None:
-            self._dialling_context = client_context(
-                authority=self._authority, certificate=self._certificate, key=self._key
-            )
-        return self._dialling_context
+        return self._dialler
 
     def _listening(self) -> ssl.SSLContext:
-        if self._certificate is None:
+        if self._listener is None:
             raise LocalError(
                 "to listen at wss: a node needs a certificate: give the options certificate and key, or listen at ws: behind a proxy that has one"
             )
-        return server_context(certificate=self._certificate, key=self._key, client_authority=self._client_authority)
+        return self._listener
 
 
 def _plain(sock: trio.socket.SocketType) -> socket.socket:

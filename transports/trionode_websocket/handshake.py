@@ -1,5 +1,6 @@
 """How a WebSocket is opened, on both sides: the request and its answer (RFC 6455 §4), and what is said to whoever is no peer of ours."""
 
+import re
 from collections.abc import Container
 from http import HTTPStatus
 from typing import Never
@@ -23,6 +24,9 @@ MAX_BODY = 300
 
 #: The first byte of a TLS record, where a request or an answer was expected: a handshake's, or an alert's.
 TLS_RECORDS = (0x16, 0x15)
+
+#: Where a head ends: as h11 sees it, which takes a line's end for one without its carriage return, too.
+_BLANK_LINE = re.compile(rb"\n\r?\n")
 
 #: What to do about an answer that has no words of its own.
 HINTS = {
@@ -101,7 +105,7 @@ def _refusal(status: RejectConnection, body: bytes) -> str:
 async def answer(stream: ByteStream, path: str, origins: Container[str]) -> Connection:
     """Accept the peer's request for a WebSocket at `path`, or refuse it in HTTP; LinkLostError says why."""
     head = b""
-    while b"\r\n\r\n" not in head:
+    while (blank := _BLANK_LINE.search(head)) is None:
         data = await stream.read()
         if not data:
             msg = "it ended the connection before it had asked for a WebSocket"
@@ -124,7 +128,7 @@ async def answer(stream: ByteStream, path: str, origins: Container[str]) -> Conn
             stream, 426, f"this speaks WebSocket, with the subprotocol {SUBPROTOCOL}, and nothing else", reason
         )
     assert isinstance(asked, Request)
-    if not head.endswith(b"\r\n\r\n"):
+    if blank.end() < len(head):
         await _refuse(
             stream, 400, "wait for the answer to the request", "it did not wait for the answer to its request"
         )

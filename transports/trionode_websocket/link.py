@@ -23,6 +23,8 @@ PING_AFTER = 15.0
 FRAME_TIMEOUT = 120.0
 #: Fragments in one message: enough for 16 MiB in the kilobytes that the most cautious libraries send. An empty one costs no memory, but time.
 MAX_FRAGMENTS = 16_384
+#: Messages, parts of them and control frames that are worked off before others have their turn: 2 ms. One read may bring ten thousand.
+MAX_EVENTS = 256
 #: Seconds that `aclose` reads on for the peer's own end.
 CLOSE_GRACE = 1.0
 
@@ -56,16 +58,22 @@ class WebSocketLink:
         self._bursts = 0
         self._bursts_read = 0
         self._doubted = False
+        self._has_more = False
         self._early: Sequence[bytes] = self._take(b"")
 
     async def receive(self) -> Sequence[bytes]:
-        """All frames that one read brought, at least one; () once the peer has said that it ends."""
+        """Frames that one read brought, at least one and up to MAX_EVENTS; () once the peer has said that it ends."""
         if self._early:
             await trio.lowlevel.checkpoint()
             early, self._early = self._early, ()
             return early
         give_up = math.inf
         while not self._is_over and self._failure is None:
+            if self._has_more:
+                await trio.lowlevel.checkpoint()
+                if frames := self._take(b""):
+                    return frames
+                continue
             self._answer()
             now = trio.current_time()
             if self._begun is not None:
@@ -91,9 +99,11 @@ class WebSocketLink:
         return ()
 
     def _take(self, data: bytes) -> list[bytes]:
+        """Work off up to MAX_EVENTS of what has been read, `data` behind what is left of it; the frames among them."""
         frames: list[bytes] = []
         self._incoming.receive_data(data)
-        for event in self._incoming.events():
+        self._has_more = False
+        for count, event in enumerate(self._incoming.events(), 1):
             if isinstance(event, BytesMessage):
                 self._piece(event, frames)
             elif isinstance(event, Ping):
@@ -104,7 +114,8 @@ class WebSocketLink:
                 self._end(event)
             elif isinstance(event, TextMessage):
                 self._fail("sent a text message, where each is binary, and one frame", CloseReason.UNSUPPORTED_DATA)
-            if self._is_over or self._failure is not None:
+            self._has_more = count == MAX_EVENTS
+            if self._has_more or self._is_over or self._failure is not None:
                 break
         return frames
 

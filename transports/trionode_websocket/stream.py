@@ -19,6 +19,9 @@ USER_TIMEOUT = 30_000
 
 #: Seconds that whoever was refused is given to read why and to close.
 REFUSAL_GRACE = 1.0
+#: Bytes of TLS's own answers that one read may demand, with those that still wait for a peer that does not read: for 150 new keys (RFC 8446
+#: §4.6.3), of which an honest peer needs one in hours. Each costs 15 µs.
+MAX_ANSWERS = 4_096
 #: The alert `protocol_version` (RFC 8446 §6), for who does not speak TLS: what dialled without it knows it by its first byte.
 NO_TLS_ALERT = bytes.fromhex("15 0303 0002 02 46")
 
@@ -46,7 +49,8 @@ class ByteStream:
         self._tls: ssl.SSLObject | None = None
         self._sealed_in = ssl.MemoryBIO()
         self._sealed_out = ssl.MemoryBIO()
-        self._failure: ssl.SSLError | None = None
+        self._over = False
+        self._failure: LinkLostError | None = None
 
     async def begin_tls(self, context: ssl.SSLContext, *, host: str | None) -> None:
         """Make the TLS handshake, as the client of `host` or, without one, as the server; ssl.SSLError if it fails."""
@@ -75,24 +79,42 @@ class ByteStream:
             return await self._receive()
         await trio.lowlevel.checkpoint()
         while not (data := self._unsealed(self._tls)):
-            if not await self._read_sealed():
+            # Behind TLS's own end nothing is taken: it would be held, and never be read.
+            if self._over or not await self._read_sealed():
                 return b""
         return data
 
     def _unsealed(self, tls: ssl.SSLObject) -> bytes:
         parts: list[bytes] = []
         try:
-            while self._failure is None and (part := tls.read(READ_SIZE)):
+            while not self._over and self._failure is None:
+                part = tls.read(READ_SIZE)
                 parts.append(part)
-        except (ssl.SSLWantReadError, ssl.SSLZeroReturnError, ssl.SSLEOFError):
+                self._over = not part
+        except (ssl.SSLWantReadError, ssl.SSLEOFError):
             pass  # TLS's own end is not needed to know an orderly one: WebSocket's Close came by TLS, too
+        except ssl.SSLZeroReturnError:
+            self._over = True
         except ssl.SSLError as error:
-            self._failure = error
-        if self._failure is not None and not parts:
-            raise self._failed(self._failure) from self._failure
+            self._failure = self._failed(error)
         if self._sealed_out.pending:
-            self._send(self._sealed_out.read())
-        return b"".join(parts)
+            self._answer()
+        data = b"".join(parts)
+        if self._failure is not None and not data:
+            raise self._failure
+        return data
+
+    def _answer(self) -> None:
+        """Let go what TLS itself has to say; what can't leave waits for the next write, and a failure until what came before it has been read."""
+        if self._sealed_out.pending > MAX_ANSWERS:
+            self._failure = LinkLostError(
+                f"{self.peer} demands more answers of TLS than it reads, or than anybody needs"
+            )
+        elif not self._unsent:
+            try:
+                self._send(self._sealed_out.read())
+            except LinkLostError as error:
+                self._failure = self._failure or error
 
     async def _read_sealed(self) -> bool:
         if data := await self._receive():
@@ -196,4 +218,6 @@ class ByteStream:
         return LinkLostError(f"the connection with {self.peer} was lost: {error.strerror or error}")
 
     def _failed(self, error: ssl.SSLError) -> LinkLostError:
-        return LinkLostError(f"the connection with {self.peer} was lost: {reason_of_tls(error)}")
+        failure = LinkLostError(f"the connection with {self.peer} was lost: {reason_of_tls(error)}")
+        failure.__cause__ = error
+        return failure
