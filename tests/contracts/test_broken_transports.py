@@ -623,6 +623,17 @@ async def test_a_transport_that_is_only_wrapped_is_not(check: Check, autojump_cl
     await run_check(check, ground(OverThrough))
 
 
+async def test_a_small_transport_that_is_not_small_enough_is_told_so(autojump_clock: trio.testing.MockClock) -> None:
+    network = Network()
+    small = Loopback(max_frame=2000, network=network)
+    says = pytest.RaisesExc(AssertionError, match=r"at most SMALL \(1000\) bytes; this one reads 2000")
+    with pytest.RaisesGroup(says, flatten_subgroups=True):
+        await run_check(
+            a_frame_that_is_too_large_to_read_ends_the_link,
+            Ground(Loopback(network=network), "hub:0", "nobody", small),
+        )
+
+
 def test_every_check_has_a_transport_that_breaks_it() -> None:
     assert {check for _, check, _ in BROKEN} == set(CHECKS)
     assert len(set(CHECKS)) == len(CHECKS)

@@ -81,11 +81,25 @@ def test_the_guide_names_all_that_a_plugin_may_import() -> None:
         assert f"`{module.removeprefix('trionode.protocol.')}`" in told, module
 
 
+def blocks() -> list[tuple[str, str]]:
+    """Where each block of the guide comes from, and what it shows."""
+    return re.findall(r"^<!-- (\S+) -->\n```\w+\n(.*?)^```$", GUIDE.read_text(), re.MULTILINE | re.DOTALL)
+
+
 @needs_the_guide
 def test_the_code_in_the_guide_is_the_code_that_is_tested() -> None:
-    blocks = re.findall(r"^<!-- (\S+) -->\n```\w+\n(.*?)^```$", GUIDE.read_text(), re.MULTILINE | re.DOTALL)
-    assert len(blocks) == GUIDE.read_text().count("```") // 2, (
+    assert len(blocks()) == GUIDE.read_text().count("```") // 2, (
         "every block says in a comment before it where it comes from"
     )
-    for name, code in blocks:
+    for name, code in blocks():
         assert code in (ROOT / name).read_text(), f"{name} does not hold:\n{code}"
+
+
+@needs_the_guide
+@pytest.mark.parametrize(
+    "name", ["src/trionode_unix/__init__.py", "pyproject.toml", "tests/conftest.py", "tests/test_contract.py"]
+)
+def test_the_guide_holds_all_of_the_plugin_from_top_to_bottom(name: str) -> None:
+    path = PLUGIN / name
+    shown = "".join(code for told, code in blocks() if ROOT / told == path)
+    assert shown.replace("\n", "") == path.read_text().replace("\n", "")

@@ -354,4 +354,6 @@ def test_a_secret_does_not_show_itself() -> None:
 
 
 def test_what_is_held_now_is_told_twice_the_same() -> None:
-    assert held().keys() == held().keys()
+    changed = held().keys() ^ held().keys()
+    # A thread of Trio's that an earlier test gave work to may have done it between the two.
+    assert [each for each in changed if not getattr(each, "name", "").startswith("Trio thread ")] == []

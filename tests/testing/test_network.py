@@ -111,8 +111,8 @@ async def test_faults_befall_the_same_frames_whatever_else_befalls_others(
 
 async def test_faults_are_of_one_direction(autojump_clock: trio.testing.MockClock) -> None:
     network = FaultyNetwork()
-    network.disturb(Faults(drop=1), sender="alice", receiver="bob")
     async with joined(network) as (alice, bob):
+        network.disturb(Faults(drop=1), sender="alice", receiver="bob")
         await alice.send([b"lost"])
         await bob.send([b"back"])
         assert await alice.receive() == [b"back"]
@@ -122,6 +122,8 @@ async def test_faults_are_of_one_direction(autojump_clock: trio.testing.MockCloc
 
 async def test_the_narrowest_direction_counts(autojump_clock: trio.testing.MockClock) -> None:
     network = FaultyNetwork()
+    for name in ("alice", "bob"):
+        network.transport(name)
     every = [Faults(latency=n) for n in (1, 2, 3, 4)]
     network.disturb(every[0])
     network.disturb(every[1], receiver="bob")
@@ -223,6 +225,42 @@ async def test_nobody_hears_of_an_end_behind_a_partition(autojump_clock: trio.te
         assert await alice.receive() == []
         with pytest.raises(LinkLostError):
             await alice.send([b"to nobody"])
+
+
+NAMING: dict[str, Callable[[FaultyNetwork, str], object]] = {
+    "disturb a sender": lambda network, name: network.disturb(Faults(), sender=name),
+    "disturb a receiver": lambda network, name: network.disturb(Faults(), sender="alice", receiver=name),
+    "cut": lambda network, name: network.cut(name),
+    "cut from others": lambda network, name: network.cut("bob", ["alice", name]),
+    "partition": lambda network, name: network.partition(name),
+    "partition from others": lambda network, name: network.partition("bob", ["alice", name]),
+    "crash": lambda network, name: network.crash(name),
+    "revive": lambda network, name: network.revive(name),
+}
+
+
+@pytest.mark.parametrize("naming", NAMING)
+def test_a_name_that_is_no_nodes_is_refused_until_its_transport_is_made(naming: str) -> None:
+    network = FaultyNetwork()
+    for name in ("alice", "bob"):
+        network.transport(name)
+    with pytest.raises(
+        LocalError, match=r"called 'alyce': did you mean .?alice.?\? .*alice, bob.*network\.transport\('alyce'\)"
+    ):
+        NAMING[naming](network, "alyce")
+    assert network.log == []
+    network.transport("alyce")
+    NAMING[naming](network, "alyce")
+
+
+async def test_a_crash_by_a_name_that_is_no_nodes_leaves_the_node_alone(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    network = FaultyNetwork()
+    async with network.crashable("bobb", lambda: an_echoer(network, [])) as bob:
+        with pytest.raises(LocalError, match="bobb"):
+            await bob.crash()
+        assert (await bob.node.ask(Route("echoer"), "still here")).text == "still here"
 
 
 @pytest.mark.parametrize("probability", [-0.1, 1.1, math.nan])

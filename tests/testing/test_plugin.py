@@ -68,6 +68,7 @@ def test_a_failure_shows_what_the_network_did(pytester: pytest.Pytester) -> None
     pytester.makepyfile(
         """
         def test_it(network):
+            network.transport("alice"), network.transport("bob")
             network.partition("alice", "bob")
             assert False
         """

@@ -1,11 +1,14 @@
 """The fixture `topology`: topologies on other transports and stores, on a network with faults, and as the command line says."""
 
+import asyncio
+import re
 from pathlib import Path
 
 import pytest
 import trio
 import trio.testing
 
+from trionode.errors import LocalError
 from trionode.testing.kafka import KafkaBroker
 from trionode.testing.network import Faults, FaultyNetwork
 from trionode.testing.topologies import Topologies
@@ -140,6 +143,24 @@ async def test_the_command_line_leads_nobody_around_the_network(
 ) -> None:
     async with made(tmp_path, tcp="tcp").start(spec(), network=network) as running:
         assert transports(running) == {"loopback"}
+
+
+def test_a_topology_without_trio_says_what_it_needs(tmp_path: Path) -> None:
+    async def start() -> None:
+        async with made(tmp_path).start(spec()):
+            raise AssertionError
+
+    with pytest.raises(LocalError, match="runs under Trio"):
+        asyncio.run(start())
+
+
+async def test_a_template_tells_a_transport_of_a_strangers_where(
+    tmp_path: Path, autojump_clock: trio.testing.MockClock
+) -> None:
+    async with made(tmp_path).start(spec(), tcp="loopback:mini/{}", store="memory") as running:
+        await require_answer(running)
+        (place,) = running["hub"].places
+        assert re.fullmatch(rb"mini/[0-9a-f]{16}", place.value)
 
 
 def test_one_argument_runs_the_same_test_elsewhere(pytester: pytest.Pytester) -> None:

@@ -16,6 +16,7 @@ from trionode.memory_channel import ITEM_OVERHEAD, MemoryChannel
 from trionode.protocol.current import CURRENT
 from trionode.protocol.wire import Wire
 from trionode.room import Room
+from trionode.topology.problems import hint
 from trionode.transport import Link
 
 #: Bytes on their way in one direction before a writer waits, about what the socket buffers of a real connection hold.
@@ -429,10 +430,15 @@ class FaultyNetwork:
     Faults are set for directions, `network.disturb(Faults(drop=0.1), sender="alice")`, and hold for what is sent from then on. Which frames they
     hit is decided by the seed, the names of the nodes, and the numbers of link and frame: the same each time. Time is Trio's, so that all of it
     also works under its autojump clock.
+
+    A node is known once its transport was made, and only then can it be named, so that a misspelt name disturbs nobody's test: all methods that
+    take names raise LocalError for others. Whose fault comes before its node, calls `network.transport("alice")` first.
     """
 
     def __init__(self, seed: int = 0) -> None:
         self.seed = seed
+        #: The nodes that a transport was made for.
+        self._nodes: set[str] = set()
         #: All that the network has done, in order.
         self.log: list[Event] = []
         self._listeners: dict[str, _Listener] = {}
@@ -440,7 +446,7 @@ class FaultyNetwork:
         self._links: dict[tuple[str, str], int] = {}
         self._pairs: list[_Pair] = []
         self._faults: dict[tuple[str | None, str | None], Faults] = {}
-        self._partitions: list[tuple[frozenset[str], frozenset[str]]] = []
+        self._partitions: list[_Between] = []
         self._down: set[str] = set()
 
     def __repr__(self) -> str:
@@ -448,12 +454,22 @@ class FaultyNetwork:
 
     def transport(self, node: str, *, max_frame: int = CURRENT.max_frame) -> FaultyLoopback:
         """The transport of the node of that name; `max_frame` is the largest frame that its links send and take (bytes)."""
+        self._nodes.add(node)
         return FaultyLoopback(self, node, min(max_frame, CURRENT.max_sent))
+
+    def _require(self, names: Iterable[str | None]) -> None:
+        for name in names:
+            if name is not None and name not in self._nodes:
+                raise LocalError(
+                    f"no node of this network is called {name!r}: {hint(name, self._nodes)}. "
+                    f"If it is yet to come, make it known by network.transport({name!r})"
+                )
 
     # Faults of frames
 
     def disturb(self, faults: Faults, *, sender: str | None = None, receiver: str | None = None) -> None:
         """Let faults befall what `sender` sends to `receiver` from now on; None: whoever. The narrower direction counts, a later call replaces an earlier."""
+        self._require((sender, receiver))
         self._faults[sender, receiver] = faults
 
     def calm(self) -> None:
@@ -475,7 +491,7 @@ class FaultyNetwork:
 
         None: whoever. New links can be made at once.
         """
-        between = _Between(_group(one), _group(other))
+        between = self._between(one, other)
         self._note("cut", str(between))
         for pair in self._pairs:
             if between.holds(*pair.nodes):
@@ -486,8 +502,9 @@ class FaultyNetwork:
 
         Links stay, in silence: what is sent waits, as TCP would send it again, and arrives when the network has healed. New ones can't be made.
         """
-        self._partitions.append((_group(one), _group(other)))
-        self._note("partition", str(_Between(_group(one), _group(other))))
+        between = self._between(one, other)
+        self._partitions.append(between)
+        self._note("partition", str(between))
 
     def heal(self) -> None:
         """End all partitions; what was held back arrives."""
@@ -500,7 +517,12 @@ class FaultyNetwork:
 
     def is_apart(self, one: str, other: str) -> bool:
         """Whether a partition lies between two nodes."""
-        return any(_Between(*sides).holds(one, other) for sides in self._partitions)
+        return any(each.holds(one, other) for each in self._partitions)
+
+    def _between(self, one: Group | None, other: Group | None) -> "_Between":
+        between = _Between(_group(one), _group(other))
+        self._require(sorted(between.one | between.other))
+        return between
 
     # Nodes that crash
 
@@ -524,6 +546,7 @@ class FaultyNetwork:
 
         Its peers lose their links, or, if it is silent as a machine without power is, hear nothing until it is back.
         """
+        self._require((name,))
         self._note("crash", name)
         self._down.add(name)
         for pair in self._pairs:
@@ -536,6 +559,7 @@ class FaultyNetwork:
 
     def revive(self, name: str) -> None:
         """Let a node that has crashed be reached again; what is left of its old links is lost."""
+        self._require((name,))
         self._note("restart", name)
         self._down.discard(name)
         for pair in self._pairs:
@@ -638,8 +662,8 @@ class Crashable(Generic[T]):
         life = self._life
         if life is None:
             raise LocalError(f"{self._name} is down already: restart() it first")
-        self._life = None
         self._network.crash(self._name, silent=silent)
+        self._life = None
         life.scope.cancel()
         await life.over.wait()
 

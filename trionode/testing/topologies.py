@@ -7,7 +7,9 @@ from importlib.metadata import entry_points
 from pathlib import Path
 
 import attrs
+import trio
 
+from trionode.errors import LocalError
 from trionode.testing.network import FaultyNetwork
 from trionode.topology.reading import load_topology
 from trionode.topology.running import RunningTopology, run_topology
@@ -50,8 +52,13 @@ class Topologies:
         Transports and `store` are what is put in place of its own, as in `trionode.topology.swap`: `tcp="loopback", store="memory"`. `kafka` and
         `sqlite` need no place here: they are the run's broker, and a file of the test's. With a `network` all of its transports become that network,
         whose nodes have the names that they have in the topology. Else nodes meet on loopback in a network of their own.
-        Keys are in memory. SpecError for a topology that can't be meant.
+        Keys are in memory. SpecError for a topology that can't be meant; LocalError outside of Trio. What the block raises comes out in an
+        exception group.
         """
+        if not trio.lowlevel.in_trio_run():
+            raise LocalError(
+                "a topology runs under Trio: in an async test of pytest-trio, with trio_mode = true in the ini file, or in trio.run"
+            )
         if not isinstance(topology, TopologySpec):
             topology = load_topology(*((topology,) if isinstance(topology, str | Path) else topology))
         swaps = {**transports} if store is None else {**transports, STORE: store}

@@ -251,6 +251,10 @@ async def a_frame_that_is_too_large_to_read_ends_the_link(ground: Ground) -> Non
             got = await server.receive()
         except WireError:
             return
+        demand(
+            server.max_frame <= SMALL,
+            f"small has to read frames of at most SMALL ({SMALL}) bytes; this one reads {server.max_frame}, as its links' max_frame says",
+        )
         raise AssertionError(
             f"a frame that is larger than its reader takes is a WireError at the reader; it got {_told(got)}"
         )
