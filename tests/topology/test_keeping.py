@@ -11,6 +11,23 @@ from trionode.topology.keeping import Kept
 from trionode.topology.order import Part
 
 
+async def test_a_reason_that_is_a_sentence_of_ours_is_told_whole(
+    autojump_clock: trio.testing.MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    kept: Kept[int] = Kept(Part("alice", "links", "bob"))
+
+    async def open_(_: int) -> int:
+        await trio.lowlevel.checkpoint()
+        raise NoAnswerError("nobody answered. " * 40 + "Or the peer refuses this identity")
+
+    async def ended(_: int) -> None:
+        await trio.sleep_forever()
+
+    with trio.move_on_after(1):
+        await kept.keep(open_, ended)
+    assert [each.endswith("refuses this identity") for each in caplog.messages] == [True]
+
+
 async def test_a_remote_that_words_its_refusal_anew_each_time_is_told_of_once(
     autojump_clock: trio.testing.MockClock, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -18,6 +18,7 @@ from trionode.on_demand import PAUSES
 from trionode.stream import STEADY_SECONDS
 from trionode.stream_store import load_store
 from trionode.topology import RunningNode, SpecError, parse_topology
+from trionode.topology.meaning import raised_by
 from trionode.vault import sqlite
 from trionode.vault.sqlite import open_sqlite_vault
 from trionode_loopback import Loopback
@@ -153,20 +154,52 @@ async def test_what_cannot_be_opened_is_told_bare_and_with_its_reason(autojump_c
             raise AssertionError
 
 
-async def test_somebody_else_than_expected_is_told_at_once(autojump_clock: trio.testing.MockClock) -> None:
+async def test_somebody_else_than_expected_is_told_at_once_with_the_channel(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
     spec = DIRECT.replace('trust.nodes = "bob"', 'trust.nodes = "carol"') + "[nodes.carol]"
     began = trio.current_time()
-    with pytest.raises(HandshakeError, match="check which identifier you expect"):
+    with pytest.raises(
+        HandshakeError, match=r"nodes\.alice\.secure_channels\.bob: .*check which identifier you expect"
+    ):
         async with running(spec):
             raise AssertionError
     assert trio.current_time() == began
+
+
+@pytest.mark.parametrize(
+    ("refused", "message"),
+    [
+        (
+            'relays.bob.via = ["loopback:hub"]',
+            r"nodes\.bob\.relays\.bob: the hub loopback:hub did not answer for the relay name bob",
+        ),
+        (
+            'streams.s = { via = ["loopback:hub"], sends = "there", receives = "back" }',
+            r"nodes\.bob\.streams\.s: (?!it has not been opened yet)",
+        ),
+    ],
+)
+async def test_what_a_hub_refuses_in_silence_is_told_with_a_reason(
+    refused: str, message: str, autojump_clock: trio.testing.MockClock
+) -> None:
+    spec = f"""
+        [nodes.hub]
+        listen = "loopback:hub"
+        relay_service.allow = "here"
+        [nodes.bob]
+        {refused}
+    """
+    with pytest.raises(NoAnswerError, match=message):
+        async with running(spec):
+            raise AssertionError
 
 
 async def test_a_place_that_is_taken_is_told_bare() -> None:
     network = Loopback()
     async with open_node(network) as other:
         await other.listen("loopback:bob")
-        with pytest.raises(LocalError, match="loopback:bob is taken"):
+        with pytest.raises(LocalError, match=r"nodes\.bob\.listen\[0\]: .*loopback:bob is taken"):
             async with running(DIRECT, transports={"loopback": network}):
                 raise AssertionError
 
@@ -178,10 +211,25 @@ async def test_what_a_worker_raises_ends_the_topology() -> None:
         workers.failing = {{ run = "{HERE}:failing", allow = "anyone" }}
         [nodes.alice]
     """
-    with pytest.RaisesGroup(pytest.RaisesExc(ValueError, match="ouch"), flatten_subgroups=True):
+
+    def named(error: BaseException) -> bool:
+        return raised_by(error) == "nodes.bob.workers.failing"
+
+    with pytest.RaisesGroup(pytest.RaisesExc(ValueError, match="ouch", check=named), flatten_subgroups=True):
         async with running(spec) as topology:
             await topology["alice"].send(["loopback:bob", "failing"], "ouch")
             await trio.sleep_forever()
+
+
+async def test_an_inlet_that_cannot_listen_is_told_with_its_keys() -> None:
+    spec = DIRECT + '[nodes.alice.inlets.web]\nat = "nowhere.invalid:4000"\nto = ["@bob", "web"]\n'
+    with pytest.raises(SpecError) as raised:
+        async with running(spec):
+            raise AssertionError
+    (problem,) = raised.value.problems
+    assert problem.path == ("nodes", "alice", "inlets", "web", "at")
+    assert "nowhere.invalid:4000" in problem.text
+    assert "port" not in problem.text
 
 
 # -- who is who ------------------------------------------------------------------------------------------------------------------------
@@ -294,8 +342,47 @@ async def test_who_runs_elsewhere_has_to_have_an_identifier() -> None:
             raise AssertionError
     (problem,) = raised.value.problems
     assert str(problem).startswith(
-        'nodes.alice.secure_channels.bob.trust.nodes[0]: node "bob" does not run here, so it has to be told who that is: write identifier = "I…"'
+        'nodes.alice.secure_channels.bob.trust.nodes[0]: node "bob" does not run here, so it has to be told who that is: make '
+        'its identity by `trionode identity create --state bob.db --unsealed`, and write vault = "sqlite:bob.db", unsealed = true and the identifier'
     )
+
+
+async def test_a_stranger_at_the_place_of_a_peer_elsewhere_ends_nobody(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "bob.db"
+    async with open_sqlite_vault(path, unsealed=True) as vault:
+        bob = (await Identity.create(vault)).identifier
+    spec = DIRECT.replace('trust.nodes = "alice"', 'trust = "everyone"')
+    told = spec + f'[nodes.bob.identity]\nvault = "sqlite:{path}"\nunsealed = true\nidentifier = "{bob}"\n'
+    network = {"loopback": Loopback()}
+    comes, refused = trio.Event(), trio.Event()
+
+    def notice(record: logging.LogRecord) -> bool:
+        if record.getMessage().startswith(
+            "nodes.alice.secure_channels.bob is not open, and is tried again until it is: the peer is"
+        ):
+            refused.set()
+        return True
+
+    async def come_first() -> None:
+        async with running(spec, only=["bob"], transports=network):
+            comes.set()
+            await refused.wait()
+        async with running(told, only=["bob"], transports=network):
+            await trio.sleep_forever()
+
+    caplog.handler.addFilter(notice)
+    try:
+        with trio.fail_after(20):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(come_first)
+                await comes.wait()
+                async with running(told, only=["alice"], transports=network) as topology:
+                    assert topology["alice"].channel("bob").peer.identifier == bob
+                nursery.cancel_scope.cancel()
+    finally:
+        caplog.handler.removeFilter(notice)
 
 
 @pytest.mark.parametrize(

@@ -1,3 +1,5 @@
+from collections.abc import Sequence
+from itertools import permutations
 from pathlib import Path
 
 import pytest
@@ -78,6 +80,32 @@ def test_several_files_are_one_topology(tmp_path: Path) -> None:
     assert reading.spec.nodes == PYTHON.nodes
     assert reading.spec.assertions == (AssertSpec(no_dials_by_strangers=["bob"]), *PYTHON.assertions)
     assert reading.positions["assert", 1, "flow"].key == Position(str(tmp_path / "alice.toml"), 10, 1)
+
+
+HUB = '[nodes.hub]\nlisten = "tcp:127.0.0.1:4000"\n'
+EXTERNAL_HUB = HUB + "external = true\n"
+
+
+@pytest.mark.parametrize("names", list(permutations(["alice.toml", "hub.toml", "zoe.toml"])))
+def test_what_others_say_of_a_node_gives_way_to_its_own_file(names: Sequence[str], tmp_path: Path) -> None:
+    (tmp_path / "alice.toml").write_text(EXTERNAL_HUB + "[nodes.alice]\n")
+    (tmp_path / "hub.toml").write_text("# Its own.\n" + HUB + "relay_service = {}\n")
+    (tmp_path / "zoe.toml").write_text(EXTERNAL_HUB.replace("127.0.0.1", "localhost") + "[nodes.zoe]\n")
+    reading = read_topology(*(tmp_path / name for name in names))
+    assert reading.spec.nodes.keys() == {"alice", "hub", "zoe"}
+    assert not reading.spec.nodes["hub"].external
+    assert reading.positions["nodes", "hub"].key == Position(str(tmp_path / "hub.toml"), 2, 8)
+    assert ("nodes", "hub", "external") not in reading.positions
+
+
+def test_what_two_say_of_a_node_of_somebody_else_is_the_same(tmp_path: Path) -> None:
+    (tmp_path / "alice.toml").write_text(EXTERNAL_HUB + "[nodes.alice]\n")
+    (tmp_path / "zoe.toml").write_text(EXTERNAL_HUB + "[nodes.zoe]\n")
+    both = tmp_path / "alice.toml", tmp_path / "zoe.toml"
+    assert load_topology(*both).nodes["hub"].external
+    both[1].write_text(EXTERNAL_HUB.replace("127.0.0.1", "localhost"))
+    with pytest.raises(SpecError, match=r"nodes\.hub: is described at .* already"):
+        load_topology(*both)
 
 
 def test_problems_of_several_files_come_in_the_order_of_the_files(tmp_path: Path) -> None:

@@ -1,6 +1,8 @@
 """What is found in topologies, and whether what they assert holds."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -363,6 +365,124 @@ to = ["@bob", "web"]
     ], "the outlet's target is reached in the clear"
 
 
+TUNNEL = """
+[nodes.office]
+listen = "tcp:127.0.0.1:4400"
+secure_channel_listeners.api.trust.nodes = "home"
+outlets.web.target = "127.0.0.1:8401"
+[nodes.home]
+secure_channels.office = { to = ["tcp:127.0.0.1:4400", "api"], trust.nodes = "office" }
+inlets.web = { at = "127.0.0.1:4902", to = ["@office", "web"] }
+"""
+SAFE = {
+    "no_plaintext_at": "network",
+    "no_injection_by": "network",
+    "not_reached_by_strangers": "office/web",
+    "no_dials_by_strangers": "office",
+}
+
+
+def test_a_tunnel_between_services_of_two_machines_shows_nothing_to_the_network() -> None:
+    tunnel = report(TUNNEL)
+    tunnel.require(**SAFE, proven_to="office")
+    assert tunnel.findings == ()
+    with pytest.raises(AssertionError, match="sees the payload of inlet home/web in the clear"):
+        report(TUNNEL.replace("127.0.0.1:8401", "10.0.0.1:8401")).require(no_plaintext_at="network")
+
+
+@pytest.mark.parametrize("asserted", SAFE)
+def test_whoever_reaches_an_inlet_reaches_what_it_leads_to(asserted: str) -> None:
+    opened = report(TUNNEL.replace("127.0.0.1:4902", "0.0.0.0:4902"))
+    with pytest.raises(AssertionError, match="connects to"):
+        opened.require(**{asserted: SAFE[asserted]})
+    flow = opened.flow("inlet home/web")
+    for way in (flow.path.there.passed[0], flow.path.back.passed[-1]):
+        assert (str(way.at), way.seen.payload) == ("outsider the inlet home/web", "plaintext")
+        assert way.may_inject == "as the sender"
+    assert [str(keys_of(finding.where)) for finding in opened.findings] == ["nodes.home.inlets.web"]
+
+
+def test_what_an_inlet_leads_to_is_open_to_declared_flows_and_behind_workers_too() -> None:
+    text = TUNNEL.replace("127.0.0.1:4902", "0.0.0.0:4902") + '[flows.mine]\nfrom = "home"\nto = ["@office", "web"]'
+    with pytest.raises(AssertionError, match="takes messages of any stranger by an inlet"):
+        report(text).require(flow="mine", no_injection_by="network")
+
+
+def test_a_relay_is_reached_by_strangers_as_by_everybody() -> None:
+    with pytest.raises(AssertionError, match="a stranger reaches hub/forward_to_bob by a bare link"):
+        report(GOOD).require(not_reached_by_strangers="hub/forward_to_bob")
+
+
+@pytest.mark.parametrize(
+    ("sends", "text"),
+    [
+        ('["nobody"]', "nobody at bob has the address nobody"),
+        ('["tcp:127.0.0.1:4000", "api"]', "nobody at hub has the address api"),
+        ('["@hub", "static_forwarding_service"]', "the relay service of hub takes registrations only"),
+    ],
+)
+def test_what_a_worker_passes_on_to_nobody_is_an_error(sends: str, text: str) -> None:
+    worker = f'echoer = {{ run = "echoer", sends = [["echoer_two"], {sends}] }}\nworkers.echoer_two = "echoer"'
+    (finding,) = found(GOOD.replace('echoer = "echoer"', worker), "no way there")
+    assert (finding.severity, keys_of(finding.where)) == ("error", "nodes.bob.workers.echoer.sends[1]")
+    assert text in finding.text
+    assert finding.way
+
+
+def test_what_can_not_be_opened_is_told_once_and_not_again_for_all_that_needs_it() -> None:
+    text = GOOD.replace('nodes = ["bob"] }\n[nodes.bob]', 'nodes = ["alice"] }\n[nodes.bob]')
+    assert text != GOOD
+    told = report(text)
+    assert not told.flow("hello").path.arrives
+    assert [keys_of(each.where) for each in told.findings if each.severity == "error"] == [
+        "nodes.bob.secure_channels.hub"
+    ], "and neither its relay, nor the channel by that relay, nor the flow in that channel"
+
+
+def test_what_waits_for_itself_across_nodes_is_told_of() -> None:
+    text = """
+[nodes.hub]
+listen = "tcp:127.0.0.1:4000"
+relay_service = {}
+[nodes.a]
+secure_channel_listeners.api.trust.nodes = "b"
+secure_channels.b = { to = ["tcp:127.0.0.1:4000", "forward_to_b", "api"], trust.nodes = "b" }
+relays.a.via = ["@b"]
+[nodes.b]
+secure_channel_listeners.api.trust.nodes = "a"
+secure_channels.a = { to = ["tcp:127.0.0.1:4000", "forward_to_a", "api"], trust.nodes = "a" }
+relays.b.via = ["@a"]
+"""
+    assert len(found(text, "unopened")) == 4
+
+
+@pytest.mark.parametrize(
+    ("limits", "instead"), [("relays = 1", "relays = 2"), ("relays_per_client = 1", "relays_per_client = 2")]
+)
+def test_a_hub_with_fewer_relays_than_its_nodes_need_is_an_error(limits: str, instead: str) -> None:
+    text = (
+        GOOD.replace('allow = "channels"\n', f'allow = "channels"\nlimits = {{ {limits} }}\n')
+        + '[nodes.bob.relays.second]\nvia = ["@hub"]'
+    )
+    (finding,) = found(text, "unopened")
+    assert keys_of(finding.where) == "nodes.bob.relays.second"
+    assert "relay_service.limits." in finding.text
+    assert not found(text.replace(limits, instead), "unopened")
+
+
+def test_a_hub_that_lets_a_client_use_fewer_streams_than_it_needs_is_an_error() -> None:
+    text = """
+[nodes.hub]
+listen = "tcp:127.0.0.1:1"
+stream_services.stream_kafka = { store = "memory", limits.streams = 1 }
+[nodes.a]
+streams.s = { via = ["tcp:127.0.0.1:1"], sends = "x", receives = "y" }
+"""
+    (finding,) = found(text, "unopened")
+    assert "lets a client use 1 streams" in finding.text
+    assert not found(text.replace("streams = 1", "streams = 2"), "unopened")
+
+
 # The command
 
 
@@ -422,3 +542,56 @@ def test_every_report_can_be_told(stage: str) -> None:
     told = report(STAGES[stage])
     assert list(tell(told))
     assert json.dumps(as_json(told))
+
+
+def test_check_warns_of_what_its_nodes_miss_here_once_and_of_nothing_that_others_run(tmp_path: Path) -> None:
+    (tmp_path / "beside.py").touch()
+    text = """
+[nodes.hub]
+listen = "udp:127.0.0.1:1"
+stream_services.s.store = "sqlte:foo"
+transports.tcp.nonsense = 1
+workers = { shipped = "echoer", beside = "beside:work", nowhere = "no_such_module.part:work" }
+[nodes.a]
+links.x.to = "udp:127.0.0.1:1"
+"""
+    code, output = check(tmp_path, text)
+    assert code == 0
+    warnings = [
+        line.split(": ")[1] for line in output.splitlines() if line.startswith("warning") and "strangers" not in line
+    ]
+    assert warnings == [
+        "nodes.hub.listen",
+        "nodes.hub.stream_services.s.store",
+        "nodes.hub.transports.tcp.nonsense",
+        "nodes.hub.workers.nowhere.run",
+    ]
+    assert check(tmp_path, text, "--strict")[0] == 1
+    code, output = check(
+        tmp_path, text.replace("\nlisten", "\nexternal = true\nlisten").replace("links", "external = true\nlinks")
+    )
+    assert "not installed" not in output
+    assert "is installed" not in output
+
+
+def test_check_says_that_there_is_nothing_to_prove_of_messages_where_none_are_sent(tmp_path: Path) -> None:
+    code, output = check(tmp_path, "[nodes.a]")
+    assert code == 0
+    assert output.startswith("no flows: nothing to prove")
+
+
+def test_a_flow_that_carries_nothing_has_no_table(tmp_path: Path) -> None:
+    _, output = check(tmp_path, GOOD.replace('nodes = ["alice"]', 'nodes = ["hub"]'))
+    assert "does not arrive" in output
+    assert "addresses in the clear" not in output
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
+@pytest.mark.parametrize("command", ["check", "graph"])
+def test_a_full_disk_is_told_of_in_one_line(tmp_path: Path, command: str) -> None:
+    (tmp_path / "topology.toml").write_text(GOOD, encoding="utf-8")
+    program = [sys.executable, "-m", "trionode", command, str(tmp_path / "topology.toml")]
+    with Path("/dev/full").open("wb") as full:
+        done = subprocess.run(program, stdout=full, stderr=subprocess.PIPE, check=False, timeout=60)
+    assert done.returncode == 1
+    assert done.stderr == b"standard output can't be written: No space left on device\n"

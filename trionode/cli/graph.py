@@ -4,9 +4,9 @@ from pathlib import Path
 
 import click
 
-from trionode.cli.terminal import printable, say
+from trionode.cli.terminal import print_out, printable, say
+from trionode.errors import LocalError
 from trionode.topology.graph import as_mermaid, as_svg, as_text
-from trionode.topology.problems import SpecError
 from trionode.topology.reading import load_topology
 from trionode.topology.verify import verify
 
@@ -29,14 +29,14 @@ def graph(context: click.Context, *, files: tuple[Path, ...], output: Path | Non
         raise click.BadParameter(f"expected a name that ends in {' or '.join(_FORMATS)}; this is {output.name!r}")
     try:
         report = verify(load_topology(*files, only=()))
-    except SpecError as error:
-        for problem in error.problems:
-            say(printable(str(problem)))
+        if output is None:
+            for line in as_text(report):
+                print_out(printable(line))
+            return
+    except LocalError as error:
+        for line in str(error).splitlines():
+            say(printable(line))
         context.exit(1)
-    if output is None:
-        for line in as_text(report):
-            click.echo(printable(line))
-        return
     try:
         output.write_text(_FORMATS[output.suffix](report), encoding="utf-8")
     except OSError as error:

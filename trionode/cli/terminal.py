@@ -1,6 +1,8 @@
 """What a command reads and writes: lines in and lines out, none of which blocks the node, and texts made fit for a terminal."""
 
 import os
+import sys
+from pathlib import Path
 from typing import Self
 
 import attrs
@@ -118,6 +120,19 @@ class Output:
                 except OSError as error:
                     msg = f"standard output can't be written: {error.strerror}. Whoever read it has gone"
                     raise LocalError(msg) from error
+
+
+def print_out(text: str) -> None:
+    """Write a text and a line end to standard output, for commands that run no node; LocalError if there is no room for it."""
+    try:
+        click.echo(text)
+    except BrokenPipeError:
+        raise  # click ends quietly where nobody reads any more
+    except OSError as error:
+        with Path(os.devnull).open("w") as nowhere:  # what is left would be tried again as Python ends
+            os.dup2(nowhere.fileno(), sys.stdout.fileno())
+        msg = f"standard output can't be written: {error.strerror}"
+        raise LocalError(msg) from error
 
 
 def say(text: str) -> None:

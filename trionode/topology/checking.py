@@ -1,6 +1,8 @@
 """What a topology says that can't be meant, beyond its form: names of nobody, places of no transport, routes in a circle."""
 
 from collections.abc import Collection, Iterator, Mapping
+from importlib.machinery import PathFinder
+from importlib.util import find_spec
 
 import attrs
 
@@ -45,6 +47,32 @@ def check_spec(
     return tuple(problems)
 
 
+def check_here(
+    spec: TopologySpec, *, positions: Positions | None = None, folders: Collection[str] = ()
+) -> tuple[Problem, ...]:
+    """Return what the nodes of a spec that is right itself miss here: plugins, options of these, and modules of workers.
+
+    What is missed several times is told once. Workers are looked for where Python finds modules and in `folders`; none is imported.
+    """
+    told: dict[str, Problem] = {}
+    for problem in check_spec(spec, positions=positions):
+        told.setdefault(problem.text, problem)
+    for name, node in spec.nodes.items():
+        for key, worker in node.workers.items():
+            module = worker.run.partition(":")[0].partition(".")[0]
+            if not node.external and ":" in worker.run and not _is_found(module, folders):
+                text = f"no module {quoted(module)} is found: it has to be installed, or to lie in a folder of PYTHONPATH or beside the topology's file"
+                told.setdefault(text, Problem(("nodes", name, "workers", key, "run"), text))
+    return tuple(told.values())
+
+
+def _is_found(module: str, folders: Collection[str]) -> bool:
+    try:
+        return bool(find_spec(module) or PathFinder.find_spec(module, [*folders]))
+    except ValueError:  # it is imported already, and doesn't say from where
+        return True
+
+
 def _node(names: Names, name: str, node: NodeSpec) -> Iterator[Problem]:
     """Tell of what only a node as a whole shows."""
     here: KeyPath = ("nodes", name)
@@ -73,6 +101,12 @@ def _node(names: Names, name: str, node: NodeSpec) -> Iterator[Problem]:
     if node.identity.vault == "memory" and node.identity.passphrase_file is not None:
         told = 'a vault in memory has no passphrase: write vault = "sqlite:PATH", or leave this out'
         yield names.problem((*here, "identity", "passphrase_file"), told)
+    if node.identity.vault == "memory" and node.identity.identifier is not None and not node.external:
+        told = (
+            'a vault in memory makes a new identity at each start, which can\'t be this one: write vault = "sqlite:PATH", '
+            "or external = true if somebody else runs this node"
+        )
+        yield names.problem((*here, "identity", "identifier"), told)
     yield from _circles(names, here, node)
     if names.runs_here(name):
         yield from _plugins(names, here, node)

@@ -1,6 +1,6 @@
 """What is dubious about a topology: what can't work, and what others can see, send and cause."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Literal
 
 import attrs
@@ -8,7 +8,8 @@ import attrs
 from trionode.topology.assertions import bare_neighbours, way_of
 from trionode.topology.model.places import WILDCARDS, Place, place_of
 from trionode.topology.model.world import Node
-from trionode.topology.problems import KeyPath, keys_of
+from trionode.topology.paths import Path, walk
+from trionode.topology.problems import KeyPath, Problem, keys_of
 from trionode.topology.proof import Flow, Proof
 from trionode.topology.spec import AccessSpec, NodeSpec
 
@@ -33,7 +34,12 @@ Kind = Literal[
     "open service",
     "ring",
     "trunk",
+    "missing here",
 ]
+
+
+#: Node, kind and name of what can't be opened.
+_Unopened = tuple[str, str, str]
 
 
 @attrs.frozen
@@ -60,7 +66,8 @@ class Finding:
 def find(proof: Proof) -> Iterator[Finding]:
     """Tell all that is dubious."""
     for flow in proof.flows:
-        yield from _of_flow(flow)
+        yield from _of_flow(proof, flow)
+    yield from _sends(proof)
     yield from _unopened(proof)
     yield from _places(proof)
     yield from _claims(proof)
@@ -73,10 +80,22 @@ def find(proof: Proof) -> Iterator[Finding]:
     yield from _links(proof)
 
 
+def missing_here(problems: Iterable[Problem]) -> Iterator[Finding]:
+    """Tell of what `check_here` misses."""
+    for problem in problems:
+        yield Finding(
+            "missing here",
+            "warning",
+            problem.path,
+            problem.text,
+            "Correct it, or check the file where that node is to run; one that somebody else runs says external = true",
+        )
+
+
 # Flows
 
 
-def _of_flow(flow: Flow) -> Iterator[Finding]:
+def _of_flow(proof: Proof, flow: Flow) -> Iterator[Finding]:
     path = flow.path
     where: KeyPath = ("flows", flow.name) if flow.is_declared else ("nodes", flow.spec.node)
     for way in (path.there, path.back):
@@ -87,19 +106,7 @@ def _of_flow(flow: Flow) -> Iterator[Finding]:
                 "loop", "error", where, text, "Let the routes, and what workers pass on, end somewhere", way_of(way)
             )
     if not path.arrives:
-        if not any(end.what == "circles" for end in path.there.ends):
-            left = any(end.what == "left" for end in path.there.ends)
-            text = f"{flow.name} does not arrive: {path.there.trouble}"
-            yield Finding(
-                "no way there",
-                "warning" if left else "error",
-                where,
-                text,
-                "Describe the node that listens there, with external = true"
-                if left
-                else "Change the route, or who is let in",
-                way_of(path.there),
-            )
+        yield from _no_way(proof, path, where, flow.name)
     elif flow.spec.answered and not path.returns:
         yield Finding(
             "no way back",
@@ -124,19 +131,87 @@ def _of_flow(flow: Flow) -> Iterator[Finding]:
         )
 
 
+def _no_way(proof: Proof, path: Path, where: KeyPath, what: str) -> Iterator[Finding]:
+    """Tell of a path on which nothing arrives, unless its cause is told of anyway."""
+    ends = path.there.ends
+    if any(end.what == "circles" for end in ends) or _is_told(proof, path.node, path.route, path.there.trouble):
+        return
+    left = any(end.what == "left" for end in ends)
+    yield Finding(
+        "no way there",
+        "warning" if left else "error",
+        where,
+        f"{what} does not arrive: {path.there.trouble}",
+        "Describe the node that listens there, with external = true" if left else "Change the route, or who is let in",
+        way_of(path.there),
+    )
+
+
+def _sends(proof: Proof) -> Iterator[Finding]:
+    for name, node in proof.world.spec.nodes.items():
+        for key, worker in node.workers.items():
+            for index, route in enumerate(worker.sends):
+                path = walk(proof.world, name, route)
+                if not path.arrives:
+                    where: KeyPath = ("nodes", name, "workers", key, "sends", index)
+                    yield from _no_way(proof, path, where, f"what the worker {name}/{key} passes on")
+
+
 # What can't be opened or found
+
+
+def _is_told(proof: Proof, node: str, route: Sequence[str], why: str) -> bool:
+    """Whether a route of a node fails because something can't be opened that is told of itself; what waits for itself in a circle is not."""
+    world = proof.world
+    known: set[_Unopened] = set()
+    cause = _cause(proof, node, route, why)
+    if cause is None:
+        return False
+    while cause is not None and cause not in known:
+        known.add(cause)
+        owner, kind, name = cause
+        cause = _cause(proof, owner, _route_of(world.spec.nodes[owner], kind, name), world.unopened[cause])
+    return cause is None
+
+
+def _cause(proof: Proof, node: str, route: Sequence[str], why: str) -> _Unopened | None:
+    """Return the channel or stream that a route begins with, or the relay that it misses, if that can't be opened."""
+    world = proof.world
+    prefixes = [each.relay_service.prefix for each in world.spec.nodes.values() if each.relay_service is not None]
+    for key in world.unopened:
+        owner, kind, name = key
+        if kind == "relays":
+            if any(why.endswith(f" has the address {prefix}{name}") for prefix in prefixes):
+                return key
+        elif owner == node and route[0] == f"@{name}":
+            return key
+    return None
 
 
 def _unopened(proof: Proof) -> Iterator[Finding]:
     for (node, kind, name), why in proof.world.unopened.items():
+        if _is_told(proof, node, _route_of(proof.world.spec.nodes[node], kind, name), why):
+            continue
         what = {"secure_channels": "secure channel", "streams": "stream", "relays": "relay"}[kind]
         yield Finding(
             "unopened",
             "error",
             ("nodes", node, kind, name),
             f"the {what} can't be opened: {why}",
-            "Change its route, or who is let in or trusted there",
+            "Raise the limit, or let the topology need less"
+            if why.endswith(")") and "limits." in why
+            else "Change its route, or who is let in or trusted there",
         )
+
+
+def _route_of(node: NodeSpec, kind: str, name: str) -> Sequence[str]:
+    match kind:
+        case "secure_channels":
+            return node.secure_channels[name].to
+        case "streams":
+            return node.streams[name].via
+        case _:
+            return node.relays[name].via
 
 
 def _places(proof: Proof) -> Iterator[Finding]:
@@ -243,6 +318,8 @@ def _offers(node: NodeSpec) -> Iterator[tuple[KeyPath, str, AccessSpec]]:
 def _bare(proof: Proof, node: Node) -> Iterator[Finding]:
     for keys, address, allow in _offers(node.spec):
         reached = proof.strangers.reach(node.name, address, bare=True)
+        if reached is not None and reached.manner == "by an inlet":
+            continue  # whoever may come by the inlet's node may: the inlet itself is told of
         who = (reached.manner,) if reached is not None else bare_neighbours(proof, node.name, address)
         if who:
             by = (
@@ -297,8 +374,15 @@ def _listeners(proof: Proof, name: str, node: NodeSpec) -> Iterator[Finding]:
         place = place_of(listener.at)
         if place is None or place.is_of_machine:
             continue
-        behind = sorted({reached.address for reached in proof.strangers.reached.values() if reached.node == name})
         links = sorted(node.links) if node.forwards else []
+        behind = sorted(
+            {
+                each.address
+                for each in proof.strangers.reached.values()
+                if each.node == name and each.manner != "by an inlet"
+            }
+            - set(links)
+        )
         if not behind and not links:
             continue
         offered = ", ".join(behind) + (f"{', and ' if behind else ''}the links {', '.join(links)}" if links else "")
@@ -340,11 +424,15 @@ def _carried_on(name: str, node: NodeSpec) -> Iterator[Finding]:
 
 def _dials(proof: Proof) -> Iterator[Finding]:
     for dial in proof.strangers.dials.values():
+        if dial.is_by_inlet:
+            continue
         yield Finding(
             "dial by strangers",
             "warning",
             ("nodes", dial.node, *dial.by),
-            f"a stranger can make {dial.node} connect to {dial.to}",
+            f"whoever connects to {proof.world.spec.nodes[dial.node].inlets[dial.by[1]].at} is carried on to {dial.to} as {dial.node}"
+            if dial.by[0] == "inlets"
+            else f"a stranger can make {dial.node} connect to {dial.to}",
             {
                 "links": 'Dial at the start, or let the node not forward: dial = "at_start"',
                 "outlets": "Name those who may use it, and let listeners trust nobody else",

@@ -7,7 +7,8 @@ from typing import Literal
 
 import attrs
 
-from trionode.topology.paths import Passed
+from trionode.topology.model.places import is_within_machine
+from trionode.topology.paths import Passed, clients_of
 from trionode.topology.telling import may, sees
 from trionode.topology.verify import Report
 
@@ -89,6 +90,11 @@ def draw(report: Report) -> Drawing:
         for key, outlet in node.spec.outlets.items():
             boxes.setdefault(outlet.target, _box(report, outlet.target, "outsider", ()))
             edges.setdefault((name, outlet.target, key), Edge(name, outlet.target, f"outlet {key}", "idle"))
+        for key, inlet in node.spec.inlets.items():
+            clients = clients_of(name, key).name
+            if not is_within_machine(inlet.at):
+                boxes.setdefault(clients, _box(report, clients, "outsider", ()))
+                edges.setdefault((clients, name, key), Edge(clients, name, f"inlet {key}", "idle"))
     channels = [
         f"@{channel.name}: {name} ⇄ {channel.responder.name}"
         for name, node in world.nodes.items()

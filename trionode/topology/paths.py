@@ -7,6 +7,7 @@ import attrs
 
 from trionode.topology.model.building import build
 from trionode.topology.model.messages import ANSWERS, RANDOM, Body, Clear, End, Message, Record, Sealed, Step, Watcher
+from trionode.topology.model.places import is_within_machine
 from trionode.topology.model.world import Entry, UnopenedError, World
 from trionode.topology.spec import TopologySpec
 
@@ -44,6 +45,11 @@ def seen_in(message: Message) -> Seen:
         body = body.body
     payload: Sight = "plaintext" if isinstance(body, Clear) else "ciphertext" if isinstance(body, Sealed) else "nothing"
     return Seen(payload, tuple(addresses))
+
+
+def clients_of(node: str, key: str) -> Watcher:
+    """Return who connects to an inlet that the network reaches, and all between him and it."""
+    return Watcher("outsider", f"the inlet {node}/{key}")
 
 
 def watchers_of(step: Step) -> Iterator[tuple[Watcher, Seen]]:
@@ -187,6 +193,22 @@ def walk(spec: TopologySpec | World, node: str, route: Iterable[str]) -> Path:
     back = _way(world, returned, receiver, node)
     identity = taken[0].message.facts.identifier if taken else None
     return Path(node, hops, there, back, _inner(ends, hops), None if identity is None else world.who(identity))
+
+
+def from_clients(path: Path, key: str, at: str) -> Path:
+    """Return the path of what an inlet of a node carries, with the inlet's clients: none if only programs of its own machine are."""
+    if is_within_machine(at):
+        return path
+    clients = Passed(
+        clients_of(path.node, key),
+        Seen("plaintext", ()),
+        (f"connects to {at}",),
+        may_drop=True,
+        may_inject="as the sender",
+    )
+    there = attrs.evolve(path.there, passed=(clients, *path.there.passed))
+    back = attrs.evolve(path.back, passed=(*path.back.passed, clients) if path.back.passed else ())
+    return attrs.evolve(path, there=there, back=back)
 
 
 def _source(end: End) -> str:

@@ -1,14 +1,15 @@
 """How far a stranger gets, who knows the spec but has no key in it: from every listener on, by whatever lets him pass."""
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import attrs
 
 from trionode.topology.model.messages import RANDOM, Clear, Facts, Message, Record, Step
-from trionode.topology.model.places import place_of
-from trionode.topology.model.world import World
+from trionode.topology.model.places import is_within_machine
+from trionode.topology.model.world import UnopenedError, World
+from trionode.topology.spec import InletSpec
 
 #: What is behind the address that a stranger tries: nobody, so that it shows where he gets to.
 PROBE = f"{RANDOM}probe"
@@ -17,7 +18,9 @@ ANYBODY = f"{RANDOM}anybody"
 
 #: Notes that strangers get to a place, and how.
 Enter = Callable[["_Place", tuple[str, ...]], None]
-Manner = Literal["by a bare link", "by a bare stream", "through a secure channel"]
+Manner = Literal["by an inlet", "by a bare link", "by a bare stream", "through a secure channel"]
+#: Those that need no identity, in the order in which they are told.
+BARE: Sequence[Manner] = ("by a bare link", "by a bare stream", "by an inlet")
 
 
 @attrs.frozen
@@ -39,6 +42,8 @@ class Dial:
     by: tuple[str, str]
     to: str
     way: tuple[str, ...]
+    #: Whether it only does what an inlet, which is told of itself, is there for.
+    is_by_inlet: bool = False
 
 
 @attrs.frozen
@@ -62,8 +67,8 @@ class Strangers:
 
     def reach(self, node: str, address: str, *, bare: bool) -> Reached | None:
         """Return how strangers reach an address, without a secure channel or by any means; None if they don't."""
-        manners: tuple[Manner, ...] = ("by a bare link", "by a bare stream", "through a secure channel")
-        for manner in manners[: 2 if bare else 3]:
+        manners: tuple[Manner, ...] = (*BARE, *(() if bare else ("through a secure channel",)))
+        for manner in manners:
             if (node, address, manner) in self.reached:
                 return self.reached[node, address, manner]
         return None
@@ -84,14 +89,34 @@ def strangers_in(world: World) -> Strangers:
         for listener in spec.listen:
             enter(_Place(name, Facts(link=f"{RANDOM}stranger at {name}")), (f"connects to {name} at {listener.at}",))
         for key, inlet in spec.inlets.items():
-            place = place_of(f"tcp:{inlet.at}")
-            if place is None or not place.is_of_machine:
+            if not is_within_machine(inlet.at):
                 way = (f"connects to the inlet {name}/{key} at {inlet.at}",)
                 found.dials[name, ("inlets", key)] = Dial(name, ("inlets", key), " => ".join(inlet.to), way)
+                _follow_inlet(world, name, inlet, way, found)
     while waiting:
         here, way_here = waiting.popleft()
         _look_around(world, here, way_here, found, enter)
     return found
+
+
+def _follow_inlet(world: World, name: str, inlet: InletSpec, way: tuple[str, ...], found: Strangers) -> None:
+    """Note what whoever connects to an inlet reaches as the inlet's own node."""
+    node = world.nodes[name]
+    try:
+        onward = world.resolve(node, inlet.to)
+    except UnopenedError:
+        return
+    way = (*way, f"is carried on to {' => '.join(inlet.to)} as {name}")
+    for end in world.run(node, Message(onward, (f"{RANDOM}stranger",), Clear())):
+        if end.what != "arrived":
+            continue
+        here = (*way, f"comes to {end.node}/{end.address}")
+        key: tuple[str, str, Manner] = (end.node, end.address, "by an inlet")
+        found.reached.setdefault(key, Reached(*key, here))
+        outlet = world.spec.nodes[end.node].outlets.get(end.address)
+        if outlet is not None:
+            by = ("outlets", end.address)
+            found.dials.setdefault((end.node, by), Dial(end.node, by, outlet.target, here, is_by_inlet=True))
 
 
 def _look_around(world: World, place: _Place, way: tuple[str, ...], found: Strangers, enter: Enter) -> None:
@@ -102,15 +127,16 @@ def _look_around(world: World, place: _Place, way: tuple[str, ...], found: Stran
             continue
         here = (*way, f"addresses {place.node}/{address}")
         key = (place.node, address, place.manner)
-        if entry.kind not in {"link", "relay"}:
-            found.reached.setdefault(key, Reached(*key, here))
+        found.reached.setdefault(key, Reached(*key, here))
         if entry.kind == "listener" and node.spec.secure_channel_listeners[address].trust.everyone:
             facts = attrs.evolve(place.facts, identifier=ANYBODY)
             enter(_Place(place.node, facts), (*here, "opens a secure channel under any identity"))
         if entry.kind == "outlet":
             outlet = node.spec.outlets[address]
             by = ("outlets", address)
-            found.dials.setdefault((place.node, by), Dial(place.node, by, outlet.target, here))
+            known = found.dials.get((place.node, by))
+            if known is None or known.is_by_inlet:
+                found.dials[place.node, by] = Dial(place.node, by, outlet.target, here)
         if entry.kind not in {"link", "relay"}:
             continue
         for end in world.run(node, Message((address, PROBE), back, Clear(), place.facts)):

@@ -22,6 +22,9 @@ def tell(report: Report) -> Iterator[str]:
     for flow in report.flows:
         yield from tell_flow(flow)
         yield ""
+    if not report.flows:
+        yield "no flows: nothing to prove of messages. [flows.NAME] declares one"
+        yield ""
     for finding in report.findings:
         yield from _tell_finding(finding)
     if report.findings:
@@ -34,6 +37,8 @@ def tell_flow(flow: Flow) -> Iterator[str]:
     """Write a flow's table: a line for each who carries it, in order."""
     yield f"{flow.name}: {flow.spec.node} => {' => '.join(flow.spec.to)}"
     yield f"  {outcome(flow)}"
+    if not flow.passed:
+        return
     rows = [("hop", "sees", "may", "addresses in the clear")]
     rows += [(hop_of(each.at), sees(each), may(each), _addresses(each)) for each in flow.passed]
     widths = [max(len(row[column]) for row in rows) for column in range(3)]

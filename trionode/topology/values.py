@@ -148,10 +148,29 @@ def _wrong_own_name(names: Names, name: str, node: str, *, is_first: bool) -> st
 
 
 def _host_port(names: Names, path: KeyPath, text: str) -> Iterator[Problem]:
+    scheme, mark, rest = text.rpartition("//")
+    authority = rest.partition("/")[0]
+    if mark or authority != rest:
+        meant = (
+            authority
+            if re.search(r":[0-9]+$", authority)
+            else f"{authority}:443"
+            if scheme == "https:"
+            else f"{authority}:80"
+        )
+        yield names.problem(
+            path, f"this is {quoted(text)}, but a service is named by HOST:PORT alone: did you mean {quoted(meant)}?"
+        )
+        return
     try:
-        parse_host_port(text)
+        _, port = parse_host_port(text)
     except LocalError as error:
         yield names.problem(path, str(error))
+        return
+    if text.split() != [text]:
+        yield names.problem(path, f"a host has no spaces: this is {quoted(text)}")
+    elif port == 0 and path[-1] == "target":
+        yield names.problem(path, "port 0 is for listening: name the port of the service")
 
 
 # Nodes and identities

@@ -9,7 +9,7 @@ from trionode.topology.checking import check_spec
 from trionode.topology.findings import Finding, find
 from trionode.topology.model.building import build
 from trionode.topology.model.world import World
-from trionode.topology.paths import walk
+from trionode.topology.paths import from_clients, walk
 from trionode.topology.problems import SpecError
 from trionode.topology.proof import Flow, Proof
 from trionode.topology.spec import AssertSpec, FlowSpec, TopologySpec
@@ -35,6 +35,10 @@ class Report:
     def holds(self) -> bool:
         """Whether every assertion of the topology holds."""
         return all(verdict.holds for verdict in self.verdicts)
+
+    def with_findings(self, more: Iterable[Finding]) -> "Report":
+        """Return the report with more findings in it."""
+        return attrs.evolve(self, findings=_sorted((*self.findings, *more)))
 
     def flow(self, name: str) -> Flow:
         """Return the flow of a name; KeyError if there is none."""
@@ -73,22 +77,25 @@ class Report:
 def verify(spec: TopologySpec) -> Report:
     """Return what follows from a topology that `check_spec` has no problem with; nothing is started, resolved or connected."""
     world = build(spec)
-    flows = tuple(
-        Flow(name, flow, walk(world, flow.node, flow.to), is_declared) for name, flow, is_declared in _flows(world)
-    )
+    flows = tuple(_flows(world))
     proof = Proof(world, flows, strangers_in(world))
-    findings = tuple(sorted(find(proof), key=lambda finding: finding.rank))
+    findings = _sorted(find(proof))
     verdicts = tuple(judge(proof, index, assertion) for index, assertion in enumerate(spec.assertions))
     return Report(proof, findings, verdicts)
 
 
-def _flows(world: World) -> Iterator[tuple[str, FlowSpec, bool]]:
+def _sorted(findings: Iterable[Finding]) -> tuple[Finding, ...]:
+    return tuple(sorted(findings, key=lambda finding: finding.rank))
+
+
+def _flows(world: World) -> Iterator[Flow]:
     spec = world.spec
     for name, flow in spec.flows.items():
-        yield name, flow, True
+        yield Flow(name, flow, walk(world, flow.node, flow.to), is_declared=True)
     for name, node in spec.nodes.items():
         for key, inlet in node.inlets.items():
-            yield f"inlet {name}/{key}", FlowSpec(name, inlet.to), False
+            path = from_clients(walk(world, name, inlet.to), key, inlet.at)
+            yield Flow(f"inlet {name}/{key}", FlowSpec(name, inlet.to), path, is_declared=False)
     if spec.flows:
         return
     for name, here in world.nodes.items():
@@ -96,5 +103,7 @@ def _flows(world: World) -> Iterator[tuple[str, FlowSpec, bool]]:
             peer = channel.responder
             for address in [address for address, entry in peer.table.items() if entry.kind == "worker"]:
                 route = (f"@{key}", address)
-                if walk(world, name, route).receiver == (peer.name, address):
-                    yield f"{name} → {peer.name}/{address} by @{key}", FlowSpec(name, route), False
+                path = walk(world, name, route)
+                if path.receiver == (peer.name, address):
+                    label = f"{name} → {peer.name}/{address} by @{key}"
+                    yield Flow(label, FlowSpec(name, route), path, is_declared=False)

@@ -7,7 +7,7 @@ import attrs
 
 from trionode.topology.model.channels import open_channel, serve_channels
 from trionode.topology.model.messages import Message, Step, Watcher
-from trionode.topology.model.places import place_of
+from trionode.topology.model.places import is_within_machine, place_of
 from trionode.topology.model.relays import RelayService, open_relay
 from trionode.topology.model.streams import StreamService, open_stream
 from trionode.topology.model.world import VERBS, Entry, Node, Store, UnopenedError, World, describe, options_of
@@ -72,9 +72,10 @@ def _at_worker(world: World, node: Node, name: str, spec: WorkerSpec, message: M
 
 
 def _at_outlet(world: World, node: Node, name: str, spec: OutletSpec, message: Message) -> None:
+    if is_within_machine(spec.target):  # so is whoever it is for: nobody else sees anything
+        world.end("arrived", node, message)
+        return
     place = place_of(f"tcp:{spec.target}")
-    if place is not None and place.is_of_machine:
-        place = None  # nobody sees what stays within the machine
     wire = Step(Watcher("wire", f"{node.name} → {spec.target}"), f"outlet {name} connects there", message, None, place)
     target = Step(Watcher("outsider", spec.target), "the target of the outlet", message, None, place)
     world.end("arrived", node, attrs.evolve(message, trail=(*message.trail, wire, target)))

@@ -92,6 +92,12 @@ def place_of(text: str, options: Mapping[str, object] | None = None) -> Place | 
     return Place(address.transport, address.value.decode(errors="replace"), encrypts(options or {}))
 
 
+def is_within_machine(host_port: str) -> bool:
+    """Whether a TCP service at HOST:PORT is one that only programs of the same machine connect to."""
+    place = place_of(f"tcp:{host_port}")
+    return place is not None and place.is_of_machine
+
+
 def encrypts(options: Mapping[str, object]) -> bool:
     """Whether options for Kafka have the connection with its brokers under TLS."""
     return options.get("security") in {"ssl", "sasl_ssl"}

@@ -82,6 +82,7 @@ class RelayService:
         self._world = world
         self._node = node
         self._prefix = spec.prefix
+        self._limits = spec.limits
         self._relays: dict[str, _Relay] = {}
         self._passages = _Passages(world, node)
         for service in (EPHEMERAL_SERVICE, NAMED_SERVICE):
@@ -105,10 +106,23 @@ class RelayService:
                 self._node, message, f"the relay {body.name} at {self._node.name} belongs to another already"
             )
             return
+        full = self._full(owner) if relay is None else None
+        if full is not None:
+            self._world.drop(self._node, message, full)
+            return
         way = None if facts.is_here else self._passages.meet(message)
         relay = self._relays[body.name] = _Relay(owner, way, message.back[0], message.back[1:])
         self._node.table[address] = Entry("relay", partial(self._on_message, body.name))
         self._world.deliver(self._node, Message(message.back, (address,), Request("answer", body.name)))
+
+    def _full(self, owner: str) -> str | None:
+        """Say that there is no room for one relay more, if so; those who come first have it."""
+        limits, owned = self._limits, sum(each.owner == owner for each in self._relays.values())
+        if len(self._relays) >= limits.relays:
+            return f"{self._node.name} gives {limits.relays} relays in all, and this is one more (relay_service.limits.relays)"
+        if owned >= limits.relays_per_client:
+            return f"{self._node.name} gives a client {limits.relays_per_client} relays, and this is one more (relay_service.limits.relays_per_client)"
+        return None
 
     def _on_message(self, name: str, message: Message) -> None:
         relay = self._relays[name]

@@ -23,6 +23,8 @@ class StreamService:
         self._name = name
         self._store = store
         self._declared = frozenset(spec.owners)
+        self._limit = spec.limits.streams
+        self._used: dict[str, set[str]] = {}
         self._index = spec.index or f"{name}_index"
         for stream, owner in spec.owners.items():
             store.owners[stream] = world.identity_of(owner) if owner in world.spec.nodes else owner
@@ -53,7 +55,13 @@ class StreamService:
             return
         if body.name not in self._declared:
             self._store.claims.setdefault(body.name, set()).add(message.facts.identifier or "")
-        if self._may_use(body.name, message.facts):
+        facts = message.facts
+        used = self._used.setdefault(facts.identifier or facts.link or facts.stream or "", set())
+        if body.name not in used and len(used) >= self._limit:
+            what = f"{self._name} at {self._node.name} lets a client use {self._limit} streams, and this is one more (limits.streams)"
+            self._world.drop(self._node, message, what)
+        elif self._may_use(body.name, facts):
+            used.add(body.name)
             self._answer(message, f"{self._name}.{body.name}", Request("answer", body.name))
         else:
             self._refuse(message, body.name)
