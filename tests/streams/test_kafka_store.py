@@ -11,6 +11,7 @@ import pytest
 import trio
 import trio.testing
 
+from tests.strangers import write_strangely
 from trionode.errors import LinkLostError, LocalError
 from trionode.protocol.stream import Record, unique, uuid7_hex
 from trionode.stream_store import Position, Push, Stored, StoreError, UnknownStreamError
@@ -360,3 +361,25 @@ async def test_no_kafka_at_an_address_is_said_within_seconds() -> None:
         with pytest.raises(LocalError, match="host:port"):
             async with open_kafka_store(wrong):
                 pass
+
+
+@pytest.mark.parametrize(("at_the_end", "compressed"), [(True, True), (False, True), (True, False)])
+async def test_a_strangers_record_that_can_not_be_read_ends_the_reading_of_its_stream_and_of_no_other(
+    kafka_broker: KafkaBroker, at_the_end: bool, compressed: bool
+) -> None:
+    bad, good = a_name(), a_name()
+    async with open_kafka_store(kafka_broker.bootstrap) as store:
+        for stream in (bad, good):
+            await store.create(stream)
+            await append(store, stream, a_producer(), [b"first"])
+        with trio.fail_after(PATIENCE):
+            async with trio.open_nursery() as nursery:
+                if at_the_end:
+                    nursery.start_soon(read_all, store, good, 0, 2)
+                    assert await read_all(store, bad, 0, 1) == [Record(0, b"first")]
+                strange = functools.partial(write_strangely, compressed=compressed)
+                await trio.to_thread.run_sync(strange, kafka_broker.bootstrap, "trionode_" + bad)
+                with pytest.raises(StoreError, match=f"the topic trionode_{bad} holds records that can't be read"):
+                    await read_all(store, bad, 1, 1)
+                await append(store, good, a_producer(), [b"second"])
+            assert await read_all(store, good, 0, 2) == [Record(0, b"first"), Record(1, b"second")]

@@ -13,7 +13,16 @@ from trionode.errors import LinkLostError, RemoteError, WireError
 from trionode.stream_store import StoreError
 from trionode.transport import Link
 from trionode_kafka.bridge import Arrive, AwayError, Bridge, Confirm, Fetched, Outgoing, RefusedByBrokerError
-from trionode_kafka.link import PATIENCE_SECONDS, SILENCE_SECONDS, TELL_BYTES, WINDOW, KafkaLink
+from trionode_kafka.link import (
+    CANCELLED_GRACE,
+    CLOSE_GRACE,
+    FRAME_SECONDS,
+    PATIENCE_SECONDS,
+    SILENCE_SECONDS,
+    TELL_BYTES,
+    WINDOW,
+    KafkaLink,
+)
 from trionode_kafka.records import RECORD_BYTES, Kind, Record
 from trionode_kafka.sharing import BEAT_SECONDS, SharedKafka
 
@@ -84,6 +93,9 @@ class TopicsBridge:
 
     def renew_producer_soon(self, then: Callable[[], None]) -> None:
         self._soon(then)
+
+    def close(self) -> None:
+        pass
 
     def delete_topics(self, names: Iterable[str]) -> None:
         self._topics.deleted |= set(names)
@@ -316,6 +328,19 @@ async def test_an_end_in_the_middle_of_a_frame_is_no_orderly_one() -> None:
         await expect(LinkLostError, "in the middle of a frame", pair.other.receive)
 
 
+async def test_a_frame_that_is_begun_and_not_ended_ends_the_link_and_one_that_goes_on_does_not(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async with a_pair() as pair:
+        pair.one._write(Kind.DATA, b"\0\0\0\x02x")
+        await pair.pass_time(FRAME_SECONDS - BEAT_SECONDS)
+        pair.one._write(Kind.DATA, b"y\0\0\0\x02x")
+        await pair.pass_time(FRAME_SECONDS - BEAT_SECONDS)
+        assert await pair.other.receive() == [b"xy"]
+        await pair.pass_time(2 * BEAT_SECONDS)
+        await expect(LinkLostError, "did not end a frame within 120 s", pair.other.receive)
+
+
 async def test_no_more_is_under_way_than_the_window_and_what_the_reader_takes_makes_room() -> None:
     async with a_pair() as pair, trio.open_nursery() as nursery:
         frame, sent = bytes(10_000), 0
@@ -391,6 +416,23 @@ async def test_closing_waits_a_short_time_for_a_kafka_that_is_away(autojump_cloc
         pair.topics.come_back()
         await trio.testing.wait_all_tasks_blocked()
         assert pair.topics.deleted == {"there", "back"}
+
+
+async def test_a_kafka_that_is_away_holds_up_the_last_link_for_a_second(autojump_clock: trio.testing.MockClock) -> None:
+    pair = Pair()
+    for link in (pair.one, pair.other):
+        await link.open()
+        link._shared.users -= 1
+    await trio.testing.wait_all_tasks_blocked()
+    pair.topics.is_away = True
+    began = trio.current_time()
+    await pair.one.aclose()
+    assert pair.shared[0].closed
+    assert trio.current_time() - began <= CLOSE_GRACE
+    with trio.CancelScope() as scope:
+        scope.cancel()
+        await pair.other.aclose()
+    assert trio.current_time() - began <= CLOSE_GRACE + CANCELLED_GRACE
 
 
 async def test_a_closed_end_waits_for_a_dead_peer_and_then_deletes_what_is_left(

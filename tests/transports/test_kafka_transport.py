@@ -15,6 +15,7 @@ import trionode_kafka.link
 import trionode_kafka.place
 import trionode_kafka.sharing
 import trionode_kafka.transport
+from tests.strangers import write_strangely
 from trionode import Identity, Route, open_node, trust_only
 from trionode.errors import LinkLostError, LocalError
 from trionode.testing import transport
@@ -38,7 +39,7 @@ from trionode.testing.transport import (
 )
 from trionode.transport import Link, load_transport
 from trionode.workers import echoer
-from trionode_kafka.bridge import Outgoing
+from trionode_kafka.bridge import Outgoing, connection
 from trionode_kafka.link import KafkaLink
 from trionode_kafka.place import Place, fresh_id
 from trionode_kafka.records import Invitation, Word
@@ -65,8 +66,9 @@ ALONE = {
 }
 
 
-def ground(broker: KafkaBroker) -> Ground:
-    return Ground(KafkaTransport(), broker.bootstrap, f"{broker.bootstrap}/nobody", KafkaTransport(max_frame=SMALL))
+def ground(broker: KafkaBroker, prefix: str = "trionode-link-") -> Ground:
+    served, small = KafkaTransport(prefix=prefix), KafkaTransport(prefix=prefix, max_frame=SMALL)
+    return Ground(served, broker.bootstrap, f"{broker.bootstrap}/nobody", small)
 
 
 @asynccontextmanager
@@ -108,15 +110,21 @@ async def topics(broker: KafkaBroker, prefix: str = "trionode-link-") -> Sequenc
 
 @pytest.mark.kafka
 @pytest.mark.parametrize("checks", ["those that wait for nobody", "those of a clogged link"])
-async def test_kafka_keeps_the_contract_in_many_checks_at_once(kafka_broker: KafkaBroker, checks: str) -> None:
+async def test_kafka_keeps_the_contract_in_many_checks_at_once(
+    kafka_broker: KafkaBroker, checks: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Only as long as it takes, which is longer with other load: what is not deleted within these seconds is left to a sweep.
+    monkeypatch.setattr(trionode_kafka.sharing, "LINGER_SECONDS", PATIENCE / 3)
+    monkeypatch.setattr(connection, "FAREWELL_SECONDS", PATIENCE / 3)
     chosen = CLOGGED if "clogged" in checks else set(CHECKS) - CLOGGED - ALONE
-    before, on = Held.now(), ground(kafka_broker)
-    with trio.fail_after(PATIENCE):
+    prefix = f"test-{os.urandom(4).hex()}-"
+    before, on = Held.now(), ground(kafka_broker, prefix)
+    with trio.fail_after(2 * PATIENCE):
         async with trio.open_nursery() as nursery:
             for check in chosen:
                 nursery.start_soon(check, on)
     before.require_back()
-    assert not await topics(kafka_broker)
+    assert not await topics(kafka_broker, prefix)
 
 
 @pytest.mark.kafka
@@ -330,6 +338,23 @@ async def test_a_stranger_who_dials_for_links_that_are_not_there_costs_nothing(k
             other = await accepted.receive()
             await one.aclose()
             await other.aclose()
+
+
+@pytest.mark.kafka
+async def test_a_strangers_compressed_record_ends_the_link_that_it_is_in_and_is_not_unpacked(
+    kafka_broker: KafkaBroker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("kafka.record.default_records.gzip_decode", None)
+    async with a_pair(kafka_broker) as (one, other), a_pair(kafka_broker) as (third, fourth):
+        await third.send([b"before"])
+        assert await fourth.receive() == [b"before"]
+        strange = partial(write_strangely, compressed=True)
+        await trio.to_thread.run_sync(strange, kafka_broker.bootstrap, other.reads)
+        with trio.fail_after(PATIENCE), pytest.raises(LinkLostError, match=r"read any more: .*they are compressed"):
+            await other.receive()
+        await one.send([b"nobody reads it"])
+        await third.send([b"still"])
+        assert await fourth.receive() == [b"still"]
 
 
 def test_a_place_says_what_is_wrong_with_it() -> None:

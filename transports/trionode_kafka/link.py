@@ -26,6 +26,8 @@ WINDOW = 1024 * 1024
 TELL_BYTES = WINDOW // 4
 #: Seconds of silence after which a peer is taken for dead, as long as Kafka itself confirms what is written.
 SILENCE_SECONDS = 30.0
+#: Seconds that a frame may take from its beginning to its end: a part of one holds up to `max_frame` bytes of memory. As with TCP.
+FRAME_SECONDS = 120.0
 #: Seconds for which a link lives on while Kafka confirms nothing: a broker that was killed is back after 3.5-7 s, a rolling restart takes longer.
 PATIENCE_SECONDS = 60.0
 #: Seconds that `aclose` waits until all that was sent lies in Kafka.
@@ -48,7 +50,7 @@ class KafkaLink:
         self.wire: Wire = CURRENT
         self.max_frame = min(max_frame, CURRENT.max_sent)
         self._shared = shared
-        self._reads = reads
+        self.reads = reads
         self._writes = writes
         # What comes in.
         self._decoder = FrameDecoder(CURRENT, max_frame=max_frame)
@@ -62,6 +64,8 @@ class KafkaLink:
         self._ended = False
         self._changed = trio.lowlevel.ParkingLot()
         self._heard = trio.current_time()
+        #: Since when the frame is under way of which a part has come.
+        self._begun = math.inf
         # What goes out.
         self._number = 0
         self._sent = 0
@@ -82,7 +86,7 @@ class KafkaLink:
 
     async def open(self) -> None:
         """Read the peer's topic, which has to exist, as has the other, and greet the peer with the wire's preface (spec §3.2)."""
-        self._shared.bridge.follow(self._reads, 0, self.arrive)
+        self._shared.bridge.follow(self.reads, 0, self.arrive)
         await self._shared.bridge.introduce(self._writes)
         self._write_stream(CURRENT.preface)
 
@@ -150,16 +154,18 @@ class KafkaLink:
         self._lose(LinkLostError(f"the link to {self.peer} is closed"))
         self._ready.clear()
         self._say_close()
+        grace = CANCELLED_GRACE
         try:
             with trio.move_on_after(CLOSE_GRACE):
                 await trio.lowlevel.checkpoint()
                 await self._all_confirmed()
+            grace = 0.0
         finally:
             with trio.CancelScope(shield=True):
-                with trio.move_on_after(CANCELLED_GRACE):
+                with trio.move_on_after(grace):
                     await self._all_confirmed()
                 if self._peer_dead:
-                    self._drop(self._reads, self._writes)
+                    self._drop(self.reads, self._writes)
                 self._linger_until = trio.current_time() + SILENCE_SECONDS
                 await self._shared.release()
 
@@ -174,7 +180,7 @@ class KafkaLink:
         if isinstance(records, RefusedByBrokerError):
             self._lose(LinkLostError(f"the link to {self.peer} can't be read any more: {records}"))
         elif isinstance(records, StoreError):
-            self._shared.bridge.follow(self._reads, self._offset, self.arrive)
+            self._shared.bridge.follow(self.reads, self._offset, self.arrive)
         else:
             for record in records:
                 self._offset = record.offset + 1
@@ -195,7 +201,7 @@ class KafkaLink:
             self._lose(LinkLostError(f"{self.peer} has closed the link"), orderly=True)
             self._say_close()
             # The peer has written its last, and all that is read: nobody needs this topic any more.
-            self._drop(self._reads)
+            self._drop(self.reads)
         if record.number < self._expected or self._ended:
             return  # a double of a record that was sent again, or nobody's business any more
         if record.taken > self._sent:
@@ -211,7 +217,12 @@ class KafkaLink:
             if self._arrived - self._taken > WINDOW + RECORD_BYTES:
                 msg = f"{self.peer} sends more than the {WINDOW} bytes that may be under way"
                 raise WireError(msg)
-            self._ready += self._decoder.receive(record.data)
+            frames = self._decoder.receive(record.data)
+            if self._decoder.is_between_frames:
+                self._begun = math.inf
+            elif frames or self._begun == math.inf:
+                self._begun = self._heard
+            self._ready += frames
         elif record.kind is Kind.END:
             self._end_in_order()
 
@@ -300,8 +311,8 @@ class KafkaLink:
 
     @property
     def lingers(self) -> bool:
-        """Whether this end is closed, and waits for the peer's last record only."""
-        return self._closed and not self._peer_closed
+        """Whether this end is closed, and waits for the peer's last record only, which may come as long as Kafka takes ours."""
+        return self._closed and not (self._peer_closed or self._unconfirmed)
 
     def beat(self) -> None:
         """See who is silent, and break our own silence; called twice in BEAT_SECONDS."""
@@ -318,6 +329,8 @@ class KafkaLink:
             self._lose(
                 LinkLostError(f"{self.peer} has said nothing for {now - self._heard:.0f} s, not even that it lives")
             )
+        elif late < BEAT_SECONDS and now - self._begun > FRAME_SECONDS:
+            self._lose(LinkLostError(f"{self.peer} did not end a frame within {FRAME_SECONDS:g} s"))
         elif now - self._spoken >= BEAT_SECONDS / 2:
             self._write(Kind.BEAT)
 
@@ -332,10 +345,10 @@ class KafkaLink:
             # A producer tries for ever to write into a topic that is gone.
             self._unconfirmed.clear()
             self._shared.renew()
-        self._drop(self._reads, self._writes)
+        self._drop(self.reads, self._writes)
 
     def _drop(self, *topics: str) -> None:
-        self._shared.bridge.unfollow(self._reads)
+        self._shared.bridge.unfollow(self.reads)
         self._shared.bridge.delete_topics(topics)
         self._shared.leave(self)
 

@@ -2,20 +2,21 @@
 
 Several may want to listen at one place, also from several machines. The log decides: each says LISTEN, and whoever was there before says
 HERE to that. One who hears nothing for CLAIM_SECONDS has the place. One who stood still meanwhile finds a HERE that answers no LISTEN
-from before its own, and has lost it.
+from before its own, and has lost it. Nobody can tell who says so from a stranger; so it only ever makes a listener claim its place again.
 """
 
 import os
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from typing import NoReturn
 
 import trio
 
 from trionode.errors import LocalError
 from trionode.protocol.stream import uuid7_hex
 from trionode.stream_store import StoreError
-from trionode_kafka.bridge import Fetched, Outgoing
+from trionode_kafka.bridge import Fetched, Outgoing, RefusedByBrokerError
 from trionode_kafka.records import Invitation, Word
 from trionode_kafka.sharing import SharedKafka
 
@@ -26,6 +27,12 @@ SWEEP_SECONDS = 600.0
 
 #: Those who dial that may wait until the listener looks at them, a short text each.
 MAX_DIALS = 1000
+#: Those who dial whose topics are asked for in one request, two each: it took 10 ms, also for topics that are not there.
+DIALS_AT_ONCE = 200
+#: Seconds by which what an id says of its making may be off, as clocks may: what is older, or no such id, is nobody's who still waits.
+DIAL_SECONDS = 3600.0
+#: Those who would listen too that are remembered until our answer to them is read, a round trip: nodes that start, and not a flood.
+MAX_RIVALS = 100
 
 SETTINGS: Mapping[str, str] = {
     "cleanup.policy": "delete",
@@ -50,12 +57,19 @@ class Place:
         self._claimed = False
         self._rivals: set[str] = set()
         self._lost = trio.Event()
+        self._why: StoreError | None = None
+        self._saying = False
+        self._asked_again = False
         self._dialled, self._dials = trio.open_memory_channel[str](MAX_DIALS)
+        #: Whether the topic is this listener's to delete.
+        self.mine = False
 
     async def claim(self, *, fresh: bool) -> None:
         """Take the place, whose topic exists, `fresh` if it was made for this; LocalError if somebody else has it."""
         bridge = self._shared.bridge
+        self._lost, self._why = trio.Event(), None
         self._me, self._listened, self._claimed = fresh_id(), False, False
+        self._saying = self._asked_again = False
         self._rivals.clear()
         self._offset = 0 if fresh else await bridge.end_offset(self.topic)
         bridge.follow(self.topic, self._offset, self.arrive)
@@ -64,24 +78,43 @@ class Place:
             with trio.move_on_after(CLAIM_SECONDS):
                 await self._lost.wait()
             if self.is_lost:
-                raise taken(self.shown)
+                self._raise()
             self._say(Word.HERE)
         self._claimed = True
 
-    async def keep(self) -> None:
-        """Say again and again that somebody is here, until somebody else is."""
+    async def keep(self) -> str:
+        """Say again and again that somebody is here, until the place is lost; why it is."""
         while not self.is_lost:
             with trio.move_on_after(SWEEP_SECONDS):
                 await self._lost.wait()
+                break
             self._say(Word.HERE)
+        await trio.lowlevel.checkpoint()
+        return str(self._why or "somebody else says that he listens there")
 
-    async def dialled(self) -> str:
-        """Wait for the id of a link that somebody has made."""
-        return await self._dials.receive()
+    def lose(self, why: StoreError | None = None) -> None:
+        """Hold it no more, nor answer who has dialled."""
+        if not self.is_lost:
+            self._why = why
+            self._lost.set()
+        with suppress(trio.WouldBlock):
+            while True:
+                self._dials.receive_nowait()
+
+    def _raise(self) -> NoReturn:
+        raise self._why or taken(self.shown)
+
+    async def dialled(self) -> Sequence[str]:
+        """Wait for ids of links that others have made; each of at most DIALS_AT_ONCE once."""
+        ids = {await self._dials.receive(): None}
+        with suppress(trio.WouldBlock):
+            while len(ids) < DIALS_AT_ONCE:
+                ids[self._dials.receive_nowait()] = None
+        return list(ids)
 
     @property
     def is_lost(self) -> bool:
-        """Whether somebody else has it."""
+        """Whether it has to be claimed again."""
         return self._lost.is_set()
 
     def leave(self) -> None:
@@ -90,6 +123,9 @@ class Place:
 
     def arrive(self, records: Sequence[Fetched] | StoreError) -> None:
         """Take what was said; called by the bridge."""
+        if isinstance(records, RefusedByBrokerError):
+            self.lose(records)  # made anew, or we were too slow: whatever was said is gone
+            return
         if isinstance(records, StoreError):
             self._shared.bridge.follow(self.topic, self._offset, self.arrive)
             return
@@ -100,22 +136,39 @@ class Place:
                 self._hear(said)
 
     def _hear(self, said: Invitation) -> None:
+        if self.is_lost:
+            return
         if said.who == self._me:
             self._listened = True
             self._rivals.clear()
         elif not self._listened:
             pass  # before our own LISTEN it is meant for others, who will answer that
         elif said.word is Word.DIAL:
-            with suppress(trio.WouldBlock):  # one more would wait for longer than its patience
-                self._dialled.send_nowait(said.who)
+            if abs(time.time() - made_at(said.who)) < DIAL_SECONDS:
+                with suppress(trio.WouldBlock):  # one more would wait for longer than its patience
+                    self._dialled.send_nowait(said.who)
         elif said.word is Word.LISTEN:
-            self._rivals.add(said.who)
+            if len(self._rivals) < MAX_RIVALS:
+                self._rivals.add(said.who)
             self._say(Word.HERE)
         elif not self._claimed or said.who in self._rivals:
-            self._lost.set()
+            self.lose()
 
     def _say(self, word: Word) -> None:
-        self._shared.bridge.send(self.topic, [(Outgoing(0, Invitation(word, self._me).encoded()), lambda _: None)])
+        """Say a word, once for all who ask while it is on its way, and once more for those who may have missed it."""
+        if self._saying:
+            self._asked_again = True
+            return
+        self._saying, me = True, self._me
+
+        def said(answer: int | StoreError) -> None:
+            if me != self._me:
+                return  # of an earlier claim
+            again, self._saying, self._asked_again = self._asked_again, False, False
+            if again and isinstance(answer, int) and not self.is_lost:
+                self._say(word)
+
+        self._shared.bridge.send(self.topic, [(Outgoing(0, Invitation(word, me).encoded()), said)])
 
 
 def taken(place: str) -> LocalError:
@@ -126,3 +179,8 @@ def taken(place: str) -> LocalError:
 def fresh_id() -> str:
     """Return 32 hex characters that nobody else has, which tell when they were made: the name of a link, or of a listener."""
     return uuid7_hex(int(time.time() * 1000), os.urandom(10))
+
+
+def made_at(made: str) -> float:
+    """Return the Unix time, in seconds, at which an id of 32 hex characters says that it was made."""
+    return int(made[:12], 16) / 1000

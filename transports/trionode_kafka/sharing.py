@@ -1,5 +1,6 @@
 """One Kafka as links and listeners of a transport share it: opened by the first, closed by the last."""
 
+from collections import OrderedDict
 from typing import TYPE_CHECKING
 
 import trio
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
 BEAT_SECONDS = 10.0
 #: Seconds that closed links are given to hear the last of peers that close at the same time: whoever misses it leaves a topic behind.
 LINGER_SECONDS = 0.5
+#: Topics of links that have left which are remembered: until they are deleted, 5-20 ms, who has read them is not to do so again.
+MAX_LEFT = 1000
 
 
 class SharedKafka:
@@ -30,6 +33,9 @@ class SharedKafka:
         self.places: set[str] = set()
         self._closing = closing
         self._links: set[KafkaLink] = set()
+        #: The topics that links read, and the last that were: each is read once.
+        self._reading: set[str] = set()
+        self._read: OrderedDict[str, None] = OrderedDict()
         self._left = trio.lowlevel.ParkingLot()
         #: Records that nobody waits for any more: when they were given up, and what the producer has said of each since.
         self._strays: list[tuple[float, list[int | StoreError]]] = []
@@ -39,6 +45,11 @@ class SharedKafka:
         """Let a link use this until it releases it, and have beats until it leaves."""
         self.users += 1
         self._links.add(link)
+        self._reading.add(link.reads)
+
+    def has_read(self, topic: str) -> bool:
+        """Whether a link reads a topic, or did so lately."""
+        return topic in self._reading or topic in self._read
 
     def beat(self) -> None:
         """Let all see what time it is."""
@@ -53,6 +64,10 @@ class SharedKafka:
     def leave(self, link: "KafkaLink") -> None:
         """Let a link have no more beats: nothing is left to be done for it."""
         self._links.discard(link)
+        self._reading.discard(link.reads)
+        self._read[link.reads] = None
+        if len(self._read) > MAX_LEFT:
+            self._read.popitem(last=False)
         self._left.unpark_all()
 
     def renew(self) -> None:

@@ -5,7 +5,7 @@ Each end deletes the topic that it reads, once its peer has written its last int
 """
 
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from typing import ClassVar, Never, Self
 
@@ -13,7 +13,7 @@ import attrs
 import trio
 
 from trionode.errors import LinkLostError, LocalError, RemoteError
-from trionode.observe import log, shown
+from trionode.observe import Rarely, log, shown
 from trionode.protocol.current import CURRENT
 from trionode.protocol.stream import valid_stream_name
 from trionode.stream_store import StoreError
@@ -30,10 +30,13 @@ from trionode_kafka.sharing import Kafkas, SharedKafka
 CONNECT_SECONDS = 10.0
 #: Links that may be greeting a listener at a time: one that says nothing costs a followed topic for CONNECT_SECONDS.
 MAX_GREETING = 512
-#: Seconds that a listener which ends waits until its place is free again.
-FREE_SECONDS = 2.0
+#: Seconds that a listener which ends waits until its place is free again, which took 0.1 s.
+FREE_SECONDS = 1.0
 #: Seconds after whose silence a topic is a leftover of the dead: links speak every 10 s, listeners every 10 minutes, and clocks may differ.
 LEFTOVER_SECONDS = 3600.0
+#: Seconds until a place that was lost is claimed again, and those to which that doubles while somebody else has it: each try is two records.
+AGAIN_SECONDS = 1.0
+AGAIN_SECONDS_MOST = 30.0
 #: Topics of one request for what is a leftover.
 SWEPT_AT_ONCE = 200
 
@@ -102,6 +105,7 @@ class KafkaTransport:
         self._prefix = prefix
         self._replication_factor = replication_factor
         self._max_frame = max_frame
+        self._rarely = Rarely()
         self._kafkas = Kafkas(
             Security.of(
                 security,
@@ -181,7 +185,6 @@ class KafkaTransport:
         finally:
             shared.places.discard(topic)
             await shared.release()
-        raise taken(f"kafka:{place}")  # by another program, while this one stood still
 
     async def _listen(
         self,
@@ -191,44 +194,80 @@ class KafkaTransport:
         *,
         task_status: trio.TaskStatus[str],
         bound: str,
-    ) -> None:
-        """Greet who dials, until the place is lost."""
+    ) -> Never:
+        """Greet who dials whenever the place is ours, for good."""
         greeting = trio.Semaphore(MAX_GREETING)
-
-        async def keep(scope: trio.CancelScope) -> None:
-            await hold.keep()
-            scope.cancel()
-
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(keep, nursery.cancel_scope)
+
+            async def greet() -> Never:
+                while True:
+                    for link_id in await self._there(shared, await hold.dialled()):
+                        nursery.start_soon(self._greet, shared, hold.shown, link_id, greeting, accept)
+
             nursery.start_soon(self._sweep, shared)
             task_status.started(bound)
             while True:
-                nursery.start_soon(self._greet, shared, hold.shown, await hold.dialled(), greeting, accept)
+                async with trio.open_nursery() as holding:
+                    holding.start_soon(greet)
+                    why = await hold.keep()
+                    holding.cancel_scope.cancel()
+                if self._rarely.is_due(hold.topic, trio.current_time()):
+                    log.warning("%s is lost, and will be claimed again: %s", hold.shown, shown(why))
+                await self._claim_again(shared, hold)
+
+    async def _there(self, shared: SharedKafka, ids: Sequence[str]) -> Sequence[str]:
+        """Those of the ids under which somebody has made both topics, and no link of ours was."""
+        wanted = {link_id: self._topics(link_id) for link_id in ids if not shared.has_read(self._topics(link_id)[0])}
+        try:
+            found = await shared.bridge.describe([topic for both in wanted.values() for topic in both])
+        except StoreError as error:
+            if self._rarely.is_due("describe", trio.current_time()):
+                log.warning("refused %d links: %s", len(wanted), shown(error))
+            return ()
+        return [link_id for link_id, both in wanted.items() if found.keys() >= set(both)]
+
+    async def _claim_again(self, shared: SharedKafka, place: Place) -> None:
+        """Take a place that was lost, as soon as it is free."""
+        seconds = AGAIN_SECONDS
+        while True:
+            await trio.sleep(seconds)
+            seconds = min(2 * seconds, AGAIN_SECONDS_MOST)
+            try:
+                await self._claim(shared, place)
+            except (StoreError, LocalError, trio.TooSlowError):
+                place.lose()  # somebody else answers, or Kafka does not
+            else:
+                return
+
+    async def _claim(self, shared: SharedKafka, place: Place) -> None:
+        """Make the place's topic unless it exists, and take it; LocalError if somebody else has it, StoreError or TooSlowError if Kafka lets us not."""
+        bridge, topic = shared.bridge, place.topic
+        place.mine = False
+        with trio.fail_after(CONNECT_SECONDS):
+            while not place.mine:
+                # What was made remains only if this block is left in the ordinary way, in which `mine` says what is to be done.
+                place.mine = await bridge.create_topics(
+                    [topic], replication_factor=self._replication_factor, settings=places.SETTINGS, keep=False
+                )
+                before = await bridge.describe([topic])
+                await bridge.introduce(topic)
+                await place.claim(fresh=place.mine)
+                # Whoever had it may have deleted it meanwhile.
+                place.mine = bool(before) and await bridge.describe([topic]) == before
 
     @asynccontextmanager
     async def _held(self, shared: SharedKafka, place: Place) -> AsyncIterator[Place]:
         """The place, claimed, for the length of a block, and then free again."""
         bridge, topic = shared.bridge, place.topic
-        mine = False
         try:
-            with trio.fail_after(CONNECT_SECONDS):
-                while not mine:
-                    # What was made remains only if this block is left in the ordinary way, in which `mine` says what is to be done.
-                    mine = await bridge.create_topics(
-                        [topic], replication_factor=self._replication_factor, settings=places.SETTINGS, keep=False
-                    )
-                    before = await bridge.describe([topic])
-                    await bridge.introduce(topic)
-                    await place.claim(fresh=mine)
-                    # Whoever had it may have deleted it meanwhile.
-                    mine = bool(before) and await bridge.describe([topic]) == before
+            try:
+                await self._claim(shared, place)
+            except (StoreError, trio.TooSlowError) as error:
+                raise LocalError(f"can't listen at {place.shown}: {str(error) or 'Kafka does not answer'}") from error
             yield place
-        except (StoreError, trio.TooSlowError) as error:
-            raise LocalError(f"can't listen at {place.shown}: {str(error) or 'Kafka does not answer'}") from error
         finally:
             place.leave()
-            if mine and not place.is_lost:
+            if place.mine and not place.is_lost:
                 deleted: Slot[None] = bridge.delete_topics([topic])
                 with trio.CancelScope(shield=True), trio.move_on_after(FREE_SECONDS), suppress(StoreError):
                     await deleted.answer()
@@ -244,24 +283,24 @@ class KafkaTransport:
         accept: Callable[[Link], Awaitable[None]],
     ) -> None:
         """Answer one who would talk, and hand the link over."""
-        peer = f"{place}:{link_id}"
+        there, back = self._topics(link_id)
         try:
             greeting.acquire_nowait()
         except trio.WouldBlock:
-            log.warning("refused a link at %s: %d others have not greeted", place, MAX_GREETING)
+            if self._rarely.is_due("greeting", trio.current_time()):
+                log.warning("refused links at %s: %d others have not greeted", place, MAX_GREETING)
             return
         try:
-            there, back = self._topics(link_id)
-            with trio.fail_after(CONNECT_SECONDS):
-                if len(await shared.bridge.describe([there, back])) < 2:
-                    return  # it has gone again
-                link = KafkaLink(shared, peer=peer, reads=there, writes=back, max_frame=self._max_frame)
-                try:
+            if shared.has_read(there):
+                return  # said twice: a second reader would do all again that was sent
+            link = KafkaLink(shared, peer=f"{place}:{link_id}", reads=there, writes=back, max_frame=self._max_frame)
+            try:
+                with trio.fail_after(CONNECT_SECONDS):
                     await link.open()
                     await link.greeted()
-                except BaseException:
-                    await link.aclose()
-                    raise
+            except BaseException:  # whatever ends it, cancellation too: nothing stays open
+                await link.aclose()
+                raise
         except (RemoteError, StoreError, trio.TooSlowError) as error:
             log.info("refused a link at %s: %s", place, shown(str(error) or "no greeting in time"))
             return

@@ -12,6 +12,8 @@ from kafka import KafkaConsumer, KafkaProducer
 from kafka.errors import KafkaError
 from kafka.net.inet import KafkaNetSocket
 
+from trionode_kafka.bridge.plain import read_plainly
+
 #: Seconds for a TCP connection and for a client's first exchange, before a wrong address is called wrong.
 CONNECT_SECONDS = 4.0
 #: Seconds that one request may take; a broker back from a kill needs 3.5-7 s, and whoever waited tries again.
@@ -166,6 +168,9 @@ def made(kind: Any, settings: Mapping[str, object]) -> tuple[Any, Callable[[], N
             opened.close()
         Sockets.close_all(sockets)
         raise
+
+    if kind is KafkaConsumer:
+        read_plainly(client)
 
     def end() -> None:
         if kind is KafkaProducer:

@@ -146,7 +146,9 @@ class Bridge:
 
         Unless they are to be kept, those that were made are deleted again if this is cancelled or fails.
         """
-        topic = {"num_partitions": 1, "replication_factor": replication_factor, "configs": dict(settings)}
+        # Whatever the brokers do by default: what is compressed is not read.
+        configs = {"compression.type": "producer", **settings}
+        topic = {"num_partitions": 1, "replication_factor": replication_factor, "configs": configs}
         tried = Tried()
 
         def create() -> bool:

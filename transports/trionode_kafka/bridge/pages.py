@@ -9,7 +9,7 @@ from kafka.errors import KafkaTimeoutError, OffsetOutOfRangeError
 from kafka.structs import TopicPartition
 
 from trionode_kafka.bridge.lanes import Slot
-from trionode_kafka.bridge.refusals import AwayError, RefusedByBrokerError, out_of_range
+from trionode_kafka.bridge.refusals import AwayError, RefusedByBrokerError, UnreadableError, out_of_range
 from trionode_kafka.bridge.values import Page, fetched
 
 #: Seconds for one go of fetches of records that are there; whoever went without asks again.
@@ -72,6 +72,11 @@ class Pages:
                 for topic in out_of_range(error, wanted):
                     _, slot = wanted.pop(topic)
                     slot.fail(RefusedByBrokerError("records that were to be read are gone from the topic"))
+                continue
+            except UnreadableError as error:
+                if error.topic in wanted:
+                    _, slot = wanted.pop(error.topic)
+                    slot.fail(error)
                 continue
             for topic, records in batches.items():
                 if topic in wanted:

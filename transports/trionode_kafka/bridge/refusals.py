@@ -16,6 +16,14 @@ class RefusedByBrokerError(StoreError):
     """The broker says no, and will say so again."""
 
 
+class UnreadableError(RefusedByBrokerError):
+    """A topic holds records that are none of ours."""
+
+    def __init__(self, topic: TopicPartition, reason: str) -> None:
+        super().__init__(f"the topic {topic.topic} holds records that can't be read: {reason}")
+        self.topic = topic
+
+
 def store_error(error: BaseException) -> StoreError:
     """Whatever a client raised, in words of the store."""
     if isinstance(error, StoreError):

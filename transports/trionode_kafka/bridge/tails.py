@@ -12,7 +12,7 @@ from kafka.structs import TopicPartition
 from trionode.stream_store import StoreError
 from trionode_kafka.bridge.clients import CLOSE_SECONDS, FETCH_WAIT_MS
 from trionode_kafka.bridge.lanes import Drain
-from trionode_kafka.bridge.refusals import RefusedByBrokerError, out_of_range, store_error
+from trionode_kafka.bridge.refusals import RefusedByBrokerError, UnreadableError, out_of_range, store_error
 from trionode_kafka.bridge.values import Arrive, Fetched, fetched
 
 #: Seconds after a failure until the next poll: what fails for long, such as a password that was changed, would spin.
@@ -86,6 +86,11 @@ class Tails:
         except OffsetOutOfRangeError as error:
             for topic in out_of_range(error, self._following):
                 self._fail(topic, RefusedByBrokerError("records that were to be read are gone from the topic"))
+            self._closed.wait(FAILED_SECONDS)
+            return
+        except UnreadableError as error:
+            self._fail(error.topic, error)
+            self._closed.wait(FAILED_SECONDS)
             return
         for topic, records in batches.items():
             arrive = self._following.get(topic)
