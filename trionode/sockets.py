@@ -1,5 +1,6 @@
 """TCP sockets that listen, for links, inlets and commands alike: opened at HOST:PORT, and named as people write them."""
 
+import errno
 import os
 import socket
 from collections import OrderedDict
@@ -25,14 +26,24 @@ async def open_listeners(at: str) -> list[trio.SocketListener]:
     try:
         listeners = await trio.open_tcp_listeners(port, host=host, backlog=BACKLOG)
     except (OSError, UnicodeError) as error:  # the latter says that no host can have such a name
-        raise LocalError(
-            f"can't listen at {at}: {reason_of(error)}. Choose another port, or end the program that holds it"
-        ) from error
+        raise LocalError(f"can't listen at {at}: {reason_of(error)}. {_advice(error)}") from error
     if port == 0:
         for other in listeners[1:]:
             other.socket.close()
         del listeners[1:]
     return listeners
+
+
+def _advice(error: BaseException) -> str:
+    match error:
+        case socket.gaierror() | UnicodeError():
+            return "Give an address of this machine, or a name that it knows for one"
+        case OSError(errno=errno.EADDRNOTAVAIL):
+            return "Choose an address of this machine, or 0.0.0.0 for all that it has"
+        case OSError(errno=errno.EACCES):
+            return "Choose a port from 1024 on, or run this as a user who may listen there"
+        case _:
+            return "Choose another port, or end the program that holds it"
 
 
 class Greeters:

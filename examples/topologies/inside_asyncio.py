@@ -5,6 +5,7 @@
 
 import asyncio
 import sys
+from contextlib import suppress
 
 import outcome
 import trio
@@ -26,19 +27,20 @@ class Greeter:
         await writer.wait_closed()
 
 
-async def node_of(greeter: Greeter, place: str) -> None:
+async def node_of(greeter: Greeter, place: str, stopping: trio.CancelScope) -> None:
     async def answer(mailbox: Mailbox) -> None:
         async for message in mailbox:
             mailbox.reply_nowait(message, str(greeter.visits).encode())
 
-    async with open_node("tcp") as node:
-        await node.start_worker("visits", answer, allow=from_anywhere)
-        print(f"the node is listening on {await node.listen(place)}", flush=True)
-        await trio.sleep_forever()
+    with stopping:
+        async with open_node("tcp") as node:
+            await node.start_worker("visits", answer, allow=from_anywhere)
+            print(f"the node is listening on {await node.listen(place)}", flush=True)
+            await trio.sleep_forever()
 
 
 async def main(port: int, place: str) -> None:
-    greeter, loop = Greeter(), asyncio.get_running_loop()
+    greeter, loop, stopping = Greeter(), asyncio.get_running_loop(), trio.CancelScope()
     server = await asyncio.start_server(greeter.greet, "127.0.0.1", port)
     print(f"greeting at {server.sockets[0].getsockname()[1]}", flush=True)
     ended: asyncio.Future[outcome.Outcome[None]] = loop.create_future()
@@ -46,12 +48,20 @@ async def main(port: int, place: str) -> None:
         node_of,
         greeter,
         place,
+        stopping,
         run_sync_soon_threadsafe=loop.call_soon_threadsafe,
         done_callback=ended.set_result,
     )
-    (await ended).unwrap()
+    inside = trio.lowlevel.current_trio_token()
+    try:
+        await asyncio.wait([ended])
+    finally:  # Ctrl-C cancels what is here, and that has to be told to the guest
+        inside.run_sync_soon(stopping.cancel)
+        await asyncio.wait([ended])
+    ended.result().unwrap()
 
 
 if __name__ == "__main__":
     places = sys.argv[1:]
-    asyncio.run(main(int(places[0]) if places else 4001, places[1] if places[1:] else "tcp:127.0.0.1:4000"))
+    with suppress(KeyboardInterrupt):
+        asyncio.run(main(int(places[0]) if places else 4001, places[1] if places[1:] else "tcp:127.0.0.1:4000"))

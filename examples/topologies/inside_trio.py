@@ -40,4 +40,7 @@ async def main(place: str, *, task_status: trio.TaskStatus[str] = trio.TASK_STAT
 
 
 if __name__ == "__main__":
-    trio.run(main, sys.argv[1] if len(sys.argv) > 1 else "tcp:127.0.0.1:4000")
+    try:
+        trio.run(main, sys.argv[1] if len(sys.argv) > 1 else "tcp:127.0.0.1:4000")
+    except* KeyboardInterrupt:
+        pass

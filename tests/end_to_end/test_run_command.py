@@ -42,6 +42,12 @@ async def talk(mailbox, sends):
     print((await mailbox.receive()).text, flush=True)
     await mailbox.receive()
 """
+#: Modules that can't be imported, or whose worker fails.
+MODULES = {
+    "not_python": "def mine(:\n",
+    "raising": "\n\nraise RuntimeError('no')\n",
+    "failing": 'async def fail(mailbox):\n    raise ValueError("boom")\n',
+}
 
 
 async def topology(folder: Path) -> Path:
@@ -105,7 +111,7 @@ async def test_all_nodes_of_a_file_run_in_one_process(tmp_path: Path) -> None:
             "alice",
             "all is open",
         ]
-        assert (await running.stopped_by(signal.SIGTERM))[0] == 143
+        assert (await running.stopped_by(signal.SIGHUP))[0] == 129
         assert running.complaints == ""
 
 
@@ -120,11 +126,38 @@ async def test_all_nodes_of_a_file_run_in_one_process(tmp_path: Path) -> None:
             '[nodes.bob.workers]\nmine = "nowhere_to_be_found:mine"\n',
             ["error: nodes.bob.workers.mine.run: the worker"],
         ),
+        (
+            '[nodes.bob.workers]\nmine = "not_python:mine"\n',
+            [
+                'error: nodes.bob.workers.mine.run: the worker "not_python:mine" can\'t be imported: SyntaxError: ',
+            ],
+        ),
+        (
+            '[nodes.bob.workers]\nmine = "raising:mine"\n',
+            ["raising.py:3"],
+        ),
+        (
+            '[nodes.bob.workers]\nmine = "failing:failed"\n',
+            ["has no attribute 'failed'; did you mean \"fail\"? its async functions are: fail"],
+        ),
+        (
+            '[nodes.bob.workers]\nmine = "failing:fail"\n',
+            [
+                "error: nodes.bob.workers.mine: ValueError: boom",
+                "Traceback (most recent call last):",
+                "failing.py",
+                'raise ValueError("boom")',
+                "ValueError: boom",
+                "raised by nodes.bob.workers.mine",
+            ],
+        ),
     ],
 )
 async def test_what_is_wrong_is_told_in_lines(text: str, complaints: list[str], tmp_path: Path) -> None:
     file = tmp_path / "topology.toml"
     file.write_text(text)
+    for name, code in MODULES.items():
+        (tmp_path / f"{name}.py").write_text(code)
     async with Commands(tmp_path) as commands:
         running = await commands.start("run", file)
         assert await running.end() == 1

@@ -1,6 +1,7 @@
 """The topologies in examples/ do what they say."""
 
 import importlib.util
+import re
 import signal
 import sys
 from collections.abc import AsyncIterator
@@ -12,10 +13,11 @@ import pytest
 import trio
 import trio.testing
 
-from tests.end_to_end.processes import ROOT, Commands
+from tests.end_to_end.processes import ROOT, Commands, Running
 from trionode import Identity, Route, open_node, trust_everyone
+from trionode.errors import ServiceError
 from trionode.testing.topologies import Topologies
-from trionode.topology import RunningTopology, load_topology
+from trionode.topology import RunningTopology, load_topology, parse_topology, run_topology, swap
 from trionode.topology.verify import verify
 
 EXAMPLES = ROOT / "examples" / "topologies"
@@ -42,6 +44,33 @@ def test_what_they_assert_is_proven(name: str) -> None:
     report = verify(load_topology(EXAMPLES / f"{name}.toml"))
     assert report.holds
     assert [finding for finding in report.findings if finding.severity != "note"] == []
+
+
+def topologies_in_the_docs() -> list[str]:
+    text = (ROOT / "docs" / "topology.md").read_text(encoding="utf-8")
+    return re.findall(r"^```toml\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+
+
+async def test_those_in_the_docs_are_whole() -> None:
+    first, processes, tenants = map(parse_topology, topologies_in_the_docs())
+    assert verify(first).holds
+    assert processes.nodes["bob"].identity.unsealed
+    assert tenants.nodes["hub"].stream_services["tenants"].owners == {"alice_notes": "alice", "bob_notes": "bob"}
+
+
+async def test_tenants_of_a_hub_meet_by_names_that_nobody_can_guess(autojump_clock: trio.testing.MockClock) -> None:
+    *_, tenants = topologies_in_the_docs()
+    async with run_topology(swap(parse_topology(tenants), tcp="loopback")) as running:
+        bob = running["bob"]
+        assert (await running["alice"].ask(["@bob", "echoer"], "hello")).text == "hello"
+        with pytest.raises(ServiceError, match="belongs to another identity"):
+            await bob.node.open_stream(
+                bob.route("@hub"),
+                sends="alice_notes",
+                receives="alice_notes",
+                service="tenants",
+                index_service="tenants_index",
+            )
 
 
 @asynccontextmanager
@@ -140,5 +169,16 @@ async def visits_are_counted(commands: Commands) -> None:
                 assert await stream.receive_some() == b"hello\n"
         async with open_node("tcp") as node:
             assert (await node.ask(Route(place, "visits"), "")).payload == b"2"
-    program.process.send_signal(signal.SIGTERM)
-    assert await program.end() == -signal.SIGTERM
+    await ends_quietly(program)
+
+
+async def ends_quietly(program: Running) -> None:
+    code, _ = await program.stopped_by(signal.SIGINT)
+    assert (code, program.complaints) == (0, "")
+
+
+async def test_a_trio_program_ends_quietly_when_it_is_interrupted(tmp_path: Path) -> None:
+    async with Commands(tmp_path) as commands:
+        program = await commands.start("tcp:127.0.0.1:0", program=[EXAMPLES / "inside_trio.py"])
+        assert (await program.line()).startswith("listening on tcp:")
+        await ends_quietly(program)

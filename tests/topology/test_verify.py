@@ -303,6 +303,23 @@ def test_what_is_dubious_is_found_where_it_is_said(kind: str, severity: str, whe
         assert not finding.advice.endswith(".")
 
 
+@pytest.mark.parametrize("end", ["", "_3f6d2a9e7c5b4810b2c4d6e8f0a1b3c5"])
+def test_tenants_share_a_stream_only_by_a_name_that_nobody_can_guess(end: str) -> None:
+    text = """
+[nodes.hub]
+listen = "tcp:127.0.0.1:1"
+secure_channel_listeners.api.trust.nodes = ["a", "b"]
+stream_services.hub = { store = "memory", allow = "channels" }
+"""
+    for node, sends, receives in (("a", f"x{end}", f"y{end}"), ("b", f"y{end}", f"x{end}")):
+        text += f"""
+[nodes.{node}]
+secure_channels.hub = {{ to = ["tcp:127.0.0.1:1", "api"], trust.nodes = "hub" }}
+streams.s = {{ via = ["@hub"], service = "hub", index_service = "hub_index", sends = "{sends}", receives = "{receives}" }}
+"""
+    assert bool(found(text, "claimed twice")) is not bool(end)
+
+
 def test_two_relays_of_one_name_at_one_hub_are_told_of() -> None:
     text = GOOD + '\n[nodes.mallory.relays.bob]\nvia = ["tcp:127.0.0.1:4000"]'
     findings = found(text.replace('allow = "channels"', 'allow = "anyone"'), "unopened")

@@ -27,7 +27,7 @@ def main(*, verbose: bool) -> None:
     Begin with `trionode demo`. Or, in three terminals: `trionode hub`, `trionode bob`, and `trionode alice`, who asks for the two addresses
     that Bob prints.
 
-    Exit codes: 0 all went well, 1 it did not (standard error says why), 2 the command was not understood, 130 and 143 it was stopped.
+    Exit codes: 0 all went well, 1 it did not (standard error says why), 2 the command was not understood, 129, 130 and 143 it was stopped.
     """
     logging.basicConfig(stream=sys.stderr, level=logging.INFO if verbose else logging.WARNING, format="%(message)s")
 

@@ -1,6 +1,8 @@
 """`trionode run`: the nodes of a topology, all of them or some, in one process."""
 
 import sys
+import traceback
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
@@ -9,6 +11,8 @@ import trio
 
 from trionode.cli.running import run as run_command
 from trionode.cli.terminal import Output, printable, say
+from trionode.errors import TrionodeError
+from trionode.topology.meaning import frames_of, raised_by
 from trionode.topology.problems import SpecError
 from trionode.topology.reading import load_topology
 from trionode.topology.running import run_topology
@@ -57,7 +61,7 @@ async def _run(spec: TopologySpec, only: tuple[str, ...] | None, working: trio.C
         for place in node.places:
             await output.line(f"{node.name}: listening on {place}")
 
-    is_open, stopped = False, trio.Event()
+    is_open, stopped, well = False, trio.Event(), True
     opening = trio.CancelScope()
 
     async def wait_for_signal() -> None:
@@ -70,9 +74,35 @@ async def _run(spec: TopologySpec, only: tuple[str, ...] | None, working: trio.C
     async with trio.open_nursery() as nursery:
         nursery.start_soon(wait_for_signal)
         with opening:
-            async with run_topology(spec, only=only, listening=tell):
-                is_open = True
-                await output.line("all is open")
-                await stopped.wait()
+            try:
+                async with run_topology(spec, only=only, listening=tell):
+                    is_open = True
+                    await output.line("all is open")
+                    await stopped.wait()
+            except (TrionodeError, BaseExceptionGroup) as error:
+                raised = list(_parts(error))
+                if not all(map(raised_by, raised)):
+                    raise
+                well = False
+                for each in raised:
+                    # While all ends, that what a worker used is closed is no mistake of his.
+                    if not (stopped.is_set() and isinstance(each, TrionodeError)):
+                        _tell_of_worker(each)
         nursery.cancel_scope.cancel()
-    return True
+    return well
+
+
+def _parts(error: BaseException) -> Iterator[BaseException]:
+    """What workers have raised, as they have raised it, and what else is in a group."""
+    if isinstance(error, BaseExceptionGroup) and raised_by(error) is None:
+        for each in error.exceptions:
+            yield from _parts(each)
+    else:
+        yield error
+
+
+def _tell_of_worker(error: BaseException) -> None:
+    say(printable(f"error: {raised_by(error)}: {type(error).__name__}: {error}"))
+    for text in traceback.format_exception(type(error), error, frames_of(error)):
+        for line in text.splitlines():
+            say(printable(line))

@@ -30,10 +30,10 @@ Command = Callable[[trio.CancelScope], Awaitable[bool]]
 
 
 class _Signals:
-    """SIGINT and SIGTERM: the first asks the command to end and sets the clock, the second ends the process at once.
+    """SIGINT, SIGTERM and SIGHUP: the first asks the command to end and sets the clock, the second ends the process at once.
 
-    SIGHUP does the same for a command that can begin anew, and that follows then; but for one that comes because its terminal is gone, and
-    where it is ignored from the start, as by nohup. These are Python's own handlers and not Trio's receiver: they run even while the Trio thread is stuck in a system call or a long loop.
+    After SIGHUP a command that can begin anew does, but for one that comes because its terminal is gone. Where it is ignored from the start, as by
+    nohup, it stays so. These are Python's own handlers and not Trio's receiver: they run even while the Trio thread is stuck in a system call or a long loop.
     """
 
     def __init__(self, begin_anew: BeginAnew | None) -> None:
@@ -46,7 +46,7 @@ class _Signals:
         threading.Thread(target=self._watch, name="last resort", daemon=True).start()
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self._handle)
-        if begin_anew is not None and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
             signal.signal(signal.SIGHUP, self._handle)
         # One that came while the process before this one made room for it has waited.
         signal.pthread_sigmask(signal.SIG_UNBLOCK, _OURS)
@@ -100,9 +100,9 @@ def _has_terminal() -> bool:
 
 
 def run(command: Command, *, begin_anew: BeginAnew | None = None) -> NoReturn:
-    """Run a command under Trio and exit: 0 if it says that all went well, 1 if not, 130 after SIGINT, 143 after SIGTERM.
+    """Run a command under Trio and exit: 0 if it says that all went well, 1 if not, 130 after SIGINT, 143 after SIGTERM, 129 after SIGHUP.
 
-    With `begin_anew` SIGHUP ends it as well, in order and in bounded time, and then that is called.
+    All three end it in order and in bounded time; with `begin_anew` that is called after SIGHUP.
     """
     signals = _Signals(begin_anew)
 

@@ -5,6 +5,7 @@ from typing import Literal
 
 import attrs
 
+from trionode.protocol.stream import is_capability
 from trionode.topology.assertions import bare_neighbours, way_of
 from trionode.topology.model.places import WILDCARDS, Place, place_of
 from trionode.topology.model.world import Node
@@ -257,7 +258,8 @@ def _claims(proof: Proof) -> Iterator[Finding]:
                     )
         for service in node.spec.stream_services:
             for name, claims in proof.world.services[node.name, service].claims.items():
-                if len(claims) > 1:
+                # Who knows a name that can't be guessed may use the stream, whoever it belongs to, if he is known himself.
+                if len(claims) > 1 and ("" in claims or not is_capability(name)):
                     who = " and ".join(
                         sorted(proof.world.who(each) if each else "whoever needs no channel" for each in claims)
                     )

@@ -7,13 +7,16 @@ from typing import Generic, Never, TypeVar
 
 import trio
 
-from trionode.errors import HandshakeError, LinkLostError, RemoteError, UnknownAddressError
+from trionode.errors import LinkLostError, RemoteError, TrionodeError, UnknownAddressError
 from trionode.observe import log, shown
 from trionode.stream import STEADY_SECONDS
 from trionode.topology.order import Part
 
 #: Seconds before the next try, the last for ever; each takes between a half and all of it, so that those who lost the same hub don't come back at once.
 PAUSES = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
+
+#: Characters of a reason that one log line shows: it is a sentence or two of ours, in which what a remote chose has been cut already.
+MAX_REASON = 2000
 
 T = TypeVar("T")
 
@@ -55,20 +58,21 @@ class Kept(Generic[T]):
         open_: Callable[[int], Awaitable[T]],
         ended: Callable[[T], Awaitable[object]],
         *,
+        rising: tuple[type[TrionodeError], ...] = (),
         task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
     ) -> Never:
         """Open it, and again whenever it has `ended`; `started` is told once it was open. `open_` gets the number of tries that failed before.
 
-        Whatever remotes do is tried again, and each new kind of reason is told once. But whom a trust policy refuses at the first time is a mistake in the
-        spec, as is whatever else this program did wrong: that rises.
+        Whatever remotes do is tried again, and each new kind of reason is told once; but what is `rising` before it was ever open rises, with the name of
+        the part, as does whatever this program did wrong.
         """
         failed, was_open = 0, False
         while True:
             try:
                 value = await open_(failed)
             except (RemoteError, UnknownAddressError) as error:
-                if isinstance(error, HandshakeError) and not was_open:
-                    raise
+                if isinstance(error, rising) and not was_open:
+                    raise type(error)(f"{self.part}: {error}") from error
                 self._be_without(error)
                 failed += 1
                 await _pause(failed)
@@ -97,7 +101,7 @@ class Kept(Generic[T]):
         self.tried.set()
         if type(error) not in self._told:  # not by the text, whose words a remote may choose anew each time
             self._told.add(type(error))
-            log.warning("%s is not open, and is tried again until it is: %s", self.part, shown(error))
+            log.warning("%s is not open, and is tried again until it is: %s", self.part, shown(error, MAX_REASON))
 
 
 async def _pause(failed: int) -> None:

@@ -50,8 +50,8 @@ class Reading:
 def load_topology(*paths: str | Path, only: Collection[str] | None = None) -> TopologySpec:
     """Return the topology that one file, or several together, describe; SpecError with all that is wrong.
 
-    Every operator may have a file of his own; a node is described in one of them. `only` are the nodes that are to run here: only their
-    transports and stores have to be installed.
+    Every operator may have a file of his own; a node is described in one of them, beside which others may describe it as external. `only` are the
+    nodes that are to run here: only their transports and stores have to be installed.
     """
     return read_topology(*paths, only=only).spec
 
@@ -77,7 +77,7 @@ def read_topology(*paths: str | Path, only: Collection[str] | None = None) -> Re
 
 
 def _read(texts: Sequence[tuple[str, str]], only: Collection[str] | None, problems: list[Problem]) -> Reading:
-    merged = _Merged()
+    parsed: list[tuple[dict[str, object], Positions]] = []
     is_whole = not problems
     for name, text in texts:
         # tomllib does the same to line ends; a byte order mark is what some editors put first.
@@ -89,9 +89,13 @@ def _read(texts: Sequence[tuple[str, str]], only: Collection[str] | None, proble
         except ValueError as error:  # TOMLDecodeError is one; so is what int makes of too many digits
             problems.append(_of_syntax(str(error), plain, name))
         else:
-            problems += merged.add(tables, positions)
+            parsed.append((tables, positions))
             continue
         is_whole = False
+    merged = _Merged()
+    own = {name for tables, _ in parsed for name, node in _nodes(tables).items() if not _is_external(node)}
+    for tables, positions in parsed:
+        problems += merged.add(tables, _left(tables, positions, own))
     files = [name for name, _ in texts]
     spec, wrong = structure(merged.tables, merged.positions)
     problems += wrong
@@ -104,6 +108,25 @@ def _read(texts: Sequence[tuple[str, str]], only: Collection[str] | None, proble
     if problems:
         raise SpecError(sorted(problems, key=lambda problem: _order(problem, files)))
     return Reading(spec, merged.positions)
+
+
+def _nodes(tables: Mapping[str, object]) -> dict[str, object]:
+    nodes = tables.get("nodes")
+    return nodes if isinstance(nodes, dict) else {}
+
+
+def _is_external(node: object) -> bool:
+    return isinstance(node, dict) and node.get("external") is True
+
+
+def _left(tables: Mapping[str, object], positions: Positions, own: Collection[str]) -> Positions:
+    """Take out of a file's tables what it says of somebody else's nodes that are described as their `own` as well, and return the positions of the rest."""
+    nodes = _nodes(tables)
+    others = [name for name, node in nodes.items() if name in own and _is_external(node)]
+    for name in others:
+        del nodes[name]
+    gone = {("nodes", name) for name in others}
+    return {path: span for path, span in positions.items() if path[:2] not in gone}
 
 
 def _of_file(name: str, text: str) -> Problem:
@@ -130,6 +153,8 @@ class _Merged:
             there = self.tables.setdefault(root, type(here)())
             if isinstance(here, dict) and isinstance(there, dict):
                 for name in here.keys() & there.keys():
+                    if root == "nodes" and _is_external(here[name]) and here[name] == there[name]:
+                        continue  # two who reach the same node of somebody else
                     span = self.positions[root, name]
                     told = f"is described at {span.key} already: each node and flow stands in one file"
                     problems.append(Problem((root, name), told, positions[root, name].key))

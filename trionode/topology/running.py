@@ -12,9 +12,9 @@ from trionode.topology.checking import check_spec
 from trionode.topology.forms import Scalar, leaves, record_of
 from trionode.topology.order import needs
 from trionode.topology.preparing import Prepared, TransportOf, prepare
-from trionode.topology.problems import KeyPath, Problem, SpecError, hint, quoted
+from trionode.topology.problems import KeyPath, Problem, SpecError, hint, keys_of, quoted
 from trionode.topology.running_node import Opening, RunningNode
-from trionode.topology.spec import Means, NodeSpec, TopologySpec
+from trionode.topology.spec import IdentitySpec, Means, NodeSpec, TopologySpec
 
 #: Seconds that a topology of which all runs here may take until everything in it is open.
 START_TIMEOUT = 30.0
@@ -30,6 +30,8 @@ class RunningTopology:
         self.spec = spec
         self._prepared = prepared
         self._needs = needs(spec, prepared.keys())
+        #: Whether nodes of it run elsewhere, too.
+        self._among_strangers = prepared.keys() != spec.nodes.keys()
         self._nursery = nursery
         self._nodes: dict[str, RunningNode] = {}
 
@@ -78,7 +80,7 @@ class RunningTopology:
         problems: list[Problem] = []
         for name in names:
             try:
-                made.append(RunningNode(self._prepared[name]))
+                made.append(RunningNode(self._prepared[name], among_strangers=self._among_strangers))
             except SpecError as error:
                 problems += error.problems
         if problems:
@@ -132,10 +134,10 @@ async def run_topology(
     Links, channels, streams and relays that are lost are opened again. `listening` is called with each node when it listens, which is before what
     needs others is open.
 
-    SpecError for a spec that can't be meant, LocalError for what can't be had here, HandshakeError if somebody else answers than who is trusted, and
-    NoAnswerError if not all is open within `timeout` seconds: 30 where all nodes run here; with others there is no limit, since they may come
-    later. What a worker raises ends all nodes, and comes out as an exception group. Cancelled, all nodes end at once; at the end of the block in
-    order.
+    SpecError for a spec that can't be meant, LocalError for what can't be had here, and NoAnswerError if not all is open within `timeout` seconds: 30
+    where all nodes run here; with others there is no limit, since they may come later. If somebody else answers than who is trusted, that is a
+    HandshakeError where all nodes run here; with others it is logged and tried again. What a worker raises ends all nodes, and comes out as an
+    exception group, with a note that names the worker. Cancelled, all nodes end at once; at the end of the block in order.
     """
     given = transports or {}
     if only is None:
@@ -187,11 +189,24 @@ def _unknown(spec: TopologySpec, names: Sequence[str]) -> Iterator[Problem]:
             yield Problem(("nodes", name, "external"), "somebody else runs this node: leave this out to run it here")
         for path, node in _named_nodes(name, spec.nodes[name]):
             if node not in names and node in spec.nodes and spec.nodes[node].identity.identifier is None:
-                told = (
-                    f'node {quoted(node)} does not run here, so it has to be told who that is: write identifier = "I…" in [nodes.{node}.identity], '
-                    f"as `trionode run` prints it there"
-                )
-                yield Problem(path, told)
+                yield Problem(path, _told_who(node, spec.nodes[node].identity))
+
+
+def _told_who(node: str, identity: IdentitySpec) -> str:
+    """Say how it becomes known who a node is that runs elsewhere."""
+    vault = f"sqlite:{node}.db" if identity.vault == "memory" else identity.vault
+    name = "" if identity.name == IdentitySpec().name else f" {identity.name}"
+    options = f"--state {vault.removeprefix('sqlite:')}" + (" --unsealed" if _is_unsealed(identity) else "")
+    unsealed = ", unsealed = true" if _is_unsealed(identity) else ""
+    return (
+        f"node {quoted(node)} does not run here, so it has to be told who that is: make its identity by `trionode identity create {options}{name}`, and "
+        f'write vault = {quoted(vault)}{unsealed} and the identifier that this prints, identifier = "I…", in {keys_of(("nodes", node, "identity"))}'
+    )
+
+
+def _is_unsealed(identity: IdentitySpec) -> bool:
+    """Whether its vault is, or would be, if it had one."""
+    return identity.unsealed or identity.vault == "memory"
 
 
 def _named_nodes(name: str, node: NodeSpec) -> Iterator[tuple[KeyPath, str]]:

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 import attrs
 import trio
 
-from trionode.errors import LocalError, NoAnswerError
+from trionode.errors import ClosedError, HandshakeError, LocalError, NoAnswerError
 from trionode.identities import Identity
 from trionode.link import NodeLink
 from trionode.mailbox import Worker
@@ -34,6 +34,8 @@ T = TypeVar("T")
 
 #: Seconds of the first tries to open a channel; the last for all that follow. What a handshake passes may not be there yet, and then it is lost.
 HANDSHAKE_TIMEOUTS = (1.0, 2.0, 5.0, 15.0, 30.0)
+#: Seconds of the tries to open a stream or relay. A hub refuses in silence: the first ends well before START_TIMEOUT, so that this is told.
+HUB_TIMEOUTS = (10.0, 30.0)
 #: Seconds that streams, inlets and relays get at the end for what was sent to arrive.
 LEAVE_SECONDS = 1.0
 #: Seconds for what peers still send when links are closed: less than the whole end may take, since stores come last.
@@ -51,8 +53,10 @@ class Opening:
 class RunningNode:
     """A node of a running topology, with all that its spec describes; made by `run_topology`."""
 
-    def __init__(self, prepared: Prepared) -> None:
+    def __init__(self, prepared: Prepared, *, among_strangers: bool) -> None:
         self.name = prepared.name
+        # Where all nodes run here, whom a policy refuses at first is a mistake in the spec; elsewhere it may be anybody who was faster.
+        self._rising = () if among_strangers else (HandshakeError,)
         self.spec: NodeSpec = prepared.spec
         self.identity: Identity = prepared.identity
         #: Where it listens, as bound.
@@ -248,7 +252,14 @@ class RunningNode:
         for key, worker in spec.workers.items():
             allow = access_of(worker.allow, known)
             await node.start_worker(key, self._workers[key], allow=allow, bound=worker.bound, patience=worker.patience)
-        self.places = tuple([await node.listen(each.at, trunk=each.trunk) for each in spec.listen])
+        self.places = tuple([await self._listen(node, index) for index in range(len(spec.listen))])
+
+    async def _listen(self, node: Node, index: int) -> Address:
+        spec = self.spec.listen[index]
+        try:
+            return await node.listen(spec.at, trunk=spec.trunk)
+        except LocalError as error:
+            raise SpecError([Problem(("nodes", self.name, "listen", index), str(error))]) from error
 
     async def _close(self, node: Node) -> None:
         """End in the order in which nothing is lost that a client would not send again (spec §11.6, 7), as `trionode hub` does."""
@@ -300,7 +311,7 @@ class RunningNode:
     async def _keep_stream(self, key: str, *, task_status: trio.TaskStatus[None]) -> None:
         spec = self.spec.streams[key]
 
-        async def open_(_: int) -> Stream:
+        async def open_(failed: int) -> Stream:
             return await self.node.open_stream(
                 self._hub(spec.via),
                 sends=spec.sends,
@@ -310,6 +321,7 @@ class RunningNode:
                 client_id=spec.client_id,
                 start=spec.start,
                 wire=spec.wire,
+                timeout=HUB_TIMEOUTS[min(failed, len(HUB_TIMEOUTS) - 1)],
             )
 
         await self._streams[key].keep(open_, _for_ever, task_status=task_status)
@@ -317,9 +329,10 @@ class RunningNode:
     async def _keep_relay(self, key: str, *, task_status: trio.TaskStatus[None]) -> None:
         spec = self.spec.relays[key]
 
-        async def open_(_: int) -> Relay:
+        async def open_(failed: int) -> Relay:
             to = None if spec.to is None else Route(*spec.to)
-            return await self.node.open_relay(self._hub(spec.via), key, to=to)
+            timeout = HUB_TIMEOUTS[min(failed, len(HUB_TIMEOUTS) - 1)]
+            return await self.node.open_relay(self._hub(spec.via), key, to=to, timeout=timeout)
 
         await self._relays[key].keep(open_, _for_ever, task_status=task_status)
 
@@ -336,13 +349,20 @@ class RunningNode:
                 timeout=HANDSHAKE_TIMEOUTS[min(failed, len(HANDSHAKE_TIMEOUTS) - 1)],
             )
 
-        await self._channels[key].keep(open_, lambda channel: channel.closed.wait(), task_status=task_status)
+        await self._channels[key].keep(
+            open_, lambda channel: channel.closed.wait(), rising=self._rising, task_status=task_status
+        )
 
     async def _keep_inlet(self, key: str, *, task_status: trio.TaskStatus[None]) -> None:
         spec = self.spec.inlets[key]
 
         async def open_(_: int) -> Inlet:
-            return await self.node.open_inlet(spec.at, partial(self._way, spec.to), limits=spec.limits)
+            try:
+                return await self.node.open_inlet(spec.at, partial(self._way, spec.to), limits=spec.limits)
+            except ClosedError:
+                raise  # the node has ended meanwhile
+            except LocalError as error:
+                raise SpecError([Problem(("nodes", self.name, "inlets", key, "at"), str(error))]) from error
 
         await self._inlets[key].keep(open_, _for_ever, task_status=task_status)
 
