@@ -1,10 +1,24 @@
-"""What the end-to-end tests show when a run is over: the swap matrix as a table."""
+"""What the end-to-end tests share: signals that reach the programs which they start, and the swap matrix as a table when a run is over."""
+
+import signal
+from collections.abc import Iterator
 
 import pytest
 
 #: The property by which a test tells its row and its column.
 PROPERTY = "swap"
 SIGNS = {"passed": "✓", "failed": "✗", "error": "✗", "skipped": "–"}
+
+
+@pytest.fixture(scope="package", autouse=True)
+def signals_that_programs_hear() -> Iterator[None]:
+    """A run that began with a signal ignored, by nohup or in a shell's background, would start programs that ignore it as well."""
+    ignored = [each for each in (signal.SIGINT, signal.SIGHUP) if signal.getsignal(each) is signal.SIG_IGN]
+    for each in ignored:
+        signal.signal(each, signal.SIG_DFL)
+    yield
+    for each in ignored:
+        signal.signal(each, signal.SIG_IGN)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
@@ -17,8 +31,8 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
                     cells[value] = sign
     if not cells:
         return
-    rows = list(dict.fromkeys(sorted(row for row, _ in cells)))
-    columns = list(dict.fromkeys(sorted(column for _, column in cells)))
+    rows = sorted({row for row, _ in cells})
+    columns = sorted({column for _, column in cells})
     width = max(map(len, rows))
     terminalreporter.section("swap matrix: transport × store and generation")
     terminalreporter.line(" " * width + "  " + "  ".join(columns))
