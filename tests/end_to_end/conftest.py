@@ -26,7 +26,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     cells: dict[tuple[str, str], str] = {}
     for outcome, sign in SIGNS.items():
         for report in terminalreporter.getreports(outcome):
-            for name, value in report.user_properties:
+            for name, value in getattr(report, "user_properties", ()):  # what could not be collected has none
                 if name == PROPERTY:
                     cells[value] = sign
     if not cells:

@@ -10,6 +10,8 @@ from trionode.testing.kafka import KafkaBroker
 pytest_plugins = ["pytester"]
 
 DOCS = Path(__file__).parents[2] / "docs" / "testing.md"
+if not DOCS.exists():
+    pytest.skip("no checkout around these tests: its documents are tested there", allow_module_level=True)
 TEXT = DOCS.read_text()
 BLOCKS = re.findall(r"^```python\n(.*?)^```", TEXT, re.MULTILINE | re.DOTALL)
 
