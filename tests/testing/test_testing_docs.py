@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+import trionode_pytest
 from trionode.testing.kafka import KafkaBroker
 
 pytest_plugins = ["pytester"]
@@ -54,7 +55,7 @@ def test_its_tests_with_kafka_pass(pytester: pytest.Pytester, kafka_broker: Kafk
 
 
 def test_it_names_every_fixture_and_option() -> None:
-    plugin = (DOCS.parents[1] / "transports" / "trionode_pytest" / "__init__.py").read_text()
+    plugin = Path(trionode_pytest.__file__).read_text()
     fixtures = re.findall(r"^@pytest.fixture.*\ndef (\w+)", plugin, re.MULTILINE)
     options = re.findall(r'"(--[\w-]+)"', plugin) + re.findall(r'"(trionode_\w+)"', plugin)
     assert len(fixtures) == 5
