@@ -7,8 +7,7 @@ from typing import Never
 import trio
 
 from benchmarks.processes import Announce, open_peer
-from trionode import Mailbox, Route, open_node
-from trionode.access import from_anywhere
+from trionode import Mailbox, Route, from_anywhere, open_node
 from trionode.workers import echoer
 
 #: Messages that are taken before as many are sent: what a mailbox holds can't be taken at once.

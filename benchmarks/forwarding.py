@@ -7,9 +7,8 @@ from typing import Never
 import trio
 
 from benchmarks.processes import Announce, open_peer
-from trionode import open_node
-from trionode.protocol.address import local
-from trionode.transport import Link, load_transport
+from trionode import Link, load_transport, open_node
+from trionode.protocol.wire.address import local
 
 #: Messages that the sender hands to its link at once: the fairness of mailboxes makes as many.
 BURST = 64
@@ -33,7 +32,7 @@ class Forwarding:
     async def send(self, body: bytes, count: int) -> None:
         """Send the same body `count` times, in bursts as a mailbox's owner would."""
         source = self._source
-        frame = source.wire.encode((local("sink"), local("worker")), (local("sender"),), body)
+        frame = source.protocol_version.encode((local("sink"), local("worker")), (local("sender"),), body)
         for sent in range(0, count, BURST):
             await source.send([frame] * min(BURST, count - sent))
 

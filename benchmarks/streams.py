@@ -10,15 +10,14 @@ import trio
 
 from benchmarks.bare import MailboxEcho
 from benchmarks.processes import Announce, open_peer
-from trionode import Identity, Route, open_node, trust_everyone, unique
-from trionode.stream_store import StreamStore
-from trionode.stream_store.sqlite import open_sqlite_store
+from trionode import Identity, Route, StreamStore, open_node, trust_everyone, unique
+from trionode.stream.store.sqlite import open_sqlite_store
 from trionode.workers import echoer
 
 
 def _open_store(kind: str, where: str) -> AbstractAsyncContextManager[StreamStore]:
     if kind == "kafka":
-        from trionode_kafka.store import open_kafka_store  # noqa: PLC0415  # nobody else should need Kafka's client
+        from trionode_kafka.store.store import open_kafka_store  # noqa: PLC0415  # nobody else should need Kafka's client
 
         return open_kafka_store(where)
     return open_sqlite_store(where)

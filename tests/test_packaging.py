@@ -45,6 +45,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
         "CHANGELOG.md",
         "trionode",
         "transports",
+        "pytest_plugin",
         "tests",
     ):
         if (ROOT / name).is_dir():
@@ -71,11 +72,18 @@ def setup_cfg(section: str) -> dict[str, str]:
     return dict(config[section])
 
 
+def setup_cfg_folder(name: str) -> str:
+    """The folder of the second source roots, with a slash behind it."""
+    if not name.startswith("trionode_"):
+        return ""
+    return "pytest_plugin/" if name.startswith("trionode_pytest") else "transports/"
+
+
 def sources() -> set[str]:
     """Every file that a wheel has to hold, by its path in there."""
-    trionode = {path.relative_to(ROOT) for path in (ROOT / "trionode").rglob("*")}
-    plugins = {path.relative_to(ROOT / "transports") for path in (ROOT / "transports").rglob("*")}
-    return {str(path) for path in trionode | plugins if path.suffix == ".py" or path.name == "py.typed"}
+    roots = {"trionode": ROOT, "transports": ROOT / "transports", "pytest_plugin": ROOT / "pytest_plugin"}
+    paths = {path.relative_to(base) for name, base in roots.items() for path in (ROOT / name).rglob("*")}
+    return {str(path) for path in paths if path.suffix == ".py" or path.name == "py.typed"}
 
 
 def packages() -> set[str]:
@@ -93,8 +101,11 @@ def test_every_module_lies_in_a_package() -> None:
 def test_every_plugin_is_mapped_to_its_folder() -> None:
     lines = setup_cfg("options")["package_dir"].strip().splitlines()
     mapped = dict(line.replace(" ", "").split("=") for line in lines)
-    plugins = {path.parent.name for path in (ROOT / "transports").glob("*/__init__.py")}
-    assert mapped == {name: f"transports/{name}" for name in plugins}
+    assert mapped == {
+        path.parent.name: f"{root}/{path.parent.name}"
+        for root in ("transports", "pytest_plugin")
+        for path in (ROOT / root).glob("*/__init__.py")
+    }
 
 
 def test_every_top_level_package_ships_its_types() -> None:
@@ -113,8 +124,8 @@ def test_the_wheel_holds_every_module_of_both_roots_and_nothing_else(built: Buil
 def test_the_sdist_holds_its_tests_and_documents(built: Built) -> None:
     with tarfile.open(built.sdist) as sdist:
         names = {name.partition("/")[2] for name in sdist.getnames()}
-    assert {"LICENSE", "README.md", "CHANGELOG.md", "tests/test_packaging.py", "tests/vectors.py"} <= names
-    assert {f"transports/{name}" if name.startswith("trionode_") else name for name in sources()} <= names
+    assert {"LICENSE", "README.md", "CHANGELOG.md", "tests/test_packaging.py", "tests/support/vectors.py"} <= names
+    assert {f"{setup_cfg_folder(name)}{name}" for name in sources()} <= names
 
 
 def entry_points() -> dict[tuple[str, str], str]:

@@ -1,29 +1,109 @@
 """End-to-end encrypted messages over many hops and many protocols."""
 
-from trionode.identities import Identity
-from trionode.mailbox import Mailbox, Worker
-from trionode.node import Node, open_node
-from trionode.protocol.address import Address
-from trionode.protocol.identity import Identifier
-from trionode.protocol.message import Message
-from trionode.protocol.route import Route
-from trionode.secure_channel import SecureChannel
-from trionode.stream import Stream, unique
-from trionode.trust import TrustPolicy, trust_everyone, trust_only
+from trionode.channel.listener import SecureChannelListener
+from trionode.channel.secure_channel import SecureChannel
+from trionode.errors import (
+    AddressInUseError,
+    AnswerTimeout,
+    ClosedError,
+    ConnectionLost,
+    DecryptError,
+    HandshakeError,
+    IdentityError,
+    LocalError,
+    MessageTooLargeError,
+    RemoteError,
+    ServiceError,
+    TrionodeError,
+    UnknownAddressError,
+    VaultError,
+    WireError,
+)
+from trionode.identity.identity import Identity, IdentityVault
+from trionode.identity.trust import TrustPolicy, trust_everyone, trust_only
+from trionode.log import Counters, sanitize
+from trionode.net.transport import Link, Transport, load_transport
+from trionode.node.node import Hub, Node, open_node
+from trionode.portal import Inlet, Outlet, PortalLimits
+from trionode.protocol.identity.identity import Identifier
+from trionode.protocol.wire.address import Address
+from trionode.protocol.wire.message import Message, Origin
+from trionode.protocol.wire.route import Route
+from trionode.relay.client import Relay
+from trionode.relay.service import RelayLimits, RelayService
+from trionode.routing.access import (
+    Access,
+    from_anywhere,
+    from_identities,
+    from_local,
+    from_local_or_channels,
+    from_local_or_links,
+)
+from trionode.routing.link import NodeLink
+from trionode.routing.mailbox import Mailbox, Worker
+from trionode.stream.client import Stream, unique
+from trionode.stream.service import StreamLimits, StreamService
+from trionode.stream.store.base import StoreError, StreamStore, load_store
+from trionode.vault.memory import MemoryVault
+from trionode.vault.sqlite import open_sqlite_vault
 
 __all__ = [
+    "Access",
     "Address",
+    "AddressInUseError",
+    "AnswerTimeout",
+    "ClosedError",
+    "ConnectionLost",
+    "Counters",
+    "DecryptError",
+    "HandshakeError",
+    "Hub",
     "Identifier",
     "Identity",
+    "IdentityError",
+    "IdentityVault",
+    "Inlet",
+    "Link",
+    "LocalError",
     "Mailbox",
+    "MemoryVault",
     "Message",
+    "MessageTooLargeError",
     "Node",
+    "NodeLink",
+    "Origin",
+    "Outlet",
+    "PortalLimits",
+    "Relay",
+    "RelayLimits",
+    "RelayService",
+    "RemoteError",
     "Route",
     "SecureChannel",
+    "SecureChannelListener",
+    "ServiceError",
+    "StoreError",
     "Stream",
+    "StreamLimits",
+    "StreamService",
+    "StreamStore",
+    "Transport",
+    "TrionodeError",
     "TrustPolicy",
+    "UnknownAddressError",
+    "VaultError",
+    "WireError",
     "Worker",
+    "from_anywhere",
+    "from_identities",
+    "from_local",
+    "from_local_or_channels",
+    "from_local_or_links",
+    "load_store",
+    "load_transport",
     "open_node",
+    "open_sqlite_vault",
+    "sanitize",
     "trust_everyone",
     "trust_only",
     "unique",

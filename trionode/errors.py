@@ -13,7 +13,7 @@ class WireError(RemoteError):
     """Bytes from a peer that are not what the wire specification allows."""
 
 
-class RefusedError(RemoteError):
+class DecryptError(RemoteError):
     """A sealed message whose tag, nonce or key is not acceptable; no state has moved."""
 
 
@@ -25,11 +25,11 @@ class IdentityError(RemoteError):
     """A change history, attestation or identifier that does not verify, or that contradicts what is known."""
 
 
-class LinkLostError(RemoteError):
+class ConnectionLost(RemoteError):
     """The connection to a peer could not be made, or it ended."""
 
 
-class NoAnswerError(RemoteError):
+class AnswerTimeout(RemoteError):
     """Nobody answered before the deadline; silence and refusal look alike from outside."""
 
 

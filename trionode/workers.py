@@ -1,6 +1,6 @@
 """Workers that ship with the library."""
 
-from trionode.mailbox import Mailbox
+from trionode.routing.mailbox import Mailbox
 
 
 async def echoer(mailbox: Mailbox) -> None:

@@ -7,8 +7,7 @@ from contextlib import suppress
 
 import trio
 
-from trionode import Identity, Route, open_node, trust_everyone
-from trionode.observe import shown
+from trionode import Identity, Route, open_node, sanitize, trust_everyone
 
 
 async def read_lines() -> AsyncIterator[str]:
@@ -39,7 +38,7 @@ async def main(hub: str) -> None:
         print(f"[✓] End-to-end encrypted secure channel was established with {channel.peer.identifier}.", flush=True)
         async for line in lines:
             echo = await node.ask(Route(channel, "echoer"), line)
-            print(f"Alice received an echo: {shown(echo.text)}", flush=True)
+            print(f"Alice received an echo: {sanitize(echo.text)}", flush=True)
         await channel.aclose()
         await stream.aclose()
 

@@ -4,9 +4,7 @@ import sys
 
 import trio
 
-from trionode import Identity, Mailbox, Route, open_node, trust_everyone, unique
-from trionode.errors import WireError
-from trionode.observe import shown
+from trionode import Identity, Mailbox, Route, WireError, open_node, sanitize, trust_everyone, unique
 
 
 async def echoer(mailbox: Mailbox) -> None:
@@ -15,7 +13,7 @@ async def echoer(mailbox: Mailbox) -> None:
             text = message.text
         except WireError:
             continue  # whoever Alice is, what she sends must not end Bob
-        print(f"[✓] Address: {mailbox.address}, Received: {shown(text)}", flush=True)
+        print(f"[✓] Address: {mailbox.address}, Received: {sanitize(text)}", flush=True)
         await mailbox.reply(message, text)
 
 

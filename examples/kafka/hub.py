@@ -4,8 +4,7 @@ import sys
 
 import trio
 
-from trionode import open_node
-from trionode.stream_store import load_store
+from trionode import load_store, open_node
 
 
 async def main(store_at: str, at: str) -> None:

@@ -3,7 +3,8 @@
 from pathlib import Path
 
 from trionode.testing.topologies import Topologies
-from trionode.topology import load_topology, verify
+from trionode.topology import load_topology
+from trionode.verify import verify
 
 TOPOLOGY = Path(__file__).with_name("topology.toml")
 
@@ -13,7 +14,7 @@ async def test_bob_answers_alice(topology: Topologies) -> None:
         alice, bob = running["alice"], running["bob"]
         answer = await alice.ask(["@bob", "echoer"], "hello")
         assert answer.text == "hello"
-        assert answer.facts.identifier == bob.identity.identifier.value
+        assert answer.origin.identifier == bob.identity.identifier.value
 
 
 def test_nobody_between_them_can_read() -> None:

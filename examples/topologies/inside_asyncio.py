@@ -10,8 +10,7 @@ from contextlib import suppress
 import outcome
 import trio
 
-from trionode import Mailbox, open_node
-from trionode.access import from_anywhere
+from trionode import Mailbox, from_anywhere, open_node
 
 
 class Greeter:
@@ -27,7 +26,7 @@ class Greeter:
         await writer.wait_closed()
 
 
-async def node_of(greeter: Greeter, place: str, stopping: trio.CancelScope) -> None:
+async def node_of(greeter: Greeter, endpoint: str, stopping: trio.CancelScope) -> None:
     async def answer(mailbox: Mailbox) -> None:
         async for message in mailbox:
             mailbox.reply_nowait(message, str(greeter.visits).encode())
@@ -35,11 +34,11 @@ async def node_of(greeter: Greeter, place: str, stopping: trio.CancelScope) -> N
     with stopping:
         async with open_node("tcp") as node:
             await node.start_worker("visits", answer, allow=from_anywhere)
-            print(f"the node is listening on {await node.listen(place)}", flush=True)
+            print(f"the node is listening on {await node.listen(endpoint)}", flush=True)
             await trio.sleep_forever()
 
 
-async def main(port: int, place: str) -> None:
+async def main(port: int, endpoint: str) -> None:
     greeter, loop, stopping = Greeter(), asyncio.get_running_loop(), trio.CancelScope()
     server = await asyncio.start_server(greeter.greet, "127.0.0.1", port)
     print(f"greeting at {server.sockets[0].getsockname()[1]}", flush=True)
@@ -47,7 +46,7 @@ async def main(port: int, place: str) -> None:
     trio.lowlevel.start_guest_run(
         node_of,
         greeter,
-        place,
+        endpoint,
         stopping,
         run_sync_soon_threadsafe=loop.call_soon_threadsafe,
         done_callback=ended.set_result,
@@ -62,6 +61,8 @@ async def main(port: int, place: str) -> None:
 
 
 if __name__ == "__main__":
-    places = sys.argv[1:]
+    endpoints = sys.argv[1:]
     with suppress(KeyboardInterrupt):
-        asyncio.run(main(int(places[0]) if places else 4001, places[1] if places[1:] else "tcp:127.0.0.1:4000"))
+        asyncio.run(
+            main(int(endpoints[0]) if endpoints else 4001, endpoints[1] if endpoints[1:] else "tcp:127.0.0.1:4000")
+        )

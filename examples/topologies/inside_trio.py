@@ -22,7 +22,7 @@ class Thermometer:
             await trio.sleep(1)
 
 
-async def main(place: str, *, task_status: trio.TaskStatus[str] = trio.TASK_STATUS_IGNORED) -> None:
+async def main(endpoint: str, *, task_status: trio.TaskStatus[str] = trio.TASK_STATUS_IGNORED) -> None:
     thermometer = Thermometer()
 
     async def answer(mailbox: Mailbox) -> None:
@@ -33,7 +33,7 @@ async def main(place: str, *, task_status: trio.TaskStatus[str] = trio.TASK_STAT
         nursery.start_soon(thermometer.measure)
         await node.serve_secure_channels("api", await Identity.create(node.vault), trust=trust_everyone)
         await node.start_worker("thermometer", answer)
-        at = await node.listen(place)
+        at = await node.listen(endpoint)
         print(f"listening on {at}", flush=True)
         task_status.started(str(at))
         await trio.sleep_forever()

@@ -3,11 +3,9 @@
 from collections.abc import Callable, Sequence
 from itertools import cycle, islice
 
-from trionode import Mailbox, Route
-from trionode.errors import LinkLostError, UnknownAddressError
-from trionode.observe import shown
+from trionode import ConnectionLost, Mailbox, Route, UnknownAddressError, sanitize
 
-#: The route as it is now; LinkLostError where it begins with something that is being opened again.
+#: The route as it is now; ConnectionLost where it begins with something that is being opened again.
 Live = Callable[[], Route]
 
 
@@ -17,7 +15,7 @@ async def fan_out(mailbox: Mailbox, *, sends: Sequence[Live]) -> None:
         for route in sends:
             try:
                 await mailbox.send(route(), message.payload)
-            except (LinkLostError, UnknownAddressError) as error:
+            except (ConnectionLost, UnknownAddressError) as error:
                 print(f"one has missed a message: {error}", flush=True)
 
 
@@ -29,7 +27,7 @@ async def balance(mailbox: Mailbox, *, sends: Sequence[Live]) -> None:
             try:
                 await mailbox.send(route(), message.payload)
                 break
-            except (LinkLostError, UnknownAddressError):
+            except (ConnectionLost, UnknownAddressError):
                 continue  # he is away
         else:
             print("nobody was there to take a message", flush=True)
@@ -38,4 +36,4 @@ async def balance(mailbox: Mailbox, *, sends: Sequence[Live]) -> None:
 async def show(mailbox: Mailbox, *, name: str) -> None:
     """Print what comes."""
     async for message in mailbox:
-        print(f"{name}: {shown(message.text)}", flush=True)
+        print(f"{name}: {sanitize(message.text)}", flush=True)

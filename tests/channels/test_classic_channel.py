@@ -7,18 +7,18 @@ import pytest
 import trio
 import trio.testing
 
-from tests.channels.parties import GENERATIONS, PATIENCE, Parties, open_parties
-from tests.streams.scripted_hub import Wiretap, changed, honest
+from tests.support.channel_parties import PROTOCOL_VERSIONS, STALL_TIMEOUT, Parties, open_parties
+from tests.support.scripted_hub import Wiretap, changed, honest
 from trionode import Identifier, Identity, Mailbox, Message, Route, open_node, trust_everyone, trust_only
-from trionode.access import from_anywhere
-from trionode.errors import HandshakeError, LocalError, NoAnswerError, RemoteError
-from trionode.protocol import bare, classic
-from trionode.protocol.address import local
-from trionode.protocol.classic_key_exchange import ClassicKeyExchange
-from trionode.protocol.current import decode_message
-from trionode.protocol.key_exchange import Peer
-from trionode.router import random_address
-from trionode.secure_channel_listener import HANDSHAKE_TIMEOUT, PENDING_PER_SOURCE, SWEEP_SECONDS
+from trionode.channel.listener import HANDSHAKE_TIMEOUT, PENDING_PER_SOURCE, SWEEP_SECONDS
+from trionode.errors import AnswerTimeout, HandshakeError, LocalError, RemoteError
+from trionode.protocol.handshake.classic_exchange import ClassicKeyExchange
+from trionode.protocol.handshake.exchange import Peer
+from trionode.protocol.wire import bare, classic_codec
+from trionode.protocol.wire.address import local
+from trionode.protocol.wire.current_codec import decode_message
+from trionode.routing.access import from_anywhere
+from trionode.routing.router import random_address
 from trionode_loopback import Loopback
 
 WAYS = ["loopback", "a hub", "two hubs", "streams"]
@@ -31,11 +31,11 @@ WAYS = ["loopback", "a hub", "two hubs", "streams"]
 async def test_messages_pass_both_ways_with_the_peers_identifier_as_a_fact(
     way: str, autojump_clock: trio.testing.MockClock
 ) -> None:
-    async with open_parties(way, generation="classic") as parties:
+    async with open_parties(way, protocol_version="classic") as parties:
         alices, bobs = await parties.open()
         assert (alices.peer.identifier, bobs.peer.identifier) == (parties.bobs_identifier, parties.alices_identifier)
         assert str(alices.peer.identifier).startswith("P")
-        with trio.fail_after(PATIENCE):
+        with trio.fail_after(STALL_TIMEOUT):
             for n in range(100):
                 await parties.alice.send(Route(alices, "handler"), b"%d" % n)
                 await parties.bob.send(Route(bobs, "handler"), b"%d" % n)
@@ -46,14 +46,14 @@ async def test_messages_pass_both_ways_with_the_peers_identifier_as_a_fact(
             (parties.alice_handler, parties.bobs_identifier),
         ):
             assert handler.payloads == [b"%d" % n for n in range(100)]
-            assert {message.facts.identifier for message in handler.messages} == {peer.value}
+            assert {message.origin.identifier for message in handler.messages} == {peer.value}
         assert (await parties.alice.ask(Route(alices, "echoer"), "Grüße")).text == "Grüße"
         assert not +parties.alice.counters
         assert not +parties.bob.counters
 
 
 async def test_messages_pass_both_ways_over_tcp() -> None:
-    async with open_parties("tcp", generation="classic") as parties:
+    async with open_parties("tcp", protocol_version="classic") as parties:
         alices, bobs = await parties.open(trust=trust_only(parties.bobs_identifier))
         with trio.fail_after(5):
             for n in range(500):
@@ -67,15 +67,15 @@ async def test_messages_pass_both_ways_over_tcp() -> None:
 async def test_a_channel_in_a_channel_may_be_of_another_generation(
     outer: str, inner: str, autojump_clock: trio.testing.MockClock
 ) -> None:
-    async with open_parties("a hub", generation=outer) as parties:
+    async with open_parties("a hub", protocol_version=outer) as parties:
         carol = await Identity.create(parties.bob.vault, "carol")
-        await parties.bob.serve_secure_channels("inner", carol, trust=trust_everyone, generations=[inner])
+        await parties.bob.serve_secure_channels("inner", carol, trust=trust_everyone, protocol_versions=[inner])
         channel, _ = await parties.open()
         within = await parties.alice.open_secure_channel(
-            Route(channel, "inner"), parties.alices, trust=trust_everyone, generation=inner
+            Route(channel, "inner"), parties.alices, trust=trust_everyone, protocol_version=inner
         )
         answer = await parties.alice.ask(Route(within, "echoer"), b"x")
-        assert answer.facts.identifier == within.peer.identifier.value != channel.peer.identifier.value
+        assert answer.origin.identifier == within.peer.identifier.value != channel.peer.identifier.value
 
 
 # -- which generation -----------------------------------------------------------------------------------------------------------------
@@ -86,10 +86,10 @@ async def test_a_listener_is_silent_to_the_generation_that_it_was_not_told_threa
     speaks: str, answers: str, autojump_clock: trio.testing.MockClock
 ) -> None:
     tap = Wiretap(Loopback())
-    async with open_parties("a hub", tap=tap, generation=speaks, generations=[answers]) as parties:
-        with pytest.raises(NoAnswerError, match=speaks):
+    async with open_parties("a hub", tap=tap, protocol_version=speaks, protocol_versions=[answers]) as parties:
+        with pytest.raises(AnswerTimeout, match=speaks):
             await parties.alice.open_secure_channel(
-                parties.route, parties.alices, trust=trust_everyone, timeout=30, generation=speaks
+                parties.route, parties.alices, trust=trust_everyone, timeout=30, protocol_version=speaks
             )
         assert parties.bob.counters == {"handshake refused": 3}
         assert not parties.listener._pending
@@ -99,17 +99,17 @@ async def test_a_listener_is_silent_to_the_generation_that_it_was_not_told_threa
 
 
 async def test_one_listener_answers_both_generations_at_once(autojump_clock: trio.testing.MockClock) -> None:
-    async with open_parties("a hub", generations=GENERATIONS) as parties:
+    async with open_parties("a hub", protocol_versions=PROTOCOL_VERSIONS) as parties:
         channels = [
             await parties.alice.open_secure_channel(
-                parties.route, parties.alices, trust=trust_everyone, generation=generation
+                parties.route, parties.alices, trust=trust_everyone, protocol_version=protocol_version
             )
-            for generation in GENERATIONS * 3
+            for protocol_version in PROTOCOL_VERSIONS * 3
         ]
-        for channel, generation in zip(channels, GENERATIONS * 3, strict=True):
-            assert channel.peer.identifier.classic is (generation == "classic")
+        for channel, protocol_version in zip(channels, PROTOCOL_VERSIONS * 3, strict=True):
+            assert channel.peer.identifier.classic is (protocol_version == "classic")
             answer = await parties.alice.ask(Route(channel, "echoer"), b"x")
-            assert answer.facts.identifier == channel.peer.identifier.value
+            assert answer.origin.identifier == channel.peer.identifier.value
         assert len(parties.listener.channels) == 6
         assert len({side.peer.identifier for side in parties.listener.channels}) == 2
 
@@ -118,21 +118,23 @@ async def test_an_unknown_generation_is_this_programs_mistake() -> None:
     async with open_node() as node:
         identity = await Identity.create(node.vault)
         with pytest.raises(LocalError, match="'modern'"):
-            await node.open_secure_channel(Route("x"), identity, trust=trust_everyone, generation="modern")
+            await node.open_secure_channel(Route("x"), identity, trust=trust_everyone, protocol_version="modern")
         with pytest.raises(LocalError, match="'modern'"):
-            await node.serve_secure_channels("x", identity, trust=trust_everyone, generations=["classic", "modern"])
+            await node.serve_secure_channels(
+                "x", identity, trust=trust_everyone, protocol_versions=["classic", "modern"]
+            )
         with pytest.raises(LocalError, match="nothing"):
-            await node.serve_secure_channels("x", identity, trust=trust_everyone, generations=[])
+            await node.serve_secure_channels("x", identity, trust=trust_everyone, protocol_versions=[])
         assert local("x") not in node.router
 
 
 async def test_each_side_is_warned_once_a_channel(
     autojump_clock: trio.testing.MockClock, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async with open_parties(generations=GENERATIONS) as parties:
+    async with open_parties(protocol_versions=PROTOCOL_VERSIONS) as parties:
         await parties.open()
         assert not [record for record in caplog.records if record.levelname == "WARNING"]
-        parties.generation = "classic"
+        parties.protocol_version = "classic"
         await parties.open()
         warnings = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
         assert len(warnings) == 2
@@ -143,7 +145,7 @@ async def test_each_side_is_warned_once_a_channel(
 
 
 async def test_an_initiator_that_refuses_says_whom_it_found_threat_13(autojump_clock: trio.testing.MockClock) -> None:
-    async with open_parties(generation="classic") as parties:
+    async with open_parties(protocol_version="classic") as parties:
         entries = len(parties.alice.router._table)
         # The current face of Bob is not his classic one.
         with pytest.raises(HandshakeError, match=str(parties.bobs_identifier)):
@@ -154,11 +156,13 @@ async def test_an_initiator_that_refuses_says_whom_it_found_threat_13(autojump_c
 
 
 async def test_a_responder_that_refuses_is_silent_threat_25(autojump_clock: trio.testing.MockClock) -> None:
-    async with open_parties(generation="classic", trust=trust_only(Identifier(bytes(32), classic=True))) as parties:
+    async with open_parties(
+        protocol_version="classic", trust=trust_only(Identifier(bytes(32), classic=True))
+    ) as parties:
         channel = await parties.alice.open_secure_channel(
-            parties.route, parties.alices, trust=trust_everyone, generation="classic"
+            parties.route, parties.alices, trust=trust_everyone, protocol_version="classic"
         )
-        with pytest.raises(NoAnswerError):
+        with pytest.raises(AnswerTimeout):
             await parties.alice.ask(Route(channel, "echoer"), b"x", timeout=10)
         assert not parties.listener.channels
         assert not parties.listener._pending
@@ -166,10 +170,10 @@ async def test_a_responder_that_refuses_is_silent_threat_25(autojump_clock: trio
 
 
 async def test_our_own_identity_is_refused_threat_12(autojump_clock: trio.testing.MockClock) -> None:
-    async with open_parties(generation="classic") as parties:
-        with pytest.raises(NoAnswerError):
+    async with open_parties(protocol_version="classic") as parties:
+        with pytest.raises(AnswerTimeout):
             await parties.bob.open_secure_channel(
-                Route("listener"), parties.bobs, trust=trust_everyone, timeout=30, generation="classic"
+                Route("listener"), parties.bobs, trust=trust_everyone, timeout=30, protocol_version="classic"
             )
         assert not parties.listener.channels
         assert parties.bob.counters == {"handshake refused": 3}
@@ -189,9 +193,9 @@ async def test_an_initiator_that_gives_up_leaves_nothing_behind(autojump_clock: 
         await identity.classic()
         start = trio.current_time()
         keys, entries = len(node.vault._keys), len(node.router._table)  # type: ignore[attr-defined]
-        with pytest.raises(NoAnswerError):
+        with pytest.raises(AnswerTimeout):
             await node.open_secure_channel(
-                Route("listener"), identity, trust=trust_everyone, timeout=60, generation="classic"
+                Route("listener"), identity, trust=trust_everyone, timeout=60, protocol_version="classic"
             )
         assert [at - start for at in begun] == [0, 5, 15, 35, 55]
         assert (len(node.vault._keys), len(node.router._table)) == (keys, entries)  # type: ignore[attr-defined]
@@ -201,10 +205,10 @@ async def test_an_initiator_that_gives_up_leaves_nothing_behind(autojump_clock: 
 
 
 async def test_a_message_for_nobody_behind_the_channel_is_never_sent(autojump_clock: trio.testing.MockClock) -> None:
-    async with open_parties(generation="classic") as parties:
+    async with open_parties(protocol_version="classic") as parties:
         alices, bobs = await parties.open()
         before = alices._session._next, bobs._session._next
-        with trio.fail_after(PATIENCE):
+        with trio.fail_after(STALL_TIMEOUT):
             await parties.alice.send(Route(alices), b"for nobody")
             # A node's own messages have no return route: the echo would be for nobody.
             await parties.alice.send(Route(alices, "echoer"), b"no answer wanted")
@@ -220,13 +224,13 @@ async def test_a_message_for_nobody_behind_the_channel_is_never_sent(autojump_cl
 async def test_a_message_for_nobody_behind_the_channel_is_dropped_and_counted(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
-    async with open_parties(generation="classic") as parties:
+    async with open_parties(protocol_version="classic") as parties:
         alices, bobs = await parties.open()
         plaintext = alices._cipher.write((local("handler"),), (), b"")
-        (bobs_self, handler), _, _ = classic.decode_message(plaintext)
-        with trio.fail_after(PATIENCE):
+        (bobs_self, handler), _, _ = classic_codec.decode_message(plaintext)
+        with trio.fail_after(STALL_TIMEOUT):
             for onward in ((bobs_self,), (), (handler,), (handler, bobs_self), (bobs.encoded, handler)):
-                wrong = alices._cipher.seal(classic.encode_message(onward, (local("x"),), b"wrong"))
+                wrong = alices._cipher.seal(classic_codec.encode_message(onward, (local("x"),), b"wrong"))
                 parties.alice.router.deliver(Message(alices._route, (), wrong))
             await parties.alice.send(Route(alices, "handler"), b"after")
             await parties.bob_handler.until(b"after")
@@ -239,7 +243,7 @@ async def test_a_repeated_last_message_of_the_handshake_is_dropped(autojump_cloc
     tap = Wiretap(Loopback())
     tap.accepted = lambda frame: [frame, frame]
     tap.connected = lambda frame: [frame, frame]
-    async with open_parties("a hub", tap=tap, generation="classic") as parties:
+    async with open_parties("a hub", tap=tap, protocol_version="classic") as parties:
         alices, bobs = await parties.open()
         tap.accepted = tap.connected = honest
         # Two message 1 make two message 2, of which one counts; from then on all that came twice is refused once.
@@ -252,7 +256,7 @@ async def test_a_repeated_last_message_of_the_handshake_is_dropped(autojump_cloc
 async def test_closing_ends_this_side_alone_and_there_is_nothing_to_refresh(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
-    async with open_parties(generation="classic") as parties:
+    async with open_parties(protocol_version="classic") as parties:
         alices, bobs = await parties.open()
         before = alices._session._next
         with pytest.raises(LocalError, match="generation='current'"):
@@ -273,7 +277,7 @@ async def test_closing_ends_this_side_alone_and_there_is_nothing_to_refresh(
 
 async def test_the_route_of_a_responder_follows_nobody_threat_20(autojump_clock: trio.testing.MockClock) -> None:
     tap = Wiretap(Loopback())
-    async with open_parties("a hub", tap=tap, generation="classic") as parties:
+    async with open_parties("a hub", tap=tap, protocol_version="classic") as parties:
         alices, bobs = await parties.open()
         assert parties.hub is not None
         await parties.bob.listen("loopback:also_bob")
@@ -300,12 +304,12 @@ async def test_data_right_behind_message_5_arrive_in_order_once_the_policy_has_d
         await trio.sleep(seconds)
         return True
 
-    async with open_parties(trust=slow, generation="classic") as parties:
+    async with open_parties(trust=slow, protocol_version="classic") as parties:
         channel = await parties.alice.open_secure_channel(
-            parties.route, parties.alices, trust=trust_everyone, generation="classic"
+            parties.route, parties.alices, trust=trust_everyone, protocol_version="classic"
         )
         sent = [b"%d" % n for n in range(2000)]
-        with trio.fail_after(PATIENCE):
+        with trio.fail_after(STALL_TIMEOUT):
             for payload in sent:
                 await parties.alice.send(Route(channel, "handler"), payload)
             await parties.bob_handler.until_count(2000)
@@ -329,11 +333,11 @@ async def test_data_before_message_5_are_lost_and_the_channel_opens_all_the_same
         return [frame, *waiting] if seen == 4 else [frame]
 
     tap.accepted = fifth_after_sixth
-    async with open_parties("a hub", tap=tap, generation="classic") as parties:
+    async with open_parties("a hub", tap=tap, protocol_version="classic") as parties:
         channel = await parties.alice.open_secure_channel(
-            parties.route, parties.alices, trust=trust_everyone, generation="classic"
+            parties.route, parties.alices, trust=trust_everyone, protocol_version="classic"
         )
-        with trio.fail_after(PATIENCE):
+        with trio.fail_after(STALL_TIMEOUT):
             await parties.alice.send(Route(channel, "handler"), b"early")
             await parties.alice.send(Route(channel, "handler"), b"later")
             await parties.bob_handler.until(b"later")
@@ -357,7 +361,7 @@ class Stranger:
         face = await self.identity.classic()
         exchange = ClassicKeyExchange.initiator(face.vault, face.signing_key, face.history, random_address())
         await self.mailbox.send(self.to_listener, exchange.begin())
-        with trio.fail_after(PATIENCE):
+        with trio.fail_after(STALL_TIMEOUT):
             return exchange, await self.mailbox.receive()
 
     async def agreed(self) -> tuple[ClassicKeyExchange, Route]:
@@ -366,7 +370,7 @@ class Stranger:
         third = exchange.receive(second.payload, int(time.time()))
         assert third is not None
         await self.mailbox.send(second.return_route, third)
-        with trio.fail_after(PATIENCE):
+        with trio.fail_after(STALL_TIMEOUT):
             exchange.receive((await self.mailbox.receive()).payload, int(time.time()))
         return exchange, second.return_route
 
@@ -382,7 +386,7 @@ async def open_stranger(parties: Parties) -> AsyncIterator[Stranger]:
 async def test_half_open_handshakes_are_bounded_and_forgotten_threat_17(
     far: str, autojump_clock: trio.testing.MockClock
 ) -> None:
-    async with open_parties(generation="classic") as parties, open_stranger(parties) as stranger:
+    async with open_parties(protocol_version="classic") as parties, open_stranger(parties) as stranger:
         keys = len(parties.bob.vault._keys)  # type: ignore[attr-defined]
         for _ in range(PENDING_PER_SOURCE + 5):
             await getattr(stranger, far)()
@@ -396,7 +400,7 @@ async def test_half_open_handshakes_are_bounded_and_forgotten_threat_17(
 async def test_a_bad_identity_ends_its_handshake_at_once_and_no_other_threat_25(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
-    async with open_parties(generation="classic") as parties, open_stranger(parties) as stranger:
+    async with open_parties(protocol_version="classic") as parties, open_stranger(parties) as stranger:
         bad, bads_way = await stranger.agreed()
         good, goods_way = await stranger.agreed()
         assert bad._session is not None
@@ -414,7 +418,7 @@ async def test_a_bad_identity_ends_its_handshake_at_once_and_no_other_threat_25(
 
 
 async def test_handshake_messages_without_a_return_route_are_dropped(autojump_clock: trio.testing.MockClock) -> None:
-    async with open_parties(generation="classic") as parties, open_stranger(parties) as stranger:
+    async with open_parties(protocol_version="classic") as parties, open_stranger(parties) as stranger:
         exchange, second = await stranger.half_open()
         third = exchange.receive(second.payload, int(time.time()))
         assert third is not None
@@ -422,7 +426,7 @@ async def test_handshake_messages_without_a_return_route_are_dropped(autojump_cl
         parties.bob.router.deliver(Message((pending.address,), (), third))
         assert parties.bob.counters == {"handshake refused": 1}
         await stranger.mailbox.send(second.return_route, third)
-        with trio.fail_after(PATIENCE):
+        with trio.fail_after(STALL_TIMEOUT):
             exchange.receive((await stranger.mailbox.receive()).payload, int(time.time()))
         assert exchange.peer is not None
 
@@ -430,11 +434,11 @@ async def test_handshake_messages_without_a_return_route_are_dropped(autojump_cl
 async def test_a_vault_without_the_key_refuses_and_does_not_end_the_node(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
-    async with open_parties(generation="classic") as parties:
+    async with open_parties(protocol_version="classic") as parties:
         face = await parties.bobs.classic()
         parties.bob.vault.forget(face.signing_key)
         with pytest.raises(RemoteError):
             await parties.alice.open_secure_channel(
-                parties.route, parties.alices, trust=trust_everyone, timeout=4, generation="classic"
+                parties.route, parties.alices, trust=trust_everyone, timeout=4, protocol_version="classic"
             )
         assert parties.bob.counters == {"handshake refused": 1}

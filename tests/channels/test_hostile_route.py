@@ -9,11 +9,19 @@ import trio.testing
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.channels.parties import GENERATIONS, PATIENCE, Handler, Parties, known_as, open_parties, serve
-from tests.streams.scripted_hub import FAULTS, Fault, Tamper, Wiretap, changed, flipped, honest, mixed, nothing
+from tests.support.channel_parties import (
+    PROTOCOL_VERSIONS,
+    STALL_TIMEOUT,
+    Handler,
+    Parties,
+    known_as,
+    open_parties,
+    serve,
+)
+from tests.support.scripted_hub import FAULTS, Fault, Tamper, Wiretap, changed, flipped, honest, mixed, nothing
 from trionode import Node, Route, SecureChannel, trust_everyone, trust_only
-from trionode.errors import HandshakeError, NoAnswerError
-from trionode.protocol.current import decode_message
+from trionode.errors import AnswerTimeout, HandshakeError
+from trionode.protocol.wire.current_codec import decode_message
 from trionode_loopback import Loopback
 
 PAYLOADS = [b"message %d" % n for n in range(1000)]
@@ -61,18 +69,18 @@ class Counted:
         return self._tamper(message)
 
 
-@pytest.mark.parametrize("generation", GENERATIONS)
+@pytest.mark.parametrize("protocol_version", PROTOCOL_VERSIONS)
 @pytest.mark.parametrize("direction", ["to Bob", "to Alice"])
 @pytest.mark.parametrize("fault", FAULTS, ids=str)
 async def test_nothing_wrong_reaches_a_handler_and_the_next_good_message_arrives(
-    fault: Fault, direction: str, generation: str, autojump_clock: trio.testing.MockClock
+    fault: Fault, direction: str, protocol_version: str, autojump_clock: trio.testing.MockClock
 ) -> None:
     tap = Wiretap(Loopback())
-    async with open_parties("a hub", tap=tap, generation=generation) as parties:
+    async with open_parties("a hub", tap=tap, protocol_version=protocol_version) as parties:
         alices, bobs = await parties.open()
         way = directions(parties, alices, bobs)[direction]
         sent = PAYLOADS[: fault.messages]
-        with trio.fail_after(PATIENCE):
+        with trio.fail_after(STALL_TIMEOUT):
             await way.send(b"before")
             await way.handler.until(b"before")
             script = Counted(fault.start(Random(1)), fault.messages)
@@ -93,12 +101,12 @@ async def test_nothing_wrong_reaches_a_handler_and_the_next_good_message_arrives
         assert not bobs.closed.is_set()
 
 
-@pytest.mark.parametrize("generation", GENERATIONS)
+@pytest.mark.parametrize("protocol_version", PROTOCOL_VERSIONS)
 async def test_a_splice_between_two_channels_is_refused_threat_10(
-    generation: str, autojump_clock: trio.testing.MockClock
+    protocol_version: str, autojump_clock: trio.testing.MockClock
 ) -> None:
     tap = Wiretap(Loopback())
-    async with open_parties("a hub", tap=tap, generation=generation) as parties:
+    async with open_parties("a hub", tap=tap, protocol_version=protocol_version) as parties:
         one, bobs_one = await parties.open()
         other, bobs_other = await parties.open()
         swapped = {bobs_one.decryptor: bobs_other.decryptor, bobs_other.decryptor: bobs_one.decryptor}
@@ -108,7 +116,7 @@ async def test_a_splice_between_two_channels_is_refused_threat_10(
             return [changed(frame, onward=(to_bob, swapped[decryptor])), frame]
 
         tap.accepted = splice
-        with trio.fail_after(PATIENCE):
+        with trio.fail_after(STALL_TIMEOUT):
             for n, channel in enumerate([one, other] * 20):
                 await parties.alice.send(Route(channel, "handler"), PAYLOADS[n])
             await parties.bob_handler.until_count(40)
@@ -116,12 +124,12 @@ async def test_a_splice_between_two_channels_is_refused_threat_10(
         assert (bobs_one.refused, bobs_other.refused) == (20, 20)
 
 
-@pytest.mark.parametrize("generation", GENERATIONS)
+@pytest.mark.parametrize("protocol_version", PROTOCOL_VERSIONS)
 async def test_a_message_sent_back_to_its_sender_is_refused_threat_12(
-    generation: str, autojump_clock: trio.testing.MockClock
+    protocol_version: str, autojump_clock: trio.testing.MockClock
 ) -> None:
     tap = Wiretap(Loopback())
-    async with open_parties("a hub", tap=tap, generation=generation) as parties:
+    async with open_parties("a hub", tap=tap, protocol_version=protocol_version) as parties:
         alices, bobs = await parties.open()
         blobs: list[bytes] = []
 
@@ -133,7 +141,7 @@ async def test_a_message_sent_back_to_its_sender_is_refused_threat_12(
             return [*(changed(frame, payload=blob) for blob in blobs), frame]
 
         tap.accepted, tap.connected = keep, reflect
-        with trio.fail_after(PATIENCE):
+        with trio.fail_after(STALL_TIMEOUT):
             for payload in PAYLOADS[:40]:
                 await parties.alice.send(Route(alices, "handler"), payload)
             await parties.bob_handler.until_count(40)
@@ -143,13 +151,13 @@ async def test_a_message_sent_back_to_its_sender_is_refused_threat_12(
         assert alices.refused == 40
 
 
-@pytest.mark.parametrize("generation", GENERATIONS)
+@pytest.mark.parametrize("protocol_version", PROTOCOL_VERSIONS)
 async def test_messages_of_an_earlier_channel_are_refused_by_a_later_one_threat_6(
-    generation: str,
+    protocol_version: str,
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     tap = Wiretap(Loopback())
-    async with open_parties("a hub", tap=tap, generation=generation) as parties:
+    async with open_parties("a hub", tap=tap, protocol_version=protocol_version) as parties:
         earlier, bobs_earlier = await parties.open()
         kept: list[bytes] = []
 
@@ -158,7 +166,7 @@ async def test_messages_of_an_earlier_channel_are_refused_by_a_later_one_threat_
             return [frame]
 
         tap.accepted = keep
-        with trio.fail_after(PATIENCE):
+        with trio.fail_after(STALL_TIMEOUT):
             for payload in PAYLOADS[:40]:
                 await parties.alice.send(Route(earlier, "handler"), payload)
             await parties.bob_handler.until_count(40)
@@ -181,11 +189,11 @@ async def test_messages_of_an_earlier_channel_are_refused_by_a_later_one_threat_
 
 
 @pytest.mark.parametrize(
-    ("generation", "number"),
+    ("protocol_version", "number"),
     [*(("current", number) for number in (1, 2, 3)), *(("classic", number) for number in (1, 2, 3, 4, 5))],
 )
 async def test_a_changed_handshake_message_moves_no_state_threat_3(
-    generation: str, number: int, autojump_clock: trio.testing.MockClock
+    protocol_version: str, number: int, autojump_clock: trio.testing.MockClock
 ) -> None:
     # The changed one comes first, fifty times over, then the right one: the same handshake succeeds.
     tap = Wiretap(Loopback())
@@ -203,7 +211,7 @@ async def test_a_changed_handshake_message_moves_no_state_threat_3(
             bad = [each for each in bad if decode_message(each)[2][33:] == decode_message(frame)[2][33:]]
         return [*bad, frame]
 
-    async with open_parties("a hub", tap=tap, generation=generation) as parties:
+    async with open_parties("a hub", tap=tap, protocol_version=protocol_version) as parties:
         set_script(tap, "to Bob" if number % 2 else "to Alice", bad_then_good)
         begun = trio.current_time()
         alices, bobs = await parties.open()
@@ -224,7 +232,7 @@ async def test_a_first_message_of_classic_with_another_address_costs_one_retry_t
         payload = decode_message(frame)[2]
         return [changed(frame, payload=payload[:-1] + bytes([payload[-1] ^ 1])), frame] if seen == 1 else [frame]
 
-    async with open_parties("a hub", tap=tap, generation="classic") as parties:
+    async with open_parties("a hub", tap=tap, protocol_version="classic") as parties:
         # The transcript of the handshake does not cover the address, but what comes to the wrong one inside the channel ends that handshake.
         tap.accepted = another_address_first
         begun = trio.current_time()
@@ -233,10 +241,10 @@ async def test_a_first_message_of_classic_with_another_address_costs_one_retry_t
 
 
 @pytest.mark.parametrize(
-    ("generation", "number"), [("current", 1), ("current", 2), *(("classic", number) for number in (1, 2, 3, 4))]
+    ("protocol_version", "number"), [("current", 1), ("current", 2), *(("classic", number) for number in (1, 2, 3, 4))]
 )
 async def test_a_lost_handshake_message_costs_one_retry_threat_8(
-    generation: str, number: int, autojump_clock: trio.testing.MockClock
+    protocol_version: str, number: int, autojump_clock: trio.testing.MockClock
 ) -> None:
     tap = Wiretap(Loopback())
     seen = 0
@@ -246,16 +254,16 @@ async def test_a_lost_handshake_message_costs_one_retry_threat_8(
         seen += 1
         return [] if seen == (number + 1) // 2 else [frame]
 
-    async with open_parties("a hub", tap=tap, generation=generation) as parties:
+    async with open_parties("a hub", tap=tap, protocol_version=protocol_version) as parties:
         set_script(tap, "to Bob" if number % 2 else "to Alice", lose_it)
         begun = trio.current_time()
         await parties.open()
         assert trio.current_time() - begun == 5
 
 
-@pytest.mark.parametrize("generation", GENERATIONS)
+@pytest.mark.parametrize("protocol_version", PROTOCOL_VERSIONS)
 async def test_replayed_handshake_messages_make_no_second_channel_threat_6(
-    generation: str,
+    protocol_version: str,
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     tap = Wiretap(Loopback())
@@ -266,46 +274,48 @@ async def test_replayed_handshake_messages_make_no_second_channel_threat_6(
         return [frame, frame]
 
     tap.accepted = keep
-    async with open_parties("a hub", tap=tap, generation=generation) as parties:
+    async with open_parties("a hub", tap=tap, protocol_version=protocol_version) as parties:
         alices, bobs = await parties.open()
         tap.accepted = lambda frame: [*kept, frame]
-        with trio.fail_after(PATIENCE):
+        with trio.fail_after(STALL_TIMEOUT):
             await parties.alice.send(Route(alices, "handler"), b"after")
             await parties.bob_handler.until(b"after")
         assert parties.listener.channels == {bobs}
         assert parties.bob_handler.payloads == [b"after"]
 
 
-@pytest.mark.parametrize("generation", GENERATIONS)
+@pytest.mark.parametrize("protocol_version", PROTOCOL_VERSIONS)
 async def test_a_man_in_the_middle_gets_no_application_byte_threat_13(
-    generation: str,
+    protocol_version: str,
     autojump_clock: trio.testing.MockClock,
 ) -> None:
-    async with open_parties("a hub", generation=generation) as parties:
+    async with open_parties("a hub", protocol_version=protocol_version) as parties:
         assert parties.hub is not None
         mallory, overheard = await serve(parties.hub)
-        await parties.hub.serve_secure_channels("listener", mallory, trust=trust_everyone, generations=GENERATIONS)
+        await parties.hub.serve_secure_channels(
+            "listener", mallory, trust=trust_everyone, protocol_versions=PROTOCOL_VERSIONS
+        )
         # The hub answers handshakes that were meant for Bob, and would hand them on in a channel of its own.
         to_the_hub = Route(*list(parties.route)[:1], "listener")
-        with pytest.raises(HandshakeError, match=str(await known_as(mallory, generation))):
+        with pytest.raises(HandshakeError, match=str(await known_as(mallory, protocol_version))):
             await parties.alice.open_secure_channel(
-                to_the_hub, parties.alices, trust=trust_only(parties.bobs_identifier), generation=generation
+                to_the_hub, parties.alices, trust=trust_only(parties.bobs_identifier), protocol_version=protocol_version
             )
         assert overheard.payloads == []
         await parties.open(trust=trust_only(parties.bobs_identifier))
 
 
-@pytest.mark.parametrize("generation", GENERATIONS)
+@pytest.mark.parametrize("protocol_version", PROTOCOL_VERSIONS)
 @pytest.mark.parametrize("way", ["a hub", "two hubs"])
 async def test_no_hop_ever_holds_a_payload_or_an_inner_address_threat_1(
-    way: str, generation: str, autojump_clock: trio.testing.MockClock
+    way: str, protocol_version: str, autojump_clock: trio.testing.MockClock
 ) -> None:
     tap = Wiretap(Loopback())
-    async with open_parties(way, tap=tap, generation=generation) as parties:
+    async with open_parties(way, tap=tap, protocol_version=protocol_version) as parties:
         alices, bobs = await parties.open()
         secret, inner = b"the quick brown fox", b"an inner address"
         await parties.bob.start_worker(inner.decode(), Handler().work)
-        with trio.fail_after(PATIENCE):
+        with trio.fail_after(STALL_TIMEOUT):
             for size in (0, 1, 1000, 60_000):
                 body = secret + bytes(size)
                 await parties.alice.send(Route(alices, inner.decode()), body)
@@ -330,18 +340,21 @@ async def test_no_hop_ever_holds_a_payload_or_an_inner_address_threat_1(
 # -- any mixture of faults ------------------------------------------------------------------------------------------------------------
 
 
-async def converse_over_a_hostile_route(seed: int, generation: str) -> None:
+async def converse_over_a_hostile_route(seed: int, protocol_version: str) -> None:
     random = Random(seed)
     tap = Wiretap(Loopback())
-    async with open_parties("a hub", tap=tap, generation=generation) as parties:
+    async with open_parties("a hub", tap=tap, protocol_version=protocol_version) as parties:
         # Also the handshake goes over the hostile route; what it makes may be no channel on Bob's side.
         tap.accepted, tap.connected = mixed(random), mixed(random)
-        with suppress(NoAnswerError):
+        with suppress(AnswerTimeout):
             await parties.alice.open_secure_channel(
-                parties.route, parties.alices, trust=trust_only(parties.bobs_identifier), generation=generation
+                parties.route,
+                parties.alices,
+                trust=trust_only(parties.bobs_identifier),
+                protocol_version=protocol_version,
             )
         tap.accepted, tap.connected = honest, honest
-        with trio.fail_after(PATIENCE):
+        with trio.fail_after(STALL_TIMEOUT):
             alices, bobs = await parties.open()
             ways = list(directions(parties, alices, bobs).values())
             tap.accepted, tap.connected = mixed(random), mixed(random)
@@ -363,15 +376,15 @@ async def converse_over_a_hostile_route(seed: int, generation: str) -> None:
 
 
 @settings(max_examples=50, deadline=None)
-@given(seed=st.integers(0, 2**32), generation=st.sampled_from(GENERATIONS))
-def test_whatever_a_route_does_handlers_get_only_what_was_sent_and_each_once(seed: int, generation: str) -> None:
+@given(seed=st.integers(0, 2**32), protocol_version=st.sampled_from(PROTOCOL_VERSIONS))
+def test_whatever_a_route_does_handlers_get_only_what_was_sent_and_each_once(seed: int, protocol_version: str) -> None:
     # Threats 3 to 8 in any mixture, the handshake included.
-    trio.run(converse_over_a_hostile_route, seed, generation, clock=trio.testing.MockClock(autojump_threshold=0))
+    trio.run(converse_over_a_hostile_route, seed, protocol_version, clock=trio.testing.MockClock(autojump_threshold=0))
 
 
 async def test_a_route_that_only_drops_ends_in_no_answer_threat_8(autojump_clock: trio.testing.MockClock) -> None:
     tap = Wiretap(Loopback())
     tap.accepted = nothing
     async with open_parties("a hub", tap=tap) as parties:
-        with pytest.raises(NoAnswerError):
+        with pytest.raises(AnswerTimeout):
             await parties.alice.open_secure_channel(parties.route, parties.alices, trust=trust_everyone, timeout=30)

@@ -9,26 +9,17 @@ import pytest
 import trio
 import trio.testing
 
-from tests.channels.parties import PATIENCE, Parties, open_parties
-from tests.streams.scripted_hub import Wiretap, changed, honest
-from trionode import (
-    Identity,
-    Mailbox,
-    Message,
-    Node,
-    Route,
-    open_node,
-    secure_channel_listener,
-    trust_everyone,
-    trust_only,
-)
-from trionode.errors import HandshakeError, NoAnswerError, VaultError
-from trionode.identities import StoredIdentity
-from trionode.protocol.current import decode_message
-from trionode.protocol.identity import ChangeHistory, create_history, rotate
-from trionode.protocol.key_exchange import KeyExchange, Peer
-from trionode.protocol.vault import KeyKind
-from trionode.secure_channel_listener import HANDSHAKE_TIMEOUT, PENDING_PER_SOURCE, SWEEP_SECONDS
+from tests.support.channel_parties import STALL_TIMEOUT, Parties, open_parties
+from tests.support.scripted_hub import Wiretap, changed, honest
+from trionode import Identity, Mailbox, Message, Node, Route, open_node, trust_everyone, trust_only
+from trionode.channel import listener
+from trionode.channel.listener import HANDSHAKE_TIMEOUT, PENDING_PER_SOURCE, SWEEP_SECONDS
+from trionode.errors import AnswerTimeout, HandshakeError, VaultError
+from trionode.identity.identity import StoredIdentity
+from trionode.protocol.handshake.exchange import KeyExchange, Peer
+from trionode.protocol.identity.identity import ChangeHistory, create_history, rotate
+from trionode.protocol.identity.keys import KeyKind
+from trionode.protocol.wire.current_codec import decode_message
 from trionode_loopback import Loopback
 
 #: Seconds within which a handshake that does not go on is forgotten: its own, and the time until somebody looks.
@@ -52,7 +43,7 @@ class Stranger:
         await self.mailbox.send(self.to_listener, message)
 
     async def answer(self) -> Message:
-        with trio.fail_after(PATIENCE):
+        with trio.fail_after(STALL_TIMEOUT):
             return await self.mailbox.receive()
 
     async def half_open(self) -> tuple[KeyExchange, Message]:
@@ -99,7 +90,7 @@ async def test_of_one_sources_half_open_handshakes_the_oldest_gives_way_threat_1
 async def test_of_all_half_open_handshakes_the_oldest_gives_way_threat_17(
     autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(secure_channel_listener, "PENDING_TOTAL", 50)
+    monkeypatch.setattr(listener, "PENDING_TOTAL", 50)
     network = Loopback()
     async with open_parties(tap=network) as parties, open_node(network) as carol, open_node(network) as dave:
         strangers = [(node, 24) for node in (parties.alice, carol, dave)]
@@ -268,7 +259,7 @@ async def test_a_first_message_without_a_return_route_makes_no_handshake(
 
 async def test_our_own_identity_is_refused_at_either_end_threat_12(autojump_clock: trio.testing.MockClock) -> None:
     async with open_parties() as parties:
-        with pytest.raises(NoAnswerError):
+        with pytest.raises(AnswerTimeout):
             await parties.bob.open_secure_channel(Route("listener"), parties.bobs, trust=trust_everyone, timeout=30)
         assert not parties.listener.channels
         # Three handshakes, at 0, 5 and 15 s, each answered by ourselves, which is no answer.
@@ -317,7 +308,7 @@ async def test_a_history_that_was_rolled_back_is_refused_threat_15(autojump_cloc
             assert (await parties.alice.ask(Route(channel, "echoer"), b"x")).payload == b"x"
         known = len(parties.listener.channels)
         channel = await parties.alice.open_secure_channel(parties.route, young, trust=trust_everyone)
-        with pytest.raises(NoAnswerError):
+        with pytest.raises(AnswerTimeout):
             await parties.alice.ask(Route(channel, "echoer"), b"x", timeout=5)
         assert len(parties.listener.channels) == known
 
@@ -388,7 +379,7 @@ async def test_a_vault_that_can_not_be_used_refuses_the_peer_and_does_not_end_th
         known_peers = parties.bobs.vault.known_peers
         vars(parties.bobs.vault)["known_peers"] = LockedKnownPeers()
         channel = await parties.alice.open_secure_channel(parties.route, parties.alices, trust=trust_everyone)
-        with pytest.raises(NoAnswerError):
+        with pytest.raises(AnswerTimeout):
             await parties.alice.ask(Route(channel, "echoer"), b"x", timeout=5)
         assert "database is locked" in caplog.text
         assert not parties.listener._pending
@@ -407,7 +398,7 @@ async def test_a_flood_of_first_messages_in_one_read_lets_other_tasks_run_threat
                 ).begin()
                 parties.alice.router.deliver(Message(Route(link, "listener").encoded, (mailbox.encoded,), first))
             turns = 0
-            with trio.fail_after(PATIENCE):
+            with trio.fail_after(STALL_TIMEOUT):
                 while len(mailbox._inbox) < count:
                     turns += 1
                     await trio.lowlevel.checkpoint()
@@ -420,17 +411,17 @@ async def test_a_flood_of_first_messages_in_one_read_lets_other_tasks_run_threat
 async def test_a_listener_keeps_so_many_channels_and_takes_another_when_one_has_ended_threat_17(
     autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(secure_channel_listener, "MAX_CHANNELS", 2)
+    monkeypatch.setattr(listener, "MAX_CHANNELS", 2)
     async with open_parties() as parties:
         one, bobs_one = await parties.open()
         two, _ = await parties.open()
         third = await parties.alice.open_secure_channel(parties.route, parties.alices, trust=trust_everyone)
-        with pytest.raises(NoAnswerError):
+        with pytest.raises(AnswerTimeout):
             await parties.alice.ask(Route(third, "echoer"), b"x", timeout=5)
         assert parties.bob.counters["channel refused, too many"] == 1
         assert not parties.listener._pending
         await one.aclose()
-        with trio.fail_after(PATIENCE):
+        with trio.fail_after(STALL_TIMEOUT):
             await bobs_one.closed.wait()
         fourth, _ = await parties.open()
         for channel in (two, fourth):
@@ -443,7 +434,7 @@ async def test_a_listener_that_closes_ends_its_channels_and_tells_their_peers(
     async with open_parties() as parties, open_stranger(parties) as stranger:
         channels = [(await parties.open())[0] for _ in range(3)]
         await stranger.half_open()
-        with trio.fail_after(PATIENCE):
+        with trio.fail_after(STALL_TIMEOUT):
             await parties.listener.aclose()
             for channel in channels:
                 await channel.closed.wait()

@@ -4,26 +4,20 @@ import pytest
 import trio
 import trio.testing
 
-from tests.channels.parties import GENERATIONS, PATIENCE, Handler, open_parties
-from tests.streams.scripted_hub import Wiretap, changed
+from tests.support.channel_parties import PROTOCOL_VERSIONS, STALL_TIMEOUT, Handler, open_parties
+from tests.support.scripted_hub import Wiretap, changed
 from trionode import Address, Identity, Mailbox, Node, Route, SecureChannel, open_node, trust_everyone, trust_only
-from trionode.access import from_anywhere, from_identities
-from trionode.errors import (
-    HandshakeError,
-    LinkLostError,
-    MessageTooLargeError,
-    NoAnswerError,
-    UnknownAddressError,
-)
-from trionode.protocol import current
-from trionode.protocol.address import local
-from trionode.protocol.credential import PresentedCredential
-from trionode.protocol.current import decode_message
-from trionode.protocol.key_exchange import Peer
-from trionode.protocol.signed import DataKind, Signed
+from trionode.errors import AnswerTimeout, ConnectionLost, HandshakeError, MessageTooLargeError, UnknownAddressError
+from trionode.net.transport import Link
+from trionode.protocol.handshake.exchange import Peer
+from trionode.protocol.identity.credential import PresentedCredential
+from trionode.protocol.identity.signed import DataKind, Signed
 from trionode.protocol.stream import MAX_RECORD
-from trionode.room import HARD_LIMIT
-from trionode.transport import Link
+from trionode.protocol.wire import current_codec
+from trionode.protocol.wire.address import local
+from trionode.protocol.wire.current_codec import decode_message
+from trionode.routing.access import from_anywhere, from_identities
+from trionode.routing.byte_budget import HARD_LIMIT
 from trionode_loopback import Loopback, LoopbackLink
 
 WAYS = ["loopback", "a hub", "two hubs", "streams"]
@@ -39,7 +33,7 @@ async def test_messages_pass_both_ways_with_the_peers_identifier_as_a_fact(
     async with open_parties(way) as parties:
         alices, bobs = await parties.open()
         assert (alices.peer.identifier, bobs.peer.identifier) == (parties.bobs.identifier, parties.alices.identifier)
-        with trio.fail_after(PATIENCE):
+        with trio.fail_after(STALL_TIMEOUT):
             for n in range(100):  # over several changes of the key
                 await parties.alice.send(Route(alices, "handler"), b"%d" % n)
                 await parties.bob.send(Route(bobs, "handler"), b"%d" % n)
@@ -50,28 +44,28 @@ async def test_messages_pass_both_ways_with_the_peers_identifier_as_a_fact(
             (parties.alice_handler, parties.bobs.identifier),
         ):
             assert handler.payloads == [b"%d" % n for n in range(100)]
-            assert {message.facts.identifier for message in handler.messages} == {peer.value}
+            assert {message.origin.identifier for message in handler.messages} == {peer.value}
         answer = await parties.alice.ask(Route(alices, "echoer"), "Grüße")
-        assert (answer.text, answer.facts.identifier) == ("Grüße", parties.bobs.identifier.value)
+        assert (answer.text, answer.origin.identifier) == ("Grüße", parties.bobs.identifier.value)
         assert not +parties.alice.counters
         assert not +parties.bob.counters
 
 
-@pytest.mark.parametrize("generation", GENERATIONS)
+@pytest.mark.parametrize("protocol_version", PROTOCOL_VERSIONS)
 async def test_two_identities_of_one_node_have_a_channel(
-    generation: str, autojump_clock: trio.testing.MockClock
+    protocol_version: str, autojump_clock: trio.testing.MockClock
 ) -> None:
-    async with open_parties(generation=generation) as parties:
+    async with open_parties(protocol_version=protocol_version) as parties:
         parties.alice, parties.route = parties.bob, Route("listener")
         parties.alices = await Identity.create(parties.bob.vault, "alice")
         initiators, responders = await parties.open()
         assert initiators.peer.identifier == parties.bobs_identifier
         await parties.bob.send(Route(responders, "handler"), b"hello")
-        with trio.fail_after(PATIENCE):
+        with trio.fail_after(STALL_TIMEOUT):
             await parties.bob_handler.until(b"hello")
         assert not initiators.closed.is_set()
         await initiators.aclose()
-        assert generation == "classic" or responders.closed.is_set()
+        assert protocol_version == "classic" or responders.closed.is_set()
 
 
 async def test_messages_pass_both_ways_over_tcp() -> None:
@@ -101,7 +95,7 @@ async def test_a_channel_in_a_channel_knows_the_innermost_peer(autojump_clock: t
         )
         for channel, peer in ((inner, carol), (innermost, carol), (outer, parties.bobs)):
             answer = await parties.alice.ask(Route(channel, "echoer"), b"x")
-            assert answer.facts.identifier == peer.identifier.value
+            assert answer.origin.identifier == peer.identifier.value
         # What ends below ends what is above it.
         await outer.aclose()
         assert inner.closed.is_set()
@@ -145,7 +139,7 @@ async def test_a_responder_that_refuses_is_silent_threat_25(autojump_clock: trio
     async with open_parties(trust=nobody) as parties:
         # Message 3 is the last one, so the initiator learns of the refusal by silence only.
         channel = await parties.alice.open_secure_channel(parties.route, parties.alices, trust=trust_everyone)
-        with pytest.raises(NoAnswerError):
+        with pytest.raises(AnswerTimeout):
             await parties.alice.ask(Route(channel, "echoer"), b"x", timeout=10)
         assert not parties.listener.channels
         assert not parties.listener._pending
@@ -166,7 +160,7 @@ async def test_an_initiator_begins_again_after_5_10_and_20_seconds(autojump_cloc
         identity = await Identity.create(node.vault)
         start = trio.current_time()
         keys, entries = len(node.vault._keys), len(node.router._table)  # type: ignore[attr-defined]
-        with pytest.raises(NoAnswerError, match="listener"):
+        with pytest.raises(AnswerTimeout, match="listener"):
             await node.open_secure_channel(Route("listener"), identity, trust=trust_everyone, timeout=60)
         assert [time - start for time in begun] == [0, 5, 15, 35, 55]
         assert trio.current_time() - start == 60
@@ -199,7 +193,7 @@ async def test_a_link_lost_during_the_handshake_is_a_lost_link(autojump_clock: t
         identity = await Identity.create(alice.vault)
         at = await bob.listen("loopback:bob")
         await bob.start_worker("listener", hang_up, allow=from_anywhere)
-        with pytest.raises(LinkLostError):
+        with pytest.raises(ConnectionLost):
             await alice.open_secure_channel(Route(at, "listener"), identity, trust=trust_everyone)
 
 
@@ -212,7 +206,7 @@ async def test_a_link_lost_while_the_initiator_decides_is_a_lost_link(autojump_c
             return True
 
         entries = len(parties.alice.router._table)
-        with pytest.raises(LinkLostError):
+        with pytest.raises(ConnectionLost):
             await parties.alice.open_secure_channel(parties.route, parties.alices, trust=lose_the_link)
         assert len(parties.alice.router._table) == entries
 
@@ -225,7 +219,7 @@ async def test_cancelled_no_channel_stays(autojump_clock: trio.testing.MockClock
     async with open_parties() as parties:
         with trio.move_on_after(1):
             await parties.alice.open_secure_channel(parties.route, parties.alices, trust=never)
-        assert not parties.alice.router._mourners
+        assert not parties.alice.router._close_callbacks
         keys = parties.alice.vault._keys  # type: ignore[attr-defined]
         assert len(keys) == 2
 
@@ -237,10 +231,10 @@ async def test_access_rules_ask_for_the_identifier_threat_22(autojump_clock: tri
         bob = parties.bob
         await bob.start_worker("for_alice", only_alice.work, allow=from_identities(parties.alices.identifier.value))
         await bob.start_worker("for_carol", only_carol.work, allow=from_identities(carol.identifier.value))
-        await bob.start_worker("for_bob", forbidden.work, allow=lambda facts: facts.is_here)
+        await bob.start_worker("for_bob", forbidden.work, allow=lambda origin: origin.is_local)
         alices, bobs = await parties.open()
         carols = await parties.alice.open_secure_channel(parties.route, carol, trust=trust_everyone)
-        with trio.fail_after(PATIENCE):
+        with trio.fail_after(STALL_TIMEOUT):
             for channel, name in ((alices, b"alice"), (carols, b"carol")):
                 for worker in ("for_alice", "for_carol", "for_bob", str(bobs.address)):
                     route = Route(channel, Address.parse(worker) if "#" in worker else worker)
@@ -263,7 +257,7 @@ async def test_closing_either_side_ends_both_and_later_sends_raise(
 ) -> None:
     async with open_parties(way) as parties:
         alices, bobs = await parties.open()
-        with trio.fail_after(PATIENCE):
+        with trio.fail_after(STALL_TIMEOUT):
             await (alices if side == "Alice" else bobs).aclose()
             await alices.closed.wait()
             await bobs.closed.wait()
@@ -281,7 +275,7 @@ async def test_closing_either_side_ends_both_and_later_sends_raise(
 async def test_an_initiators_channel_ends_when_its_link_is_lost(autojump_clock: trio.testing.MockClock) -> None:
     async with open_parties() as parties:
         alices, bobs = await parties.open()
-        with trio.fail_after(PATIENCE):
+        with trio.fail_after(STALL_TIMEOUT):
             await parties.bob.aclose_links()
             await alices.closed.wait()
         with pytest.raises(UnknownAddressError):
@@ -311,7 +305,7 @@ async def test_a_peer_that_sends_and_goes_does_not_end_the_node_that_answers_thr
             answered.set()
 
         await parties.bob.start_worker("slow", slow)
-        with trio.fail_after(PATIENCE):
+        with trio.fail_after(STALL_TIMEOUT):
             async with parties.alice.open_mailbox() as mailbox:
                 await mailbox.send(Route(alices, "slow"), b"x")
             await parties.alice.aclose_links()
@@ -334,7 +328,7 @@ async def test_a_thousand_channels_leave_nothing_behind_threat_18(autojump_clock
             if n % 2:
                 await channel.aclose()
             else:
-                with trio.fail_after(PATIENCE):
+                with trio.fail_after(STALL_TIMEOUT):
                     await parties.alice.ask(Route(channel, "echoer"), b"x")
                 (bobs,) = parties.listener.channels
                 await bobs.aclose()
@@ -352,7 +346,7 @@ async def test_channels_that_ended_leave_their_link_nobody_to_tell_threat_18(
     async with open_parties() as parties:
         for _ in range(10):
             await (await parties.open())[0].aclose()
-        assert not parties.alice.router._mourners
+        assert not parties.alice.router._close_callbacks
 
 
 # -- credentials ----------------------------------------------------------------------------------------------------------------------
@@ -370,7 +364,7 @@ async def test_refreshed_credentials_of_the_same_identity_are_taken(autojump_clo
         alices, bobs = await parties.open()
         assert bobs.peer.credentials == ()
         fresh = some_credentials(parties.alices, 16)
-        with trio.fail_after(PATIENCE):
+        with trio.fail_after(STALL_TIMEOUT):
             alices.refresh(parties.alices, fresh)
             await parties.alice.send(Route(alices, "handler"), b"after")
             await parties.bob_handler.until(b"after")
@@ -403,9 +397,9 @@ async def test_refreshed_credentials_that_are_not_the_peers_are_refused_threat_1
             (history, (b"\x80",)),
             (history, too_many),
         ]
-        with trio.fail_after(PATIENCE):
+        with trio.fail_after(STALL_TIMEOUT):
             for each in bad:
-                sealed = current.seal_refresh(current.RefreshCredentials(*each))
+                sealed = current_codec.seal_refresh(current_codec.RefreshCredentials(*each))
                 alices._send(sealed, (alices.encoded,))
             await parties.alice.send(Route(alices, "handler"), b"after")
             await parties.bob_handler.until(b"after")
@@ -448,22 +442,22 @@ class SmallFrames(Loopback):
         return link
 
 
-@pytest.mark.parametrize("generation", GENERATIONS)
+@pytest.mark.parametrize("protocol_version", PROTOCOL_VERSIONS)
 @pytest.mark.parametrize(("way", "limit"), [("streams", MAX_RECORD), ("small frames", 5000), ("in a channel", 5000)])
 async def test_a_message_too_large_for_its_way_raises_before_it_is_sealed(
-    way: str, limit: int, generation: str, autojump_clock: trio.testing.MockClock
+    way: str, limit: int, protocol_version: str, autojump_clock: trio.testing.MockClock
 ) -> None:
     tap = None if way == "streams" else SmallFrames()
     over = "streams" if way == "streams" else "loopback"
-    async with open_parties(over, tap=tap, generation=generation) as parties:
+    async with open_parties(over, tap=tap, protocol_version=protocol_version) as parties:
         channel, bobs = await parties.open()
         if way == "in a channel":
             channel = await parties.alice.open_secure_channel(
-                Route(channel, "listener"), parties.alices, trust=trust_everyone, generation=generation
+                Route(channel, "listener"), parties.alices, trust=trust_everyone, protocol_version=protocol_version
             )
             await parties.alice.ask(Route(channel, "echoer"), b"")
             (bobs,) = parties.listener.channels - {bobs}
-        with trio.fail_after(PATIENCE):
+        with trio.fail_after(STALL_TIMEOUT):
             size = await longest(parties.alice, channel, limit + 1000)
             assert limit - 400 < size < limit
             await parties.alice.send(Route(channel, "handler"), b"the next one")
@@ -479,7 +473,7 @@ async def test_a_message_beyond_the_largest_frame_raises_over_a_link(autojump_cl
         channel, _ = await parties.open()
         before = nonces(channel)
         with pytest.raises(MessageTooLargeError):
-            await parties.alice.send(Route(channel, "handler"), bytes(current.MAX_FRAME))
+            await parties.alice.send(Route(channel, "handler"), bytes(current_codec.MAX_FRAME))
         assert nonces(channel) == before
         assert (await parties.alice.ask(Route(channel, "echoer"), b"next")).payload == b"next"
 
@@ -513,7 +507,7 @@ async def test_the_responder_follows_the_initiator_to_a_new_link(autojump_clock:
         assert (await parties.alice.ask(Route(alices, "echoer"), b"1")).payload == b"1"
         assert (bobs._route, bobs.refused) == (way, 1)
         tap.accepted = detour
-        with trio.fail_after(PATIENCE):
+        with trio.fail_after(STALL_TIMEOUT):
             assert (await parties.alice.ask(Route(alices, "echoer"), b"2")).payload == b"2"
             assert bobs._route != way
             # The old way may go now: Bob's own messages take the new one.
@@ -548,7 +542,7 @@ async def test_data_right_behind_message_3_arrive_in_order_once_the_policy_has_d
     async with open_parties(way, trust=slow) as parties:
         channel = await parties.alice.open_secure_channel(parties.route, parties.alices, trust=trust_everyone)
         sent = [b"%d" % n + bytes(size) for n in range(count)]
-        with trio.fail_after(PATIENCE):
+        with trio.fail_after(STALL_TIMEOUT):
             for payload in sent:
                 await parties.alice.send(Route(channel, "handler"), payload)
             await parties.bob_handler.until_count(count)
@@ -565,7 +559,7 @@ async def test_data_right_behind_message_3_fill_no_memory_while_the_policy_decid
 
     async with open_parties(trust=slow) as parties:
         channel = await parties.alice.open_secure_channel(parties.route, parties.alices, trust=trust_everyone)
-        with trio.fail_after(PATIENCE):
+        with trio.fail_after(STALL_TIMEOUT):
             for _ in range(200):
                 await parties.alice.send(Route(channel, "handler"), bytes(100_000))
                 held = [pending.held for pending in parties.listener._pending.values()]
@@ -587,7 +581,7 @@ async def test_nothing_is_delivered_behind_a_close_that_came_while_the_policy_de
         entries = len(parties.bob.router._table)
         await parties.alice.send(Route(channel, "handler"), b"before")
         # A peer that does not keep to the rules goes on behind its close.
-        channel._send(current.seal_close(), (channel.encoded,))
+        channel._send(current_codec.seal_close(), (channel.encoded,))
         await parties.alice.send(Route(channel, "handler"), b"after")
         await trio.sleep(10)
         assert parties.bob_handler.payloads == [b"before"]
@@ -612,7 +606,7 @@ async def test_a_channel_that_feeds_a_hung_worker_lets_the_links_other_flows_go_
                 pass
 
         await parties.bob.start_worker("hung", hang)
-        with trio.fail_after(PATIENCE):
+        with trio.fail_after(STALL_TIMEOUT):
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(flood, parties.alice, Route(channel, "hung"), 5000)
                 await trio.testing.wait_all_tasks_blocked()

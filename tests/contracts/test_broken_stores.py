@@ -10,10 +10,10 @@ import pytest
 import trio
 import trio.testing
 
-from tests.contracts.failures import failures
+from tests.support.failures import failures
 from trionode.protocol.stream import Record
-from trionode.stream_store import Position, Push, Stored, StoreError, StreamStore, UnknownStreamError
-from trionode.stream_store.memory import MemoryStore
+from trionode.stream.store.base import Position, Push, Stored, StoreError, StreamStore, UnknownStreamError
+from trionode.stream.store.memory import MemoryStore
 from trionode.testing.stream_store import (
     CHECKS,
     Check,

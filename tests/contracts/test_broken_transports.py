@@ -12,9 +12,10 @@ import pytest
 import trio
 import trio.testing
 
-from tests.contracts.failures import failures
-from trionode.errors import LinkLostError, LocalError, MessageTooLargeError, RemoteError
-from trionode.protocol.current import CURRENT
+from tests.support.failures import failures
+from trionode.errors import ConnectionLost, LocalError, MessageTooLargeError, RemoteError
+from trionode.net.transport import Link
+from trionode.protocol.wire.current_codec import CURRENT
 from trionode.testing import transport as contract
 from trionode.testing.transport import (
     CHECKS,
@@ -51,7 +52,6 @@ from trionode.testing.transport import (
     the_bound_address_can_be_dialled_and_written_in_a_route,
     the_largest_frame_arrives_whole,
 )
-from trionode.transport import Link
 from trionode_loopback import Loopback, LoopbackLink, Network, link_pair
 
 Accept = Callable[[Link], Awaitable[None]]
@@ -64,7 +64,7 @@ class Through:
     def __init__(self, inner: LoopbackLink) -> None:
         self.inner = inner
         self.peer = inner.peer
-        self.wire = inner.wire
+        self.protocol_version = inner.protocol_version
         self.max_frame = inner.max_frame
 
     async def receive(self) -> Sequence[bytes]:
@@ -119,7 +119,7 @@ class HasNoPeer(Through):
 class PromisesMoreThanItsWire(Through):
     def __init__(self, inner: LoopbackLink) -> None:
         super().__init__(inner)
-        self.max_frame = self.wire.max_sent + 1
+        self.max_frame = self.protocol_version.max_sent + 1
 
 
 class TurnsBurstsRound(Through):
@@ -228,7 +228,7 @@ class HangsUpWhenItTellsItsEnd(Through):
 class TellsItsEndOnce(Through):
     async def send_eof(self) -> None:
         if self.inner._outgoing.is_closed:
-            raise LinkLostError("told already")
+            raise ConnectionLost("told already")
         await super().send_eof()
 
 
@@ -257,7 +257,7 @@ class StaysOpenIfCancelled(Through):
 
 class SendsToNobody(Through):
     async def send(self, frames: Sequence[bytes]) -> None:
-        with suppress(LinkLostError):
+        with suppress(ConnectionLost):
             await super().send(frames)
 
 
@@ -265,7 +265,7 @@ class ForgetsWhatHadArrived(Through):
     async def send(self, frames: Sequence[bytes]) -> None:
         try:
             await super().send(frames)
-        except LinkLostError:
+        except ConnectionLost:
             self.take()
             raise
 
@@ -279,7 +279,7 @@ class SendsForEver(Through):
     async def send(self, frames: Sequence[bytes]) -> None:
         try:
             await super().send(frames)
-        except LinkLostError:
+        except ConnectionLost:
             await trio.sleep_forever()
 
 
@@ -424,7 +424,7 @@ class RaisesWhatTheSystemSays(Loopback):
     async def connect(self, peer: str) -> Link:
         try:
             return await super().connect(peer)
-        except LinkLostError as error:
+        except ConnectionLost as error:
             raise ConnectionRefusedError(str(error)) from error
 
 
@@ -432,15 +432,15 @@ class DoesNotSayWhere(Loopback):
     async def connect(self, peer: str) -> Link:
         try:
             return await super().connect(peer)
-        except LinkLostError:
-            raise LinkLostError("refused") from None
+        except ConnectionLost:
+            raise ConnectionLost("refused") from None
 
 
 class ConnectsToNobody(Loopback):
     async def connect(self, peer: str) -> Link:
         try:
             return await super().connect(peer)
-        except LinkLostError:
+        except ConnectionLost:
             return link_pair("nobody", peer)[0]
 
 
@@ -537,7 +537,7 @@ BROKEN: tuple[tuple[type[Loopback], Check, str], ...] = (
     (over(LosesTheLastByteOfTheLargest), the_largest_frame_arrives_whole, "whole and in order"),
     (over(SendsWhatIsTooLarge), a_frame_that_is_too_large_is_refused_before_anything_is_sent, "is refused with"),
     (over(SendsUpToWhatIsTooLarge), a_frame_that_is_too_large_is_refused_before_anything_is_sent, "in order.*b'small'"),
-    (over(IsLostByWhatIsTooLarge), a_frame_that_is_too_large_is_refused_before_anything_is_sent, "LinkLostError"),
+    (over(IsLostByWhatIsTooLarge), a_frame_that_is_too_large_is_refused_before_anything_is_sent, "ConnectionLost"),
     (over(DoesNotSayHowLarge), a_frame_that_is_too_large_is_refused_before_anything_is_sent, "names the largest frame"),
     (over(ReadsWhatIsTooLarge), a_frame_that_is_too_large_to_read_ends_the_link, "it got .*1001 bytes"),
     (over(EndsInOrderAtWhatIsTooLarge), a_frame_that_is_too_large_to_read_ends_the_link, r"it got \[\]"),
@@ -547,12 +547,12 @@ BROKEN: tuple[tuple[type[Loopback], Check, str], ...] = (
     (over(HandsOutItsBuffer), a_burst_stays_its_senders_and_frames_are_bytes, "are bytes"),
     (over(DestroysWhatIsUnderWay), all_that_was_sent_arrives_before_the_orderly_end, "the link ended after"),
     (over(GoesOnBehindItsEnd), all_that_was_sent_arrives_before_the_orderly_end, "behind the last frame is the end"),
-    (over(HangsUpWhenItTellsItsEnd), a_link_receives_on_after_it_sent_its_end, "LinkLostError"),
-    (over(TellsItsEndOnce), an_end_may_be_told_twice_in_vain_and_cancelled, "LinkLostError: told already"),
+    (over(HangsUpWhenItTellsItsEnd), a_link_receives_on_after_it_sent_its_end, "ConnectionLost"),
+    (over(TellsItsEndOnce), an_end_may_be_told_twice_in_vain_and_cancelled, "ConnectionLost: told already"),
     (over(ClosesOnce), both_ends_may_close_at_once_and_twice, "ClosedResourceError"),
     (over(WaitsForItsPeerToClose), closing_needs_no_peer_that_listens, "returns by itself within 3 s"),
     (over(StaysOpenIfCancelled), a_cancelled_close_still_closes, "has closed, and its peer sees the end"),
-    (over(SendsToNobody), sending_to_a_peer_that_is_gone_fails, "is gone raises LinkLostError"),
+    (over(SendsToNobody), sending_to_a_peer_that_is_gone_fails, "is gone raises ConnectionLost"),
     (over(ForgetsWhatHadArrived), sending_to_a_peer_that_is_gone_fails, "the link ended after 0"),
     (over(ReceivesForEver), a_wait_ends_when_the_peer_goes, "who waits in _rest"),
     (over(SendsForEver), a_wait_ends_when_the_peer_goes, "who waits in send"),
@@ -583,7 +583,7 @@ BROKEN: tuple[tuple[type[Loopback], Check, str], ...] = (
     (
         ReportsWhatItWasAskedFor,
         the_bound_address_can_be_dialled_and_written_in_a_route,
-        "LinkLostError: nobody listens",
+        "ConnectionLost: nobody listens",
     ),
     (ReportsWhatNoRouteCanHold, the_bound_address_can_be_dialled_and_written_in_a_route, "written in a route"),
     (RaisesWhatTheSystemSays, nobody_there_is_a_lost_link, "ConnectionRefusedError"),
@@ -591,7 +591,7 @@ BROKEN: tuple[tuple[type[Loopback], Check, str], ...] = (
     (ConnectsToNobody, nobody_there_is_a_lost_link, "where nobody listens raises"),
     (LeavesWhatItMade, a_cancelled_connect_leaves_no_link, "leaves no link open"),
     (ConnectsWithoutACheckpoint, a_cancelled_connect_leaves_no_link, "connect is a checkpoint"),
-    (TakesItsLinksWithIt, links_outlive_their_listener, "LinkLostError"),
+    (TakesItsLinksWithIt, links_outlive_their_listener, "ConnectionLost"),
     (TakesAPlaceBeforeItWaits, a_cancelled_serve_leaves_its_place_free, "is taken"),
     (TakesAPlaceTwice, a_place_is_taken_once_and_free_again, "a second listener at one place raises LocalError"),
     (DoesNotSayWhatIsTaken, a_place_is_taken_once_and_free_again, "names the place"),

@@ -16,7 +16,7 @@ import trio.testing
 from click.testing import CliRunner
 from trio.testing import MockClock
 
-from tests.end_to_end.processes import Commands, Running, addresses, scene
+from tests.support.processes import Commands, Running, addresses, scene
 from trionode import (
     Identity,
     Mailbox,
@@ -29,16 +29,16 @@ from trionode import (
     trust_everyone,
     trust_only,
 )
+from trionode.channel.listener import SecureChannelListener
 from trionode.cli import main
-from trionode.cli.alice import ECHO_SECONDS, converse
-from trionode.cli.bob import echo_and_tell
-from trionode.cli.hub import MAX_FRAME
+from trionode.cli.commands.alice import ECHO_SECONDS, converse
+from trionode.cli.commands.bob import echo_and_tell
+from trionode.cli.commands.hub import MAX_FRAME
 from trionode.cli.terminal import MAX_LINE, Line, Lines, Output
-from trionode.errors import LinkLostError, LocalError, NoAnswerError
-from trionode.protocol.address import parse_host_port
-from trionode.protocol.classic_identity import verify_classic_history
-from trionode.secure_channel_listener import SecureChannelListener
-from trionode.stream_store import load_store
+from trionode.errors import AnswerTimeout, ConnectionLost, LocalError
+from trionode.protocol.identity.classic_identity import verify_classic_history
+from trionode.protocol.wire.address import parse_host_port
+from trionode.stream.store.base import load_store
 from trionode.testing.kafka import KafkaBroker
 
 #: Seconds within which every command ends, whatever hangs.
@@ -493,7 +493,7 @@ async def test_a_refused_identity_is_told_as_the_silence_that_it_looks_like(
     # An initiator has a channel before the responder has decided.
     async with pair(forgetful, trust_only(f"I{'0' * 64}")) as p:
         with pytest.raises(
-            NoAnswerError, match=f"which looks the same from here: then he needs --trust {p.identity.identifier}"
+            AnswerTimeout, match=f"which looks the same from here: then he needs --trust {p.identity.identifier}"
         ):
             await converse(p.alice, p.channel, p.identity.identifier, lines_of("one", "two"), written.output)
     assert written.lines() == []
@@ -523,7 +523,7 @@ async def test_the_conversation_ends_when_the_channel_does(tmp_path: Path, autoj
         await p.listener.aclose()
 
     async with pair(silent) as p:
-        with pytest.RaisesGroup(pytest.RaisesExc(LinkLostError, match="1 echoes have not come")):
+        with pytest.RaisesGroup(pytest.RaisesExc(ConnectionLost, match="1 echoes have not come")):
             await converse(p.alice, p.channel, p.identity.identifier, lines_of("hello"), written.output)
     assert written.lines() == []
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import trio
 
-from tests.certificates import Authority, Certificate
-from tests.end_to_end.processes import Commands, Running, addresses
+from tests.support.certificates import Authority, Certificate
+from tests.support.processes import Commands, Running, addresses
 
 
 async def listening(hub: Running) -> str:
@@ -26,17 +26,17 @@ async def test_hub_bob_and_alice_talk_over_tls_and_who_shows_no_certificate_is_t
 ) -> None:
     authority, clients = Authority(tmp_path), Authority(tmp_path, "clients")
     own, shown = authority.sign(), clients.sign_client()
-    client = ("--authority", authority.path, "--certificate", shown.certificate)
+    client = ("--ca-file", authority.path, "--certificate", shown.certificate)
     with trio.fail_after(60):
         async with Commands(tmp_path) as commands:
             hub = await commands.start(
                 *("hub", "--listen", "tls:127.0.0.1:0", "--store", f"sqlite:{tmp_path / 'streams.db'}"),
-                *("--certificate", own.certificate, "--key", own.key, "--client-authority", clients.path),
+                *("--certificate", own.certificate, "--key", own.key, "--client-ca-file", clients.path),
             )
             at = await listening(hub)
             bob = await commands.start("bob", "--hub", at, *client)
             alice = await commands.start("alice", "--hub", at, *client)
-            stranger = await commands.start("bob", "--hub", at, "--authority", authority.path)
+            stranger = await commands.start("bob", "--hub", at, "--ca-file", authority.path)
             to_alice, to_bob, _ = await addresses(bob)
             await alice.write(to_alice, to_bob)
             assert "secure channel was established" in await alice.line()
@@ -63,12 +63,12 @@ async def test_inlet_and_outlet_meet_over_tls(tmp_path: Path) -> None:
         async with Commands(tmp_path) as commands:
             outlet = await commands.start(
                 *("outlet", f"127.0.0.1:{service.getsockname()[1]}", "--listen", "tls:127.0.0.1:0", "--anyone"),
-                *("--certificate", own.certificate, "--client-authority", authority.path),
+                *("--certificate", own.certificate, "--client-ca-file", authority.path),
             )
             at, identifier = await listening(outlet), await outlet.line()
             inlet = await commands.start(
                 *("inlet", "127.0.0.1:0", "--to", at, "--trust", identifier),
-                *("--authority", authority.path, "--certificate", own.certificate),
+                *("--ca-file", authority.path, "--certificate", own.certificate),
             )
             host, _, port = (await inlet.line()).removeprefix("listening on ").partition(":")
             async with await trio.open_tcp_stream(host, int(port)) as stream:
@@ -84,7 +84,7 @@ async def test_what_is_wrong_with_the_options_of_tls_is_one_clear_error(tmp_path
     wrong = (
         ((*listen,), "without a certificate: give the option certificate, and key"),
         ((*listen, "--certificate", authority.path), "there is no private key in"),
-        (("bob", "--authority", authority.path), "--authority: that is for places with TLS, tls:HOST:PORT or wss:"),
+        (("bob", "--ca-file", authority.path), "--ca-file: that is for places with TLS, tls:HOST:PORT or wss:"),
     )
     with trio.fail_after(60):
         async with Commands(tmp_path) as commands:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from tests.end_to_end.processes import Commands, Running
+from tests.support.processes import Commands, Running
 from trionode.testing.kafka import KafkaBroker
 
 #: Seconds in which the whole demo has ended, on a busy machine.

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from tests.end_to_end.processes import ROOT, Commands, addresses, listening
+from tests.support.processes import ROOT, Commands, addresses, listening
 from trionode.testing.kafka import KafkaBroker
 
 EXAMPLES = ROOT / "examples" / "kafka"

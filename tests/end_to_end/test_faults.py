@@ -7,10 +7,9 @@ import attrs
 import pytest
 import trio
 
-from tests.end_to_end.processes import HubProcess, open_hub
+from tests.support.processes import HubProcess, open_hub
 from trionode import Identity, Mailbox, Node, Route, open_node, trust_only, unique
-from trionode.access import from_anywhere
-from trionode.errors import NoAnswerError
+from trionode.errors import AnswerTimeout
 from trionode.protocol.stream import (
     CreateRequest,
     CreateResponse,
@@ -23,6 +22,7 @@ from trionode.protocol.stream import (
     encode,
     uuid7_hex,
 )
+from trionode.routing.access import from_anywhere
 from trionode.testing.kafka import KafkaBroker
 from trionode.workers import echoer
 
@@ -73,8 +73,8 @@ async def open_conversation(alices: Sequence[HubProcess], bobs: Sequence[HubProc
         await bob.start_worker("echoer", echoer)
         await bob.serve_secure_channels("listener", bob_id, trust=trust_only(alice_id.identifier))
         a2b, b2a = unique("alice_to_bob"), unique("bob_to_alice")
-        theirs = await bob.open_stream([Route(hub.place) for hub in bobs], sends=b2a, receives=a2b)
-        ours = await alice.open_stream([Route(hub.place) for hub in alices], sends=a2b, receives=b2a)
+        theirs = await bob.open_stream([Route(hub.endpoint) for hub in bobs], sends=b2a, receives=a2b)
+        ours = await alice.open_stream([Route(hub.endpoint) for hub in alices], sends=a2b, receives=b2a)
         channel = await alice.open_secure_channel(
             Route(ours, "listener"), alice_id, trust=trust_only(bob_id.identifier)
         )
@@ -116,7 +116,7 @@ async def test_every_echo_comes_once_and_in_order_although_the_hub_freezes_for_a
         async def freeze() -> None:
             hub.freeze()
             try:
-                with pytest.raises(NoAnswerError):
+                with pytest.raises(AnswerTimeout):
                     await conversation.alice.ask(conversation.echoes, "anyone?", timeout=6)
             finally:
                 hub.go_on()
@@ -177,7 +177,7 @@ class Client:
         self._mailbox = mailbox
 
     async def tell(self, hub: HubProcess, to: str, request: CreateRequest | PushRequest | PullRequest) -> None:
-        link = await self._node.connect(hub.place)
+        link = await self._node.connect(hub.endpoint)
         await self._mailbox.send(Route(link, to), encode(request))
 
     async def hear(self) -> Response:

@@ -9,14 +9,14 @@ from pathlib import Path
 import pytest
 import trio
 
-from tests.end_to_end.processes import Commands, Running, listening
-from tests.streams.classic_client import Scanner, frame, message, open_pair
+from tests.support.classic_client import Scanner, frame, message, open_pair
+from tests.support.processes import Commands, Running, listening
 
 #: Messages that each of a pair says, and seconds between two of them: so that every restart comes in the middle.
 MESSAGES = 300
 PACE = 0.02
 #: Seconds for a whole test.
-PATIENCE = 120.0
+STALL_TIMEOUT = 120.0
 
 #: Takes the place that systemd has: it passes on file descriptor sys.argv[1] and becomes the hub.
 _PASSING = """
@@ -67,23 +67,23 @@ async def converse(port: int, while_they_talk: Callable[[], Awaitable[None]]) ->
             assert not each.strange
 
 
-def port_of(place: str) -> int:
-    return int(place.rpartition(":")[2])
+def port_of(endpoint: str) -> int:
+    return int(endpoint.rpartition(":")[2])
 
 
 async def test_a_classic_pair_does_not_notice_that_the_hub_begins_anew(store: str, tmp_path: Path) -> None:
-    with trio.fail_after(PATIENCE):
+    with trio.fail_after(STALL_TIMEOUT):
         async with Commands(tmp_path) as commands:
-            hub, place = await commands.hub("--store", store)
+            hub, endpoint = await commands.hub("--store", store)
             pid = hub.process.pid
 
             async def restart() -> None:
                 for _ in range(4):
                     await trio.sleep(0.6)
                     hub.process.send_signal(signal.SIGHUP)
-                    assert await listening(hub) == place
+                    assert await listening(hub) == endpoint
 
-            await converse(port_of(place), restart)
+            await converse(port_of(endpoint), restart)
             assert hub.process.pid == pid
             assert (await hub.stopped_by(signal.SIGTERM))[0] == 143
             assert "did not answer" not in hub.complaints
@@ -93,14 +93,14 @@ async def test_a_classic_pair_does_not_notice_that_the_hub_begins_anew(store: st
 async def test_a_classic_pair_does_not_notice_a_second_without_a_hub_while_somebody_keeps_the_socket(
     store: str, tmp_path: Path
 ) -> None:
-    with trio.fail_after(PATIENCE), socket.create_server(("127.0.0.1", 0)) as kept:
-        place = f"tcp:127.0.0.1:{kept.getsockname()[1]}"
+    with trio.fail_after(STALL_TIMEOUT), socket.create_server(("127.0.0.1", 0)) as kept:
+        endpoint = f"tcp:127.0.0.1:{kept.getsockname()[1]}"
 
         async def start(commands: Commands) -> Running:
             hub = await commands.start(
                 str(kept.fileno()), "", "hub", "--store", store, program=("-c", _PASSING), pass_fds=(kept.fileno(),)
             )
-            assert await listening(hub) == place
+            assert await listening(hub) == endpoint
             return hub
 
         async with Commands(tmp_path) as commands:
@@ -113,11 +113,11 @@ async def test_a_classic_pair_does_not_notice_a_second_without_a_hub_while_someb
                 await trio.sleep(1)
                 hub = await start(commands)
 
-            await converse(port_of(place), stop_and_start)
+            await converse(port_of(endpoint), stop_and_start)
 
 
 async def test_sockets_for_another_process_are_left_alone_and_the_variables_are_too(tmp_path: Path) -> None:
-    with trio.fail_after(PATIENCE), socket.create_server(("127.0.0.1", 0)) as kept:
+    with trio.fail_after(STALL_TIMEOUT), socket.create_server(("127.0.0.1", 0)) as kept:
         async with Commands(tmp_path) as commands:
             hub = await commands.start(
                 str(kept.fileno()),
@@ -134,7 +134,7 @@ async def test_sockets_for_another_process_are_left_alone_and_the_variables_are_
 @pytest.mark.parametrize("what", ["pipe", "datagram", "connected"])
 async def test_what_is_no_listening_socket_is_a_clear_error(what: str, tmp_path: Path) -> None:
     with (
-        trio.fail_after(PATIENCE),
+        trio.fail_after(STALL_TIMEOUT),
         socket.socket(type=socket.SOCK_DGRAM if what == "datagram" else socket.SOCK_STREAM) as sock,
     ):
         read, write = os.pipe()
@@ -151,17 +151,17 @@ async def test_what_is_no_listening_socket_is_a_clear_error(what: str, tmp_path:
 
 
 async def test_a_stop_during_the_handover_stops(tmp_path: Path) -> None:
-    with trio.fail_after(PATIENCE):
+    with trio.fail_after(STALL_TIMEOUT):
         async with Commands(tmp_path) as commands:
             hub, _ = await commands.hub()
             assert (await hub.stopped_by(signal.SIGHUP, signal.SIGHUP, signal.SIGTERM))[0] == 143
 
 
 async def test_a_hub_echoes_to_strangers(tmp_path: Path) -> None:
-    with trio.fail_after(PATIENCE):
+    with trio.fail_after(STALL_TIMEOUT):
         async with Commands(tmp_path) as commands:
-            _, place = await commands.hub()
-            async with await trio.open_tcp_stream("127.0.0.1", port_of(place)) as stream:
+            _, endpoint = await commands.hub()
+            async with await trio.open_tcp_stream("127.0.0.1", port_of(endpoint)) as stream:
                 await stream.send_all(frame(message([b"echo"], [b"app"], b"hello")))
                 answer = await stream.receive_some(1000)
                 assert Scanner(answer[2:]).message() == ((b"app",), (b"echo",), b"hello")

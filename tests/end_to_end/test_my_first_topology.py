@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from tests.end_to_end.processes import ROOT
+from tests.support.processes import ROOT
 from trionode.testing.kafka import KafkaBroker
 
 EXAMPLE = ROOT / "examples" / "my_first_topology"

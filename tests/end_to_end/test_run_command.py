@@ -3,10 +3,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.end_to_end.processes import Commands, Running
+from tests.support.processes import Commands, Running
 from trionode import Identity
 from trionode.topology import load_topology, swap
-from trionode.topology.reading import read_topology
+from trionode.topology.load.loader import read_topology
 from trionode.vault.sqlite import open_sqlite_vault
 
 TOPOLOGY = """
@@ -29,7 +29,7 @@ workers.talking = {{ run = "talking:talk", sends = [["@bob", "echoer"]] }}
 """
 TALKING = """
 import trio
-from trionode.errors import LinkLostError
+from trionode.errors import ConnectionLost
 
 async def talk(mailbox, sends):
     to_bob, = sends
@@ -37,7 +37,7 @@ async def talk(mailbox, sends):
         try:
             await mailbox.send(to_bob(), "hello")
             break
-        except LinkLostError:
+        except ConnectionLost:
             await trio.sleep(0.02)
     print((await mailbox.receive()).text, flush=True)
     await mailbox.receive()
@@ -59,8 +59,8 @@ async def topology(folder: Path) -> Path:
     file = folder / "topology.toml"
     text = TOPOLOGY.format(hub="tcp:127.0.0.1:4000", folder=folder, **names)
     file.write_text(text)
-    place = swap(load_topology(file), tcp="tcp").nodes["hub"].listen[0].at
-    file.write_text(text.replace("tcp:127.0.0.1:4000", place))
+    endpoint = swap(load_topology(file), tcp="tcp").nodes["hub"].listen[0].at
+    file.write_text(text.replace("tcp:127.0.0.1:4000", endpoint))
     (folder / "talking.py").write_text(TALKING)
     return file
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from tests.certificates import Authority
+from tests.support.certificates import Authority
 from trionode.testing.kafka import KafkaBroker
 from trionode.topology import (
     ChannelListenerSpec,
@@ -20,18 +20,18 @@ from trionode.topology import (
     run_topology,
     swap,
 )
-from trionode.topology.spec import Generation, Option
+from trionode.topology.spec import Option, ProtocolVersionName
 
 TRANSPORTS = ("loopback", "tcp", "tcp_classic", "tls", "ws", "wss", "kafka")
 STORES = ("memory", "sqlite", "kafka")
-GENERATIONS: tuple[Generation, ...] = ("current", "classic")
+PROTOCOL_VERSIONS: tuple[ProtocolVersionName, ...] = ("current", "classic")
 
 TEXTS = ("Hello, Bob!", "", "Привет, 你好 ✨", "long " * 10_000)
 #: Seconds for one conversation; over Kafka, and stored in it, each hop takes some milliseconds.
 LIMIT = 30.0
 
 
-def conversation(options: Mapping[str, Mapping[str, Option]], generation: Generation) -> TopologySpec:
+def conversation(options: Mapping[str, Mapping[str, Option]], protocol_version: ProtocolVersionName) -> TopologySpec:
     """Alice's channel to Bob through two streams of a hub that listens in memory, until it is swapped."""
     hub = ["loopback:hub"]
     to_bob, to_alice = f"alice_to_bob_{secrets.token_hex(16)}", f"bob_to_alice_{secrets.token_hex(16)}"
@@ -43,13 +43,21 @@ def conversation(options: Mapping[str, Mapping[str, Option]], generation: Genera
             "bob": NodeSpec(
                 transports=options,
                 workers={"echoer": "echoer"},
-                secure_channel_listeners={"listener": ChannelListenerSpec(trust="everyone", generations=[generation])},
-                streams={"alice": StreamSpec(via=hub, sends=to_alice, receives=to_bob, wire=generation)},
+                secure_channel_listeners={
+                    "listener": ChannelListenerSpec(trust="everyone", protocol_versions=[protocol_version])
+                },
+                streams={
+                    "alice": StreamSpec(via=hub, sends=to_alice, receives=to_bob, protocol_version=protocol_version)
+                },
             ),
             "alice": NodeSpec(
                 transports=options,
-                streams={"hub": StreamSpec(via=hub, sends=to_bob, receives=to_alice, wire=generation)},
-                secure_channels={"bob": ChannelSpec(to=["@hub", "listener"], trust="everyone", generation=generation)},
+                streams={
+                    "hub": StreamSpec(via=hub, sends=to_bob, receives=to_alice, protocol_version=protocol_version)
+                },
+                secure_channels={
+                    "bob": ChannelSpec(to=["@hub", "listener"], trust="everyone", protocol_version=protocol_version)
+                },
             ),
         }
     )
@@ -59,41 +67,41 @@ def conversation(options: Mapping[str, Mapping[str, Option]], generation: Genera
 def certificates(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Option]:
     authority = Authority(tmp_path_factory.mktemp("certificates"))
     signed = authority.sign()
-    return {"certificate": signed.certificate, "key": signed.key, "authority": authority.path}
+    return {"certificate": signed.certificate, "key": signed.key, "ca_file": authority.path}
 
 
 @pytest.fixture
-def place_of(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[str], str]:
+def parse_endpoint(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[str], str]:
     """Where a transport or a store of that name is, as `swap` is told."""
 
-    def place_of(name: str) -> str:
+    def parse_endpoint(name: str) -> str:
         if name == "kafka":
             broker: KafkaBroker = request.getfixturevalue("kafka_broker")
             return f"kafka:{broker.bootstrap}"
         return f"sqlite:{tmp_path / 'streams.db'}" if name == "sqlite" else name
 
-    return place_of
+    return parse_endpoint
 
 
 @pytest.mark.parametrize(
-    ("transport", "store", "generation"),
+    ("transport", "store", "protocol_version"),
     [
         pytest.param(*each, marks=[pytest.mark.kafka] if "kafka" in each else [])
-        for each in product(TRANSPORTS, STORES, GENERATIONS)
+        for each in product(TRANSPORTS, STORES, PROTOCOL_VERSIONS)
     ],
 )
 async def test_alice_and_bob_talk_whatever_carries_and_keeps_their_messages(
     transport: str,
     store: str,
-    generation: Generation,
+    protocol_version: ProtocolVersionName,
     certificates: Mapping[str, Option],
-    place_of: Callable[[str], str],
+    parse_endpoint: Callable[[str], str],
     record_property: Callable[[str, object], None],
 ) -> None:
-    record_property("swap", (transport, f"{store} {generation}"))
-    place = f"{place_of(transport)}/hub_{{}}" if transport == "kafka" else transport
+    record_property("swap", (transport, f"{store} {protocol_version}"))
+    endpoint = f"{parse_endpoint(transport)}/hub_{{}}" if transport == "kafka" else transport
     options = {transport: certificates} if transport in {"tls", "wss"} else {}
-    spec = swap(conversation(options, generation), loopback=place, store=place_of(store))
+    spec = swap(conversation(options, protocol_version), loopback=endpoint, store=parse_endpoint(store))
     with trio.fail_after(LIMIT):
         async with run_topology(spec) as running:
             for text in TEXTS:

@@ -13,12 +13,12 @@ import pytest
 import trio
 import trio.testing
 
-from tests.end_to_end.processes import ROOT, Commands, Running
+from tests.support.processes import ROOT, Commands, Running
 from trionode import Identity, Route, open_node, trust_everyone
 from trionode.errors import ServiceError
 from trionode.testing.topologies import Topologies
 from trionode.topology import RunningTopology, load_topology, parse_topology, run_topology, swap
-from trionode.topology.verify import verify
+from trionode.verify.report import verify
 
 EXAMPLES = ROOT / "examples" / "topologies"
 if not EXAMPLES.is_dir():
@@ -80,7 +80,7 @@ async def four_transports(topology: Topologies, *, tcp: str, ws: str, kafka: str
         for channel in ("bob", "bob_within"):
             answer = await alice.ask([f"@{channel}", "echoer"], "hello")
             assert answer.text == "hello"
-            assert answer.facts.identifier == bob.identity.identifier.value
+            assert answer.origin.identifier == bob.identity.identifier.value
         yield running
 
 
@@ -96,8 +96,8 @@ async def test_a_channel_leads_over_four_transports_and_another_within_a_channel
 async def test_the_four_transports_are_real_ones(topology: Topologies) -> None:
     with trio.fail_after(60):
         async with four_transports(topology, tcp="tcp", ws="ws", kafka="kafka") as running:
-            places = [place.transport for node in running for place in node.places]
-            assert places == ["tcp", "ws", "kafka", "loopback"]
+            endpoints = [endpoint.transport for node in running for endpoint in node.endpoints]
+            assert endpoints == ["tcp", "ws", "kafka", "loopback"]
 
 
 async def lines(capsys: pytest.CaptureFixture[str], count: int) -> list[str]:
@@ -162,13 +162,13 @@ async def test_a_program_on_asyncio_has_a_node_as_its_guest(tmp_path: Path) -> N
 
 async def visits_are_counted(commands: Commands) -> None:
     program = await commands.start("0", "tcp:127.0.0.1:0", program=[EXAMPLES / "inside_asyncio.py"])
-    port, place = (await program.line()).rpartition(" ")[2], (await program.line()).rpartition(" ")[2]
+    port, endpoint = (await program.line()).rpartition(" ")[2], (await program.line()).rpartition(" ")[2]
     with trio.fail_after(10):
         for _ in range(2):
             async with await trio.open_tcp_stream("127.0.0.1", int(port)) as stream:
                 assert await stream.receive_some() == b"hello\n"
         async with open_node("tcp") as node:
-            assert (await node.ask(Route(place, "visits"), "")).payload == b"2"
+            assert (await node.ask(Route(endpoint, "visits"), "")).payload == b"2"
     await ends_quietly(program)
 
 

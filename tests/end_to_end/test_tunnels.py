@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from tests.end_to_end.processes import Commands, Running, addresses, listening
+from tests.support.processes import Commands, Running, addresses, listening
 
 
 @asynccontextmanager
@@ -42,11 +42,11 @@ async def heard_through(inlet: Running, text: bytes) -> bytes:
         return b"".join([part async for part in client])
 
 
-@pytest.mark.parametrize("generation", ["current", "classic"])
-async def test_an_inlet_reaches_an_outlet_that_listens(tmp_path: Path, generation: str) -> None:
+@pytest.mark.parametrize("protocol_version", ["current", "classic"])
+async def test_an_inlet_reaches_an_outlet_that_listens(tmp_path: Path, protocol_version: str) -> None:
     with trio.fail_after(60):
         async with Commands(tmp_path) as commands, shouting_service() as service:
-            speaks = ("--generation", generation)
+            speaks = ("--protocol-version", protocol_version)
             outlet = await commands.start("outlet", service, "--listen", "tcp:127.0.0.1:0", "--anyone", *speaks)
             at = await listening(outlet)
             identifier = await outlet.line()
@@ -56,12 +56,12 @@ async def test_an_inlet_reaches_an_outlet_that_listens(tmp_path: Path, generatio
                 assert (await each.stopped_by(signal.SIGTERM))[0] == 143
 
 
-@pytest.mark.parametrize("generation", ["current", "classic"])
-async def test_an_inlet_reaches_an_outlet_behind_a_relay(tmp_path: Path, generation: str) -> None:
+@pytest.mark.parametrize("protocol_version", ["current", "classic"])
+async def test_an_inlet_reaches_an_outlet_behind_a_relay(tmp_path: Path, protocol_version: str) -> None:
     with trio.fail_after(60):
         async with Commands(tmp_path) as commands, shouting_service() as service:
             _, at = await commands.hub("--store", "memory")
-            speaks = ("--generation", generation)
+            speaks = ("--protocol-version", protocol_version)
             outlet = await commands.start("outlet", service, "--hub", at, "--relay", "shouts", "--anyone", *speaks)
             assert await outlet.line() == "relay: 0#forward_to_shouts"
             identifier = await outlet.line()
@@ -88,8 +88,8 @@ async def test_a_relay_makes_a_node_reachable_that_the_hub_can_not_dial(tmp_path
         async with Commands(tmp_path) as commands, shouting_service() as service:
             _, at = await commands.hub("--store", "memory")
             outlet = await commands.start("outlet", service, "--listen", "tcp:127.0.0.1:0", "--anyone")
-            place, identifier = await listening(outlet), await outlet.line()
-            relay = await commands.start("relay", "inside", "--to", place, "--hub", at)
+            endpoint, identifier = await listening(outlet), await outlet.line()
+            relay = await commands.start("relay", "inside", "--to", endpoint, "--hub", at)
             assert await relay.line() == "relay: 0#forward_to_inside"
             inlet = await commands.start(
                 "inlet", "127.0.0.1:0", "--to", f"{at} => forward_to_inside", "--trust", identifier
@@ -115,7 +115,7 @@ async def test_alice_and_bob_talk_classic_through_a_hub_that_needs_no_option(tmp
     with trio.fail_after(60):
         async with Commands(tmp_path) as commands:
             _, at = await commands.hub("--store", f"sqlite:{tmp_path / 'streams.db'}")
-            speaks = ("--generation", "classic")
+            speaks = ("--protocol-version", "classic")
             bob = await commands.start("bob", "--hub", at, *speaks)
             alice = await commands.start("alice", "--hub", at, *speaks)
             to_alice, to_bob, identifier = await addresses(bob)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.interop.peers import program_of
+from tests.support.rust_peers import program_of
 
 
 @pytest.fixture(scope="session")

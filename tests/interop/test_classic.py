@@ -8,15 +8,15 @@ import attrs
 import pytest
 import trio
 
-from tests.end_to_end.processes import Commands, Running, addresses
-from tests.interop.doubling import CLASSIC, open_doubling
-from tests.interop.peers import Peers, open_peers, told
-from tests.interop.test_current import COUNT, NOBODY, PATIENCE, REFUSED_SECONDS, Echoer, texts
+from tests.interop.test_current import COUNT, NOBODY, REFUSED_SECONDS, STALL_TIMEOUT, Echoer, texts
+from tests.support.doubling import CLASSIC, open_doubling
+from tests.support.processes import Commands, Running, addresses
+from tests.support.rust_peers import Peers, open_peers, told
 from trionode import Identity, Node, Route, open_node, trust_everyone, trust_only
-from trionode.access import from_anywhere
-from trionode.errors import HandshakeError, NoAnswerError
-from trionode.identities import ClassicIdentity
+from trionode.errors import AnswerTimeout, HandshakeError
+from trionode.identity.identity import ClassicIdentity
 from trionode.protocol.stream import POLL_SECONDS
+from trionode.routing.access import from_anywhere
 from trionode.testing.kafka import KafkaBroker
 
 pytestmark = pytest.mark.interop
@@ -34,7 +34,7 @@ class Scene:
     face: ClassicIdentity
     echoer: Echoer
     peers: Peers
-    place: str
+    endpoint: str
 
 
 @pytest.fixture
@@ -48,31 +48,31 @@ async def scene(classic_program: Path) -> AsyncIterator[Scene]:
 
 
 async def test_a_rust_initiator_receives_every_echo_from_us(scene: Scene) -> None:
-    with trio.fail_after(PATIENCE):
+    with trio.fail_after(STALL_TIMEOUT):
         await scene.node.serve_secure_channels(
-            "listener", scene.ours, trust=trust_everyone, generations=("current", "classic")
+            "listener", scene.ours, trust=trust_everyone, protocol_versions=("current", "classic")
         )
         initiator = await scene.peers.start(
-            "initiate", scene.place, "--count", str(COUNT), "--trust", str(scene.face.identifier)
+            "initiate", scene.endpoint, "--count", str(COUNT), "--trust", str(scene.face.identifier)
         )
         identifier, _, echoed = await told(initiator, "identity", "established", "echoed")
         assert echoed == str(COUNT)
         assert await initiator.end() == 0, initiator.complaints
         assert len(scene.echoer.messages) == COUNT
-        assert {"P" + (message.facts.identifier or b"").hex() for message in scene.echoer.messages} == {identifier}
+        assert {"P" + (message.origin.identifier or b"").hex() for message in scene.echoer.messages} == {identifier}
 
 
 async def test_a_rust_initiator_receives_every_echo_over_plain_tcp(scene: Scene) -> None:
-    with trio.fail_after(PATIENCE):
-        initiator = await scene.peers.start("initiate", scene.place, "--plain", "--count", str(COUNT))
+    with trio.fail_after(STALL_TIMEOUT):
+        initiator = await scene.peers.start("initiate", scene.endpoint, "--plain", "--count", str(COUNT))
         await told(initiator, "identity", "echoed")
         assert await initiator.end() == 0, initiator.complaints
 
 
 async def test_a_listener_for_current_channels_is_silent_to_a_classic_initiator(scene: Scene) -> None:
-    with trio.fail_after(PATIENCE):
+    with trio.fail_after(STALL_TIMEOUT):
         listener = await scene.node.serve_secure_channels("listener", scene.ours, trust=trust_everyone)
-        initiator = await scene.peers.start("initiate", scene.place)
+        initiator = await scene.peers.start("initiate", scene.endpoint)
         await told(initiator, "identity")
         with trio.move_on_after(REFUSED_SECONDS):
             await initiator.line()
@@ -82,10 +82,12 @@ async def test_a_listener_for_current_channels_is_silent_to_a_classic_initiator(
 
 
 async def test_a_rust_initiators_frames_sent_twice_are_heard_once(scene: Scene) -> None:
-    with trio.fail_after(PATIENCE):
-        await scene.node.serve_secure_channels("listener", scene.ours, trust=trust_everyone, generations=("classic",))
-        async with open_doubling(scene.place, CLASSIC) as doubling:
-            initiator = await scene.peers.start("initiate", doubling.place, "--count", "70")
+    with trio.fail_after(STALL_TIMEOUT):
+        await scene.node.serve_secure_channels(
+            "listener", scene.ours, trust=trust_everyone, protocol_versions=("classic",)
+        )
+        async with open_doubling(scene.endpoint, CLASSIC) as doubling:
+            initiator = await scene.peers.start("initiate", doubling.endpoint, "--count", "70")
             await told(initiator, "identity", "established", "echoed")
             assert await initiator.end() == 0, initiator.complaints
             assert doubling.doubled >= 70
@@ -94,11 +96,14 @@ async def test_a_rust_initiators_frames_sent_twice_are_heard_once(scene: Scene) 
 
 
 async def test_we_receive_every_echo_from_a_rust_responder(scene: Scene) -> None:
-    with trio.fail_after(PATIENCE):
+    with trio.fail_after(STALL_TIMEOUT):
         responder = await scene.peers.start("respond", "--trust", str(scene.face.identifier))
-        place, identifier = await told(responder, "listening", "identity")
+        endpoint, identifier = await told(responder, "listening", "identity")
         channel = await scene.node.open_secure_channel(
-            Route(f"tcp_classic:{place}", "listener"), scene.ours, trust=trust_only(identifier), generation="classic"
+            Route(f"tcp_classic:{endpoint}", "listener"),
+            scene.ours,
+            trust=trust_only(identifier),
+            protocol_version="classic",
         )
         for text in texts(COUNT):
             assert (await scene.node.ask(Route(channel, "echoer"), text)).text == text
@@ -106,24 +111,24 @@ async def test_we_receive_every_echo_from_a_rust_responder(scene: Scene) -> None
 
 
 async def test_we_receive_every_echo_from_a_rust_responder_over_plain_tcp(scene: Scene) -> None:
-    with trio.fail_after(PATIENCE):
+    with trio.fail_after(STALL_TIMEOUT):
         responder = await scene.peers.start("respond")
-        place, _ = await told(responder, "listening", "identity")
+        endpoint, _ = await told(responder, "listening", "identity")
         for text in texts(COUNT):
-            assert (await scene.node.ask(Route(f"tcp_classic:{place}", "echoer"), text)).text == text
+            assert (await scene.node.ask(Route(f"tcp_classic:{endpoint}", "echoer"), text)).text == text
 
 
 async def test_our_frames_sent_twice_are_heard_twice_by_a_rust_responder(scene: Scene) -> None:
     """What our documents warn of: a classic peer has no protection of its own."""
-    with trio.fail_after(PATIENCE):
+    with trio.fail_after(STALL_TIMEOUT):
         responder = await scene.peers.start("respond")
-        place, identifier = await told(responder, "listening", "identity")
-        async with open_doubling(place, CLASSIC) as doubling:
+        endpoint, identifier = await told(responder, "listening", "identity")
+        async with open_doubling(endpoint, CLASSIC) as doubling:
             channel = await scene.node.open_secure_channel(
-                Route(f"tcp_classic:{doubling.place}", "listener"),
+                Route(f"tcp_classic:{doubling.endpoint}", "listener"),
                 scene.ours,
                 trust=trust_only(identifier),
-                generation="classic",
+                protocol_version="classic",
             )
             for n in range(10):
                 assert (await scene.node.ask(Route(channel, "echoer"), "x" * n)).text == "x" * n
@@ -132,17 +137,17 @@ async def test_our_frames_sent_twice_are_heard_twice_by_a_rust_responder(scene: 
 
 
 async def test_we_refuse_a_rust_responder_whom_we_do_not_trust_and_it_refuses_us(scene: Scene) -> None:
-    with trio.fail_after(PATIENCE):
+    with trio.fail_after(STALL_TIMEOUT):
         responder = await scene.peers.start("respond", "--trust", NO_P)
-        place, identifier = await told(responder, "listening", "identity")
-        route = Route(f"tcp_classic:{place}", "listener")
+        endpoint, identifier = await told(responder, "listening", "identity")
+        route = Route(f"tcp_classic:{endpoint}", "listener")
         with pytest.raises(HandshakeError, match=identifier):
-            await scene.node.open_secure_channel(route, scene.ours, trust=trust_only(NO_P), generation="classic")
+            await scene.node.open_secure_channel(route, scene.ours, trust=trust_only(NO_P), protocol_version="classic")
         # Our identity is the handshake's last message: we learn of the refusal by silence only.
         channel = await scene.node.open_secure_channel(
-            route, scene.ours, trust=trust_only(identifier), generation="classic"
+            route, scene.ours, trust=trust_only(identifier), protocol_version="classic"
         )
-        with pytest.raises(NoAnswerError):
+        with pytest.raises(AnswerTimeout):
             await scene.node.ask(Route(channel, "echoer"), "anybody there?", timeout=REFUSED_SECONDS)
 
 
@@ -158,18 +163,18 @@ async def converse(
     """Bob and Alice, each of them the Rust program or our command, with a hub of ours between; it is restarted between messages."""
     async with Commands(folder) as commands, open_peers(program) as peers:
         hub, at = await commands.hub("--store", store)
-        place = at.removeprefix("tcp:")
+        endpoint = at.removeprefix("tcp:")
         if bob == RUST:
-            bobs = await peers.start("bob", place)
+            bobs = await peers.start("bob", endpoint)
             (names,) = [line.split() for line in await told_last(bobs, "streams")]
         else:
-            bobs = await commands.start("bob", "--hub", at, "--generation", "classic")
+            bobs = await commands.start("bob", "--hub", at, "--protocol-version", "classic")
             names = list((await addresses(bobs))[:2])
         if alice == RUST:
-            alices = await peers.start("alice", place, *names)
+            alices = await peers.start("alice", endpoint, *names)
             await told_last(alices, "established")
         else:
-            alices = await commands.start("alice", "--hub", at, "--generation", "classic")
+            alices = await commands.start("alice", "--hub", at, "--protocol-version", "classic")
             await alices.write(*names)
             assert "established" in await alices.line()
         for number, message in enumerate(MESSAGES):
@@ -202,7 +207,7 @@ PAIRS = pytest.mark.parametrize(("bob", "alice"), [(RUST, RUST), (RUST, OURS), (
 async def test_bob_and_alice_talk_through_a_hub_on_sqlite(
     tmp_path: Path, classic_program: Path, bob: str, alice: str
 ) -> None:
-    with trio.fail_after(PATIENCE):
+    with trio.fail_after(STALL_TIMEOUT):
         await converse(tmp_path, classic_program, f"sqlite:{tmp_path / 'streams.db'}", bob=bob, alice=alice)
 
 
@@ -210,11 +215,11 @@ async def test_bob_and_alice_talk_through_a_hub_on_sqlite(
 async def test_bob_and_alice_talk_through_a_hub_on_kafka(
     tmp_path: Path, classic_program: Path, kafka_broker: KafkaBroker, bob: str, alice: str
 ) -> None:
-    with trio.fail_after(PATIENCE):
+    with trio.fail_after(STALL_TIMEOUT):
         await converse(tmp_path, classic_program, f"kafka:{kafka_broker.bootstrap}", bob=bob, alice=alice)
 
 
 async def test_two_rust_programs_do_not_notice_that_the_hub_restarts(tmp_path: Path, classic_program: Path) -> None:
-    with trio.fail_after(PATIENCE):
+    with trio.fail_after(STALL_TIMEOUT):
         store = f"sqlite:{tmp_path / 'streams.db'}"
         await converse(tmp_path, classic_program, store, bob=RUST, alice=RUST, restarts=3)

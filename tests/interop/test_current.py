@@ -8,28 +8,18 @@ import attrs
 import pytest
 import trio
 
-from tests.interop.doubling import open_doubling
-from tests.interop.peers import Peers, open_peers, told
-from trionode import (
-    Identity,
-    Mailbox,
-    Message,
-    Node,
-    Route,
-    TrustPolicy,
-    open_node,
-    trust_everyone,
-    trust_only,
-)
-from trionode.access import from_anywhere
-from trionode.errors import HandshakeError, NoAnswerError
-from trionode.protocol.key_exchange import Peer
-from trionode.secure_channel_listener import SecureChannelListener
+from tests.support.doubling import open_doubling
+from tests.support.rust_peers import Peers, open_peers, told
+from trionode import Identity, Mailbox, Message, Node, Route, TrustPolicy, open_node, trust_everyone, trust_only
+from trionode.channel.listener import SecureChannelListener
+from trionode.errors import AnswerTimeout, HandshakeError
+from trionode.protocol.handshake.exchange import Peer
+from trionode.routing.access import from_anywhere
 
 pytestmark = pytest.mark.interop
 
 #: Seconds after which a test has failed, on a busy machine.
-PATIENCE = 60.0
+STALL_TIMEOUT = 60.0
 
 #: Seconds that a side waits which is refused and hears nothing.
 REFUSED_SECONDS = 2
@@ -80,7 +70,7 @@ class Scene:
     echoer: Echoer
     peers: Peers
     #: Where our node listens, as Rust writes it: `127.0.0.1:PORT`.
-    place: str
+    endpoint: str
 
     async def listen(self, trust: TrustPolicy = trust_everyone) -> SecureChannelListener:
         return await self.node.serve_secure_channels("listener", self.ours, trust=trust)
@@ -122,18 +112,18 @@ class OnlyOne:
 
 @CURVES
 async def test_a_rust_initiator_receives_every_echo_from_us(scene: Scene, curve: tuple[str, ...]) -> None:
-    with trio.fail_after(PATIENCE):
+    with trio.fail_after(STALL_TIMEOUT):
         trust = OnlyOne()
         listener = await scene.listen(trust)
         initiator = await scene.peers.start(
-            "initiate", scene.place, "--count", str(COUNT), "--trust", str(scene.ours.identifier), "--linger", *curve
+            "initiate", scene.endpoint, "--count", str(COUNT), "--trust", str(scene.ours.identifier), "--linger", *curve
         )
         (identifier,) = await told(initiator, "identity")
         trust.name(identifier)
         await told(initiator, "established")
         assert await told(initiator, "echoed") == [str(COUNT)]
         assert len(scene.echoer.messages) == COUNT
-        assert {"I" + (message.facts.identifier or b"").hex() for message in scene.echoer.messages} == {identifier}
+        assert {"I" + (message.origin.identifier or b"").hex() for message in scene.echoer.messages} == {identifier}
         # It closes the channel, and so does our side then.
         for channel in list(listener.channels):
             await channel.closed.wait()
@@ -144,18 +134,18 @@ async def test_a_rust_initiator_receives_every_echo_from_us(scene: Scene, curve:
 
 
 async def test_a_rust_initiator_receives_every_echo_over_plain_tcp(scene: Scene) -> None:
-    with trio.fail_after(PATIENCE):
-        initiator = await scene.peers.start("initiate", scene.place, "--plain", "--count", str(COUNT))
+    with trio.fail_after(STALL_TIMEOUT):
+        initiator = await scene.peers.start("initiate", scene.endpoint, "--plain", "--count", str(COUNT))
         await told(initiator, "identity")
         assert await told(initiator, "echoed") == [str(COUNT)]
         assert await initiator.end() == 0, initiator.complaints
-        assert {message.facts.identifier for message in scene.echoer.messages} == {None}
+        assert {message.origin.identifier for message in scene.echoer.messages} == {None}
 
 
 async def test_a_rust_initiator_that_we_refuse_hears_nothing(scene: Scene) -> None:
-    with trio.fail_after(PATIENCE):
+    with trio.fail_after(STALL_TIMEOUT):
         listener = await scene.listen(trust_only(NOBODY))
-        initiator = await scene.peers.start("initiate", scene.place, "--timeout", str(REFUSED_SECONDS))
+        initiator = await scene.peers.start("initiate", scene.endpoint, "--timeout", str(REFUSED_SECONDS))
         # Message 3 is the last one: it learns of the refusal by silence only.
         await told(initiator, "identity", "established")
         assert await initiator.end() == 1
@@ -165,10 +155,10 @@ async def test_a_rust_initiator_that_we_refuse_hears_nothing(scene: Scene) -> No
 
 
 async def test_a_rust_initiator_that_refuses_us_opens_nothing(scene: Scene) -> None:
-    with trio.fail_after(PATIENCE):
+    with trio.fail_after(STALL_TIMEOUT):
         listener = await scene.listen()
         initiator = await scene.peers.start(
-            "initiate", scene.place, "--trust", NOBODY, "--timeout", str(REFUSED_SECONDS)
+            "initiate", scene.endpoint, "--trust", NOBODY, "--timeout", str(REFUSED_SECONDS)
         )
         await told(initiator, "identity")
         assert await initiator.end() == 1
@@ -178,10 +168,10 @@ async def test_a_rust_initiator_that_refuses_us_opens_nothing(scene: Scene) -> N
 
 
 async def test_a_rust_initiators_frames_sent_twice_are_heard_once(scene: Scene) -> None:
-    with trio.fail_after(PATIENCE):
+    with trio.fail_after(STALL_TIMEOUT):
         await scene.listen()
-        async with open_doubling(scene.place) as doubling:
-            initiator = await scene.peers.start("initiate", doubling.place, "--count", "70")
+        async with open_doubling(scene.endpoint) as doubling:
+            initiator = await scene.peers.start("initiate", doubling.endpoint, "--count", "70")
             await told(initiator, "identity", "established", "echoed")
             assert await initiator.end() == 0, initiator.complaints
             assert doubling.doubled >= 70
@@ -194,35 +184,35 @@ async def test_a_rust_initiators_frames_sent_twice_are_heard_once(scene: Scene) 
 
 @CURVES
 async def test_we_receive_every_echo_from_a_rust_responder(scene: Scene, curve: tuple[str, ...]) -> None:
-    with trio.fail_after(PATIENCE):
+    with trio.fail_after(STALL_TIMEOUT):
         responder = await scene.peers.start("respond", "--trust", str(scene.ours.identifier), *curve)
-        place, identifier = await told(responder, "listening", "identity")
+        endpoint, identifier = await told(responder, "listening", "identity")
         channel = await scene.node.open_secure_channel(
-            Route(f"tcp:{place}", "listener"), scene.ours, trust=trust_only(identifier)
+            Route(f"tcp:{endpoint}", "listener"), scene.ours, trust=trust_only(identifier)
         )
         assert str(channel.peer.identifier) == identifier
         for text in texts(COUNT):
             echo = await scene.node.ask(Route(channel, "echoer"), text)
             assert echo.text == text
-            assert echo.facts.identifier == channel.peer.identifier.value
+            assert echo.origin.identifier == channel.peer.identifier.value
             assert await told(responder, "received") == [str(len(text.encode()))]
         assert not +scene.node.counters
 
 
 async def test_we_receive_every_echo_from_a_rust_responder_over_plain_tcp(scene: Scene) -> None:
-    with trio.fail_after(PATIENCE):
+    with trio.fail_after(STALL_TIMEOUT):
         responder = await scene.peers.start("respond")
-        (place, _) = await told(responder, "listening", "identity")
+        (endpoint, _) = await told(responder, "listening", "identity")
         for text in texts(COUNT):
-            assert (await scene.node.ask(Route(f"tcp:{place}", "echoer"), text)).text == text
+            assert (await scene.node.ask(Route(f"tcp:{endpoint}", "echoer"), text)).text == text
 
 
 async def test_messages_that_nobody_waits_for_keep_their_order_to_a_rust_responder_and_back(scene: Scene) -> None:
-    with trio.fail_after(PATIENCE):
+    with trio.fail_after(STALL_TIMEOUT):
         responder = await scene.peers.start("respond")
-        place, _ = await told(responder, "listening", "identity")
+        endpoint, _ = await told(responder, "listening", "identity")
         channel = await scene.node.open_secure_channel(
-            Route(f"tcp:{place}", "listener"), scene.ours, trust=trust_everyone
+            Route(f"tcp:{endpoint}", "listener"), scene.ours, trust=trust_everyone
         )
         sent = [f"message {n}" for n in range(COUNT)]
         async with scene.node.open_mailbox() as mailbox:
@@ -232,36 +222,36 @@ async def test_messages_that_nobody_waits_for_keep_their_order_to_a_rust_respond
 
 
 async def test_we_refuse_a_rust_responder_whom_we_do_not_trust(scene: Scene) -> None:
-    with trio.fail_after(PATIENCE):
+    with trio.fail_after(STALL_TIMEOUT):
         responder = await scene.peers.start("respond")
-        place, identifier = await told(responder, "listening", "identity")
+        endpoint, identifier = await told(responder, "listening", "identity")
         with pytest.raises(HandshakeError, match=identifier):
             await scene.node.open_secure_channel(
-                Route(f"tcp:{place}", "listener"), scene.ours, trust=trust_only(NOBODY)
+                Route(f"tcp:{endpoint}", "listener"), scene.ours, trust=trust_only(NOBODY)
             )
 
 
 async def test_a_rust_responder_that_refuses_us_stays_silent(scene: Scene) -> None:
-    with trio.fail_after(PATIENCE):
+    with trio.fail_after(STALL_TIMEOUT):
         responder = await scene.peers.start("respond", "--trust", NOBODY)
-        place, identifier = await told(responder, "listening", "identity")
+        endpoint, identifier = await told(responder, "listening", "identity")
         # Message 3 is the last one: we learn of the refusal by silence only.
         channel = await scene.node.open_secure_channel(
-            Route(f"tcp:{place}", "listener"), scene.ours, trust=trust_only(identifier)
+            Route(f"tcp:{endpoint}", "listener"), scene.ours, trust=trust_only(identifier)
         )
-        with pytest.raises(NoAnswerError):
+        with pytest.raises(AnswerTimeout):
             await scene.node.ask(Route(channel, "echoer"), "anybody there?", timeout=REFUSED_SECONDS)
         responder.process.kill()
         assert await responder.rest() == []
 
 
 async def test_our_frames_sent_twice_are_heard_once_by_a_rust_responder(scene: Scene) -> None:
-    with trio.fail_after(PATIENCE):
+    with trio.fail_after(STALL_TIMEOUT):
         responder = await scene.peers.start("respond")
-        place, identifier = await told(responder, "listening", "identity")
-        async with open_doubling(place) as doubling:
+        endpoint, identifier = await told(responder, "listening", "identity")
+        async with open_doubling(endpoint) as doubling:
             channel = await scene.node.open_secure_channel(
-                Route(f"tcp:{doubling.place}", "listener"), scene.ours, trust=trust_only(identifier)
+                Route(f"tcp:{doubling.endpoint}", "listener"), scene.ours, trust=trust_only(identifier)
             )
             for n in range(70):
                 assert (await scene.node.ask(Route(channel, "echoer"), "x" * n)).text == "x" * n
@@ -272,12 +262,12 @@ async def test_our_frames_sent_twice_are_heard_once_by_a_rust_responder(scene: S
 
 
 async def test_a_channel_that_we_close_leaves_the_rust_responder_and_the_link_in_order(scene: Scene) -> None:
-    with trio.fail_after(PATIENCE):
+    with trio.fail_after(STALL_TIMEOUT):
         responder = await scene.peers.start("respond")
-        place, identifier = await told(responder, "listening", "identity")
+        endpoint, identifier = await told(responder, "listening", "identity")
         for n in range(3):
             channel = await scene.node.open_secure_channel(
-                Route(f"tcp:{place}", "listener"), scene.ours, trust=trust_only(identifier)
+                Route(f"tcp:{endpoint}", "listener"), scene.ours, trust=trust_only(identifier)
             )
             assert (await scene.node.ask(Route(channel, "echoer"), f"{n}")).text == f"{n}"
             await channel.aclose()

@@ -7,9 +7,9 @@ import attrs
 import pytest
 import trio
 
-from tests.interop.peers import Peers, open_peers, program_of, told
-from tests.interop.test_current import PATIENCE
+from tests.interop.test_current import STALL_TIMEOUT
 from tests.portals.test_portals import echo, parts, service_at
+from tests.support.rust_peers import Peers, open_peers, program_of, told
 from trionode import Identity, Node, Route, open_node, trust_everyone
 
 pytestmark = pytest.mark.interop
@@ -22,35 +22,35 @@ class Scene:
     node: Node
     ours: Identity
     peers: Peers
-    place: str
-    generation: str
+    endpoint: str
+    protocol_version: str
 
     @property
     def scheme(self) -> str:
-        return "tcp" if self.generation == "current" else "tcp_classic"
+        return "tcp" if self.protocol_version == "current" else "tcp_classic"
 
 
 @pytest.fixture(params=["current", "classic"])
 async def scene(request: pytest.FixtureRequest) -> AsyncIterator[Scene]:
-    generation: str = request.param
-    async with open_peers(program_of(generation)) as peers, open_node("tcp", "tcp_classic") as node:
+    protocol_version: str = request.param
+    async with open_peers(program_of(protocol_version)) as peers, open_node("tcp", "tcp_classic") as node:
         ours = await Identity.create(node.vault)
-        await node.serve_secure_channels("listener", ours, trust=trust_everyone, generations=(generation,))
+        await node.serve_secure_channels("listener", ours, trust=trust_everyone, protocol_versions=(protocol_version,))
         at = await node.listen("tcp:127.0.0.1:0")
-        yield Scene(node, ours, peers, at.value.decode(), generation)
+        yield Scene(node, ours, peers, at.value.decode(), protocol_version)
 
 
 @asynccontextmanager
-async def client_of(place: str) -> AsyncIterator[trio.SocketStream]:
-    host, _, port = place.rpartition(":")
+async def client_of(endpoint: str) -> AsyncIterator[trio.SocketStream]:
+    host, _, port = endpoint.rpartition(":")
     async with await trio.open_tcp_stream(host, int(port)) as client:
         yield client
 
 
-async def echoes(place: str, size: int = 1_000_000) -> None:
+async def echoes(endpoint: str, size: int = 1_000_000) -> None:
     """Send so much while reading, and see that all of it comes back."""
     data = b"".join(parts(size))
-    async with client_of(place) as client, trio.open_nursery() as nursery:
+    async with client_of(endpoint) as client, trio.open_nursery() as nursery:
         nursery.start_soon(client.send_all, data)
         received = bytearray()
         while len(received) < size:
@@ -61,25 +61,25 @@ async def echoes(place: str, size: int = 1_000_000) -> None:
 
 
 async def test_a_rust_inlet_reaches_our_outlet(scene: Scene) -> None:
-    with trio.fail_after(PATIENCE):
+    with trio.fail_after(STALL_TIMEOUT):
         async with service_at(echo) as target:
             await scene.node.serve_outlet("outlet", target)
-            inlet = await scene.peers.start("inlet", "127.0.0.1:0", scene.place)
+            inlet = await scene.peers.start("inlet", "127.0.0.1:0", scene.endpoint)
             *_, at = await told(inlet, "identity", "established", "listening")
             for _ in range(3):
                 await echoes(at)
 
 
 async def test_our_inlet_reaches_a_rust_outlet(scene: Scene) -> None:
-    with trio.fail_after(PATIENCE):
+    with trio.fail_after(STALL_TIMEOUT):
         async with service_at(echo) as target:
             outlet = await scene.peers.start("outlet", target)
-            place, _ = await told(outlet, "listening", "identity")
+            endpoint, _ = await told(outlet, "listening", "identity")
             channel = await scene.node.open_secure_channel(
-                Route(f"{scene.scheme}:{place}", "listener"),
+                Route(f"{scene.scheme}:{endpoint}", "listener"),
                 scene.ours,
                 trust=trust_everyone,
-                generation=scene.generation,
+                protocol_version=scene.protocol_version,
             )
             inlet = await scene.node.open_inlet("127.0.0.1:0", Route(channel, "outlet"))
             for _ in range(3):
@@ -93,19 +93,19 @@ async def test_our_inlet_reaches_a_rust_outlet(scene: Scene) -> None:
 
 
 async def test_a_rust_node_behind_our_relay_is_reached_through_a_channel(scene: Scene) -> None:
-    with trio.fail_after(PATIENCE):
+    with trio.fail_after(STALL_TIMEOUT):
         await scene.node.serve_relays()
         # A classic program keeps its name by asking again; the answer has to be what it asked for.
-        relay = await scene.peers.start("relay", scene.place, "inside")
+        relay = await scene.peers.start("relay", scene.endpoint, "inside")
         address, identifier = await told(relay, "relay", "identity")
         assert address.endswith("inside")
         async with open_node(scene.scheme) as caller:
             me = await Identity.create(caller.vault)
             channel = await caller.open_secure_channel(
-                Route(f"{scene.scheme}:{scene.place}", "forward_to_inside", "listener"),
+                Route(f"{scene.scheme}:{scene.endpoint}", "forward_to_inside", "listener"),
                 me,
                 trust=trust_everyone,
-                generation=scene.generation,
+                protocol_version=scene.protocol_version,
             )
             assert str(channel.peer.identifier) == identifier
             for number in range(70):
@@ -113,15 +113,15 @@ async def test_a_rust_node_behind_our_relay_is_reached_through_a_channel(scene: 
 
 
 async def test_our_node_behind_a_rust_relay_service_is_reached(scene: Scene) -> None:
-    if scene.generation == "classic":
+    if scene.protocol_version == "classic":
         pytest.skip("a classic Rust relay service does not forward between two TCP connections from 0.78 on")
-    with trio.fail_after(PATIENCE):
+    with trio.fail_after(STALL_TIMEOUT):
         service = await scene.peers.start("relay-service")
-        (place,) = await told(service, "listening")
-        relay = await scene.node.open_relay(Route(f"tcp:{place}"), "ours")
+        (endpoint,) = await told(service, "listening")
+        relay = await scene.node.open_relay(Route(f"tcp:{endpoint}"), "ours")
         async with open_node("tcp") as caller:
             me = await Identity.create(caller.vault)
             channel = await caller.open_secure_channel(
-                Route(f"tcp:{place}", relay.remote, "listener"), me, trust=trust_everyone
+                Route(f"tcp:{endpoint}", relay.remote, "listener"), me, trust=trust_everyone
             )
             assert channel.peer.identifier == scene.ours.identifier

@@ -1,26 +1,26 @@
 import pytest
 
-from trionode.access import Access, from_anywhere, from_here, from_here_or_channels, from_identities
-from trionode.protocol.address import local
-from trionode.protocol.message import HERE, Facts
+from trionode.protocol.wire.address import local
+from trionode.protocol.wire.message import LOCAL, Origin
+from trionode.routing.access import Access, from_anywhere, from_identities, from_local, from_local_or_channels
 
 ALICE, BOB = bytes(32), bytes(31) + b"\x01"
-FACTS = {
-    "here": HERE,
-    "link": Facts(link=local("link")),
-    "trunk": Facts(link=local("link"), trunk=True),
-    "stream": Facts(stream=local("stream")),
-    "channel over a link": Facts(link=local("link"), identifier=ALICE),
-    "channel over a stream": Facts(stream=local("stream"), identifier=ALICE),
-    "channel within the node": Facts(identifier=BOB),
+ORIGINS = {
+    "here": LOCAL,
+    "link": Origin(link=local("link")),
+    "drop_when_full": Origin(link=local("link"), drop_when_full=True),
+    "stream": Origin(stream=local("stream")),
+    "channel over a link": Origin(link=local("link"), identifier=ALICE),
+    "channel over a stream": Origin(stream=local("stream"), identifier=ALICE),
+    "channel within the node": Origin(identifier=BOB),
 }
 RULES: dict[str, tuple[Access, set[str]]] = {
-    "from_here": (from_here, {"here"}),
-    "from_here_or_channels": (
-        from_here_or_channels,
+    "from_here": (from_local, {"here"}),
+    "from_local_or_channels": (
+        from_local_or_channels,
         {"here", "channel over a link", "channel over a stream", "channel within the node"},
     ),
-    "from_anywhere": (from_anywhere, set(FACTS)),
+    "from_anywhere": (from_anywhere, set(ORIGINS)),
     "from_identities of Alice": (from_identities(ALICE), {"channel over a link", "channel over a stream"}),
     "from_identities of both": (
         from_identities(ALICE, BOB),
@@ -33,8 +33,8 @@ RULES: dict[str, tuple[Access, set[str]]] = {
 @pytest.mark.parametrize("rule", RULES)
 def test_a_rule_admits_exactly_those_it_names(rule: str) -> None:
     allow, admitted = RULES[rule]
-    assert {origin for origin, facts in FACTS.items() if allow(facts)} == admitted
+    assert {name for name, origin in ORIGINS.items() if allow(origin)} == admitted
 
 
 def test_only_messages_that_began_here_are_from_here() -> None:
-    assert {origin for origin, facts in FACTS.items() if facts.is_here} == {"here"}
+    assert {name for name, origin in ORIGINS.items() if origin.is_local} == {"here"}

@@ -8,13 +8,13 @@ import pytest
 import trio
 
 from trionode.errors import IdentityError, LocalError, VaultError
-from trionode.identities import ATTESTATION_LIFETIME, MAX_NAME, Identity, IdentityVault, MemoryIdentities
-from trionode.known_peers import KnownPeers, MemoryKnownPeers
-from trionode.protocol.classic_identity import ClassicHistory, create_classic_history, verify_classic_history
-from trionode.protocol.identity import ChangeHistory, Identifier, create_history, rotate, verify_history
-from trionode.protocol.identity_payload import IdentityPayload
-from trionode.protocol.key_exchange import KeyExchange
-from trionode.protocol.vault import KeyKind
+from trionode.identity.identity import ATTESTATION_LIFETIME, MAX_NAME, Identity, IdentityVault, MemoryIdentities
+from trionode.identity.known_peers import KnownPeers, MemoryKnownPeers
+from trionode.protocol.handshake.exchange import KeyExchange
+from trionode.protocol.identity.classic_identity import ClassicHistory, create_classic_history, verify_classic_history
+from trionode.protocol.identity.identity import ChangeHistory, Identifier, create_history, rotate, verify_history
+from trionode.protocol.identity.keys import KeyKind
+from trionode.protocol.identity.payload import IdentityPayload
 from trionode.vault.memory import MemoryVault
 from trionode.vault.sqlite import SqliteKnownPeers, open_sqlite_vault
 

@@ -4,13 +4,13 @@ import pytest
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from trionode import Mailbox, Node, Route, open_node
-from trionode.access import from_anywhere
-from trionode.mailbox import Worker
-from trionode.protocol.address import Address, local
-from trionode.protocol.current import encode_message
-from trionode.protocol.route import MAX_HOPS
-from trionode.router import MAX_DELIVERIES
-from trionode.transport import Link
+from trionode.net.transport import Link
+from trionode.protocol.wire.address import Address, local
+from trionode.protocol.wire.current_codec import encode_message
+from trionode.protocol.wire.route import MAX_HOPS
+from trionode.routing.access import from_anywhere
+from trionode.routing.mailbox import Worker
+from trionode.routing.router import MAX_DELIVERIES
 from trionode_loopback import Loopback
 
 

@@ -4,23 +4,23 @@ import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from trionode.access import from_anywhere
 from trionode.errors import MessageTooLargeError, UnknownAddressError
-from trionode.mailbox import MAX_DEBTS, Mailbox, Sender
-from trionode.memory_channel import FAIR_BURST, ITEM_OVERHEAD, MemoryChannel
-from trionode.protocol.address import Encoded, local
-from trionode.protocol.message import HERE, Facts, Message
-from trionode.protocol.route import Route
-from trionode.room import Room
-from trionode.router import MAX_DELIVERIES, Router
+from trionode.protocol.wire.address import Encoded, local
+from trionode.protocol.wire.message import LOCAL, Message, Origin
+from trionode.protocol.wire.route import Route
+from trionode.routing.access import from_anywhere
+from trionode.routing.byte_budget import ByteBudget
+from trionode.routing.mailbox import MAX_OVER_BUDGET, Mailbox, Sender
+from trionode.routing.memory_channel import FAIR_BURST, ITEM_OVERHEAD, MemoryChannel
+from trionode.routing.router import MAX_DELIVERIES, Router
 
-AFAR = Facts(link=local("link"))
-TRUNK = Facts(link=local("link"), trunk=True)
+AFAR = Origin(link=local("link"))
+TRUNK = Origin(link=local("link"), drop_when_full=True)
 BOX = local("box")
 
 
-def a_mailbox(router: Router, name: str = "box", *, bound: int = 256 * 1024, patience: float = 5) -> Mailbox:
-    mailbox = Mailbox(router, local(name), bound=bound, patience=patience)
+def a_mailbox(router: Router, name: str = "box", *, bound: int = 256 * 1024, stall_timeout: float = 5) -> Mailbox:
+    mailbox = Mailbox(router, local(name), bound=bound, stall_timeout=stall_timeout)
     router.register(mailbox.encoded, mailbox.hop, allow=from_anywhere)
     return mailbox
 
@@ -32,7 +32,7 @@ def a_queue(router: Router, name: str, items: int) -> MemoryChannel[Message]:
     return queue
 
 
-def too_large(_: Message) -> Room | None:
+def too_large(_: Message) -> ByteBudget | None:
     raise MessageTooLargeError("the link carries frames of at most 1 byte")
 
 
@@ -212,19 +212,19 @@ async def test_a_sender_goes_on_when_the_way_that_it_waits_for_is_closed() -> No
 
 
 async def test_a_sender_forgets_debts_that_settled_themselves() -> None:
-    router, names = Router(), [f"way{i}" for i in range(10 * MAX_DEBTS)]
+    router, names = Router(), [f"way{i}" for i in range(10 * MAX_OVER_BUDGET)]
     sender = Sender(router, local("me"))
     for name in names:
         way = a_queue(router, name, 0)
         await sender.deliver(Message((local(name),), (), b""))
         way.take_all()
-    assert len(sender._debts) <= MAX_DEBTS
+    assert len(sender._over_budgets) <= MAX_OVER_BUDGET
 
 
 async def test_a_reply_without_waiting_gives_up_a_way_that_is_full_to_the_hard_bound() -> None:
     router, given_up = Router(), []
     box = a_mailbox(router)
-    queue: MemoryChannel[Message] = MemoryChannel(4 * ITEM_OVERHEAD, give_up=lambda: given_up.append(len(queue)))
+    queue: MemoryChannel[Message] = MemoryChannel(4 * ITEM_OVERHEAD, on_stall=lambda: given_up.append(len(queue)))
     router.register(local("way"), lambda message: queue.put(message, 0), allow=from_anywhere)
     message = Message((box.encoded,), (local("way"),), b"", AFAR)
     while not given_up:
@@ -298,13 +298,13 @@ async def test_a_mailbox_of_which_nothing_is_taken_drops_after_its_patience_unti
     autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
 ) -> None:
     router = Router()
-    box = a_mailbox(router, bound=4 * (ITEM_OVERHEAD + len(BOX)), patience=3)
+    box = a_mailbox(router, bound=4 * (ITEM_OVERHEAD + len(BOX)), stall_timeout=3)
 
-    async def arrive() -> Room | None:
-        debt = router.deliver(Message((box.encoded,), (), b"", AFAR))
-        if debt is not None:
-            await debt.settle()
-        return debt
+    async def arrive() -> ByteBudget | None:
+        over_budget = router.deliver(Message((box.encoded,), (), b"", AFAR))
+        if over_budget is not None:
+            await over_budget.wait_or_stall()
+        return over_budget
 
     for _ in range(4):
         assert await arrive() is None
@@ -330,12 +330,12 @@ async def test_an_overrun_drops_what_links_bring_and_nothing_of_those_who_wait_w
     autojump_clock: MockClock,
 ) -> None:
     router = Router()
-    box = a_mailbox(router, bound=2 * ITEM_OVERHEAD, patience=3)
+    box = a_mailbox(router, bound=2 * ITEM_OVERHEAD, stall_timeout=3)
     for _ in range(3):
-        debt = router.deliver(Message((box.encoded,), (), b"by a link", AFAR))
-        if debt is not None:
-            await debt.settle()
-    router.deliver(Message((box.encoded,), (), b"by a stream", Facts(stream=local("stream"))))
+        over_budget = router.deliver(Message((box.encoded,), (), b"by a link", AFAR))
+        if over_budget is not None:
+            await over_budget.wait_or_stall()
+    router.deliver(Message((box.encoded,), (), b"by a stream", Origin(stream=local("stream"))))
     router.deliver(Message((box.encoded,), (), b"from here"))
     assert router.counters == {"mailbox overrun": 1}
     received = [(await box.receive()).payload for _ in range(4)]
@@ -344,14 +344,14 @@ async def test_an_overrun_drops_what_links_bring_and_nothing_of_those_who_wait_w
 
 async def test_a_slow_worker_is_waited_for_as_long_as_it_takes_anything(autojump_clock: MockClock) -> None:
     router = Router()
-    box = a_mailbox(router, bound=8 * (ITEM_OVERHEAD + len(BOX)), patience=3)
+    box = a_mailbox(router, bound=8 * (ITEM_OVERHEAD + len(BOX)), stall_timeout=3)
     count = 50
 
     async def arrive() -> None:
         for _ in range(count):
-            debt = router.deliver(Message((box.encoded,), (), b"", AFAR))
-            if debt is not None:
-                await debt.settle()
+            over_budget = router.deliver(Message((box.encoded,), (), b"", AFAR))
+            if over_budget is not None:
+                await over_budget.wait_or_stall()
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(arrive)
@@ -374,7 +374,7 @@ def test_what_comes_from_here_is_never_dropped() -> None:
     router = Router()
     box = a_mailbox(router, bound=4 * (ITEM_OVERHEAD + len(BOX)))
     for _ in range(100):
-        router.deliver(Message((box.encoded,), (), b"", HERE))
+        router.deliver(Message((box.encoded,), (), b"", LOCAL))
     assert len(box._inbox) == 100
     assert not router.counters
 

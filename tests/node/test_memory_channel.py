@@ -6,8 +6,8 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from trio.testing import MockClock, assert_checkpoints, wait_all_tasks_blocked
 
 from trionode.errors import ClosedError
-from trionode.memory_channel import ITEM_OVERHEAD, MemoryChannel
-from trionode.room import HARD_FACTOR, HARD_LIMIT, Room
+from trionode.routing.byte_budget import HARD_FACTOR, HARD_LIMIT, ByteBudget
+from trionode.routing.memory_channel import ITEM_OVERHEAD, MemoryChannel
 
 
 class Model(RuleBasedStateMachine):
@@ -21,10 +21,10 @@ class Model(RuleBasedStateMachine):
 
     @rule(size=st.integers(0, 3000))
     def add(self, size: int) -> None:
-        debt = self.channel.put(self.put, size)
+        over_budget = self.channel.put(self.put, size)
         if not self.channel.is_closed:
             self.waiting.append((self.put, size))
-        assert (debt is self.channel) == (self.channel.size > self.channel.bound and not self.channel.is_closed)
+        assert (over_budget is self.channel) == (self.channel.size > self.channel.bound and not self.channel.is_closed)
         self.put += 1
 
     @rule()
@@ -82,7 +82,7 @@ async def test_room_in_a_channel_within_its_bound_is_there_at_once_but_lets_othe
     channel: MemoryChannel[bytes] = MemoryChannel()
     channel.put(b"", 0)
     with assert_checkpoints():
-        assert await channel.room()
+        assert await channel.wait_for_capacity()
 
 
 async def test_room_is_waited_for_until_half_is_taken() -> None:
@@ -90,7 +90,7 @@ async def test_room_is_waited_for_until_half_is_taken() -> None:
     done = trio.Event()
 
     async def wait() -> None:
-        assert await channel.room()
+        assert await channel.wait_for_capacity()
         done.set()
 
     async with trio.open_nursery() as nursery:
@@ -105,17 +105,17 @@ async def test_room_is_waited_for_until_half_is_taken() -> None:
 async def test_room_ends_when_the_channel_is_closed() -> None:
     channel = full()
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(channel.room)
-        nursery.start_soon(channel.room, 1.0)
+        nursery.start_soon(channel.wait_for_capacity)
+        nursery.start_soon(channel.wait_for_capacity, 1.0)
         await wait_all_tasks_blocked()
         await channel.aclose()
-    assert await channel.room()
+    assert await channel.wait_for_capacity()
     assert channel.put(b"", 0) is None
 
 
 async def test_patience_ends_after_its_time_without_one_item_taken(autojump_clock: MockClock) -> None:
     channel = full()
-    assert not await channel.room(5)
+    assert not await channel.wait_for_capacity(5)
     assert trio.current_time() == pytest.approx(5, abs=0.01)
 
 
@@ -129,7 +129,7 @@ async def test_patience_runs_anew_whenever_an_item_was_taken(autojump_clock: Moc
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(take_slowly)
-        assert not await channel.room(5)
+        assert not await channel.wait_for_capacity(5)
     # Taken at 4, 8 and 12; asked at 5, 10, 15 and, for the first time in vain, at 20.
     assert trio.current_time() == pytest.approx(20, abs=0.01)
 
@@ -137,22 +137,22 @@ async def test_patience_runs_anew_whenever_an_item_was_taken(autojump_clock: Moc
 async def test_settling_tells_the_owner_when_patience_is_over_and_not_before(autojump_clock: MockClock) -> None:
     told: list[float] = []
     channel: MemoryChannel[bytes] = MemoryChannel(
-        ITEM_OVERHEAD, patience=3, give_up=lambda: told.append(trio.current_time())
+        ITEM_OVERHEAD, stall_timeout=3, on_stall=lambda: told.append(trio.current_time())
     )
     channel.put(b"", 0)
-    await channel.settle()
+    await channel.wait_or_stall()
     assert not told
     channel.put(b"", 0)
-    await channel.settle()
+    await channel.wait_or_stall()
     assert told == [pytest.approx(3, abs=0.01)]
 
 
 async def test_a_room_can_be_bounded_without_a_queue() -> None:
-    room = Room(100)
+    room = ByteBudget(100)
     assert room.add(60) is None
     assert room.add(60) is room
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(room.room)
+        nursery.start_soon(room.wait_for_capacity)
         await wait_all_tasks_blocked()
         room.release(60)
         await wait_all_tasks_blocked()
@@ -167,9 +167,9 @@ async def test_a_cancelled_wait_for_room_changes_nothing(wait: str, autojump_clo
     with trio.move_on_after(1) as scope:
         match wait:
             case "room":
-                await channel.room()
+                await channel.wait_for_capacity()
             case "room with patience":
-                await channel.room(10)
+                await channel.wait_for_capacity(10)
             case _:
                 await channel.send(b"never", 5)
     assert scope.cancelled_caught
@@ -268,7 +268,7 @@ async def test_a_receiver_that_waits_hears_of_the_end() -> None:
 async def test_discarding_counts_and_gives_room() -> None:
     channel = full()
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(channel.room)
+        nursery.start_soon(channel.wait_for_capacity)
         await wait_all_tasks_blocked()
         assert channel.discard() == 5
     assert channel.size == 0

@@ -3,8 +3,8 @@
 import pytest
 
 from trionode.errors import HandshakeError, VaultError
-from trionode.protocol.signatures import verify_ed25519
-from trionode.protocol.vault import KeyHandle, KeyKind, Vault
+from trionode.protocol.identity.keys import KeyHandle, KeyKind, Vault
+from trionode.protocol.identity.signatures import verify_ed25519
 from trionode.vault import MemoryVault
 
 

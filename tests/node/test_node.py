@@ -7,22 +7,22 @@ import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from trionode import Address, Mailbox, Message, Route, open_node
-from trionode.access import from_anywhere
 from trionode.errors import (
     AddressInUseError,
+    AnswerTimeout,
     ClosedError,
-    LinkLostError,
+    ConnectionLost,
     LocalError,
     MessageTooLargeError,
-    NoAnswerError,
     UnknownAddressError,
 )
-from trionode.observe import shown
-from trionode.protocol.address import local
-from trionode.protocol.current import CURRENT, encode_message
-from trionode.protocol.message import Facts
-from trionode.stream_store.memory import MemoryStore
-from trionode.transport import Link
+from trionode.log import sanitize
+from trionode.net.transport import Link
+from trionode.protocol.wire.address import local
+from trionode.protocol.wire.current_codec import CURRENT, encode_message
+from trionode.protocol.wire.message import Origin
+from trionode.routing.access import from_anywhere
+from trionode.stream.store.memory import MemoryStore
 from trionode.workers import echoer
 from trionode_loopback import Loopback
 from trionode_tcp import TCP
@@ -63,7 +63,7 @@ async def test_a_node_that_does_not_forward_lets_no_stranger_pass(autojump_clock
         await middle.connect(str(await bob.listen("loopback:bob")), name="to_bob")
         at = await middle.listen("loopback:middle")
         with pytest.raises(
-            NoAnswerError, match=r"no answer from \[loopback:middle => 0#to_bob => 0#echoer\] within 1 s"
+            AnswerTimeout, match=r"no answer from \[loopback:middle => 0#to_bob => 0#echoer\] within 1 s"
         ):
             await alice.ask(Route(at, "to_bob", "echoer"), b"", timeout=1)
         assert middle.counters == {"access denied": 1}
@@ -75,7 +75,7 @@ async def test_strangers_do_not_reach_a_worker_unless_a_rule_says_so(autojump_cl
     async with open_node(network) as bob, open_node(network) as alice:
         at = await bob.listen("loopback:bob")
         await bob.start_worker("echoer", echoer)
-        with pytest.raises(NoAnswerError):
+        with pytest.raises(AnswerTimeout):
             await alice.ask(Route(at, "echoer"), b"")
         assert bob.counters == {"access denied": 1}
         assert (await bob.ask(Route("echoer"), "from here")).text == "from here"
@@ -86,7 +86,7 @@ async def test_strangers_do_not_reach_a_worker_unless_a_rule_says_so(autojump_cl
 
 async def test_an_answer_that_never_comes_is_given_up_in_time(autojump_clock: MockClock) -> None:
     async with open_node() as node, node.open_mailbox("silent"):
-        with pytest.raises(NoAnswerError, match="within 30 s"):
+        with pytest.raises(AnswerTimeout, match="within 30 s"):
             await node.ask(Route("silent"), b"")
         assert trio.current_time() == pytest.approx(30, abs=0.1)
         assert len(node.router._table) == 1
@@ -95,7 +95,7 @@ async def test_an_answer_that_never_comes_is_given_up_in_time(autojump_clock: Mo
 async def test_asking_by_a_hop_that_can_not_be_connected_ends_in_time_too() -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:  # accepts, and never says which wire it speaks
         async with open_node("tcp") as node:
-            with trio.fail_after(5), pytest.raises(NoAnswerError, match=r"within 0\.1 s"):
+            with trio.fail_after(5), pytest.raises(AnswerTimeout, match=r"within 0\.1 s"):
                 await node.ask(Route(f"tcp:127.0.0.1:{silent.getsockname()[1]}", "echoer"), b"", timeout=0.1)
 
 
@@ -218,7 +218,7 @@ async def test_strangers_reach_a_mailbox_by_its_random_address_but_not_by_a_name
         node.open_mailbox("told", allow=from_anywhere) as told,
     ):
         for box in (nameless, named, told):
-            node.router.deliver(Message((box.encoded,), (), b"", Facts(link=local("link"))))
+            node.router.deliver(Message((box.encoded,), (), b"", Origin(link=local("link"))))
         assert [len(box._inbox) for box in (nameless, named, told)] == [1, 0, 1]
 
 
@@ -345,7 +345,7 @@ async def test_a_link_whose_name_is_taken_is_closed_again() -> None:
 async def test_a_peer_that_can_not_be_reached_is_a_lost_link_and_can_be_tried_again(autojump_clock: MockClock) -> None:
     network = Loopback()
     async with open_node(network) as bob, open_node(network) as alice:
-        with pytest.raises(LinkLostError, match="nobody listens at loopback:bob"):
+        with pytest.raises(ConnectionLost, match="nobody listens at loopback:bob"):
             await alice.send(Route("loopback:bob", "echoer"), b"")
         await bob.listen("loopback:bob")
         await alice.connect("loopback:bob")
@@ -415,7 +415,7 @@ async def test_nonsense_ends_that_link_only_and_is_shown_harmlessly(
 async def test_a_listener_holds_a_bounded_number_of_links(
     autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("trionode.node.MAX_LINKS", 3)
+    monkeypatch.setattr("trionode.node.node.MAX_LINKS", 3)
     network = Loopback()
     async with open_node(network) as bob:
         await bob.listen("loopback:bob")
@@ -593,12 +593,12 @@ async def test_a_cancelled_node_leaves_nothing_open() -> None:
     ],
 )
 def test_what_a_peer_chose_is_shown_without_harm(text: object, harmless: str) -> None:
-    assert shown(text) == harmless
+    assert sanitize(text) == harmless
 
 
 def test_what_a_peer_chose_is_shown_in_part_if_it_is_long() -> None:
-    assert shown("a" * 200) == "a" * 200
-    assert shown("a" * 1000) == "a" * 200 + "… (1000 characters)"
+    assert sanitize("a" * 200) == "a" * 200
+    assert sanitize("a" * 1000) == "a" * 200 + "… (1000 characters)"
 
 
 def test_a_message_shows_its_routes_and_never_its_payload() -> None:
@@ -617,5 +617,5 @@ async def test_a_node_that_stops_listening_keeps_its_links(autojump_clock: MockC
         server.stop_listening()
         await wait_all_tasks_blocked()
         assert (await client.ask(Route(link, "echoer"), b"still here")).payload == b"still here"
-        with pytest.raises(LinkLostError):
+        with pytest.raises(ConnectionLost):
             await client.connect("loopback:server", name="another")

@@ -11,14 +11,14 @@ import trio
 import trio.testing
 
 from trionode import Node, Route, open_node
-from trionode.access import from_anywhere
-from trionode.errors import AddressInUseError, LinkLostError, LocalError
-from trionode.link import PATIENCE
-from trionode.on_demand import DIAL_SECONDS, GRACE, PAUSES, OnDemandLink
-from trionode.protocol.address import Address
-from trionode.protocol.classic import CLASSIC
-from trionode.stream import STEADY_SECONDS
-from trionode.transport import Link
+from trionode.errors import AddressInUseError, ConnectionLost, LocalError
+from trionode.net.transport import Link
+from trionode.protocol.wire.address import Address
+from trionode.protocol.wire.classic_codec import CLASSIC
+from trionode.routing.access import from_anywhere
+from trionode.routing.link import STALL_TIMEOUT
+from trionode.routing.on_demand_link import DIAL_SECONDS, GRACE, PAUSES, OnDemandLink
+from trionode.stream.client import STEADY_SECONDS
 from trionode.workers import echoer
 from trionode_loopback import Loopback, LoopbackLink
 
@@ -46,7 +46,7 @@ class Dialler(Loopback):
         link = await super().connect(peer)
         assert isinstance(link, LoopbackLink)
         if self.is_classic:
-            link.wire = CLASSIC
+            link.protocol_version = CLASSIC
         link.max_frame = self.largest
         self.dialled.append(link)
         return link
@@ -144,7 +144,7 @@ async def test_a_remote_that_words_its_refusal_anew_each_time_does_not_fill_the_
     async with open_node(network) as alice:
         alice.dial_on_demand("loopback:bob", name="bob")
         for count in range(10):
-            network.error = LinkLostError(f"refused: {count}")
+            network.error = ConnectionLost(f"refused: {count}")
             await alice.send(Route("bob", "echoer"), "hello")
             await trio.sleep(PAUSES[-1])
         assert +alice.counters == {"dialled in vain": 10}
@@ -153,9 +153,9 @@ async def test_a_remote_that_words_its_refusal_anew_each_time_does_not_fill_the_
 
 async def test_a_transport_that_the_node_has_not_is_told_at_once(autojump_clock: trio.testing.MockClock) -> None:
     async with open_node(Dialler()) as alice:
-        for place in ("tcp:127.0.0.1:1", "bob"):
+        for endpoint in ("tcp:127.0.0.1:1", "bob"):
             with pytest.raises(LocalError, match="name it in open_node"):
-                alice.dial_on_demand(place, name="bob")
+                alice.dial_on_demand(endpoint, name="bob")
 
 
 async def test_a_peer_that_greets_and_then_goes_is_dialled_seldom(
@@ -218,7 +218,7 @@ async def test_a_peer_that_takes_nothing_is_left_and_its_address_stays(
 
     async with accepting(network, accept), stranger_at_a_hub(network) as (hub, at, stranger):
         link = hub.dial_on_demand("loopback:bob", name="bob")
-        with trio.move_on_after(reads_for + 1.5 * PATIENCE):
+        with trio.move_on_after(reads_for + 1.5 * STALL_TIMEOUT):
             while True:
                 await stranger.send(Route(str(at), "bob", "x"), bytes(60_000))
                 await trio.sleep(0.01)
@@ -230,8 +230,8 @@ async def test_a_peer_that_takes_nothing_is_left_and_its_address_stays(
         first, second = network.dialled
         assert first._outgoing.is_closed
         is_stuck = False
-        await trio.sleep(2 * PATIENCE)
-        link._give_up()  # the second has taken nothing either, but nobody waited for it any more
+        await trio.sleep(2 * STALL_TIMEOUT)
+        link._on_stall()  # the second has taken nothing either, but nobody waited for it any more
         await trio.testing.wait_all_tasks_blocked()
         assert second._outgoing.is_closed
         taken.clear()
@@ -335,7 +335,7 @@ async def test_what_was_under_way_when_the_peer_went_is_counted(autojump_clock: 
             (link,) = network.dialled
 
             async def lost(frames: object) -> None:
-                raise LinkLostError("gone")
+                raise ConnectionLost("gone")
 
             link.send = lost  # type: ignore[method-assign]
             await alice.send(Route("bob", "echoer"), "hello")

@@ -2,27 +2,27 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trionode.access import from_anywhere, from_here
 from trionode.errors import AddressInUseError, UnknownAddressError
-from trionode.memory_channel import MemoryChannel
-from trionode.protocol.address import encode_address, local
-from trionode.protocol.message import HERE, Facts, Message
-from trionode.room import Room
-from trionode.router import MAX_DELIVERIES, Router
+from trionode.protocol.wire.address import encode_address, local
+from trionode.protocol.wire.message import LOCAL, Message, Origin
+from trionode.routing.access import from_anywhere, from_local
+from trionode.routing.byte_budget import ByteBudget
+from trionode.routing.memory_channel import MemoryChannel
+from trionode.routing.router import MAX_DELIVERIES, Router
 
 A, B = local("a"), local("b")
-AFAR = Facts(link=local("link"))
+AFAR = Origin(link=local("link"))
 
 
-def message(*onward: bytes, facts: Facts = HERE) -> Message:
-    return Message(onward, (), b"payload", facts)
+def message(*onward: bytes, origin: Origin = LOCAL) -> Message:
+    return Message(onward, (), b"payload", origin)
 
 
 def test_a_message_goes_to_the_hop_of_its_first_address_and_the_debt_comes_back() -> None:
     router, room = Router(), MemoryChannel[object]()
     got: list[Message] = []
 
-    def hop(message: Message) -> Room | None:
+    def hop(message: Message) -> ByteBudget | None:
         got.append(message)
         return room
 
@@ -57,8 +57,8 @@ def test_an_address_is_taken_once_and_free_again() -> None:
 
 def test_a_message_from_afar_to_nobody_is_dropped_and_counted() -> None:
     router = Router()
-    assert router.deliver(message(A, facts=AFAR)) is None
-    assert router.deliver(message(facts=AFAR)) is None
+    assert router.deliver(message(A, origin=AFAR)) is None
+    assert router.deliver(message(origin=AFAR)) is None
     assert router.counters == {"unknown address": 2}
 
 
@@ -74,8 +74,8 @@ def test_a_message_from_here_to_nobody_is_the_callers_error_and_says_what_to_do(
 def test_a_message_that_may_not_be_delivered_is_dropped_and_counted() -> None:
     router = Router()
     got: list[Message] = []
-    router.register(A, got.append, allow=from_here)
-    router.deliver(message(A, facts=AFAR))
+    router.register(A, got.append, allow=from_local)
+    router.deliver(message(A, origin=AFAR))
     assert not got
     assert router.counters == {"access denied": 1}
     router.deliver(message(A))
@@ -85,7 +85,7 @@ def test_a_message_that_may_not_be_delivered_is_dropped_and_counted() -> None:
 def test_a_message_has_a_bounded_number_of_local_deliveries() -> None:
     router, count = Router(), 0
 
-    def around(message: Message) -> Room | None:
+    def around(message: Message) -> ByteBudget | None:
         nonlocal count
         count += 1
         return router.deliver(message)
@@ -108,20 +108,20 @@ def test_a_family_takes_all_addresses_that_begin_with_its_prefix_and_are_nobody_
     family: list[Message] = []
     own: list[Message] = []
 
-    def serve(message: Message) -> Room | None:
+    def serve(message: Message) -> ByteBudget | None:
         family.append(message)
         return room
 
-    router.register_family(b"ST_", serve, allow=from_here)
+    router.register_prefix(b"ST_", serve, allow=from_local)
     router.register(local("ST_own"), own.append, allow=from_anywhere)
     assert router.deliver(message(local("ST_1"))) is room
     router.deliver(message(local("ST_own")))
-    router.deliver(message(local("ST_2"), facts=AFAR))
-    router.deliver(message(encode_address(1, b"ST_1"), facts=AFAR))
+    router.deliver(message(local("ST_2"), origin=AFAR))
+    router.deliver(message(encode_address(1, b"ST_1"), origin=AFAR))
     assert (len(family), len(own)) == (1, 1)
     assert router.counters == {"access denied": 1, "unknown address": 1}
     with pytest.raises(AddressInUseError, match="served on this node already"):
-        router.register_family(b"ST_x", serve, allow=from_here)
-    router.unregister_family(b"ST_")
+        router.register_prefix(b"ST_x", serve, allow=from_local)
+    router.unregister_prefix(b"ST_")
     with pytest.raises(UnknownAddressError):
         router.deliver(message(local("ST_1")))

@@ -11,10 +11,10 @@ from nacl.pwhash import argon2id
 
 import trionode.vault.sqlite
 from trionode.errors import HandshakeError, IdentityError, VaultError
-from trionode.identities import Identity
-from trionode.protocol.identity import create_history, rotate
-from trionode.protocol.signatures import verify_ed25519
-from trionode.protocol.vault import KeyHandle, KeyKind
+from trionode.identity.identity import Identity
+from trionode.protocol.identity.identity import create_history, rotate
+from trionode.protocol.identity.keys import KeyHandle, KeyKind
+from trionode.protocol.identity.signatures import verify_ed25519
 from trionode.vault.memory import MemoryVault
 from trionode.vault.sqlite import SqliteVault, open_sqlite_vault
 

@@ -1,11 +1,11 @@
 import pytest
 
 from trionode.errors import IdentityError, LocalError
-from trionode.protocol.classic_identity import create_classic_history
-from trionode.protocol.identity import Identifier, create_history
-from trionode.protocol.key_exchange import Peer
-from trionode.protocol.vault import KeyKind
-from trionode.trust import trust_everyone, trust_only
+from trionode.identity.trust import trust_everyone, trust_only
+from trionode.protocol.handshake.exchange import Peer
+from trionode.protocol.identity.classic_identity import create_classic_history
+from trionode.protocol.identity.identity import Identifier, create_history
+from trionode.protocol.identity.keys import KeyKind
 from trionode.vault.memory import MemoryVault
 
 

@@ -11,15 +11,15 @@ import trio
 from trio.testing import MockClock
 
 from trionode import Mailbox, Message, Node, Route, open_node
-from trionode.access import from_anywhere
-from trionode.errors import LinkLostError
-from trionode.link import PATIENCE as LINK_PATIENCE
-from trionode.link import NodeLink
-from trionode.mailbox import PATIENCE, Worker
-from trionode.memory_channel import ITEM_OVERHEAD, MemoryChannel
-from trionode.protocol.address import local
-from trionode.protocol.current import encode_message
-from trionode.transport import Link, Transport
+from trionode.errors import ConnectionLost
+from trionode.net.transport import Link, Transport
+from trionode.protocol.wire.address import local
+from trionode.protocol.wire.current_codec import encode_message
+from trionode.routing.access import from_anywhere
+from trionode.routing.link import STALL_TIMEOUT as LINK_STALL_TIMEOUT
+from trionode.routing.link import NodeLink
+from trionode.routing.mailbox import STALL_TIMEOUT, Worker
+from trionode.routing.memory_channel import ITEM_OVERHEAD, MemoryChannel
 from trionode.workers import echoer
 from trionode_loopback import Loopback
 from trionode_tcp import TCP
@@ -37,10 +37,10 @@ class Watch:
         put = MemoryChannel.put
 
         def watched(channel: MemoryChannel[object], item: object, size: int) -> object:
-            debt = put(channel, item, size)
+            over_budget = put(channel, item, size)
             if isinstance(item, Message | bytes):
                 self.highest[channel] = max(self.highest.get(channel, 0), channel.size)
-            return debt
+            return over_budget
 
         monkeypatch.setattr(MemoryChannel, "put", watched)
 
@@ -116,7 +116,7 @@ async def test_a_worker_that_asks_over_the_link_that_feeds_it_while_its_mailbox_
         assert asked >= 20, "the worker got its answers although its own mailbox stopped the link that carries them"
         assert asked + bob.counters["mailbox overrun"] == 2000
         assert link_of(bob).is_open
-        assert trio.current_time() < 60 + 20 * PATIENCE
+        assert trio.current_time() < 60 + 20 * STALL_TIMEOUT
     watch.assert_bounded(owing=2)
 
 
@@ -153,7 +153,7 @@ async def test_a_hub_with_a_fast_a_slow_and_a_silent_receiver(
         assert not tardy.counters + quick.counters
         assert hub.counters["unknown address"] > 0
         # The sender was held up once for the silent one's patience, and no longer than the slow one takes anyway.
-        assert trio.current_time() < LINK_PATIENCE + rounds * pause + 60
+        assert trio.current_time() < LINK_STALL_TIMEOUT + rounds * pause + 60
         nursery.cancel_scope.cancel()
     watch.assert_bounded(owing=2)
 
@@ -180,7 +180,7 @@ async def test_two_nodes_that_only_send(reader: Worker | None, watch: Watch, aut
                     await box.send(Route(link, "sink"), BODY)
             done += 1
 
-        with trio.fail_after(3 * PATIENCE):
+        with trio.fail_after(3 * STALL_TIMEOUT):
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(send, one, back)
                 nursery.start_soon(send, other, there)
@@ -200,7 +200,7 @@ async def test_two_nodes_that_only_send_over_real_sockets(watch: Watch) -> None:
                 await trio.lowlevel.checkpoint()
             back = link_of(one)
             for node in (one, other):
-                await node.start_worker("sink", silent, allow=from_anywhere, patience=0.1)
+                await node.start_worker("sink", silent, allow=from_anywhere, stall_timeout=0.1)
 
             async def send(node: Node, link: NodeLink) -> None:
                 nonlocal done
@@ -246,7 +246,7 @@ async def test_a_client_that_never_reads_is_closed_and_others_are_served(
 
             async def flood() -> None:
                 try:
-                    with suppress(LinkLostError):
+                    with suppress(ConnectionLost):
                         while True:
                             await client.send([frame] * 50)
                 finally:
@@ -265,22 +265,22 @@ async def test_a_client_that_never_reads_is_closed_and_others_are_served(
     watch.assert_hard_bounded(owing=2)
 
 
-@pytest.mark.parametrize("trunk", [False, True], ids=["leaf", "trunk"])
+@pytest.mark.parametrize("drop_when_full", [False, True], ids=["leaf", "drop_when_full"])
 async def test_a_peer_that_never_reads_and_sends_back_to_itself_is_bounded(
-    watch: Watch, autojump_clock: MockClock, *, trunk: bool
+    watch: Watch, autojump_clock: MockClock, *, drop_when_full: bool
 ) -> None:
     network = Loopback()
     async with open_node(network, forwards=True) as hub, hub.open_mailbox("tell", allow=from_anywhere) as tell:
-        await hub.listen("loopback:hub", trunk=trunk)
+        await hub.listen("loopback:hub", drop_when_full=drop_when_full)
         peer = await network.connect("hub")
         await peer.send([encode_message((local("tell"),), (), b"")])
         u_turn = encode_message(((await tell.receive()).back[0], local("me")), (), BODY)
         link = link_of(hub)
-        with suppress(LinkLostError):
+        with suppress(ConnectionLost):
             for _ in range(1000):
                 await peer.send([u_turn] * 10)
         await trio.testing.wait_all_tasks_blocked()
-        if trunk:
+        if drop_when_full:
             assert link.is_open
             assert hub.counters["outbox full, to or from a trunk"] > 0
         else:
@@ -310,7 +310,7 @@ async def quiet(*counted: list[int]) -> None:
     before = None
     while before != (now := [c[0] for c in counted]):
         before = now
-        await trio.sleep(LINK_PATIENCE + PATIENCE)
+        await trio.sleep(LINK_STALL_TIMEOUT + STALL_TIMEOUT)
 
 
 @pytest.mark.parametrize("pause", [0, 0.001], ids=["fast", "slow"])
@@ -329,10 +329,10 @@ async def test_two_hubs_with_u_turn_flows(pause: float, watch: Watch, autojump_c
         await east_client.start_worker("sink", counter(at_east, pause=pause), allow=from_anywhere)
         await west.connect(str(await west_client.listen("loopback:west_client")), name="client")
         await east.connect(str(await east_client.listen("loopback:east_client")), name="client")
-        await east.listen("loopback:east", trunk=True)
-        trunk = await west.connect("loopback:east", name="east", trunk=True)
+        await east.listen("loopback:east", drop_when_full=True)
+        drop_when_full = await west.connect("loopback:east", name="east", drop_when_full=True)
         await trio.testing.wait_all_tasks_blocked()
-        (eastern,) = (link for link in east._all_links if link.facts.trunk)
+        (eastern,) = (link for link in east._all_links if link.origin.drop_when_full)
         to_west = await west_sender.connect(str(await west.listen("loopback:west")))
         to_east = await east_sender.connect(str(await east.listen("loopback:east_too")))
         senders = [
@@ -347,7 +347,7 @@ async def test_two_hubs_with_u_turn_flows(pause: float, watch: Watch, autojump_c
         assert at_west[0] + at_east[0] + lost == 2 * count, "what did not arrive was dropped and counted"
         assert at_west[0] > 0
         assert at_east[0] > 0
-        assert trunk.is_open
+        assert drop_when_full.is_open
         assert eastern.is_open
     watch.assert_hard_bounded(owing=3)
 
@@ -362,16 +362,16 @@ async def test_a_trunk_whose_other_hub_hangs_drops_and_counts_and_stays(
         open_node(network) as neighbour,
     ):
         await nursery.start(network.serve, "hung", never_read)
-        trunk = await hub.connect("loopback:hung", name="hung", trunk=True)
-        await hub.listen("loopback:hub", trunk=True)
+        drop_when_full = await hub.connect("loopback:hung", name="hung", drop_when_full=True)
+        await hub.listen("loopback:hub", drop_when_full=True)
         await hub.start_worker("sink", counter(near), allow=from_anywhere)
-        other = await neighbour.connect("loopback:hub", trunk=True)
+        other = await neighbour.connect("loopback:hub", drop_when_full=True)
         with trio.fail_after(100):
             await flows([(neighbour, Route(other, "hung", "x")), (neighbour, Route(other, "sink"))], count=count)
             await quiet(near)
         assert near == [count], "a hung hub holds up nothing that is not for it"
         assert hub.counters["outbox full, to or from a trunk"] > 0
-        assert trunk.is_open
+        assert drop_when_full.is_open
         nursery.cancel_scope.cancel()
     watch.assert_hard_bounded(owing=3)
 
@@ -390,11 +390,12 @@ async def test_a_ring_of_three_hubs(pause: float, watch: Watch, autojump_clock: 
     ):
         hubs, clients = (hub0, hub1, hub2), (client0, client1, client2)
         for i, hub in enumerate(hubs):
-            await hub.listen(f"loopback:trunk{i}", trunk=True)
+            await hub.listen(f"loopback:trunk{i}", drop_when_full=True)
             await hub.listen(f"loopback:leaf{i}")
             await hub.start_worker("sink", counter(counted[i], pause=pause), allow=from_anywhere)
         trunks = [
-            await hub.connect(f"loopback:trunk{(i + 1) % 3}", name="next", trunk=True) for i, hub in enumerate(hubs)
+            await hub.connect(f"loopback:trunk{(i + 1) % 3}", name="next", drop_when_full=True)
+            for i, hub in enumerate(hubs)
         ]
         senders = [
             (client, Route(await client.connect(f"loopback:leaf{i}"), "next", "next", "next", "next", "sink"))
@@ -406,5 +407,5 @@ async def test_a_ring_of_three_hubs(pause: float, watch: Watch, autojump_clock: 
         lost = sum((hub0.counters + hub1.counters + hub2.counters).values())
         assert sum(c[0] for c in counted) + lost == 3 * count, "what did not arrive was dropped and counted"
         assert all(c[0] > 0 for c in counted)
-        assert all(trunk.is_open for trunk in trunks)
+        assert all(drop_when_full.is_open for drop_when_full in trunks)
     watch.assert_hard_bounded(owing=3)

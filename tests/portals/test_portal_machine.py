@@ -5,11 +5,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.vectors import wire
+from tests.support.vectors import wire_vectors
 from trionode.errors import WireError
 from trionode.protocol import portal
-from trionode.protocol.classic import decode_message as decode_classic
-from trionode.protocol.current import decode_message as decode_current
 from trionode.protocol.portal import (
     MAX_DATA,
     MAX_UNPACED,
@@ -23,14 +21,16 @@ from trionode.protocol.portal import (
     PortalMessage,
     State,
 )
+from trionode.protocol.wire.classic_codec import decode_message as decode_classic
+from trionode.protocol.wire.current_codec import decode_message as decode_current
 
 _NAMES = {"ping": Ping(), "pong": Pong(), "disconnect": Disconnect()}
 
 
-@pytest.mark.parametrize("generation", ["current", "classic"])
-def test_every_message_of_the_rust_transcripts_is_read_and_written_alike(generation: str) -> None:
-    read, head = (decode_current, 4) if generation == "current" else (decode_classic, 2)
-    (transcript,) = wire("portals.json", f"{generation}.portal.transcript")
+@pytest.mark.parametrize("protocol_version", ["current", "classic"])
+def test_every_message_of_the_rust_transcripts_is_read_and_written_alike(protocol_version: str) -> None:
+    read, head = (decode_current, 4) if protocol_version == "current" else (decode_classic, 2)
+    (transcript,) = wire_vectors("portals.json", f"{protocol_version}.portal.transcript")
     for step in transcript["steps"]:
         payload = bytes.fromhex(step["payload"])
         frame = bytes.fromhex(step["hex"])
@@ -41,7 +41,7 @@ def test_every_message_of_the_rust_transcripts_is_read_and_written_alike(generat
 
 
 def test_every_message_vector_is_read_and_written_alike() -> None:
-    vectors = wire("portals.json", "portal.message")
+    vectors = wire_vectors("portals.json", "portal.message")
     assert vectors
     for vector in vectors:
         expected = Payload(bytes.fromhex(vector["fields"]["data"]), vector["fields"]["counter"])

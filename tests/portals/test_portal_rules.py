@@ -12,11 +12,9 @@ import trio
 import trio.testing
 
 from trionode import Identity, Mailbox, Message, Node, Route, SecureChannel, open_node, trust_everyone
-from trionode.access import from_anywhere
-from trionode.errors import LinkLostError
+from trionode.errors import ConnectionLost
 from trionode.portal import PortalLimits
 from trionode.portal.connection import Connection
-from trionode.protocol.address import Encoded
 from trionode.protocol.portal import (
     MAX_DATA,
     Disconnect,
@@ -28,6 +26,8 @@ from trionode.protocol.portal import (
     decode,
     encode,
 )
+from trionode.protocol.wire.address import Encoded
+from trionode.routing.access import from_anywhere
 
 #: Seconds after which a test has failed, on a busy machine.
 LIMIT = 30.0
@@ -209,13 +209,13 @@ async def test_a_way_that_can_not_be_opened_is_told_at_first_and_turns_clients_a
 
     async def way() -> Route:
         if not is_there:
-            raise LinkLostError("no way")
+            raise ConnectionLost("no way")
         return Route("outlet")
 
     with trio.fail_after(LIMIT):
         async with open_target() as target, open_node() as node:
             await node.serve_outlet("outlet", target.at)
-            with pytest.raises(LinkLostError, match="no way"):
+            with pytest.raises(ConnectionLost, match="no way"):
                 await node.open_inlet("127.0.0.1:0", way)
             is_there = True
             inlet = await node.open_inlet("127.0.0.1:0", way)
@@ -335,7 +335,7 @@ async def test_what_ends_leaves_no_address_and_nobody_who_waits_for_the_end_of_a
             outlet = await bob.serve_outlet("outlet", target.at)
             channel = await open_channel(alice, at, identity)
             inlet = await alice.open_inlet("127.0.0.1:0", Route(channel, "outlet"))
-            mourners = [sum(map(len, node.router._mourners.values())) for node in (alice, bob)]
+            close_callbacks = [sum(map(len, node.router._close_callbacks.values())) for node in (alice, bob)]
             async with await connect(inlet.bound) as client:
                 served = await target.accepted.receive()
                 await client.send_eof()
@@ -346,5 +346,5 @@ async def test_what_ends_leaves_no_address_and_nobody_who_waits_for_the_end_of_a
                 await trio.testing.wait_all_tasks_blocked()
             assert len(made) == 2
             assert all(each.encoded not in node.router for each in made for node in (alice, bob))
-            assert [sum(map(len, node.router._mourners.values())) for node in (alice, bob)] == mourners
+            assert [sum(map(len, node.router._close_callbacks.values())) for node in (alice, bob)] == close_callbacks
             assert all(not each.end.is_broken for each in made)

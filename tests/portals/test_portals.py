@@ -12,12 +12,12 @@ import trio
 import trio.testing
 
 from trionode import Identity, Node, Route, SecureChannel, open_node, trust_everyone
-from trionode.access import from_anywhere
 from trionode.errors import AddressInUseError, LocalError
-from trionode.mailbox import Mailbox
 from trionode.portal import Inlet, Outlet
 from trionode.protocol.portal import MAX_UNPACED, Disconnect, Payload, Ping, Pong, decode, encode
-from trionode.stream_store import load_store
+from trionode.routing.access import from_anywhere
+from trionode.routing.mailbox import Mailbox
+from trionode.stream.store.base import load_store
 from trionode.testing.kafka import KafkaBroker
 
 #: Seconds after which a test has failed, on a busy machine.
@@ -68,16 +68,16 @@ class Tunnel:
 
 
 @asynccontextmanager
-async def tunnel(service: Service, generation: str = "current") -> AsyncIterator[Tunnel]:
+async def tunnel(service: Service, protocol_version: str = "current") -> AsyncIterator[Tunnel]:
     """A tunnel through a secure channel over TCP."""
-    dials = "tcp" if generation == "current" else "tcp_classic"
+    dials = "tcp" if protocol_version == "current" else "tcp_classic"
     async with service_at(service) as target, open_node("tcp") as far, open_node(dials) as near:
         theirs, ours = await Identity.create(far.vault), await Identity.create(near.vault)
-        await far.serve_secure_channels("listener", theirs, trust=trust_everyone, generations=(generation,))
+        await far.serve_secure_channels("listener", theirs, trust=trust_everyone, protocol_versions=(protocol_version,))
         outlet = await far.serve_outlet("outlet", target)
         at = await far.listen("tcp:127.0.0.1:0")
         way = Route(f"{dials}:{at.value.decode()}", "listener")
-        channel = await near.open_secure_channel(way, ours, trust=trust_everyone, generation=generation)
+        channel = await near.open_secure_channel(way, ours, trust=trust_everyone, protocol_version=protocol_version)
         inlet = await near.open_inlet("127.0.0.1:0", Route(channel, "outlet"))
         yield Tunnel(near, far, inlet, outlet, channel)
 
@@ -135,10 +135,10 @@ async def echoed(tunnel: Tunnel, data: bytes) -> bytes:
         return b"".join([part async for part in client])
 
 
-@pytest.mark.parametrize("generation", ["current", "classic"])
-async def test_bytes_pass_both_ways_and_both_ends_are_heard(generation: str) -> None:
+@pytest.mark.parametrize("protocol_version", ["current", "classic"])
+async def test_bytes_pass_both_ways_and_both_ends_are_heard(protocol_version: str) -> None:
     with trio.fail_after(LIMIT):
-        async with tunnel(echo, generation) as t:
+        async with tunnel(echo, protocol_version) as t:
             for data in (b"", b"x", b"hello" * 1000, b"".join(parts(2_000_000))):
                 assert await echoed(t, data) == data
             # Credit for the last bytes may come when both directions have ended; nothing else is lost.

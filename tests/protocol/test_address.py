@@ -2,16 +2,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.vectors import wire
+from tests.support.vectors import wire_vectors
 from trionode.errors import LocalError
-from trionode.protocol.address import (
-    MAX_VALUE,
-    Address,
-    decode_address,
-    encode_address,
-    local,
-    parse_host_port,
-)
+from trionode.protocol.wire.address import MAX_VALUE, Address, decode_address, encode_address, local, parse_host_port
 
 values = st.binary(max_size=300)
 kinds = st.integers(0, 255)
@@ -87,7 +80,7 @@ def test_a_transport_without_a_number_can_not_be_written_into_a_message() -> Non
 
 
 def test_addresses_in_vectors_read_and_encode() -> None:
-    for vector in wire("current_tcp_frames.json", "current.frame"):
+    for vector in wire_vectors("current_tcp_frames.json", "current.frame"):
         for text in vector["fields"]["onward"] + vector["fields"]["return"]:
             assert Address.from_encoded(Address.parse(text).encoded) == Address.parse(text)
 

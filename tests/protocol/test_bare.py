@@ -4,14 +4,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.vectors import wire
+from tests.support.vectors import wire_vectors
 from trionode.errors import LocalError, WireError
-from trionode.protocol import bare
-from trionode.protocol.bare import Reader
+from trionode.protocol.wire import bare
+from trionode.protocol.wire.bare import Reader
 
 
 def test_uint_vectors_decode_and_encode_again() -> None:
-    for vector in wire("bare.json", "bare.uint"):
+    for vector in wire_vectors("bare.json", "bare.uint"):
         raw = bytes.fromhex(vector["hex"])
         reader = Reader(raw)
         assert reader.uint() == vector["fields"]["value"]
@@ -20,7 +20,7 @@ def test_uint_vectors_decode_and_encode_again() -> None:
 
 
 def test_string_vectors_decode_and_encode_again() -> None:
-    for vector in wire("bare.json", "bare.string"):
+    for vector in wire_vectors("bare.json", "bare.string"):
         raw = bytes.fromhex(vector["hex"])
         reader = Reader(raw)
         assert reader.string() == vector["fields"]["value"]
@@ -29,7 +29,7 @@ def test_string_vectors_decode_and_encode_again() -> None:
 
 
 def test_data_vectors_decode_and_encode_again() -> None:
-    for vector in wire("bare.json", "bare.data"):
+    for vector in wire_vectors("bare.json", "bare.data"):
         raw = bytes.fromhex(vector["hex"])
         reader = Reader(raw)
         assert reader.data().hex() == vector["fields"]["value"]

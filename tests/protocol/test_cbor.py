@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.vectors import wire
+from tests.support.vectors import wire_vectors
 from trionode.errors import LocalError, WireError
-from trionode.protocol.cbor import MAX_DEPTH, MAX_ITEMS, Value, decode, encode, fields, narrow, uint, variant
+from trionode.protocol.wire.cbor import MAX_DEPTH, MAX_ITEMS, Value, decode, encode, fields, narrow, uint, variant
 
 SCALARS: st.SearchStrategy[Value] = st.one_of(
     st.none(), st.booleans(), st.integers(0, 2**64 - 1), st.binary(max_size=300), st.text(max_size=100)
@@ -286,7 +286,7 @@ def test_integers_within_their_limit_are_read() -> None:
     ],
 )
 def test_the_wire_vectors_are_read_and_come_out_byte_for_byte(file: str, kind: str) -> None:
-    vectors = wire(file, kind)
+    vectors = wire_vectors(file, kind)
     assert vectors
     for vector in vectors:
         value = decode(bytes.fromhex(vector["hex"]))
@@ -294,7 +294,7 @@ def test_the_wire_vectors_are_read_and_come_out_byte_for_byte(file: str, kind: s
 
 
 def test_the_wire_frames_hold_one_struct_each() -> None:
-    vectors = wire("current_tcp_frames.json", "current.frame")
+    vectors = wire_vectors("current_tcp_frames.json", "current.frame")
     assert vectors
     for vector in vectors:
         onward, back, payload, _ = fields(decode(bytes.fromhex(vector["hex"])[4:]), 3, 1)

@@ -4,13 +4,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.vectors import load
+from tests.support.vectors import load
 from trionode.errors import WireError
-from trionode.protocol.address import MAX_VALUE, decode_address, encode_address, local
-from trionode.protocol.classic import CLASSIC, decode_full, decode_message, encode_full, encode_message
-from trionode.protocol.framing import FrameDecoder, join_frames
-from trionode.protocol.message import TransportMessage
-from trionode.protocol.route import MAX_HOPS
+from trionode.protocol.wire.address import MAX_VALUE, decode_address, encode_address, local
+from trionode.protocol.wire.classic_codec import CLASSIC, decode_full, decode_message, encode_full, encode_message
+from trionode.protocol.wire.framing import FrameDecoder, join_frames
+from trionode.protocol.wire.message import TransportMessage
+from trionode.protocol.wire.route import MAX_HOPS
 
 
 def texts(route: tuple[bytes, ...]) -> list[str]:

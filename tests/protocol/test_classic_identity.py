@@ -7,10 +7,10 @@ from attrs import evolve
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.vectors import wire
+from tests.support.vectors import wire_vectors
 from trionode.errors import IdentityError, LocalError
-from trionode.protocol import bare, classic_identity
-from trionode.protocol.classic_identity import (
+from trionode.protocol.identity import classic_identity
+from trionode.protocol.identity.classic_identity import (
     INITIAL_CHANGE,
     ROOT_LABEL,
     ChangeKind,
@@ -18,9 +18,10 @@ from trionode.protocol.classic_identity import (
     create_classic_history,
     verify_classic_history,
 )
-from trionode.protocol.history import Relation, relation, verify_any_history
-from trionode.protocol.identity import MAX_CHANGES, MAX_HISTORY, create_history
-from trionode.protocol.vault import KeyHandle, KeyKind
+from trionode.protocol.identity.history import Relation, relation, verify_any_history
+from trionode.protocol.identity.identity import MAX_CHANGES, MAX_HISTORY, create_history
+from trionode.protocol.identity.keys import KeyHandle, KeyKind
+from trionode.protocol.wire import bare
 from trionode.vault.memory import MemoryVault
 
 CREATE, ROTATE = ChangeKind.CREATE_KEY, ChangeKind.ROTATE_KEY
@@ -90,7 +91,7 @@ ROTATED_AGAIN = Link(ROTATE, C, ((ROOT, B), (SELF, C), (PREVIOUS, B)), ROTATED.h
 
 
 def test_every_vector_verifies_and_encodes_to_the_same_bytes() -> None:
-    for vector in wire("classic_identities.json", "classic.identity"):
+    for vector in wire_vectors("classic_identities.json", "classic.identity"):
         encoded, fields = bytes.fromhex(vector["hex"]), vector["fields"]
         read = verify_classic_history(encoded)
         assert verify_any_history(encoded) == read
@@ -111,7 +112,7 @@ def test_every_vector_verifies_and_encodes_to_the_same_bytes() -> None:
 
 
 def test_histories_of_known_seeds_are_made_byte_for_byte() -> None:
-    for vector in wire("classic_identities.json", "classic.identity"):
+    for vector in wire_vectors("classic_identities.json", "classic.identity"):
         seeds, vault = vector["fields"].get("ed25519_seeds", []), MemoryVault()
         if len(seeds) == 1:
             key = vault.import_secret(KeyKind.ED25519, bytes.fromhex(seeds[0]))

@@ -1,14 +1,14 @@
 import attrs
 import pytest
 
-from tests.vectors import wire
+from tests.support.vectors import wire_vectors
 from trionode.errors import IdentityError
-from trionode.protocol import cbor
-from trionode.protocol.attestation import CLOCK_SKEW, PurposeKeyAttestation
-from trionode.protocol.credential import Credential, PresentedCredential, verify_credential
-from trionode.protocol.identity import ChangeHistory, Identifier, create_history, verify_history
-from trionode.protocol.signed import DataKind, Signed
-from trionode.protocol.vault import KeyHandle, KeyKind
+from trionode.protocol.identity.attestation import CLOCK_SKEW, PurposeKeyAttestation
+from trionode.protocol.identity.credential import Credential, PresentedCredential, verify_credential
+from trionode.protocol.identity.identity import ChangeHistory, Identifier, create_history, verify_history
+from trionode.protocol.identity.keys import KeyHandle, KeyKind
+from trionode.protocol.identity.signed import DataKind, Signed
+from trionode.protocol.wire import cbor
 from trionode.vault.memory import MemoryVault
 
 NOW = 1_700_000_000
@@ -16,7 +16,7 @@ PEER = Identifier(bytes(range(32)))
 
 
 def test_the_verdict_on_every_credential_check_vector_is_that_of_the_running_peer() -> None:
-    for vector in wire("credential_checks.json", "current.credential_check"):
+    for vector in wire_vectors("credential_checks.json", "current.credential_check"):
         fields = vector["fields"]
         presented = PresentedCredential.decode(bytes.fromhex(vector["hex"]))
         assert presented.encode().hex() == vector["hex"]
@@ -36,7 +36,7 @@ def test_the_verdict_on_every_credential_check_vector_is_that_of_the_running_pee
 
 
 def test_credential_vectors_decode_and_encode_to_the_same_bytes() -> None:
-    for vector in wire("current_identity_payloads.json", "current.credential"):
+    for vector in wire_vectors("current_identity_payloads.json", "current.credential"):
         fields = vector["fields"]
         presented = PresentedCredential.decode(bytes.fromhex(vector["hex"]))
         assert presented.encode().hex() == vector["hex"]

@@ -6,11 +6,11 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from tests.vectors import wire
+from tests.support.vectors import wire_vectors
 from trionode.errors import WireError
-from trionode.protocol import cbor
-from trionode.protocol.address import MAX_VALUE, Address, decode_address, encode_address, local
-from trionode.protocol.current import (
+from trionode.protocol.wire import cbor
+from trionode.protocol.wire.address import MAX_VALUE, Address, decode_address, encode_address, local
+from trionode.protocol.wire.current_codec import (
     CURRENT,
     Close,
     RefreshCredentials,
@@ -23,8 +23,8 @@ from trionode.protocol.current import (
     seal_payload,
     seal_refresh,
 )
-from trionode.protocol.message import TransportMessage
-from trionode.protocol.route import MAX_HOPS, Route
+from trionode.protocol.wire.message import TransportMessage
+from trionode.protocol.wire.route import MAX_HOPS, Route
 
 addresses = st.one_of(
     st.builds(encode_address, st.integers(0, 255), st.binary(max_size=40)),
@@ -41,7 +41,7 @@ def texts(route: tuple[bytes, ...]) -> list[str]:
 
 
 def test_frames_in_vectors_decode_and_encode_byte_for_byte() -> None:
-    vectors = wire("current_tcp_frames.json", "current.frame")
+    vectors = wire_vectors("current_tcp_frames.json", "current.frame")
     assert vectors
     for vector in vectors:
         body, fields = bytes.fromhex(vector["hex"])[4:], vector["fields"]
@@ -55,7 +55,7 @@ def test_frames_in_vectors_decode_and_encode_byte_for_byte() -> None:
 
 
 def test_channel_messages_in_vectors_decode_and_encode_byte_for_byte() -> None:
-    vectors = wire("current_messages.json", "current.plaintext")
+    vectors = wire_vectors("current_messages.json", "current.plaintext")
     assert {vector["fields"]["message"] for vector in vectors} == {"Payload", "RefreshCredentials", "Close"}
     for vector in vectors:
         plain, fields = bytes.fromhex(vector["hex"]), vector["fields"]
@@ -237,7 +237,7 @@ def test_every_truncation_of_a_message_is_refused(message: TransportMessage) -> 
 
 
 def test_mutated_channel_messages_give_one_or_a_wire_error() -> None:
-    for vector in wire("current_messages.json", "current.plaintext"):
+    for vector in wire_vectors("current_messages.json", "current.plaintext"):
         plain = bytes.fromhex(vector["hex"])
         for at in range(len(plain)):
             for value in (0x00, 0x40, 0x5F, 0x80, 0x9F, 0xA1, 0xC0, 0xF6, 0xF9, 0xFF, plain[at] ^ 1, plain[at] ^ 0x20):

@@ -6,15 +6,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.vectors import wire as wire_vectors
+from tests.support.vectors import wire_vectors
 from trionode.errors import WireError
-from trionode.protocol.current import CURRENT
-from trionode.protocol.framing import FrameDecoder, join_frames
-from trionode.protocol.wire import Wire
+from trionode.protocol.wire.current_codec import CURRENT
+from trionode.protocol.wire.framing import FrameDecoder, join_frames
+from trionode.protocol.wire.version import ProtocolVersion
 
 # The classic generation's framing: no preface, two bytes of length (spec §3.1).
 CLASSIC_FRAMING = attrs.evolve(CURRENT, name="classic framing", preface=b"", length_size=2, max_frame=65535)
-WIRES = [CURRENT, CLASSIC_FRAMING]
+VERSIONS = [CURRENT, CLASSIC_FRAMING]
 HEARTBEAT = bytes.fromhex("83808040")
 
 
@@ -26,21 +26,23 @@ def in_chunks(data: bytes, cuts: list[int]) -> Iterator[bytes]:
     yield data[start:]
 
 
-@pytest.mark.parametrize("wire", WIRES, ids=lambda wire: wire.name)
+@pytest.mark.parametrize("protocol_version", VERSIONS, ids=lambda protocol_version: protocol_version.name)
 @given(st.lists(st.binary(min_size=1, max_size=300), max_size=20), st.lists(st.integers(0, 10_000), max_size=30))
-def test_any_chunking_of_the_bytes_gives_the_same_frames(wire: Wire, frames: list[bytes], cuts: list[int]) -> None:
-    decoder = FrameDecoder(wire)
-    data = wire.preface + join_frames(wire, frames)
+def test_any_chunking_of_the_bytes_gives_the_same_frames(
+    protocol_version: ProtocolVersion, frames: list[bytes], cuts: list[int]
+) -> None:
+    decoder = FrameDecoder(protocol_version)
+    data = protocol_version.preface + join_frames(protocol_version, frames)
     assert [frame for chunk in in_chunks(data, cuts) for frame in decoder.receive(chunk)] == frames
     assert decoder.greeted
     assert decoder.is_between_frames
 
 
-@pytest.mark.parametrize("wire", WIRES, ids=lambda wire: wire.name)
-def test_frames_that_arrive_byte_by_byte_are_whole(wire: Wire) -> None:
-    decoder = FrameDecoder(wire)
+@pytest.mark.parametrize("protocol_version", VERSIONS, ids=lambda protocol_version: protocol_version.name)
+def test_frames_that_arrive_byte_by_byte_are_whole(protocol_version: ProtocolVersion) -> None:
+    decoder = FrameDecoder(protocol_version)
     frames = [b"a", b"bb" * 200, b"c"]
-    data = wire.preface + join_frames(wire, frames)
+    data = protocol_version.preface + join_frames(protocol_version, frames)
     assert [frame for i in range(len(data)) for frame in decoder.receive(data[i : i + 1])] == frames
 
 
@@ -72,21 +74,21 @@ def test_another_preface_is_refused_in_words_that_name_both(first: bytes) -> Non
 
 
 def test_a_preface_of_many_bytes_may_arrive_in_parts_and_is_checked_at_each() -> None:
-    wire = attrs.evolve(CURRENT, preface=b"abc")
-    decoder = FrameDecoder(wire)
+    protocol_version = attrs.evolve(CURRENT, preface=b"abc")
+    decoder = FrameDecoder(protocol_version)
     assert not decoder.receive(b"a")
     assert not decoder.greeted
-    assert decoder.receive(b"bc" + join_frames(wire, [b"x"])) == [b"x"]
+    assert decoder.receive(b"bc" + join_frames(protocol_version, [b"x"])) == [b"x"]
     with pytest.raises(WireError, match="began with 7a"):
-        FrameDecoder(wire).receive(b"z")
+        FrameDecoder(protocol_version).receive(b"z")
 
 
-@pytest.mark.parametrize("wire", WIRES, ids=lambda wire: wire.name)
+@pytest.mark.parametrize("protocol_version", VERSIONS, ids=lambda protocol_version: protocol_version.name)
 @pytest.mark.parametrize("at_once", [True, False])
-def test_an_empty_frame_is_refused(wire: Wire, *, at_once: bool) -> None:
-    decoder = FrameDecoder(wire)
-    decoder.receive(wire.preface)
-    length = bytes(wire.length_size)
+def test_an_empty_frame_is_refused(protocol_version: ProtocolVersion, *, at_once: bool) -> None:
+    decoder = FrameDecoder(protocol_version)
+    decoder.receive(protocol_version.preface)
+    length = bytes(protocol_version.length_size)
     if not at_once:
         decoder.receive(length[:1])
         length = length[1:]

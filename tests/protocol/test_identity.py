@@ -10,12 +10,11 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.vectors import wire
+from tests.support.vectors import wire_vectors
 from trionode.errors import IdentityError, LocalError, WireError
-from trionode.protocol import cbor
-from trionode.protocol.attestation import CLOCK_SKEW, PurposeKeyAttestation
-from trionode.protocol.history import Relation, relation, verify_any_history
-from trionode.protocol.identity import (
+from trionode.protocol.identity.attestation import CLOCK_SKEW, PurposeKeyAttestation
+from trionode.protocol.identity.history import Relation, relation, verify_any_history
+from trionode.protocol.identity.identity import (
     IDENTITY_LIFETIME,
     MAX_CHANGES,
     MAX_HISTORY,
@@ -26,9 +25,10 @@ from trionode.protocol.identity import (
     rotate,
     verify_history,
 )
-from trionode.protocol.identity_payload import MAX_CREDENTIALS, MAX_PAYLOAD, IdentityPayload
-from trionode.protocol.signed import DataKind, PublicKey, Signature, SignatureKind, Signed
-from trionode.protocol.vault import KeyHandle, KeyKind
+from trionode.protocol.identity.keys import KeyHandle, KeyKind
+from trionode.protocol.identity.payload import MAX_CREDENTIALS, MAX_PAYLOAD, IdentityPayload
+from trionode.protocol.identity.signed import DataKind, PublicKey, Signature, SignatureKind, Signed
+from trionode.protocol.wire import cbor
 from trionode.vault.memory import MemoryVault
 
 NOW = 1_700_000_000
@@ -93,7 +93,7 @@ def test_no_text_breaks_the_identifier_parser(text: str) -> None:
 
 
 def test_every_history_vector_verifies_and_encodes_to_the_same_bytes() -> None:
-    for vector in wire("current_identities.json", "current.identity"):
+    for vector in wire_vectors("current_identities.json", "current.identity"):
         encoded, fields = bytes.fromhex(vector["hex"]), vector["fields"]
         history = verify_history(encoded)
         assert history.encoded == encoded
@@ -112,7 +112,7 @@ def test_every_history_vector_verifies_and_encodes_to_the_same_bytes() -> None:
 
 
 def test_histories_of_known_seeds_are_made_byte_for_byte() -> None:
-    for vector in wire("current_identities.json", "current.identity"):
+    for vector in wire_vectors("current_identities.json", "current.identity"):
         fields, vault = vector["fields"], MemoryVault()
         seeds = fields.get("ed25519_seeds", [fields[name] for name in ("ed25519_seed",) if name in fields])
         if not seeds:
@@ -393,7 +393,7 @@ def test_purpose_keys_of_unknown_kinds_or_sizes_are_refused(purpose: cbor.Value)
 
 
 def test_every_payload_vector_decodes_verifies_and_encodes_to_the_same_bytes() -> None:
-    for vector in wire("current_identity_payloads.json", "current.identity_payload"):
+    for vector in wire_vectors("current_identity_payloads.json", "current.identity_payload"):
         encoded, fields = bytes.fromhex(vector["hex"]), vector["fields"]
         payload = IdentityPayload.decode(encoded)
         assert payload.encode() == encoded

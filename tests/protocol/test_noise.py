@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.vectors import wire
+from tests.support.vectors import wire_vectors
 from trionode.errors import HandshakeError, LocalError, MessageTooLargeError
-from trionode.protocol.noise import CLASSIC, MAX_MESSAGE, OCKAM_CURRENT, HandshakeState, Role, SymmetricState
-from trionode.protocol.vault import KeyHandle, KeyKind
+from trionode.protocol.handshake.noise import CLASSIC, MAX_MESSAGE, OCKAM_CURRENT, HandshakeState, Role, SymmetricState
+from trionode.protocol.identity.keys import KeyHandle, KeyKind
 from trionode.vault import MemoryVault
 
 PAYLOADS = (b"first", b"second", b"third")
@@ -46,9 +46,9 @@ def exchange() -> Exchange:
     return Exchange(side(Role.INITIATOR), side(Role.RESPONDER))
 
 
-@pytest.mark.parametrize(("generation", "name"), [("current", OCKAM_CURRENT), ("classic", CLASSIC)])
-def test_the_wire_vectors_come_out_byte_for_byte(generation: str, name: bytes) -> None:
-    for vector in wire(f"{generation}_noise.json", f"{generation}.noise"):
+@pytest.mark.parametrize(("protocol_version", "name"), [("current", OCKAM_CURRENT), ("classic", CLASSIC)])
+def test_the_wire_vectors_come_out_byte_for_byte(protocol_version: str, name: bytes) -> None:
+    for vector in wire_vectors(f"{protocol_version}_noise.json", f"{protocol_version}.noise"):
         known: dict[str, Any] = vector["fields"]
         assert bytes.fromhex(known["protocol_name"]) == name.ljust(32, b"\0")
         both = Exchange(

@@ -9,12 +9,12 @@ import pytest
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-from tests.vectors import load
+from tests.support.vectors import load
 from trionode.errors import HandshakeError, WireError
-from trionode.protocol.cbor import decode
-from trionode.protocol.noise import CLASSIC, CipherState, HandshakeState, Role, hkdf
-from trionode.protocol.signatures import verify_ed25519
-from trionode.protocol.vault import KeyKind
+from trionode.protocol.handshake.noise import CLASSIC, CipherState, HandshakeState, Role, hkdf
+from trionode.protocol.identity.keys import KeyKind
+from trionode.protocol.identity.signatures import verify_ed25519
+from trionode.protocol.wire.cbor import decode
 from trionode.vault import MemoryVault
 
 

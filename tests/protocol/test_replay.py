@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trionode.protocol.replay import BACKWARD, ReplayWindow
+from trionode.protocol.session.replay import BACKWARD, ReplayWindow
 
 NONCES = st.one_of(st.integers(0, 120), st.integers(0, 2**64 - 2))
 

@@ -4,8 +4,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from trionode.errors import LocalError
-from trionode.protocol.address import Address, encode_address, local
-from trionode.protocol.route import MAX_HOPS, Routable, Route
+from trionode.protocol.wire.address import Address, encode_address, local
+from trionode.protocol.wire.route import MAX_HOPS, Routable, Route
 
 encoded_addresses = st.builds(encode_address, st.integers(0, 255), st.binary(max_size=40))
 

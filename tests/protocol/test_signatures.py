@@ -7,8 +7,8 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trionode.protocol.signatures import verify_ed25519, verify_p256
-from trionode.protocol.vault import KeyKind
+from trionode.protocol.identity.keys import KeyKind
+from trionode.protocol.identity.signatures import verify_ed25519, verify_p256
 from trionode.vault import MemoryVault
 
 ED25519_ORDER = 2**252 + 27742317777372353535851937790883648493

@@ -10,10 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.vectors import load
+from tests.support.vectors import load
 from trionode.errors import LocalError, MessageTooLargeError, WireError
 from trionode.protocol import stream as streams
-from trionode.protocol.bare import Reader, data, string
 from trionode.protocol.stream import (
     ANSWER_SECONDS,
     LONG_POLL_SECONDS,
@@ -50,6 +49,7 @@ from trionode.protocol.stream import (
     valid_client_id,
     valid_stream_name,
 )
+from trionode.protocol.wire.bare import Reader, data, string
 
 # -- messages ---------------------------------------------------------------------------------------------------------------------------
 

@@ -9,19 +9,19 @@ import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from tests.vectors import load
+from tests.support.vectors import load
 from trionode import Identity, Message, Node, Route, open_node, trust_everyone
-from trionode.access import from_anywhere, from_here
-from trionode.errors import AddressInUseError, LinkLostError, LocalError, NoAnswerError
-from trionode.passage import MAX_WRITERS, Passages, Way
-from trionode.protocol import bare
-from trionode.protocol.address import Address, Encoded, local
-from trionode.protocol.current import CURRENT
-from trionode.protocol.message import HERE, Facts
-from trionode.relay_service import MAX_FORWARD, RelayLimits, RelayService
-from trionode.room import Room
-from trionode.router import Router
-from trionode.transport import Link
+from trionode.errors import AddressInUseError, AnswerTimeout, ConnectionLost, LocalError
+from trionode.net.transport import Link
+from trionode.protocol.wire import bare
+from trionode.protocol.wire.address import Address, Encoded, local
+from trionode.protocol.wire.current_codec import CURRENT
+from trionode.protocol.wire.message import LOCAL, Origin
+from trionode.relay.return_path import MAX_WRITERS, PathEntry, ReturnPaths
+from trionode.relay.service import MAX_FORWARD, RelayLimits, RelayService
+from trionode.routing.access import from_anywhere, from_local
+from trionode.routing.byte_budget import ByteBudget
+from trionode.routing.router import Router
 from trionode.workers import echo, echoer
 from trionode_loopback import Loopback
 
@@ -125,11 +125,11 @@ async def test_a_worker_of_the_hub_itself_reaches_the_holder(autojump_clock: Moc
 async def test_a_worker_of_the_hub_itself_can_be_the_holder(autojump_clock: MockClock) -> None:
     async with open_ground() as ground:
         await ground.hub.start_worker("open", echo, allow=from_anywhere)
-        await ground.hub.start_worker("vault", echo, allow=from_here)
+        await ground.hub.start_worker("vault", echo, allow=from_local)
         register(ground.hub, (), "open", back=("open",))
         register(ground.hub, (), "vault", back=("vault",))
         assert (await ground.caller.ask(Route(HUB, "forward_to_open"), b"hello")).payload == b"hello"
-        with pytest.raises(NoAnswerError):
+        with pytest.raises(AnswerTimeout):
             await ground.caller.ask(Route(HUB, "forward_to_vault"), b"hello", timeout=1)
         assert ground.hub.counters["access denied"] == 1
 
@@ -194,7 +194,7 @@ async def test_a_relay_leads_to_a_node_behind_its_holder(autojump_clock: MockClo
         )
         assert (await ground.caller.ask(Route(channel, "for channels"), b"inside")).payload == b"inside"
         # The node in between offers nothing of its own by it.
-        with pytest.raises(NoAnswerError):
+        with pytest.raises(AnswerTimeout):
             await ground.caller.ask(Route(HUB, relay.remote, "echoer"), b"?", timeout=1)
 
 
@@ -205,7 +205,7 @@ async def test_a_relay_finds_the_node_behind_its_holder_again(autojump_clock: Mo
         relay = await ground.holder.open_relay(HUB, "bob", to=Route("loopback:inside"))
         there = Route(HUB, relay.remote, "echoer")
         await (await ground.holder.connect("loopback:inside")).aclose()
-        with pytest.raises(NoAnswerError):
+        with pytest.raises(AnswerTimeout):
             await ground.caller.ask(there, b"too soon", timeout=0.01)
         assert ground.holder.counters["relay: the node behind it is away"] == 1
         await trio.sleep(1)  # virtual: longer than the first pause
@@ -214,7 +214,7 @@ async def test_a_relay_finds_the_node_behind_its_holder_again(autojump_clock: Mo
 
 async def test_a_relay_to_a_node_that_is_not_there_raises_at_once(autojump_clock: MockClock) -> None:
     async with open_ground() as ground:
-        with pytest.raises(LinkLostError):
+        with pytest.raises(ConnectionLost):
             await ground.holder.open_relay(HUB, "bob", to=Route("loopback:nobody"))
         with pytest.raises(LocalError, match="`to` begins with the place of a node"):
             await ground.holder.open_relay(HUB, "bob", to=Route("echoer"))
@@ -251,9 +251,9 @@ async def test_a_name_of_an_identity_is_nobody_elses_even_while_it_is_away(autoj
             return await secured(ground.caller)
 
         for way in (HUB, mallorys_way):
-            with pytest.raises(NoAnswerError):
+            with pytest.raises(AnswerTimeout):
                 await ground.caller.open_relay(way, "bob", timeout=3)
-        with pytest.raises(NoAnswerError):
+        with pytest.raises(AnswerTimeout):
             await ground.holder.open_relay(HUB, "bob", timeout=3)
 
         async def bobs_way() -> Route:
@@ -316,17 +316,17 @@ async def test_every_passage_goes_with_its_link_and_with_the_service(autojump_cl
         assert len(ground.hub.router._table) == before + 3
         await ground.relays.aclose()
         assert len(ground.hub.router._table) == before + 1 - 2
-        assert not ground.relays._passages._ways
-        assert not any(ground.hub.router._mourners.values())
+        assert not ground.relays._return_paths._ways
+        assert not any(ground.hub.router._close_callbacks.values())
 
 
 async def test_nobody_offers_relays_is_told_as_silence(autojump_clock: MockClock) -> None:
     network = Loopback()
     async with open_node(network) as hub, open_node(network) as holder:
         await hub.listen("loopback:hub")
-        with pytest.raises(NoAnswerError, match="may not offer the service 0#static_forwarding_service"):
+        with pytest.raises(AnswerTimeout, match="may not offer the service 0#static_forwarding_service"):
             await holder.open_relay(HUB, "bob", timeout=3)
-        with pytest.raises(LinkLostError):
+        with pytest.raises(ConnectionLost):
             await holder.open_relay(Route("loopback:nobody"), "bob")
 
 
@@ -355,7 +355,7 @@ BAD = [
 @pytest.mark.parametrize("payload", BAD)
 async def test_a_bad_registration_is_met_with_silence(payload: bytes, autojump_clock: MockClock) -> None:
     async with open_ground() as ground:
-        with pytest.raises(NoAnswerError):
+        with pytest.raises(AnswerTimeout):
             await ground.holder.ask(Route(HUB, STATIC), payload, timeout=1)
         assert ground.hub.counters == {"relay registration refused": 1}
         assert len(ground.relays) == 0
@@ -389,8 +389,8 @@ async def test_a_way_back_that_is_too_long_to_keep_is_refused(autojump_clock: Mo
 
 async def test_a_name_that_a_worker_of_the_hub_has_is_refused(autojump_clock: MockClock) -> None:
     async with open_ground() as ground:
-        await ground.hub.start_worker("forward_to_bob", echo, allow=from_here)
-        with pytest.raises(NoAnswerError):
+        await ground.hub.start_worker("forward_to_bob", echo, allow=from_local)
+        with pytest.raises(AnswerTimeout):
             await ground.holder.open_relay(HUB, "bob", timeout=3)
         assert len(ground.relays) == 0
 
@@ -413,7 +413,7 @@ async def test_a_made_up_return_route_leads_back_to_its_maker_only(autojump_cloc
     async with open_ground() as ground:
         reached: list[Message] = []
 
-        ground.hub.router.register(local("vault"), reached.append, allow=from_here)
+        ground.hub.router.register(local("vault"), reached.append, allow=from_local)
         await ground.caller.connect("loopback:hub")
         await wait_all_tasks_blocked()
         (victim_link,) = ground.hub._all_links
@@ -437,7 +437,7 @@ async def test_links_of_the_hub_stay_out_of_reach_of_those_who_know_their_addres
         relay = await ground.holder.open_relay(HUB, "bob")
         (link,) = ground.hub._all_links
         for way in (Route(HUB), Route(HUB, relay.remote)):
-            with pytest.raises(NoAnswerError):
+            with pytest.raises(AnswerTimeout):
                 await ground.caller.ask(Route(way, link.address, "echoer"), b"?", timeout=1)
         assert ground.hub.counters["access denied"] == 1
         assert ground.holder.counters["unknown address"] == 1
@@ -453,7 +453,7 @@ async def test_a_channel_with_the_hub_lends_its_name_to_no_guest(autojump_clock:
             return await secured(ground.holder)
 
         relay = await ground.holder.open_relay(way, "bob")
-        with pytest.raises(NoAnswerError):
+        with pytest.raises(AnswerTimeout):
             await ground.caller.ask(Route(HUB, relay.remote, "for channels"), b"?", timeout=1)
         assert ground.holder.counters["access denied"] == 1
 
@@ -528,7 +528,7 @@ async def test_a_holder_that_reads_nothing_costs_its_own_link_and_the_caller_goe
 
 async def test_a_trunk_never_waits_for_a_holder(autojump_clock: MockClock) -> None:
     async with open_ground() as ground, open_node(ground.network) as far:
-        await ground.hub.listen("loopback:trunk", trunk=True)
+        await ground.hub.listen("loopback:trunk", drop_when_full=True)
         hung = await raw(ground.network)
         await say(hung, (local(STATIC),), (local("hung"),), bare.string("hung"))
         await heard(hung)
@@ -544,56 +544,58 @@ async def test_a_trunk_never_waits_for_a_holder(autojump_clock: MockClock) -> No
         await hung.aclose()
 
 
-LINK, OTHER = Facts(link=local("a link")), Facts(link=local("another"))
+LINK, OTHER = Origin(link=local("a link")), Origin(link=local("another"))
 
 
 @pytest.mark.parametrize(
     ("holder", "caller", "waits"),
     [
         (LINK, OTHER, True),
-        (LINK, HERE, True),
+        (LINK, LOCAL, True),
         (LINK, LINK, False),
         (attrs.evolve(LINK, identifier=bytes(32)), LINK, False),
         (attrs.evolve(LINK, identifier=bytes(32)), OTHER, True),
-        (LINK, attrs.evolve(OTHER, trunk=True), False),
-        (Facts(stream=local("a stream")), OTHER, False),
-        (Facts(stream=local("a stream"), identifier=bytes(32)), OTHER, False),
+        (LINK, attrs.evolve(OTHER, drop_when_full=True), False),
+        (Origin(stream=local("a stream")), OTHER, False),
+        (Origin(stream=local("a stream"), identifier=bytes(32)), OTHER, False),
     ],
 )
 def test_only_a_reader_of_another_leaf_waits_for_a_holder_and_for_the_others_there_is_a_hard_bound(
-    holder: Facts, caller: Facts, waits: bool
+    holder: Origin, caller: Origin, waits: bool
 ) -> None:
     router = Router()
-    room = Room()
+    room = ByteBudget()
     seen: list[Message] = []
 
-    def hop(message: Message) -> Room | None:
+    def hop(message: Message) -> ByteBudget | None:
         seen.append(message)
         return room.add(room.hard_bound // 4)
 
     for first in ("holder", "caller"):
-        router.register(local(first), hop, allow=from_here)
-    passages = Passages(router)
-    way = passages.lead(local("holder"), holder)
+        router.register(local(first), hop, allow=from_local)
+    return_paths = ReturnPaths(router)
+    way = return_paths.lead(local("holder"), holder)
     for _ in range(8):
-        debt = passages.pass_on(Message((local("x"),), (local("caller"), local("app")), b"", caller), way, ())
-        assert debt is (room if waits else None)
+        over_budget = return_paths.pass_on(
+            Message((local("x"),), (local("caller"), local("app")), b"", caller), way, ()
+        )
+        assert over_budget is (room if waits else None)
     assert len(seen) == (8 if waits else 4)
     # What did not begin here would be an answer of its hub to a stream.
-    assert all(message.facts.is_here for message in seen) == (
-        caller is HERE or (holder.stream is not None and holder.identifier is None)
+    assert all(message.origin.is_local for message in seen) == (
+        caller is LOCAL or (holder.stream is not None and holder.identifier is None)
     )
 
 
 def test_those_who_wrote_longest_ago_are_forgotten_first() -> None:
-    way = Way(local("encryptor"), local("passage"), Facts(identifier=bytes(32)))
+    way = PathEntry(local("encryptor"), local("alias"), Origin(identifier=bytes(32)))
     for n in range(MAX_WRITERS):
         way.note(local(str(n)))
-    assert way.expects((way.passage, local("0")))
+    assert way.expects((way.alias, local("0")))
     way.note(local("new"))
     assert len(way.writers) == MAX_WRITERS
-    assert way.expects((way.passage, local("0")))
-    assert not way.expects((way.passage, local("1")))
+    assert way.expects((way.alias, local("0")))
+    assert not way.expects((way.alias, local("1")))
 
 
 # The captured conversations of ockam 0.150.0
@@ -648,12 +650,12 @@ async def test_both_generations_meet_on_one_hub_over_tcp(scheme: str, callers: s
     transports = ("tcp", "tcp_classic")
     with trio.fail_after(20):
         async with open_node("tcp") as hub, open_node(*transports) as holder, open_node(*transports) as caller:
-            place = (await hub.listen("tcp:127.0.0.1:0")).value.decode()
+            endpoint = (await hub.listen("tcp:127.0.0.1:0")).value.decode()
             await hub.serve_relays()
             await serve_channels(holder)
             await holder.start_worker("echoer", echo, allow=from_anywhere)
-            relay = await holder.open_relay(Route(f"{scheme}:{place}"), "bob")
-            way = Route(f"{callers}:{place}", relay.remote)
+            relay = await holder.open_relay(Route(f"{scheme}:{endpoint}"), "bob")
+            way = Route(f"{callers}:{endpoint}", relay.remote)
             assert (await caller.ask(Route(way, "echoer"), b"plain")).payload == b"plain"
             alice = await Identity.create(caller.vault)
             channel = await caller.open_secure_channel(Route(way, "listener"), alice, trust=trust_everyone)

@@ -10,13 +10,10 @@ import pytest
 import trio
 import trio.testing
 
-from tests.streams.classic_client import Program, call, data, frame, message, open_pair, uint
-from tests.vectors import load
+from tests.support.classic_client import Program, call, data, frame, message, open_pair, uint
+from tests.support.vectors import load
 from trionode import Node, Route, open_node, unique
 from trionode.errors import LocalError
-from trionode.protocol.address import Encoded, local
-from trionode.protocol.classic import CLASSIC
-from trionode.protocol.message import Facts, Message
 from trionode.protocol.stream import (
     LONG_POLL_SECONDS,
     MAX_RECORD,
@@ -37,14 +34,17 @@ from trionode.protocol.stream import (
     sends_again,
     uuid7_hex,
 )
-from trionode.stream_service import StreamService
-from trionode.stream_store import FinalError, Push, Stored, StoreError, StreamStore, load_store
-from trionode.stream_store.memory import MemoryStore
+from trionode.protocol.wire.address import Encoded, local
+from trionode.protocol.wire.classic_codec import CLASSIC
+from trionode.protocol.wire.message import Message, Origin
+from trionode.stream.service import StreamService
+from trionode.stream.store.base import FinalError, Push, Stored, StoreError, StreamStore, load_store
+from trionode.stream.store.memory import MemoryStore
 from trionode_loopback import Loopback
 from trionode_tcp import TCP, ClassicTCP
 
 #: Seconds for whatever a test over real sockets waits for.
-PATIENCE = 30.0
+STALL_TIMEOUT = 30.0
 
 OpenStore = Callable[[], AbstractAsyncContextManager[StreamStore]]
 
@@ -61,7 +61,7 @@ def open_store(request: pytest.FixtureRequest, tmp_path: Path) -> OpenStore:
 @asynccontextmanager
 async def open_hub(open_store: OpenStore) -> AsyncIterator[int]:
     """A hub at a free port of this machine."""
-    with trio.fail_after(2 * PATIENCE):
+    with trio.fail_after(2 * STALL_TIMEOUT):
         async with open_store() as store, open_node(TCP()) as node:
             service = await node.serve_streams(store)
             where = await node.listen("tcp:127.0.0.1:0")
@@ -247,7 +247,7 @@ async def test_a_classic_and_a_current_peer_talk_at_one_port(open_store: OpenSto
                 Route(f"{scheme}:127.0.0.1:{port}"),
                 sends=to_them,
                 receives=to_us,
-                wire="classic",
+                protocol_version="classic",
                 start=len(theirs.arrived),
             )
             await ours.send(Route(stream), scheme.encode())
@@ -280,11 +280,11 @@ class Client:
 
     def __init__(self, node: Node, *, resends: bool) -> None:
         self.link = local("link_" + os.urandom(4).hex())
-        self._facts = Facts(link=self.link, resends=resends)
+        self._origin = Origin(link=self.link, resends=resends)
         self._node = node
         self.heard: list[tuple[Encoded, Response]] = []
         self._news = trio.Event()
-        node.router.register(self.link, self._hear, allow=lambda facts: True)
+        node.router.register(self.link, self._hear, allow=lambda origin: True)
 
     def _hear(self, message: Message) -> None:
         self.heard.append((message.onward[-1], decode_response(message.payload)))
@@ -297,7 +297,7 @@ class Client:
             await self._news.wait()
 
     def tell(self, to: str, request: Request, *, back: str = "c") -> None:
-        self._node.router.deliver(Message((local(to),), (self.link, local(back)), encode(request), self._facts))
+        self._node.router.deliver(Message((local(to),), (self.link, local(back)), encode(request), self._origin))
 
     async def ask(self, to: str, request: Request, *, back: str = "c") -> Sequence[Response]:
         """What is answered until nothing moves any more."""
@@ -439,21 +439,21 @@ async def test_what_waits_takes_its_clients_room_so_that_the_link_is_not_read_on
         client = scene.client()
         await client.ask("stream_kafka", CreateRequest("s"))
         store.error = StoreError("away")
-        facts, route = Facts(link=client.link, resends=False), (client.link, local("c"))
-        debts = [
+        origin, route = Origin(link=client.link, resends=False), (client.link, local("c"))
+        over_budgets = [
             scene.node.router.deliver(
-                Message((local("stream_kafka.s"),), route, encode(PushRequest(number, bytes(60_000))), facts)
+                Message((local("stream_kafka.s"),), route, encode(PushRequest(number, bytes(60_000))), origin)
             )
             for number in range(20)
         ]
-        assert debts[0] is None
-        debt = debts[-1]
-        assert debt is not None
+        assert over_budgets[0] is None
+        over_budget = over_budgets[-1]
+        assert over_budget is not None
         with trio.move_on_after(30) as waited:
-            await debt.room()
+            await over_budget.wait_for_capacity()
         assert waited.cancelled_caught
         store.error = None
-        await debt.room()
+        await over_budget.wait_for_capacity()
 
 
 async def test_the_end_gives_up_what_the_store_has_not_taken_and_says_so(
@@ -483,7 +483,7 @@ async def test_a_push_is_stored_once_whatever_the_producers_address_looks_like(
     async with open_store() as store, open_node(Loopback()) as node:
         await node.serve_streams(store)
         client = Client(node, resends=False)
-        with trio.fail_after(PATIENCE):
+        with trio.fail_after(STALL_TIMEOUT):
             for number, request_id in enumerate((5, 3, 3, 0)):
                 client.tell(f"stream_kafka.{name}", PushRequest(request_id, b"%d" % number), back=look)
             await client.has_heard(4)
@@ -504,7 +504,7 @@ async def test_a_way_back_that_leaves_no_room_for_a_record_still_gets_an_answer(
         await client.ask("stream_kafka", CreateRequest("s"))
         await client.ask("stream_kafka.s", PushRequest(0, bytes(MAX_RECORD)))
         scene.node.router.unregister(client.link)
-        scene.node.router.register(client.link, client._hear, allow=lambda facts: True, limit=CLASSIC.max_sent)
+        scene.node.router.register(client.link, client._hear, allow=lambda origin: True, limit=CLASSIC.max_sent)
         assert await client.ask("stream_kafka.s", PullRequest(0, 0, 8)) == [
             PullResponse(0, (Record(0, bytes(MAX_RECORD)),))
         ]
@@ -580,8 +580,8 @@ async def test_streams_of_two_nodes_read_both_generations_and_write_the_chosen_o
         await hub.serve_streams(store)
         await hub.listen("loopback:hub")
         way = Route("loopback:hub")
-        mine = await one.open_stream(way, sends="there", receives="back", wire=ours)
-        yours = await other.open_stream(way, sends="back", receives="there", wire=theirs)
+        mine = await one.open_stream(way, sends="there", receives="back", protocol_version=ours)
+        yours = await other.open_stream(way, sends="back", receives="there", protocol_version=theirs)
 
         await one.send(Route(mine), "hello")
         question = await yours.receive()
@@ -589,12 +589,12 @@ async def test_streams_of_two_nodes_read_both_generations_and_write_the_chosen_o
         await other.send(question.return_route, b"answer")
         await other.send(Route(yours), b"and more")
         assert [(await mine.receive()).payload for _ in range(2)] == [b"answer", b"and more"]
-        for stream, wire in (("there", ours), ("back", theirs)):
+        for stream, protocol_version in (("there", ours), ("back", theirs)):
             records = await store.read(stream, 0, limit=10, max_bytes=10_000)
-            assert {record.message[0] for record in records} == {0x01 if wire == "classic" else 0x83}
+            assert {record.message[0] for record in records} == {0x01 if protocol_version == "classic" else 0x83}
 
 
 async def test_an_unknown_wire_is_said_to_be_unknown(autojump_clock: trio.testing.MockClock) -> None:
     async with open_node(Loopback()) as node:
         with pytest.raises(LocalError, match="'current' or 'classic', not 'klassik'"):
-            await node.open_stream(Route("loopback:hub"), sends="s", receives="r", wire="klassik")
+            await node.open_stream(Route("loopback:hub"), sends="s", receives="r", protocol_version="klassik")

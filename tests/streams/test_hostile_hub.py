@@ -9,8 +9,8 @@ import trio.testing
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.channels.parties import PATIENCE, Handler, Parties, open_parties
-from tests.streams.scripted_hub import (
+from tests.support.channel_parties import STALL_TIMEOUT, Handler, Parties, open_parties
+from tests.support.scripted_hub import (
     FAULTS,
     Fault,
     Reading,
@@ -23,8 +23,7 @@ from tests.streams.scripted_hub import (
     mixed,
 )
 from trionode import Node, Route, SecureChannel, trust_everyone, trust_only, unique
-from trionode.errors import NoAnswerError
-from trionode.protocol.current import decode_message
+from trionode.errors import AnswerTimeout
 from trionode.protocol.stream import (
     CreateResponse,
     ErrorResponse,
@@ -34,6 +33,7 @@ from trionode.protocol.stream import (
     Record,
     Response,
 )
+from trionode.protocol.wire.current_codec import decode_message
 from trionode_loopback import Loopback
 
 PAYLOADS = [b"message %d" % n for n in range(1000)]
@@ -95,7 +95,7 @@ async def test_nothing_wrong_reaches_a_handler_and_the_next_good_record_arrives(
     async with open_conversation() as talk:
         way = talk.directions[direction]
         sent = PAYLOADS[: fault.messages]
-        with trio.fail_after(PATIENCE):
+        with trio.fail_after(STALL_TIMEOUT):
             await way.send(b"before")
             await way.handler.until(b"before")
             talk.store.pushed[way.stream] = fault.start(Random(2))
@@ -136,7 +136,7 @@ async def test_two_conversations_that_are_spliced_are_refused_threat_10(autojump
 
         store.pushed[parties.alice_to_bob] = splice_into(there, back)
         store.pushed[there] = splice_into(parties.alice_to_bob, parties.bob_to_alice)
-        with trio.fail_after(PATIENCE):
+        with trio.fail_after(STALL_TIMEOUT):
             for n, channel in enumerate([talk.alices, other] * 20):
                 await parties.alice.send(Route(channel, "handler"), PAYLOADS[n])
             await parties.bob_handler.until_count(40)
@@ -154,7 +154,7 @@ async def test_records_that_were_deleted_are_missed_and_the_next_ones_arrive_thr
     async with open_conversation() as talk:
         way = talk.directions["to Bob"]
         talk.store.reading[way.stream] = lambda records: [each for each in records if each.index % 64 >= 32]
-        with trio.fail_after(PATIENCE):
+        with trio.fail_after(STALL_TIMEOUT):
             for payload in PAYLOADS[:500]:
                 await way.send(payload)
             await trio.testing.wait_all_tasks_blocked()
@@ -191,7 +191,7 @@ async def test_false_indexes_deliver_nothing_twice_and_the_next_good_record_arri
 ) -> None:
     async with open_conversation() as talk:
         way = talk.directions["to Bob"]
-        with trio.fail_after(PATIENCE):
+        with trio.fail_after(STALL_TIMEOUT):
             talk.store.reading[way.stream] = READINGS[reading]
             for payload in PAYLOADS[:300]:
                 await way.send(payload)
@@ -213,7 +213,7 @@ async def test_false_indexes_far_ahead_starve_the_reader_and_do_nothing_worse_th
     async with open_conversation() as talk:
         way = talk.directions["to Bob"]
         talk.store.reading[way.stream] = _shifted(by)
-        with trio.fail_after(PATIENCE):
+        with trio.fail_after(STALL_TIMEOUT):
             for payload in PAYLOADS[:300]:
                 await way.send(payload)
             await trio.sleep(20)
@@ -227,7 +227,7 @@ async def test_false_indexes_far_ahead_starve_the_reader_and_do_nothing_worse_th
         bob, parties = talk.parties.bob, talk.parties
         before = len(received)
         await bob.open_stream(Route("loopback:hub"), sends=parties.bob_to_alice, receives=parties.alice_to_bob, start=0)
-        with trio.fail_after(PATIENCE):
+        with trio.fail_after(STALL_TIMEOUT):
             await way.send(b"after all")
             await way.handler.until(b"after all")
             await trio.sleep(20)
@@ -239,7 +239,7 @@ async def test_a_false_position_far_ahead_is_silence_threat_23(autojump_clock: t
     store = ScriptedStore()
     store.false_position = 10**9
     async with open_parties("streams", store=store) as parties:
-        with pytest.raises(NoAnswerError):
+        with pytest.raises(AnswerTimeout):
             await parties.alice.open_secure_channel(parties.route, parties.alices, trust=trust_everyone, timeout=30)
         assert not parties.listener._pending
 
@@ -249,7 +249,7 @@ async def test_a_position_that_was_rolled_back_brings_nothing_a_second_time_thre
 ) -> None:
     async with open_conversation() as talk:
         parties, way = talk.parties, talk.directions["to Bob"]
-        with trio.fail_after(PATIENCE):
+        with trio.fail_after(STALL_TIMEOUT):
             for payload in PAYLOADS[:100]:
                 await way.send(payload)
             await way.handler.until_count(100)
@@ -361,7 +361,7 @@ async def test_false_answers_stall_nothing_and_have_no_second_effect_threat_24(
     async with open_conversation() as talk:
         way = talk.directions["to Bob"]
         sent = PAYLOADS[:300]
-        with trio.fail_after(10 * PATIENCE):
+        with trio.fail_after(10 * STALL_TIMEOUT):
             talk.tap.sent = answering(ANSWERS[answers]())
             for payload in sent:
                 await way.send(payload)
@@ -391,7 +391,7 @@ async def test_answers_to_one_client_given_to_another_bring_nothing_wrong_threat
 
         talk.tap.sent = answering(to_everybody)
         ways = list(talk.directions.values())
-        with trio.fail_after(PATIENCE):
+        with trio.fail_after(STALL_TIMEOUT):
             for payload in PAYLOADS[:100]:
                 for way in ways:
                     await way.send(payload)
@@ -420,7 +420,7 @@ async def test_no_byte_that_a_hub_ever_held_shows_a_payload_or_an_inner_address_
         parties = talk.parties
         secret, inner = b"the quick brown fox", b"an inner address"
         await parties.bob.start_worker(inner.decode(), Handler().work)
-        with trio.fail_after(PATIENCE):
+        with trio.fail_after(STALL_TIMEOUT):
             for size in (0, 1, 1000, 60_000):
                 body = secret + bytes(size)
                 await parties.alice.send(Route(talk.alices, inner.decode()), body)
@@ -468,12 +468,12 @@ async def converse_over_a_hostile_hub(seed: int) -> None:
 
     async with open_parties("streams", tap=tap, store=store) as parties:
         be_hostile(parties)
-        with suppress(NoAnswerError):
+        with suppress(AnswerTimeout):
             await parties.alice.open_secure_channel(
                 parties.route, parties.alices, trust=trust_only(parties.bobs.identifier)
             )
         be_honest()
-        with trio.fail_after(10 * PATIENCE):
+        with trio.fail_after(10 * STALL_TIMEOUT):
             talk = Conversation(parties, store, tap, *await parties.open())
             be_hostile(parties)
             for payload in PAYLOADS[:60]:

@@ -15,21 +15,21 @@ import attrs
 import pytest
 import trio
 
-from tests.certificates import Authority
+from tests.support.certificates import Authority
 from trionode.cli.stores import open_store
-from trionode.errors import LinkLostError, LocalError
+from trionode.errors import ConnectionLost, LocalError
+from trionode.net.transport import Link, Transport, load_transport
 from trionode.protocol.stream import Record
-from trionode.stream_store import Push, StoreError, load_store
+from trionode.stream.store.base import Push, StoreError, load_store
 from trionode.testing.contract import Held
 from trionode.testing.kafka import KafkaBroker, NoKafkaError, SecureListeners, run_kafka
-from trionode.transport import Link, Transport, load_transport
-from trionode_kafka.bridge import clients
-from trionode_kafka.security import Security
+from trionode_kafka.client import clients
+from trionode_kafka.client.security import Security
 
 #: Seconds within which a mistake has to be told.
 SOON = 6.0
 #: Seconds for what works, on a machine with other load.
-PATIENCE = 30.0
+STALL_TIMEOUT = 30.0
 
 
 @pytest.fixture(scope="module")
@@ -60,11 +60,11 @@ def password(secure: SecureListeners, **options: str) -> dict[str, str]:
 
 
 def mutual_tls(secure: SecureListeners) -> Client:
-    return Client(secure.ssl, {"security": "ssl", "authority": secure.authority, "certificate": secure.certificate})
+    return Client(secure.ssl, {"security": "ssl", "ca_file": secure.authority, "certificate": secure.certificate})
 
 
 def scram(secure: SecureListeners) -> Client:
-    return Client(secure.sasl_ssl, {"security": "sasl_ssl", "authority": secure.authority, **password(secure)})
+    return Client(secure.sasl_ssl, {"security": "sasl_ssl", "ca_file": secure.authority, **password(secure)})
 
 
 def plain_password(secure: SecureListeners) -> Client:
@@ -79,7 +79,7 @@ async def test_streams_are_kept_in_a_kafka_that_knows_who_asks(
     broker: KafkaBroker, client: Callable[[SecureListeners], Client]
 ) -> None:
     stream = f"test_{os.urandom(4).hex()}"
-    with trio.fail_after(PATIENCE):
+    with trio.fail_after(STALL_TIMEOUT):
         async with client(broker.secure).store() as store:
             await store.create(stream)
             await store.append([Push(stream, b"producer", 0, b"hello")])
@@ -94,7 +94,7 @@ async def test_links_go_through_a_kafka_that_knows_who_asks(
     kafka = client(broker.secure)
     links, accepted = trio.open_memory_channel[Link](1)
     frame = os.urandom(1 << 20)  # more than a record of TLS, and of Kafka, holds
-    with trio.fail_after(PATIENCE):
+    with trio.fail_after(STALL_TIMEOUT):
         async with trio.open_nursery() as nursery:
             at = await nursery.start(kafka.transport().serve, kafka.where, links.send)
             one = await kafka.transport().connect(at)
@@ -108,8 +108,8 @@ async def test_links_go_through_a_kafka_that_knows_who_asks(
 
 def wrong_ways(secure: SecureListeners, plain: str, stranger: Authority) -> dict[str, tuple[Client, str]]:
     """What can be done wrong, and what is to be said of it."""
-    tls = {"security": "ssl", "authority": secure.authority}
-    both = {"security": "sasl_ssl", "authority": secure.authority}
+    tls = {"security": "ssl", "ca_file": secure.authority}
+    both = {"security": "sasl_ssl", "ca_file": secure.authority}
     host = secure.ssl.replace("127.0.0.1", "127.1")  # another name of the same address
     unfit = stranger.sign_client().certificate
     return {
@@ -130,10 +130,10 @@ def wrong_ways(secure: SecureListeners, plain: str, stranger: Authority) -> dict
         ),
         "unknown authority": (
             Client(secure.sasl_ssl, {"security": "sasl_ssl", **password(secure)}),
-            "nobody who is trusted here has signed the other end's certificate: give the file of who did as authority",
+            "nobody who is trusted here has signed the other end's certificate: give the file of who did as ca_file",
         ),
         "another authority": (
-            Client(secure.ssl, {"security": "ssl", "authority": stranger.path}),
+            Client(secure.ssl, {"security": "ssl", "ca_file": stranger.path}),
             "nobody who is trusted here has signed",
         ),
         "wrong host name": (Client(host, tls), "certificate is not valid for '127.1'"),
@@ -184,7 +184,7 @@ def test_a_command_takes_the_options_of_its_store_and_the_password_from_where_no
         env=environment,
         capture_output=True,
         text=True,
-        timeout=PATIENCE,
+        timeout=STALL_TIMEOUT,
         check=False,
     )
     assert done.returncode == 0, done.stderr
@@ -204,7 +204,7 @@ async def test_each_wrong_way_to_speak_to_a_kafka_is_told_in_one_line_within_sec
     for name, (client, match) in wrong_ways(broker.secure, broker.bootstrap, Authority(tmp_path)).items():
         for attempt in (_open_store, _connect):
             began = time.monotonic()
-            with pytest.raises(LinkLostError) as raised:
+            with pytest.raises(ConnectionLost) as raised:
                 await attempt(client)
             assert time.monotonic() - began < SOON, name
             told = str(raised.value)
@@ -237,7 +237,7 @@ async def test_who_may_not_do_it_is_told_so(broker: KafkaBroker) -> None:
                 await store.position("client", "stream")
             with told:
                 await store.read("stream", 0, limit=1, max_bytes=1)
-        with pytest.raises(LinkLostError, match=r"can't connect to kafka:.* does not let this user do that"):
+        with pytest.raises(ConnectionLost, match=r"can't connect to kafka:.* does not let this user do that"):
             await _connect(kafka)
         with pytest.raises(LocalError, match=r"can't listen at kafka:.* does not let this user do that"):
             await kafka.transport().serve(f"{kafka.where}/somebody", Link.aclose)
@@ -246,14 +246,14 @@ async def test_who_may_not_do_it_is_told_so(broker: KafkaBroker) -> None:
 @pytest.mark.kafka
 async def test_something_that_says_nothing_is_no_kafka(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(clients, "CONNECT_SECONDS", 0.3)
-    monkeypatch.setattr("trionode_kafka.bridge.probe.CONNECT_SECONDS", 0.3)
+    monkeypatch.setattr("trionode_kafka.client.probe.CONNECT_SECONDS", 0.3)
     before = Held.now()
     (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
     where = f"127.0.0.1:{listener.socket.getsockname()[1]}"
     async with listener:
         with trio.fail_after(SOON):
             for options in ({}, {"security": "ssl"}):
-                with pytest.raises(LinkLostError, match=r"said nothing for|in time"):
+                with pytest.raises(ConnectionLost, match=r"said nothing for|in time"):
                     await _open_store(Client(where, options))
             with trio.move_on_after(0.1) as scope:
                 await _connect(Client(where, {}))
@@ -269,7 +269,7 @@ async def test_a_password_is_neither_shown_nor_logged(
     file = tmp_path / "password"
     file.write_text(f"{secret}\n")
     options = {"security": "sasl_plaintext", "mechanism": "PLAIN", "username": "alice", "password_file": str(file)}
-    with caplog.at_level(logging.DEBUG), trio.fail_after(PATIENCE):
+    with caplog.at_level(logging.DEBUG), trio.fail_after(STALL_TIMEOUT):
         async with load_store(f"kafka:{broker.secure.sasl_plaintext}", **options) as store:
             await store.create("stream")
     assert "Request" in caplog.text
@@ -282,7 +282,7 @@ async def test_a_password_is_neither_shown_nor_logged(
     [
         ({"security": "SSL"}, "security is plaintext, ssl, sasl_plaintext or sasl_ssl, not 'SSL'"),
         ({"mechanism": "GSSAPI"}, "mechanism is SCRAM-SHA-512, SCRAM-SHA-256 or PLAIN, not 'GSSAPI'"),
-        ({"authority": "x.pem"}, "authority is for TLS, and security='plaintext' has none: say security='ssl'"),
+        ({"ca_file": "x.pem"}, "ca_file is for TLS, and security='plaintext' has none: say security='ssl'"),
         ({"security": "sasl_plaintext", "key": "x.pem"}, "key is for TLS"),
         ({"security": "ssl", "key": "x.pem"}, "the key x.pem has no certificate"),
         ({"username": "alice"}, "username is for SASL, and security='plaintext' has none: say security='sasl_ssl'"),
@@ -315,5 +315,5 @@ def test_files_that_can_not_be_read_are_told_so(tmp_path: Path) -> None:
     ):
         with pytest.raises(LocalError, match=match):
             Security(**sasl, password_file=str(file)).secret()
-    with pytest.raises(LocalError, match="can't read authority"):
-        Security("ssl", authority=str(tmp_path / "nothing")).tls_context()
+    with pytest.raises(LocalError, match="can't read ca_file"):
+        Security("ssl", ca_file=str(tmp_path / "nothing")).tls_context()

@@ -11,20 +11,20 @@ import pytest
 import trio
 import trio.testing
 
-from tests.strangers import write_strangely
-from trionode.errors import LinkLostError, LocalError
+from tests.support.strangers import write_strangely
+from trionode.errors import ConnectionLost, LocalError
 from trionode.protocol.stream import Record, unique, uuid7_hex
-from trionode.stream_store import Position, Push, Stored, StoreError, UnknownStreamError
+from trionode.stream.store.base import Position, Push, Stored, StoreError, UnknownStreamError
 from trionode.testing.kafka import KafkaBroker
 from trionode.testing.stream_store import check_stream_store
-from trionode_kafka import knowledge
-from trionode_kafka.bridge import Fetched, Outgoing
-from trionode_kafka.store import KafkaStore, open_kafka_store
+from trionode_kafka.client import Fetched, Outgoing
+from trionode_kafka.store import deduplication_index
+from trionode_kafka.store.store import KafkaStore, open_kafka_store
 
 pytestmark = pytest.mark.kafka
 
 #: Seconds for whatever a test waits for, on a machine with other load; a broker killed is back after 3.5-7 s.
-PATIENCE = 30.0
+STALL_TIMEOUT = 30.0
 
 
 def a_name() -> str:
@@ -100,7 +100,7 @@ async def test_every_push_is_pulled_once_and_in_order_when_the_broker_is_killed_
     pulled: list[Record] = []
     async with open_kafka_store(kafka_broker.bootstrap) as store:
         await store.create(stream)
-        with trio.fail_after(PATIENCE):
+        with trio.fail_after(STALL_TIMEOUT):
             async with trio.open_nursery() as nursery:
 
                 async def pull() -> None:
@@ -225,7 +225,7 @@ async def test_a_hub_looks_again_at_what_others_wrote_when_its_knowledge_is_old(
     kafka_broker: KafkaBroker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stream, producer = a_name(), a_producer()
-    monkeypatch.setattr(knowledge, "KNOWN_SECONDS", 0)
+    monkeypatch.setattr(deduplication_index, "KNOWN_SECONDS", 0)
     async with open_kafka_store(kafka_broker.bootstrap) as a, open_kafka_store(kafka_broker.bootstrap) as b:
         await a.create(stream)
         assert await append(a, stream, producer, [b"0"]) == [0]
@@ -241,7 +241,7 @@ async def test_a_push_refused_because_its_hub_woke_too_late_is_looked_up_and_sen
 ) -> None:
     stream, other, producer = a_name(), a_name(), a_producer()
     slow = [0.0]
-    monkeypatch.setattr(knowledge, "time", SimpleNamespace(time=lambda: time.time() - slow[0]))
+    monkeypatch.setattr(deduplication_index, "time", SimpleNamespace(time=lambda: time.time() - slow[0]))
     async with open_kafka_store(kafka_broker.bootstrap) as a, open_kafka_store(kafka_broker.bootstrap) as b:
         await a.create(stream)
         await a.create(other)
@@ -255,7 +255,7 @@ async def test_a_push_refused_because_its_hub_woke_too_late_is_looked_up_and_sen
 
         monkeypatch.setattr(a._bridge, "renew_producer", renew_on_time)
         slow[0] = 120.0
-        with trio.fail_after(PATIENCE):
+        with trio.fail_after(STALL_TIMEOUT):
             # 1 was stored by b meanwhile, 2 was not; both, and another stream's, were refused by the broker.
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(append, a, other, producer, [b"elsewhere"])
@@ -282,7 +282,7 @@ async def test_a_record_longer_than_its_topic_takes_is_refused_and_harms_no_othe
 
         resource = ConfigResource(ConfigResourceType.TOPIC, "trionode_" + small, {"max.message.bytes": "500"})
         store._bridge._admin.alter_configs([resource])
-        with trio.fail_after(PATIENCE):
+        with trio.fail_after(STALL_TIMEOUT):
             (refused,) = await store.append([Push(small, producer, 2, bytes(1000))])
             assert isinstance(refused, StoreError)
             assert await append(store, other, producer, [b"elsewhere"]) == [0]
@@ -306,7 +306,7 @@ async def test_a_deleted_stream_is_an_error_for_readers_and_pushes_until_it_is_c
                 await of.read(stream, index, limit=1, max_bytes=100)
             errors.append(raised.value)
 
-        with trio.fail_after(PATIENCE):
+        with trio.fail_after(STALL_TIMEOUT):
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(wait, store, 1)
                 nursery.start_soon(wait, other, 5)
@@ -354,7 +354,7 @@ async def test_only_topics_and_groups_under_the_prefix_are_touched(kafka_broker:
 
 
 async def test_no_kafka_at_an_address_is_said_within_seconds() -> None:
-    with trio.fail_after(6), pytest.raises(LinkLostError, match=r"no Kafka at 127\.0\.0\.1:1 .*refused"):
+    with trio.fail_after(6), pytest.raises(ConnectionLost, match=r"no Kafka at 127\.0\.0\.1:1 .*refused"):
         async with open_kafka_store("127.0.0.1:1"):
             pass
     for wrong in ("nonsense", "host:", "host:99999", ""):
@@ -372,7 +372,7 @@ async def test_a_strangers_record_that_can_not_be_read_ends_the_reading_of_its_s
         for stream in (bad, good):
             await store.create(stream)
             await append(store, stream, a_producer(), [b"first"])
-        with trio.fail_after(PATIENCE):
+        with trio.fail_after(STALL_TIMEOUT):
             async with trio.open_nursery() as nursery:
                 if at_the_end:
                     nursery.start_soon(read_all, store, good, 0, 2)

@@ -12,9 +12,10 @@ import trio.testing
 
 from trionode.errors import LocalError
 from trionode.protocol.stream import RECORD_OVERHEAD, Record
-from trionode.stream_store import Position, Push, Stored, StoreError, StreamStore, fitting, memory, sqlite
-from trionode.stream_store.memory import open_memory_store
-from trionode.stream_store.sqlite import open_sqlite_store
+from trionode.stream.store import memory, sqlite
+from trionode.stream.store.base import Position, Push, Stored, StoreError, StreamStore, fitting
+from trionode.stream.store.memory import open_memory_store
+from trionode.stream.store.sqlite import open_sqlite_store
 from trionode.testing.stream_store import CHECKS, Check, Ground, run_check
 
 
@@ -174,8 +175,8 @@ async def test_a_cancelled_append_is_whole_or_nothing(tmp_path: Path) -> None:
 
 PUSHER = """
 import itertools, sys, trio
-from trionode.stream_store import Push
-from trionode.stream_store.sqlite import open_sqlite_store
+from trionode.stream.store.base import Push
+from trionode.stream.store.sqlite import open_sqlite_store
 
 async def main():
     async with open_sqlite_store(sys.argv[1]) as store:
@@ -213,5 +214,5 @@ async def test_what_was_acknowledged_survives_a_kill(tmp_path: Path) -> None:
 
 def test_both_stores_are_named_by_entry_points() -> None:
     for module, opener in (("memory", open_memory_store), ("sqlite", open_sqlite_store)):
-        value = f"trionode.stream_store.{module}:open_{module}_store"
+        value = f"trionode.stream.store.{module}:open_{module}_store"
         assert EntryPoint(module, value, "trionode.stream_stores").load() is opener

@@ -8,10 +8,8 @@ import trio
 import trio.testing
 
 from trionode import Identity, Mailbox, Message, Node, Route, Stream, open_node, trust_only, unique
-from trionode.access import from_anywhere
-from trionode.errors import LinkLostError, LocalError, MessageTooLargeError, NoAnswerError, ServiceError
-from trionode.protocol.address import local
-from trionode.protocol.current import encode_message
+from trionode.errors import AnswerTimeout, ConnectionLost, LocalError, MessageTooLargeError, ServiceError
+from trionode.net.transport import Link
 from trionode.protocol.stream import (
     ANSWER_SECONDS,
     LONG_POLL_SECONDS,
@@ -32,10 +30,12 @@ from trionode.protocol.stream import (
     decode_request,
     encode,
 )
-from trionode.stream import SILENCE
-from trionode.stream_store import Push, Stored, StoreError
-from trionode.stream_store.memory import MemoryStore
-from trionode.transport import Link
+from trionode.protocol.wire.address import local
+from trionode.protocol.wire.current_codec import encode_message
+from trionode.routing.access import from_anywhere
+from trionode.stream.client import SILENCE
+from trionode.stream.store.base import Push, Stored, StoreError
+from trionode.stream.store.memory import MemoryStore
 from trionode.workers import echoer
 from trionode_loopback import Loopback, LoopbackLink
 
@@ -207,7 +207,7 @@ async def test_streams_may_be_named_in_one_alphabet_only(autojump_clock: trio.te
 async def test_no_hub_is_a_lost_link_at_once(autojump_clock: trio.testing.MockClock) -> None:
     async with open_node(Network()) as alice:
         before = trio.current_time()
-        with pytest.raises(LinkLostError, match="nobody listens at loopback:hub"):
+        with pytest.raises(ConnectionLost, match="nobody listens at loopback:hub"):
             await alice.open_stream(HUB, sends="to_bob", receives="to_alice")
         assert trio.current_time() == before
         assert len(alice.router._table) == 0
@@ -217,7 +217,7 @@ async def test_a_hub_without_the_service_is_no_answer(autojump_clock: trio.testi
     network = Network()
     async with open_node(network) as hub, open_node(network) as alice:
         await hub.listen("loopback:hub")
-        with pytest.raises(NoAnswerError, match=r"does it offer the service 0#stream_kafka"):
+        with pytest.raises(AnswerTimeout, match=r"does it offer the service 0#stream_kafka"):
             await alice.open_stream(HUB, sends="to_bob", receives="to_alice", timeout=30)
         assert trio.current_time() == pytest.approx(30, abs=1.5)
 
@@ -435,7 +435,7 @@ async def test_when_all_hubs_are_gone_at_the_opening_the_caller_hears_of_it_at_o
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     async with open_node(Network()) as alice:
-        with pytest.raises(LinkLostError, match="nobody listens"):
+        with pytest.raises(ConnectionLost, match="nobody listens"):
             await alice.open_stream([Route("loopback:one"), Route("loopback:two")], sends="a", receives="b")
         assert trio.current_time() < 1
 
@@ -485,7 +485,7 @@ async def test_a_hub_that_is_silent_for_long_is_asked_again_and_nothing_piles_up
         await trio.sleep(3600)
         asked = len(hub.times(CreateRequest))
         assert 100 < asked < 3000
-        assert sum(map(len, alice.router._mourners.values())) == 1
+        assert sum(map(len, alice.router._close_callbacks.values())) == 1
         hub.script = good_manners
         await trio.sleep(30)
         assert [request for _, request in hub.heard[-10:] if isinstance(request, PushRequest)]
@@ -683,7 +683,7 @@ async def test_undecodable_answers_of_the_hub_are_counted_and_change_nothing(
         ours, theirs = await open_pair(alice, bob)
         (link,) = alice._all_links
         for target in (ours.encoded, ours._consumer_address):
-            alice.router.deliver(Message((target,), (link.encoded, local("x")), b"\xff\xff", link.facts))
+            alice.router.deliver(Message((target,), (link.encoded, local("x")), b"\xff\xff", link.origin))
         assert alice.counters["undecodable stream answer"] == 2
         await alice.send(Route(ours), b"on")
         assert await receive(theirs, 1) == [b"on"]
@@ -724,7 +724,7 @@ async def test_a_hub_is_reached_through_a_secure_channel_and_again_after_its_lin
         identities = {node: await Identity.create(node.vault) for node in (alice, bob)}
         known = trust_only(*(each.identifier for each in identities.values()))
         await hub.serve_secure_channels("hub", hub_identity, trust=known)
-        await hub.serve_streams(store, allow=lambda facts: facts.identifier is not None)
+        await hub.serve_streams(store, allow=lambda origin: origin.identifier is not None)
         await hub.listen("loopback:hub")
         opened = 0
 

@@ -9,11 +9,8 @@ import trio
 import trio.testing
 
 from trionode import Message, Node, Route, open_node, unique
-from trionode.access import from_anywhere
 from trionode.errors import AddressInUseError
-from trionode.protocol.address import Encoded, decode_address, encode_address, local
-from trionode.protocol.current import decode_message, encode_message
-from trionode.protocol.message import Facts
+from trionode.net.transport import Link
 from trionode.protocol.stream import (
     LONG_POLL_SECONDS,
     MAX_ANSWER,
@@ -35,12 +32,15 @@ from trionode.protocol.stream import (
     encode,
     uuid7_hex,
 )
-from trionode.router import random_address
-from trionode.stream_service import StreamLimits, StreamService
-from trionode.stream_store import Push, Stored, StoreError, StreamStore
-from trionode.stream_store.memory import MemoryStore
-from trionode.stream_store.sqlite import open_sqlite_store
-from trionode.transport import Link
+from trionode.protocol.wire.address import Encoded, decode_address, encode_address, local
+from trionode.protocol.wire.current_codec import decode_message, encode_message
+from trionode.protocol.wire.message import Origin
+from trionode.routing.access import from_anywhere
+from trionode.routing.router import random_address
+from trionode.stream.service import StreamLimits, StreamService
+from trionode.stream.store.base import Push, Stored, StoreError, StreamStore
+from trionode.stream.store.memory import MemoryStore
+from trionode.stream.store.sqlite import open_sqlite_store
 from trionode_loopback import Loopback
 
 SERVICE, INDEX_SERVICE = "stream_kafka", "stream_kafka_index"
@@ -507,8 +507,8 @@ async def test_pushes_by_a_trunk_whose_reader_never_waits_are_refused_at_the_har
 ) -> None:
     store = GatedStore()
     async with open_scene(store, StreamLimits(push_bytes=10_000)) as scene:
-        await scene.node.listen("loopback:trunk", trunk=True)
-        client = Client(await scene.network.connect("trunk"))
+        await scene.node.listen("loopback:hub_to_hub", drop_when_full=True)
+        client = Client(await scene.network.connect("hub_to_hub"))
         await client.ask(SERVICE, CreateRequest("s"))
         for request_id in range(1000):
             await client.tell("stream_kafka.s", encode(PushRequest(request_id, bytes(488))))
@@ -552,7 +552,7 @@ async def test_clients_that_are_gone_are_forgotten(autojump_clock: trio.testing.
 async def test_saves_beyond_the_table_are_lost_and_nothing_else(
     autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("trionode.stream_service.MAX_SAVES", 10)
+    monkeypatch.setattr("trionode.stream.service.MAX_SAVES", 10)
     async with open_scene() as scene:
         client = await scene.client()
         await client.ask(SERVICE, CreateRequest("s"))
@@ -669,9 +669,9 @@ async def test_closing_ends_although_requests_keep_coming() -> None:
         closed = trio.Event()
 
         async def ask_on() -> None:
-            request, facts = encode(CreateRequest("s")), Facts(link=local("link"))
+            request, origin = encode(CreateRequest("s")), Origin(link=local("link"))
             while not closed.is_set():
-                scene.node.router.deliver(Message((local(SERVICE),), (local("c"),), request, facts))
+                scene.node.router.deliver(Message((local(SERVICE),), (local("c"),), request, origin))
                 await trio.lowlevel.checkpoint()
 
         with trio.fail_after(5):
@@ -698,7 +698,7 @@ class Visitor:
     def __init__(self, node: Node, identifier: bytes | None) -> None:
         self._node = node
         self._way = random_address()
-        self._facts = Facts(link=self._way, identifier=identifier)
+        self._origin = Origin(link=self._way, identifier=identifier)
         self._send, self._heard = trio.open_memory_channel[Message](100)
         node.router.register(self._way, self._take, allow=from_anywhere)
 
@@ -706,7 +706,7 @@ class Visitor:
         self._send.send_nowait(message)
 
     def tell(self, to: str, request: Request) -> None:
-        self._node.router.deliver(Message((local(to),), (self._way, local("c")), encode(request), self._facts))
+        self._node.router.deliver(Message((local(to),), (self._way, local("c")), encode(request), self._origin))
 
     async def ask(self, to: str, request: Request) -> Response:
         self.tell(to, request)
@@ -784,7 +784,7 @@ async def test_each_identity_has_positions_of_its_own(autojump_clock: trio.testi
         for index, visitor in enumerate(visitors):
             answer = await visitor.ask(INDEX_SERVICE, IndexGet("same", "open"))
             assert answer == IndexResponse("same", "open", index)
-            again = await Visitor(scene.node, visitor._facts.identifier).ask(INDEX_SERVICE, IndexGet("same", "open"))
+            again = await Visitor(scene.node, visitor._origin.identifier).ask(INDEX_SERVICE, IndexGet("same", "open"))
             assert again == answer
 
 

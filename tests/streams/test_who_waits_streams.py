@@ -9,17 +9,17 @@ import trio
 import trio.testing
 
 from trionode import Identity, Mailbox, Node, Route, Stream, open_node, trust_only, unique
-from trionode.access import from_anywhere
-from trionode.errors import LinkLostError, NoAnswerError
-from trionode.protocol.address import local
-from trionode.protocol.current import encode_message
+from trionode.errors import AnswerTimeout, ConnectionLost
+from trionode.net.transport import Link
 from trionode.protocol.stream import CreateRequest, PullRequest, PushRequest, encode
-from trionode.room import DEFAULT_BOUND, HARD_LIMIT, Room
-from trionode.stream_service import StreamLimits, StreamService
-from trionode.stream_store import StreamStore
-from trionode.stream_store.memory import MemoryStore
-from trionode.stream_store.sqlite import open_sqlite_store
-from trionode.transport import Link
+from trionode.protocol.wire.address import local
+from trionode.protocol.wire.current_codec import encode_message
+from trionode.routing.access import from_anywhere
+from trionode.routing.byte_budget import DEFAULT_BOUND, HARD_LIMIT, ByteBudget
+from trionode.stream.service import StreamLimits, StreamService
+from trionode.stream.store.base import StreamStore
+from trionode.stream.store.memory import MemoryStore
+from trionode.stream.store.sqlite import open_sqlite_store
 from trionode.workers import echoer
 from trionode_loopback import Loopback
 
@@ -42,9 +42,9 @@ class Scene:
     theirs: Stream
     echoes: Route
 
-    def rooms(self) -> dict[str, Room]:
+    def rooms(self) -> dict[str, ByteBudget]:
         """Every queue and every sum of outstanding bytes that there is now, by where it is."""
-        found: dict[str, Room] = {}
+        found: dict[str, ByteBudget] = {}
         for name, node in (("hub", self.hub), ("alice", self.alice), ("bob", self.bob)):
             for link in node._all_links:
                 found[f"{name}'s outbox to {link.peer}"] = link._outbox
@@ -92,7 +92,7 @@ class Watch(trio.abc.Instrument):
     #: Steps of tasks between two looks: a look takes as long as some ten steps.
     STEPS = 200
 
-    def __init__(self, scene: Scene, bound: Callable[[Room], int]) -> None:
+    def __init__(self, scene: Scene, bound: Callable[[ByteBudget], int]) -> None:
         self._scene = scene
         self._bound = bound
         self._steps = 0
@@ -107,7 +107,7 @@ class Watch(trio.abc.Instrument):
 
 
 @asynccontextmanager
-async def watched(scene: Scene, bound: Callable[[Room], int]) -> AsyncIterator[None]:
+async def watched(scene: Scene, bound: Callable[[ByteBudget], int]) -> AsyncIterator[None]:
     """Find no room over its bound."""
     watch = Watch(scene, bound)
     trio.lowlevel.add_instrument(watch)
@@ -118,12 +118,12 @@ async def watched(scene: Scene, bound: Callable[[Room], int]) -> AsyncIterator[N
     assert not watch.overfull
 
 
-def patient(room: Room) -> int:
+def patient(room: ByteBudget) -> int:
     """The bound where everybody who fills it waits: one more item for each of a few."""
     return room.bound + 4 * ONE_MORE
 
 
-def strangers(room: Room) -> int:
+def strangers(room: ByteBudget) -> int:
     """The bound where strangers are served, who may leave their answers lying."""
     return max(room.bound, HARD_LIMIT) + ONE_MORE
 
@@ -137,7 +137,7 @@ async def send_until_closed(link: Link, frames: list[bytes]) -> bool:
     try:
         for each in frames:
             await link.send([each])
-    except LinkLostError:
+    except ConnectionLost:
         return True
     return False
 
@@ -236,7 +236,7 @@ async def test_a_full_store_refuses_everybody_and_nothing_grows(
             nursery.start_soon(fill)
             await trio.sleep(100)
             # Both held: who filled the store, and whoever else wants to store in it; nothing has grown.
-            with pytest.raises(NoAnswerError):
+            with pytest.raises(AnswerTimeout):
                 await scene.alice.ask(scene.echoes, "x", timeout=30)
             nursery.cancel_scope.cancel()
 
@@ -258,7 +258,7 @@ class AsksBack:
             back = Route(*message.return_route.hops[:-1], "name")
             try:
                 answer = await self.node.ask(back, "who are you?", timeout=self.seconds)
-            except NoAnswerError:
+            except AnswerTimeout:
                 self.unanswered += 1
             else:
                 assert answer.text == "Alice"

@@ -6,9 +6,9 @@ from textwrap import dedent
 import pytest
 from nacl.pwhash import argon2id
 
-from trionode.testing import leaks
-from trionode.testing.leaks import Secret, Secrets, held, written
 from trionode.vault import sqlite
+from trionode_pytest import leaks
+from trionode_pytest.leaks import Secret, Secrets, held, written
 
 pytest_plugins = ["pytester"]
 # What runs within is shown here, with all its secrets.
@@ -244,7 +244,7 @@ def test_who_fails_is_told_of_his_failure_only(pytester: pytest.Pytester) -> Non
     result.assert_outcomes(failed=1)
 
 
-SHOWS = "from trionode import *\nfrom trionode.vault import MemoryVault\nfrom trionode.protocol.vault import KeyKind\nimport base64, logging\n"
+SHOWS = "from trionode import *\nfrom trionode.vault import MemoryVault\nfrom trionode.protocol.identity.keys import KeyKind\nimport base64, logging\n"
 
 
 KEY = bytes(range(200, 232))
@@ -300,7 +300,7 @@ def test_every_kind_of_secret_is_told(pytester: pytest.Pytester) -> None:
             print("the passphrase is correct horse")
 
     def test_channel():
-        from trionode.protocol.session import Session
+        from trionode.protocol.session.session import Session
         key = bytes(range(100, 132))
         Session(key, bytes(32))
         print(key)
@@ -329,7 +329,7 @@ def test_every_kind_of_secret_is_told(pytester: pytest.Pytester) -> None:
 
 
 def test_vaults_are_left_as_they_were(pytester: pytest.Pytester) -> None:
-    from trionode.protocol import session
+    from trionode.protocol.session import session
     from trionode.vault.memory import MemoryVault
 
     before = MemoryVault._keep, vars(session)["AESGCM"]

@@ -9,13 +9,13 @@ import trio
 import trio.testing
 
 from trionode import Route, open_node
-from trionode.access import from_anywhere
-from trionode.errors import LinkLostError, LocalError
-from trionode.node import Node
+from trionode.errors import ConnectionLost, LocalError
+from trionode.net.transport import Link
+from trionode.node.node import Node
+from trionode.routing.access import from_anywhere
 from trionode.testing import transport
 from trionode.testing.network import OVERTAKEN_WITHIN, Event, Fate, Faults, FaultyNetwork, Frame
 from trionode.testing.transport import CHECKS, SMALL, Check, Ground, run_check
-from trionode.transport import Link
 from trionode.workers import echoer
 
 LINES = [b"line %d of them" % n for n in range(40)]
@@ -187,10 +187,10 @@ async def test_a_cut_loses_the_link_at_both_ends_and_what_was_under_way(autojump
         network.cut("bob", "alice")
         assert await bob.receive() == [b"arrived"]
         for end in (alice, bob):
-            with pytest.raises(LinkLostError, match="cut"):
+            with pytest.raises(ConnectionLost, match="cut"):
                 await end.receive()
             assert await end.receive() == []
-            with pytest.raises(LinkLostError, match="cut"):
+            with pytest.raises(ConnectionLost, match="cut"):
                 await end.send([b"more"])
         await carol.send([b"elsewhere"])
         assert await dave.receive() == [b"elsewhere"]
@@ -208,7 +208,7 @@ async def test_a_partition_holds_back_what_is_sent_until_it_heals(
         with trio.move_on_after(1000) as scope:
             await bob.receive()
         assert scope.cancelled_caught
-        with pytest.raises(LinkLostError, match="lets nothing pass to bob"):
+        with pytest.raises(ConnectionLost, match="lets nothing pass to bob"):
             await network.transport("alice").connect("bob:1")
         network.heal()
         assert await bob.receive() == [b"held"]
@@ -223,7 +223,7 @@ async def test_nobody_hears_of_an_end_behind_a_partition(autojump_clock: trio.te
         await alice.send([b"to nobody"])
         network.heal()
         assert await alice.receive() == []
-        with pytest.raises(LinkLostError):
+        with pytest.raises(ConnectionLost):
             await alice.send([b"to nobody"])
 
 
@@ -301,7 +301,7 @@ async def test_a_node_crashes_and_starts_again(autojump_clock: trio.testing.Mock
             for wrong in (lambda: bob.node, None):
                 with pytest.raises(LocalError, match="bob is down"):
                     await bob.crash() if wrong is None else wrong()
-            with pytest.raises(LinkLostError):
+            with pytest.raises(ConnectionLost):
                 await alice.ask(ECHOER, "meanwhile")
             assert await bob.restart() is bob.node is not first
             assert (await alice.ask(ECHOER, "after")).text == "after"

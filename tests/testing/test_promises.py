@@ -8,14 +8,14 @@ import trio
 import trio.testing
 
 from trionode import Identity, Mailbox, Node, Route, SecureChannel, Stream, open_node, trust_everyone
-from trionode.errors import HandshakeError, LinkLostError, NoAnswerError, UnknownAddressError
-from trionode.stream_store.memory import MemoryStore
+from trionode.errors import AnswerTimeout, ConnectionLost, HandshakeError, UnknownAddressError
+from trionode.stream.store.memory import MemoryStore
 from trionode.testing.network import Fate, Faults, FaultyNetwork, Frame
 from trionode.vault import MemoryVault
 from trionode.workers import echoer
 
 #: Seconds of virtual time: many times what all retries take.
-PATIENCE = 600.0
+STALL_TIMEOUT = 600.0
 MESSAGES = [b"message %d" % n for n in range(60)]
 SEEDS = range(6)
 #: All but changes, which a link without a secure channel does not see.
@@ -51,10 +51,10 @@ async def serve(node: Node, identity: Identity) -> Inbox:
 async def open_surely(node: Node, way: Route, identity: Identity) -> SecureChannel:
     """A channel that has carried a message and its answer, however often something in the way of that is lost."""
     while True:
-        with suppress(LinkLostError, NoAnswerError, HandshakeError, UnknownAddressError):
+        with suppress(ConnectionLost, AnswerTimeout, HandshakeError, UnknownAddressError):
             channel = await node.open_secure_channel(way, identity, trust=trust_everyone)
             for _ in range(3):
-                with suppress(NoAnswerError):
+                with suppress(AnswerTimeout):
                     await node.ask(Route(channel, "echoer"), b"are you there?", timeout=5)
                     return channel
         await trio.sleep(1)
@@ -70,7 +70,7 @@ async def test_a_channel_delivers_nothing_that_was_not_sent_and_nothing_twice(
         await bob.listen("loopback:bob")
         identity = await Identity.create(alice.vault)
         network.disturb(HOSTILE)
-        with trio.fail_after(PATIENCE):
+        with trio.fail_after(STALL_TIMEOUT):
             channel = await open_surely(alice, way, identity)
             for message in MESSAGES:
                 try:
@@ -102,10 +102,10 @@ async def streaming(network: FaultyNetwork) -> AsyncIterator[tuple[Node, Stream,
 async def test_a_stream_keeps_all_in_order_and_once(
     network: FaultyNetwork, autojump_clock: trio.testing.MockClock
 ) -> None:
-    with trio.fail_after(PATIENCE):
+    with trio.fail_after(STALL_TIMEOUT):
         async with streaming(network) as (alice, alices, bob, _):
             inbox = Inbox()
-            await bob.start_worker("inbox", inbox.work, allow=lambda facts: True)
+            await bob.start_worker("inbox", inbox.work, allow=lambda origin: True)
             # The first record of a writer tells its hub where his numbers begin: it has to be the first that comes.
             await alice.send(Route(alices, "inbox"), MESSAGES[0])
             await inbox.has(1)
@@ -122,7 +122,7 @@ async def test_a_stream_keeps_all_in_order_and_once(
 async def test_a_channel_over_streams_delivers_nothing_that_was_not_sent_and_nothing_twice(
     network: FaultyNetwork, autojump_clock: trio.testing.MockClock
 ) -> None:
-    with trio.fail_after(PATIENCE):
+    with trio.fail_after(STALL_TIMEOUT):
         async with streaming(network) as (alice, alices, bob, _):
             inbox = await serve(bob, await Identity.create(bob.vault))
             identity = await Identity.create(alice.vault)
@@ -152,14 +152,14 @@ async def test_a_stream_goes_on_where_it_was_when_its_hub_crashes(
             yield hub
 
     at = Route("loopback:hub")
-    with trio.fail_after(PATIENCE):
+    with trio.fail_after(STALL_TIMEOUT):
         async with (
             network.crashable("hub", run_hub) as hub,
             open_node(network.transport("bob")) as bob,
             open_node(network.transport("alice")) as alice,
         ):
             inbox = Inbox()
-            await bob.start_worker("inbox", inbox.work, allow=lambda facts: True)
+            await bob.start_worker("inbox", inbox.work, allow=lambda origin: True)
             await bob.open_stream(at, sends="to_alice", receives="to_bob", client_id="bob")
             stream = await alice.open_stream(at, sends="to_bob", receives="to_alice", client_id="alice")
             for n, message in enumerate(MESSAGES):
@@ -199,10 +199,10 @@ async def test_a_node_that_crashed_is_the_same_with_the_vault_that_it_had(
 async def test_a_partition_keeps_two_apart_and_loses_nothing(
     network: FaultyNetwork, autojump_clock: trio.testing.MockClock
 ) -> None:
-    with trio.fail_after(PATIENCE):
+    with trio.fail_after(STALL_TIMEOUT):
         async with streaming(network) as (alice, alices, bob, _):
             inbox = Inbox()
-            await bob.start_worker("inbox", inbox.work, allow=lambda facts: True)
+            await bob.start_worker("inbox", inbox.work, allow=lambda origin: True)
             network.partition("bob", "hub")
             for message in MESSAGES:
                 await alice.send(Route(alices, "inbox"), message)

@@ -12,9 +12,9 @@ from trionode.errors import LocalError
 from trionode.testing.kafka import KafkaBroker
 from trionode.testing.network import Faults, FaultyNetwork
 from trionode.testing.topologies import Topologies
-from trionode.topology.problems import SpecError
-from trionode.topology.reading import parse_topology
-from trionode.topology.running import RunningTopology
+from trionode.topology.errors import SpecError
+from trionode.topology.load.loader import parse_topology
+from trionode.topology.run.topology import RunningTopology
 from trionode.topology.spec import TopologySpec
 
 pytest_plugins = ["pytester"]
@@ -60,7 +60,7 @@ async def require_answer(running: RunningTopology) -> None:
 
 
 def transports(running: RunningTopology) -> set[str]:
-    return {place.transport for node in running for place in node.places}
+    return {endpoint.transport for node in running for endpoint in node.endpoints}
 
 
 async def test_a_spec_runs_on_loopback(topology: Topologies, autojump_clock: trio.testing.MockClock) -> None:
@@ -90,8 +90,8 @@ async def test_the_command_line_stands_above_the_test(tmp_path: Path) -> None:
     async with made(tmp_path, tcp="tcp", store="sqlite").start(spec(), tcp="loopback", store="memory") as running:
         await require_answer(running)
         assert transports(running) == {"tcp"}
-        (place,) = running["hub"].places
-        assert place.value != b"127.0.0.1:4000"
+        (endpoint,) = running["hub"].endpoints
+        assert endpoint.value != b"127.0.0.1:4000"
     assert len(list(tmp_path.glob("*.db"))) == 1  # noqa: ASYNC240  # a few names in memory
 
 
@@ -159,8 +159,8 @@ async def test_a_template_tells_a_transport_of_a_strangers_where(
 ) -> None:
     async with made(tmp_path).start(spec(), tcp="loopback:mini/{}", store="memory") as running:
         await require_answer(running)
-        (place,) = running["hub"].places
-        assert re.fullmatch(rb"mini/[0-9a-f]{16}", place.value)
+        (endpoint,) = running["hub"].endpoints
+        assert re.fullmatch(rb"mini/[0-9a-f]{16}", endpoint.value)
 
 
 def test_one_argument_runs_the_same_test_elsewhere(pytester: pytest.Pytester) -> None:
@@ -174,7 +174,7 @@ def test_one_argument_runs_the_same_test_elsewhere(pytester: pytest.Pytester) ->
             async with topology.start("topology.toml", tcp="loopback", store="memory") as running:
                 assert (await running["alice"].ask(["@bob", "echoer"], "hello")).text == "hello"
                 transport = "tcp" if request.config.option.trionode_swap else "loopback"
-                assert {place.transport for node in running for place in node.places} == {transport}
+                assert {endpoint.transport for node in running for endpoint in node.endpoints} == {transport}
         """
     )
     for args in ((), ("--trionode-swap", "tcp=tcp,store=sqlite")):

@@ -6,11 +6,11 @@ from xml.etree import ElementTree as ET
 import pytest
 from click.testing import CliRunner
 
-from tests.topology.stages import STAGES
+from tests.support.stages import STAGES
 from trionode.cli import main
-from trionode.topology.graph import as_mermaid, as_svg, as_text, draw
-from trionode.topology.reading import parse_topology
-from trionode.topology.verify import Report, verify
+from trionode.topology.load.loader import parse_topology
+from trionode.verify.graph import as_mermaid, as_svg, as_text, draw
+from trionode.verify.report import Report, verify
 
 HUB = """
 [nodes.alice.secure_channels.bob]

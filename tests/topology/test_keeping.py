@@ -6,9 +6,9 @@ import pytest
 import trio
 import trio.testing
 
-from trionode.errors import LinkLostError, NoAnswerError
-from trionode.topology.keeping import Kept
-from trionode.topology.order import Part
+from trionode.errors import AnswerTimeout, ConnectionLost
+from trionode.topology.run.startup_order import Part
+from trionode.topology.run.supervise import Kept
 
 
 async def test_a_reason_that_is_a_sentence_of_ours_is_told_whole(
@@ -18,7 +18,7 @@ async def test_a_reason_that_is_a_sentence_of_ours_is_told_whole(
 
     async def open_(_: int) -> int:
         await trio.lowlevel.checkpoint()
-        raise NoAnswerError("nobody answered. " * 40 + "Or the peer refuses this identity")
+        raise AnswerTimeout("nobody answered. " * 40 + "Or the peer refuses this identity")
 
     async def ended(_: int) -> None:
         await trio.sleep_forever()
@@ -37,8 +37,8 @@ async def test_a_remote_that_words_its_refusal_anew_each_time_is_told_of_once(
     async def open_(failed: int) -> int:
         await trio.lowlevel.checkpoint()
         if next(tries) % 2:
-            raise NoAnswerError(f"no answer: {failed}")
-        raise LinkLostError(f"refused: {failed}")
+            raise AnswerTimeout(f"no answer: {failed}")
+        raise ConnectionLost(f"refused: {failed}")
 
     async def ended(_: int) -> None:
         await trio.sleep_forever()

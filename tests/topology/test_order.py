@@ -1,5 +1,5 @@
 from trionode.topology import parse_topology
-from trionode.topology.order import Part, needs
+from trionode.topology.run.startup_order import Part, needs
 
 TOPOLOGY = """
 [nodes.hub]
@@ -24,7 +24,7 @@ far = { to = ["next", "api"], trust = "everyone" }
 """
 
 
-def shown(text: str, *nodes: str) -> dict[str, set[str]]:
+def sanitize(text: str, *nodes: str) -> dict[str, set[str]]:
     spec = parse_topology(text)
     found = needs(spec, nodes or spec.nodes.keys())
     return {
@@ -34,7 +34,7 @@ def shown(text: str, *nodes: str) -> dict[str, set[str]]:
 
 
 def test_what_a_way_leads_through_comes_before_it() -> None:
-    assert shown(TOPOLOGY) == {
+    assert sanitize(TOPOLOGY) == {
         "bob.relays.bob": {"bob.secure_channels.other"},
         "bob.secure_channels.other": {"hub.links.next"},
         "bob.streams.s": set(),
@@ -48,8 +48,8 @@ def test_what_a_way_leads_through_comes_before_it() -> None:
 
 
 def test_of_nodes_that_do_not_run_here_nothing_is_waited_for() -> None:
-    assert shown(TOPOLOGY, "alice")["alice.secure_channels.outer"] == {"alice.streams.s"}
-    assert shown(TOPOLOGY, "alice")["alice.secure_channels.relayed"] == set()
+    assert sanitize(TOPOLOGY, "alice")["alice.secure_channels.outer"] == {"alice.streams.s"}
+    assert sanitize(TOPOLOGY, "alice")["alice.secure_channels.relayed"] == set()
 
 
 def test_nobody_waits_for_himself() -> None:

@@ -2,11 +2,11 @@
 
 import pytest
 
-from trionode.topology.model.building import build
-from trionode.topology.model.messages import Watcher
-from trionode.topology.model.places import place_of
-from trionode.topology.paths import Path, walk
-from trionode.topology.reading import parse_topology
+from trionode.topology.endpoints import parse_endpoint
+from trionode.topology.load.loader import parse_topology
+from trionode.verify.model.build import build
+from trionode.verify.model.messages import Watcher
+from trionode.verify.paths import Path, walk
 
 HUB = """
 [nodes.hub]
@@ -88,11 +88,11 @@ def test_whoever_is_trusted_for_the_other_end_could_read() -> None:
     text = HUB.replace('trust = { nodes = ["bob"] }', 'trust = "everyone"')
     way = path(text, "alice", "@bob", "echoer")
     hub = way.there.at(Watcher("node", "hub"))
-    wire = way.there.at(Watcher("wire", "alice → hub (tcp)"))
+    connection = way.there.at(Watcher("connection", "alice → hub (tcp)"))
     assert hub is not None
-    assert wire is not None
+    assert connection is not None
     assert hub.may_read
-    assert wire.may_read
+    assert connection.may_read
     assert hub.may_pose == ("@bob of alice",)
     assert hub.may_learn == {"echoer"}
     answer = way.back.at(Watcher("node", "hub"))
@@ -137,19 +137,19 @@ def test_a_message_does_not_pass_where_a_node_does_not_forward() -> None:
 
 
 @pytest.mark.parametrize(
-    ("place", "watchers"),
+    ("endpoint", "watchers"),
     [
-        ("tcp:127.0.0.1:4002", {"wire": "plaintext"}),
-        ("ws:127.0.0.1:4002/x", {"wire": "plaintext"}),
-        ("strange:somewhere", {"wire": "plaintext"}),
-        ("tls:127.0.0.1:4002", {"wire": "nothing"}),
-        ("wss:127.0.0.1:4002", {"wire": "nothing"}),
+        ("tcp:127.0.0.1:4002", {"connection": "plaintext"}),
+        ("ws:127.0.0.1:4002/x", {"connection": "plaintext"}),
+        ("strange:somewhere", {"connection": "plaintext"}),
+        ("tls:127.0.0.1:4002", {"connection": "nothing"}),
+        ("wss:127.0.0.1:4002", {"connection": "nothing"}),
         ("loopback:c", {}),
-        ("kafka:127.0.0.1:9092/c", {"wire": "plaintext", "store": "plaintext"}),
+        ("kafka:127.0.0.1:9092/c", {"connection": "plaintext", "store": "plaintext"}),
     ],
 )
-def test_who_sees_a_wire_follows_from_its_transport(place: str, watchers: dict[str, str]) -> None:
-    text = CHAIN.format(one="loopback:b", two=place, forwards="true")
+def test_who_sees_a_wire_follows_from_its_transport(endpoint: str, watchers: dict[str, str]) -> None:
+    text = CHAIN.format(one="loopback:b", two=endpoint, forwards="true")
     way = walk(parse_topology(text, only=()), "a", ["loopback:b", "c", "open"])
     assert way.arrives
     assert {each.at.kind: each.seen.payload for each in way.there.passed if each.at.kind != "node"} == watchers
@@ -172,14 +172,14 @@ transports.kafka = {{ security = "{listener}" }}
 workers.open = {{ run = "echoer", allow = "anyone" }}
 """
     way = path(text, "a", "b", "open")
-    assert seen(way, "a → b (kafka)", "wire") == seen_by_network
+    assert seen(way, "a → b (kafka)", "connection") == seen_by_network
     assert seen(way, "kafka:127.0.0.1:9092/b", "store") == "plaintext"
 
 
 def test_the_network_can_put_in_nothing_where_tls_protects_a_wire_but_cut_it() -> None:
-    wire = chain(two="tls:127.0.0.1:4002").there.at(Watcher("wire", "b → c (tls)"))
-    assert wire is not None
-    assert (wire.may_drop, wire.may_inject) == (True, None)
+    connection = chain(two="tls:127.0.0.1:4002").there.at(Watcher("connection", "b → c (tls)"))
+    assert connection is not None
+    assert (connection.may_drop, connection.may_inject) == (True, None)
 
 
 def test_what_leaves_the_topology_is_seen_by_whoever_is_there() -> None:
@@ -259,7 +259,7 @@ def test_a_store_sees_the_records_that_it_keeps_and_the_network_what_goes_to_kaf
     way = path(STREAMS.format(store="kafka:127.0.0.1:9092", back="back"), "alice", "@bob", "open")
     assert way.returns
     assert seen(way, "kafka:127.0.0.1:9092", "store") == "plaintext"
-    assert seen(way, "to store kafka:127.0.0.1:9092", "wire") == "plaintext"
+    assert seen(way, "to store kafka:127.0.0.1:9092", "connection") == "plaintext"
 
 
 def test_an_answer_that_goes_into_a_stream_that_nobody_reads_does_not_come_back() -> None:
@@ -288,7 +288,7 @@ def test_an_answer_that_goes_into_a_stream_that_nobody_reads_does_not_come_back(
     ],
 )
 def test_a_place_that_is_dialled_is_one_that_is_listened_at(listening: str, dialled: str, takes: bool) -> None:
-    mine, theirs = place_of(listening), place_of(dialled)
+    mine, theirs = parse_endpoint(listening), parse_endpoint(dialled)
     assert mine is not None
     assert theirs is not None
     assert mine.takes(theirs) is takes

@@ -12,24 +12,24 @@ import trio
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from trio.testing import MockClock
 
-from tests.topology.ground import ANSWER, EVIL, MARKER, SPY, Ground, Told, names_of, really, run, told, watching
-from tests.topology.lies import LIES
-from tests.topology.random_topologies import PLACES, topologies
-from tests.topology.stages import STAGES
+from tests.support.harness import ANSWER, EVIL, MARKER, SPY, Ground, Told, names_of, really, run, told, watching
+from tests.support.mutations import LIES
+from tests.support.random_topologies import ENDPOINTS, topologies
+from tests.support.stages import STAGES
 from trionode import Identity, Message, Route, open_node, trust_everyone, trust_only
-from trionode.access import from_anywhere
 from trionode.errors import HandshakeError, TrionodeError, WireError
-from trionode.protocol.address import local
-from trionode.protocol.current import CURRENT
 from trionode.protocol.stream import PullResponse, PushRequest, decode_request, decode_response, encode
-from trionode.room import Room
-from trionode.topology.checking import check_spec
-from trionode.topology.model.building import build
-from trionode.topology.model.messages import RANDOM, Body, Record, Sealed, Step, Watcher
-from trionode.topology.model.world import World
-from trionode.topology.paths import Path, walk, watchers_of
-from trionode.topology.reading import parse_topology
+from trionode.protocol.wire.address import local
+from trionode.protocol.wire.current_codec import CURRENT
+from trionode.routing.access import from_anywhere
+from trionode.routing.byte_budget import ByteBudget
+from trionode.topology.check.checks import check_spec
+from trionode.topology.load.loader import parse_topology
 from trionode.topology.spec import TopologySpec
+from trionode.verify.model.build import build
+from trionode.verify.model.messages import RANDOM, Body, Record, Sealed, Step, Watcher
+from trionode.verify.model.network import World
+from trionode.verify.paths import Path, walk, watchers_of
 from trionode_loopback import Loopback
 
 
@@ -69,11 +69,11 @@ async def injections(ground: Ground, world: World, name: str, tally: "Counter[st
     if len(path.there.ends) != 1 or not path.returns:
         return wrong
     (end,) = path.there.ends
-    sender = end.message.facts.identifier
+    sender = end.message.origin.identifier
     for each in path.there.passed:
         if each.at in {Watcher("node", flow.node), Watcher("node", end.node)} or each.at.kind == "outsider":
             continue
-        if each.at.kind == "wire" and each.seen.payload == "nothing":
+        if each.at.kind == "connection" and each.seen.payload == "nothing":
             continue
         really_: str | None = None
         forgers: list[_Forger | _Liar] = [_Liar({each.at}, MARKER)] if each.at.kind == "node" else []
@@ -83,10 +83,10 @@ async def injections(ground: Ground, world: World, name: str, tally: "Counter[st
             SPY.tamper = forger
             await ground.ask(flow.node, flow.to)
             SPY.tamper = None
-            for node, worker, payload, facts in SPY.taken:
+            for node, worker, payload, origin in SPY.taken:
                 if payload == EVIL and (node, worker) == (end.node, end.address):
                     names = {each.identity.identifier.value: each.name for each in ground.running}
-                    who = names.get(facts.identifier or b"")
+                    who = names.get(origin.identifier or b"")
                     really_ = (
                         "as the sender"
                         if who == (world.who(sender) if sender else None)
@@ -98,7 +98,7 @@ async def injections(ground: Ground, world: World, name: str, tally: "Counter[st
     for each in path.back.passed:
         if each.at in {Watcher("node", flow.node), Watcher("node", end.node)} or each.at.kind == "outsider":
             continue
-        if each.at.kind == "wire" and each.seen.payload == "nothing":
+        if each.at.kind == "connection" and each.seen.payload == "nothing":
             continue
         SPY.clear()
         SPY.tamper = _Liar(_carriers(each.at, path), ANSWER)
@@ -193,14 +193,14 @@ class _Liar:
 def of_flow(ground: Ground, world: World, path: Path, *, answered: bool) -> Iterator[str]:
     """In what one flow differs."""
     said = sorted(
-        (end.node, end.address, world.who(end.message.facts.identifier or ""))
+        (end.node, end.address, world.who(end.message.origin.identifier or ""))
         for end in path.there.ends
         if end.what == "arrived"
     )
     names = {each.identity.identifier.value: each.name for each in ground.running}
     came = sorted(
-        (node, worker, names.get(facts.identifier or b"", ""))
-        for node, worker, payload, facts in SPY.taken
+        (node, worker, names.get(origin.identifier or b"", ""))
+        for node, worker, payload, origin in SPY.taken
         if payload == MARKER
     )
     if said != came:
@@ -210,10 +210,10 @@ def of_flow(ground: Ground, world: World, path: Path, *, answered: bool) -> Iter
     sayings, facts_ = told(ground.spec, path), really()
     for watcher in sorted(sayings.keys() | facts_.keys(), key=str):
         if sayings.get(watcher) != facts_.get(watcher):
-            yield f"{watcher} said to see {shown(sayings.get(watcher))}, really {shown(facts_.get(watcher))}"
+            yield f"{watcher} said to see {sanitize(sayings.get(watcher))}, really {sanitize(facts_.get(watcher))}"
 
 
-def shown(told_: Told | None) -> str:
+def sanitize(told_: Told | None) -> str:
     return "nothing at all" if told_ is None else f"there={told_.there} back={told_.back} {sorted(told_.names)}"
 
 
@@ -229,9 +229,9 @@ def count(tally: "Counter[str]", spec: TopologySpec, path: Path) -> None:
                 tally["through a store"] += 1
             if "by the relay" in step.what:
                 tally["through a relay"] += 1
-            if step.place is not None and step.link is not None:
-                tally[f"over {step.place.transport}"] += 1
-        if sum(step.at.kind == "wire" for step in end.message.trail) > 1:
+            if step.endpoint is not None and step.link is not None:
+                tally[f"over {step.endpoint.transport}"] += 1
+        if sum(step.at.kind == "connection" for step in end.message.trail) > 1:
             tally["over several links"] += 1
     tally["copied"] += len(path.there.taken) > 1
     tally["proven"] += any(each.proven for each in path.there.passed)
@@ -275,9 +275,9 @@ OCCURS = (
     "unopened streams",
     "node sees plaintext",
     "node sees ciphertext",
-    "wire sees plaintext",
-    "wire sees ciphertext",
-    "wire sees nothing",
+    "connection sees plaintext",
+    "connection sees ciphertext",
+    "connection sees nothing",
     "store sees plaintext",
     "store sees ciphertext",
     "put in None",
@@ -285,7 +285,7 @@ OCCURS = (
     "put in as a stranger",
     "answers put in: True",
     "answers put in: False",
-    *(f"over {transport}" for transport in PLACES),
+    *(f"over {transport}" for transport in ENDPOINTS),
 )
 
 
@@ -357,8 +357,8 @@ async def test_whoever_would_be_taken_for_the_other_end_reads_and_nobody_else(tr
         mallory, bob = await Identity.create(hub.vault), await Identity.create(alice.vault, "bob")
         await hub.serve_secure_channels("ls-bob", mallory, trust=trust_everyone)
 
-        def answer_for_bob(message: Message) -> Room | None:
-            return hub.router.deliver(Message(message.onward[1:], message.back, message.payload, message.facts))
+        def answer_for_bob(message: Message) -> ByteBudget | None:
+            return hub.router.deliver(Message(message.onward[1:], message.back, message.payload, message.origin))
 
         hub.router.register(local("forward_to_rl-bob"), answer_for_bob, allow=from_anywhere)
         await hub.listen("loopback:hub")

@@ -10,22 +10,22 @@ import trio
 import trio.testing
 from nacl.pwhash import argon2id
 
-from tests.topology import running_parts
-from tests.topology.running_parts import ALICE_BOB, DIRECT, TAKEN, Counting, running
+from tests.support import running_parts
+from tests.support.running_parts import ALICE_BOB, DIRECT, TAKEN, Counting, running
 from trionode import Identity, Route, open_node
-from trionode.errors import HandshakeError, LinkLostError, LocalError, NoAnswerError, ServiceError, UnknownAddressError
-from trionode.on_demand import PAUSES
-from trionode.stream import STEADY_SECONDS
-from trionode.stream_store import load_store
+from trionode.errors import AnswerTimeout, ConnectionLost, HandshakeError, LocalError, ServiceError, UnknownAddressError
+from trionode.routing.on_demand_link import PAUSES
+from trionode.stream.client import STEADY_SECONDS
+from trionode.stream.store.base import load_store
 from trionode.topology import RunningNode, SpecError, parse_topology
-from trionode.topology.meaning import raised_by
+from trionode.topology.run.resolve import raised_by
 from trionode.vault import sqlite
 from trionode.vault.sqlite import open_sqlite_vault
 from trionode_loopback import Loopback
 
-HERE = running_parts.__name__
+LOCAL = running_parts.__name__
 #: Seconds of virtual time after which what should have come has not.
-PATIENCE = 120.0
+STALL_TIMEOUT = 120.0
 
 
 @pytest.fixture(autouse=True)
@@ -36,7 +36,7 @@ def nothing_taken() -> Iterator[None]:
 
 
 async def taken(*texts: str) -> None:
-    with trio.fail_after(PATIENCE):
+    with trio.fail_after(STALL_TIMEOUT):
         while sorted(TAKEN) != sorted(texts):
             await trio.testing.wait_all_tasks_blocked(0.01)
 
@@ -51,9 +51,9 @@ async def test_alice_and_bob_are_up_at_once(autojump_clock: trio.testing.MockClo
         assert trio.current_time() == began  # nobody has slept, nor waited for a time-out
         assert time.perf_counter() - began_really < 5
         assert answer.text == "hello"
-        assert answer.facts.identifier == topology["bob"].identity.identifier.value
+        assert answer.origin.identifier == topology["bob"].identity.identifier.value
         assert [node.name for node in topology] == ["hub", "bob", "alice"]
-        assert [str(place) for place in topology["hub"].places] == ["loopback:hub"]
+        assert [str(endpoint) for endpoint in topology["hub"].endpoints] == ["loopback:hub"]
 
 
 #: Everything needs something else, and names are chosen so that their order is the wrong one.
@@ -69,7 +69,7 @@ links.next = { to = "loopback:hub2" }
 listen = "loopback:hub2"
 forwards = true
 relay_service = {}
-links.last = { to = "loopback:bob", trunk = true }
+links.last = { to = "loopback:bob", drop_when_full = true }
 secure_channel_listeners.api.trust = "everyone"
 stream_services.orders = { store = "memory", index = "orders_list", allow = "channels" }
 
@@ -81,7 +81,7 @@ secure_channels.hub2 = { to = ["loopback:hub2", "api"], trust.nodes = "hub2" }
 
 [nodes.alice.secure_channels]
 a_channel_within = { to = ["@carol", "api"], trust.nodes = "carol" }
-a_dora = { to = ["@a_queue", "api"], trust.nodes = "dora", generation = "classic" }
+a_dora = { to = ["@a_queue", "api"], trust.nodes = "dora", protocol_version = "classic" }
 carol = { to = ["loopback:hub2", "forward_to_carol", "api"], trust.nodes = "carol" }
 far_bob = { to = ["loopback:hub", "next", "last", "api"], trust.nodes = "bob" }
 hub2 = { to = ["loopback:hub2", "api"], trust.nodes = "hub2" }
@@ -96,7 +96,7 @@ receives = "back_0123456789abcdef0123456789abcdef"
 [nodes.dora]
 workers.echoer = "echoer"
 secure_channels.orders = { to = ["loopback:hub", "next", "api"], trust.nodes = "hub2" }
-secure_channel_listeners.api = { trust.nodes = "alice", generations = ["classic"] }
+secure_channel_listeners.api = { trust.nodes = "alice", protocol_versions = ["classic"] }
 
 [nodes.dora.streams.queue]
 via = ["@orders"]
@@ -149,7 +149,7 @@ async def test_inlets_and_outlets_carry_connections() -> None:
 
 async def test_what_cannot_be_opened_is_told_bare_and_with_its_reason(autojump_clock: trio.testing.MockClock) -> None:
     spec = DIRECT.replace('["loopback:bob", "api"]', '["loopback:nobody", "api"]')
-    with pytest.raises(NoAnswerError, match=r"nodes\.alice\.secure_channels\.bob: nobody listens at loopback:nobody"):
+    with pytest.raises(AnswerTimeout, match=r"nodes\.alice\.secure_channels\.bob: nobody listens at loopback:nobody"):
         async with running(spec):
             raise AssertionError
 
@@ -190,7 +190,7 @@ async def test_what_a_hub_refuses_in_silence_is_told_with_a_reason(
         [nodes.bob]
         {refused}
     """
-    with pytest.raises(NoAnswerError, match=message):
+    with pytest.raises(AnswerTimeout, match=message):
         async with running(spec):
             raise AssertionError
 
@@ -208,7 +208,7 @@ async def test_what_a_worker_raises_ends_the_topology() -> None:
     spec = f"""
         [nodes.bob]
         listen = "loopback:bob"
-        workers.failing = {{ run = "{HERE}:failing", allow = "anyone" }}
+        workers.failing = {{ run = "{LOCAL}:failing", allow = "anyone" }}
         [nodes.alice]
     """
 
@@ -241,7 +241,7 @@ async def test_access_and_ownership_go_by_the_names_of_nodes(autojump_clock: tri
         + f"""
         [nodes.bob.workers]
         echoer = {{ run = "echoer", allow.nodes = ["alice"] }}
-        here = {{ run = "{HERE}:noting", allow = "here" }}
+        here = {{ run = "{LOCAL}:noting", allow = "here" }}
         [nodes.bob.stream_services.orders]
         store = "memory"
         owners = {{ hers = "alice", mine = "bob" }}
@@ -254,7 +254,7 @@ async def test_access_and_ownership_go_by_the_names_of_nodes(autojump_clock: tri
         alice, carol, bob = (topology[name] for name in ("alice", "carol", "bob"))
         assert (await alice.ask(["@bob", "echoer"], "hello")).text == "hello"
         assert (await bob.ask(["echoer"], "hello")).text == "hello"
-        with pytest.raises(NoAnswerError):
+        with pytest.raises(AnswerTimeout):
             await carol.ask(["@bob", "echoer"], "hello", timeout=1)
         await alice.send(["@bob", "here"], "from alice")
         await bob.send(["here"], "from bob")
@@ -438,12 +438,14 @@ async def test_channels_are_opened_anew_when_a_node_is_back(end: str, autojump_c
         await (topology.crash if end == "crash" else topology.stop)("bob")
         with pytest.raises(LocalError, match="no node 'bob' runs here; those that do are: alice"):
             topology["bob"]
-        with trio.fail_after(PATIENCE):
+        with trio.fail_after(STALL_TIMEOUT):
             await before.closed.wait()
         await trio.testing.wait_all_tasks_blocked()
-        with pytest.raises(LinkLostError, match=r"nodes\.alice\.secure_channels\.bob is not open, and is being opened"):
+        with pytest.raises(
+            ConnectionLost, match=r"nodes\.alice\.secure_channels\.bob is not open, and is being opened"
+        ):
             alice.route("@bob", "echoer")
-        with pytest.raises(NoAnswerError, match=r"secure_channels\.bob was not open within 3 s"):
+        with pytest.raises(AnswerTimeout, match=r"secure_channels\.bob was not open within 3 s"):
             await alice.ask(["@bob", "echoer"], "hello", timeout=3)
         await topology.start("bob")
         assert topology["bob"].identity is identity
@@ -461,7 +463,7 @@ async def test_who_leaves_in_order_tells_those_behind_a_hub(autojump_clock: trio
             assert (await topology["alice"].ask(["@bob", "echoer"], "hello")).text == "hello"
             before = topology["alice"].channel("bob")
             await topology.stop("bob")
-            with trio.fail_after(PATIENCE):
+            with trio.fail_after(STALL_TIMEOUT):
                 await before.closed.wait()
             await topology.start("bob")
 
@@ -475,7 +477,7 @@ async def test_streams_links_relays_and_what_is_within_survive_their_hub(
         await topology.start("hub2")
         await trio.sleep(30)
         for channel in CHANNELS:
-            with trio.fail_after(PATIENCE):
+            with trio.fail_after(STALL_TIMEOUT):
                 assert (await topology["alice"].ask([f"@{channel}", "echoer"], channel)).text == channel
 
 
@@ -565,16 +567,16 @@ async def test_workers_get_their_arguments_and_the_routes_by_which_they_send(
         DIRECT
         + f"""
         [nodes.bob.workers.inbox]
-        run = "{HERE}:noting"
+        run = "{LOCAL}:noting"
         arguments.prefix = "bob: "
         [nodes.carol]
         listen = "loopback:carol"
-        workers.inbox = {{ run = "{HERE}:noting", allow = "anyone" }}
+        workers.inbox = {{ run = "{LOCAL}:noting", allow = "anyone" }}
         [nodes.alice.workers.passing]
-        run = "{HERE}:passing"
+        run = "{LOCAL}:passing"
         sends = [["@bob", "inbox"], ["loopback:carol", "inbox"], ["mine"]]
         [nodes.alice.workers.mine]
-        run = "{HERE}:noting"
+        run = "{LOCAL}:noting"
         arguments.prefix = "mine: "
     """
     )
@@ -587,11 +589,11 @@ async def test_workers_get_their_arguments_and_the_routes_by_which_they_send(
     ("worker", "message"),
     [
         ('"nowhere_to_be_found:worker"', r"run: the worker \"nowhere_to_be_found:worker\" can't be imported: No module named"),
-        (f'"{HERE}:nothing"', "run: .* has no attribute 'nothing'"),
-        (f'"{HERE}:not_async"', "run: a worker is an async function that takes a mailbox; .* is a function that is not async"),
-        (f'"{HERE}:TAKEN"', "run: .* is of the type list"),
-        (f'{{ run = "{HERE}:noting", arguments.prefx = "a" }}', r"arguments: .* unexpected keyword argument 'prefx'. It takes \(mailbox, prefix=''\)"),
-        (f'"{HERE}:passing"', "arguments: .* missing a required .*argument: 'sends'"),
+        (f'"{LOCAL}:nothing"', "run: .* has no attribute 'nothing'"),
+        (f'"{LOCAL}:not_async"', "run: a worker is an async function that takes a mailbox; .* is a function that is not async"),
+        (f'"{LOCAL}:TAKEN"', "run: .* is of the type list"),
+        (f'{{ run = "{LOCAL}:noting", arguments.prefx = "a" }}', r"arguments: .* unexpected keyword argument 'prefx'. It takes \(mailbox, prefix=''\)"),
+        (f'"{LOCAL}:passing"', "arguments: .* missing a required .*argument: 'sends'"),
     ],
 )  # fmt: skip
 async def test_a_worker_that_cannot_be_started_is_told_with_its_keys(worker: str, message: str) -> None:
@@ -603,8 +605,8 @@ async def test_a_worker_that_cannot_be_started_is_told_with_its_keys(worker: str
 async def test_all_workers_that_cannot_be_started_are_told_at_once() -> None:
     spec = f"""
         [nodes.alice.workers]
-        one = "{HERE}:nothing"
-        two = "{HERE}:not_async"
+        one = "{LOCAL}:nothing"
+        two = "{LOCAL}:not_async"
         [nodes.bob.workers]
         three = "nowhere_to_be_found:worker"
     """

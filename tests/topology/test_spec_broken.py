@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from trionode.topology.problems import SpecError
-from trionode.topology.reading import parse_topology
+from trionode.topology.errors import SpecError
+from trionode.topology.load.loader import parse_topology
 
 BROKEN = sorted((Path(__file__).parent / "broken").glob("*.toml"))
 

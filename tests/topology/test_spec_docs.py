@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from trionode.topology.forms import Choice, Form, Key, ListOf, PluginOption, Record, Scalar, TableOf, record_of
-from trionode.topology.reading import parse_topology
-from trionode.topology.spec import Means, TopologySpec
-from trionode.topology.structure import all_tables
+from trionode.topology.load.decode import all_tables
+from trionode.topology.load.loader import parse_topology
+from trionode.topology.spec import TopologySpec, ValueKind
+from trionode.topology.types import Choice, Form, Key, ListOf, PluginOption, Record, Scalar, TableOf, record_of
 
 FILE = Path(__file__).parents[2] / "docs" / "topology.md"
 MARK = "<!-- From here on made from the classes: TRIONODE_REWRITE=1 pytest tests/topology -->\n"
@@ -28,7 +28,7 @@ def takes(form: Form) -> str:
             return f"by name: {takes(each)}"
         case TableOf():
             return "values by name"
-        case ListOf(means=Means.ROUTE):
+        case ListOf(value_kind=ValueKind.ROUTE):
             return "a route"
         case ListOf(each=ListOf()):
             return "a list of routes"
@@ -65,11 +65,11 @@ def reference() -> str:
     headers: dict[Record, list[str]] = {}
     for header, record in all_tables():
         headers.setdefault(record, []).append(header)
-    for record, places in headers.items():
+    for record, endpoints in headers.items():
         about = (record.cls.__doc__ or "").split("\n")[0]
-        shown = ", ".join(f"`[{place}]`" for place in places) if places[0] else "The file"
-        if len(places) > 2:
-            shown = f"`[….{places[0].rpartition('.')[2]}]`"
+        shown = ", ".join(f"`[{endpoint}]`" for endpoint in endpoints) if endpoints[0] else "The file"
+        if len(endpoints) > 2:
+            shown = f"`[….{endpoints[0].rpartition('.')[2]}]`"
         text += f"\n### {shown}\n\n{about}\n\n| key | takes | default | |\n|---|---|---|---|\n"
         for key in record.keys.values():
             name = f"**{key.name}**" if key.is_required else key.name

@@ -4,15 +4,15 @@ from typing import Literal
 import pytest
 
 from trionode.errors import LocalError
-from trionode.stream_store import GROUP as STORES
-from trionode.topology.plugins import _load, check_place, installed, port_of, wrong_options
+from trionode.net.transport import GROUP
+from trionode.stream.store.base import GROUP as STORES
+from trionode.topology.check.plugins import _load, check_endpoint, installed, port_of, wrong_options
 from trionode.topology.spec import Option
-from trionode.transport import GROUP
 
 
 def make(  # type: ignore[no-untyped-def]
     size: int = 1,
-    patience: float = 1.0,
+    stall_timeout: float = 1.0,
     name: str | None = None,
     brokers: str | Sequence[str] = (),
     mode: Literal["fast", "safe"] = "fast",
@@ -40,14 +40,14 @@ def _plugins(monkeypatch: pytest.MonkeyPatch) -> None:
     def found(*, group: str, name: str | None = None) -> list[Entry]:
         return [Entry(each) for each in ("made", "strings") if name in {None, each}]
 
-    monkeypatch.setattr("trionode.topology.plugins.entry_points", found)
-    monkeypatch.setattr("trionode.topology.plugins._load", _load.__wrapped__)
-    monkeypatch.setattr("trionode.topology.plugins.installed", installed.__wrapped__)
+    monkeypatch.setattr("trionode.topology.check.plugins.entry_points", found)
+    monkeypatch.setattr("trionode.topology.check.plugins._load", _load.__wrapped__)
+    monkeypatch.setattr("trionode.topology.check.plugins.installed", installed.__wrapped__)
 
 
 GOOD: list[Mapping[str, Option]] = [
-    {"size": 2, "patience": 2, "name": "x", "brokers": "a:1"},
-    {"brokers": ("a:1", "b:2"), "mode": "safe", "check": False, "patience": 0.5},
+    {"size": 2, "stall_timeout": 2, "name": "x", "brokers": "a:1"},
+    {"brokers": ("a:1", "b:2"), "mode": "safe", "check": False, "stall_timeout": 0.5},
     {"anything": 1, "unknown": ("x",)},
 ]
 
@@ -62,7 +62,7 @@ def test_options_that_a_plugin_takes_are_no_problem(options: Mapping[str, Option
     [
         ("size", True, "expected a whole number; this is true"),
         ("size", 1.5, "expected a whole number; this is the number 1.5"),
-        ("patience", "1", 'expected a number; this is the text "1"'),
+        ("stall_timeout", "1", 'expected a number; this is the text "1"'),
         ("name", 5, "expected a text; this is the number 5"),
         ("name", ("a",), "expected a text; this is a list"),
         ("brokers", 5, "expected a text or a list of texts; this is the number 5"),
@@ -81,7 +81,7 @@ def test_an_unknown_option_is_a_problem_of_its_key_and_only_options_of_files_are
             "clocks",
             (
                 'unknown option of the transport "made"; '
-                "known are: anything, brokers, check, mode, name, patience, size, unknown"
+                "known are: anything, brokers, check, mode, name, size, stall_timeout, unknown"
             ),
             True,
         )
@@ -116,4 +116,4 @@ def test_a_place_has_a_port_where_its_transport_has_ports(name: str, where: str,
 )
 def test_a_place_that_its_transport_can_not_mean_is_refused(name: str, where: str) -> None:
     with pytest.raises(LocalError, match=r"expected HOST:PORT|did you mean 'tls:a:1'"):
-        check_place(name, where)
+        check_endpoint(name, where)

@@ -6,13 +6,13 @@ from typing import cast
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.topology.toml_text import Toml, toml_text
-from trionode.topology.forms import Choice, Form, ListOf, PluginOption, Record, Scalar, TableOf, record_of
+from tests.support.toml_text import Toml, toml_text
+from trionode.topology.errors import KeyPath, Problem, SpecError
+from trionode.topology.load.decode import structure
+from trionode.topology.load.loader import parse_topology
 from trionode.topology.positions import find_positions
-from trionode.topology.problems import KeyPath, Problem, SpecError
-from trionode.topology.reading import parse_topology
 from trionode.topology.spec import TopologySpec
-from trionode.topology.structure import structure
+from trionode.topology.types import Choice, Form, ListOf, PluginOption, Record, Scalar, TableOf, record_of
 
 GOOD = (Path(__file__).parent / "good" / "alice_bob_and_a_hub.toml").read_text()
 

@@ -5,11 +5,11 @@ from pathlib import Path
 import pytest
 
 from trionode.errors import LocalError
-from trionode.topology.checking import check_spec
-from trionode.topology.plugins import _load, installed, missing_plugin
+from trionode.topology.check.checks import check_spec
+from trionode.topology.check.plugins import _load, installed, missing_plugin
+from trionode.topology.errors import Position, Problem, SpecError, keys_of, nearest, quoted
+from trionode.topology.load.loader import load_topology, parse_topology, read_topology
 from trionode.topology.positions import find_positions
-from trionode.topology.problems import Position, Problem, SpecError, keys_of, nearest, quoted
-from trionode.topology.reading import load_topology, parse_topology, read_topology
 from trionode.topology.spec import (
     ANYONE,
     CHANNELS,
@@ -167,7 +167,7 @@ def test_numbers_that_python_would_not_write_are_told_of() -> None:
 
 def test_where_one_table_is_broken_what_refers_to_it_is_not() -> None:
     assert problems_of(BOB + ALICE.replace("to = [", "too = [")) == [
-        't.toml:6:1: nodes.alice.secure_channels.bob.too: unknown key; did you mean "to"? known are: generation, to, trust',
+        't.toml:6:1: nodes.alice.secure_channels.bob.too: unknown key; did you mean "to"? known are: protocol_version, to, trust',
         't.toml:11:1: flows.hello.too: unknown key; did you mean "to"? known are: answered, from, to',
     ]
 
@@ -202,7 +202,7 @@ def test_a_plugin_that_lacks_something_says_what(
 
     _load.cache_clear()
     installed.cache_clear()
-    monkeypatch.setattr("trionode.topology.plugins.entry_points", lambda **_: [Entry()])
+    monkeypatch.setattr("trionode.topology.check.plugins.entry_points", lambda **_: [Entry()])
     try:
         assert missing_plugin("trionode.transports", "ws") == f'the transport "ws" {told}'
     finally:
@@ -211,9 +211,9 @@ def test_a_plugin_that_lacks_something_says_what(
 
 
 def test_constructors_take_what_files_take() -> None:
-    assert NodeSpec(listen=["tcp:a:1", ListenerSpec("tcp:a:2", trunk=True)]).listen == (
+    assert NodeSpec(listen=["tcp:a:1", ListenerSpec("tcp:a:2", drop_when_full=True)]).listen == (
         ListenerSpec("tcp:a:1"),
-        ListenerSpec("tcp:a:2", trunk=True),
+        ListenerSpec("tcp:a:2", drop_when_full=True),
     )
     assert NodeSpec(workers={"e": "echoer"}).workers == {"e": WorkerSpec("echoer", allow=CHANNELS)}
     assert StreamServiceSpec("memory", allow="anyone") == StreamServiceSpec(StoreSpec("memory"), allow=ANYONE)
@@ -241,7 +241,7 @@ def test_a_spec_made_in_python_is_checked_without_positions() -> None:
     )
     assert [str(problem) for problem in check_spec(spec)] == [
         'nodes.alice.secure_channels.b.to[0]: node "alice" has no secure channel or stream "c"; known are: @b',
-        'nodes.alice.secure_channels.b.generation: expected "current" or "classic"; this is the text "clasic"',
+        'nodes.alice.secure_channels.b.protocol_version: expected "current" or "classic"; this is the text "clasic"',
         'flows.f.from: there is no node "alic"; did you mean "alice"? known are: alice',
     ]
     assert check_spec(PYTHON) == ()

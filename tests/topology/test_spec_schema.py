@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 from jsonschema import Draft202012Validator
 
-from trionode.topology.schema import json_schema
+from trionode.topology.load.json_schema import json_schema
 
-HERE = Path(__file__).parent
-ROOT = HERE.parents[1]
+LOCAL = Path(__file__).parent
+ROOT = LOCAL.parents[1]
 FILE = ROOT / "docs" / "topology.schema.json"
-GOOD = [*sorted((HERE / "good").glob("*.toml")), *sorted((ROOT / "examples").rglob("topology*.toml"))]
+GOOD = [*sorted((LOCAL / "good").glob("*.toml")), *sorted((ROOT / "examples").rglob("topology*.toml"))]
 
 #: What a schema can't say: TOML that is none, and references between parts of a file.
 BEYOND = {
@@ -28,7 +28,7 @@ BEYOND = {
     "routes_in_a_circle",
     "true_in_capitals",
 }
-BROKEN = [path for path in sorted((HERE / "broken").glob("*.toml")) if path.stem not in BEYOND]
+BROKEN = [path for path in sorted((LOCAL / "broken").glob("*.toml")) if path.stem not in BEYOND]
 
 
 def test_the_schema_in_the_docs_is_made_from_the_classes() -> None:

@@ -5,12 +5,12 @@ import attrs
 import pytest
 from hypothesis import HealthCheck, given, settings
 
-from tests.topology.random_topologies import PLACES, topologies
+from tests.support.random_topologies import ENDPOINTS, topologies
 from trionode.errors import LocalError
 from trionode.topology import IdentitySpec, TopologySpec, check_spec, load_topology, parse_topology, swap
-from trionode.topology.forms import Leaf, leaves, record_of
-from trionode.topology.model.places import Place, place_of
-from trionode.topology.paths import walk
+from trionode.topology.endpoints import Endpoint, parse_endpoint
+from trionode.topology.types import Leaf, leaves, record_of
+from trionode.verify.paths import walk
 
 GOOD = Path(__file__).parent / "good" / "alice_bob_and_a_hub.toml"
 
@@ -19,12 +19,14 @@ def all_leaves(spec: TopologySpec) -> list[Leaf]:
     return list(leaves(spec, record_of(TopologySpec)))
 
 
-def places(spec: TopologySpec) -> list[Place]:
+def endpoints(spec: TopologySpec) -> list[Endpoint]:
     """All places of a spec, in its order, each as often as it is named."""
-    found: list[Place] = []
+    found: list[Endpoint] = []
     for leaf in all_leaves(spec):
         texts = leaf.value if isinstance(leaf.value, tuple) else (leaf.value,)
-        found += [place for text in texts if isinstance(text, str) and (place := place_of(text)) is not None]
+        found += [
+            endpoint for text in texts if isinstance(text, str) and (endpoint := parse_endpoint(text)) is not None
+        ]
     return found
 
 
@@ -32,7 +34,7 @@ def without_places(spec: TopologySpec) -> list[tuple[object, object]]:
     def plain(value: object) -> object:
         if isinstance(value, tuple):
             return tuple(map(plain, value))
-        return "a place" if isinstance(value, str) and place_of(value) is not None else value
+        return "a place" if isinstance(value, str) and parse_endpoint(value) is not None else value
 
     return [(leaf.path, plain(leaf.value)) for leaf in all_leaves(spec)]
 
@@ -40,14 +42,14 @@ def without_places(spec: TopologySpec) -> list[tuple[object, object]]:
 @given(topologies())
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 def test_to_loopback_and_back_changes_places_and_nothing_else(spec: TopologySpec) -> None:
-    in_memory = swap(spec, **{name: "loopback" for name in PLACES if name != "loopback"})
-    assert {place.transport for place in places(in_memory)} <= {"loopback"}
+    in_memory = swap(spec, **{name: "loopback" for name in ENDPOINTS if name != "loopback"})
+    assert {endpoint.transport for endpoint in endpoints(in_memory)} <= {"loopback"}
     assert check_spec(in_memory) == ()
     back = swap(in_memory, loopback="tcp")
-    assert {place.transport for place in places(back)} <= {"tcp"}
+    assert {endpoint.transport for endpoint in endpoints(back)} <= {"tcp"}
     assert without_places(in_memory) == without_places(back) == without_places(spec)
     # Whoever was reached is reached, and nobody else.
-    before, between, after = places(spec), places(in_memory), places(back)
+    before, between, after = endpoints(spec), endpoints(in_memory), endpoints(back)
     for one in range(len(before)):
         for other in range(len(before)):
             same = before[one].takes(before[other])

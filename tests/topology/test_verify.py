@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from tests.topology.stages import STAGES
+from tests.support.stages import STAGES
 from trionode.cli import main
-from trionode.topology.findings import Finding
-from trionode.topology.problems import SpecError, keys_of
-from trionode.topology.reading import parse_topology
-from trionode.topology.telling import as_json, tell
-from trionode.topology.verify import Report, verify
+from trionode.topology.errors import SpecError, keys_of
+from trionode.topology.load.loader import parse_topology
+from trionode.verify.findings import Finding
+from trionode.verify.render import as_json, tell
+from trionode.verify.report import Report, verify
 
 GOOD = """
 [nodes.hub]
@@ -212,15 +212,15 @@ CASES: list[tuple[str, str, str, str]] = [
         GOOD.replace('{ nodes = ["bob"] }\n[nodes.bob]', '"everyone"\n[nodes.bob]'),
     ),
     (
-        "trunk",
+        "drop_when_full",
         "note",
-        "nodes.alice.links.x.trunk",
-        GOOD + '\n[nodes.alice.links.x]\nto = "tcp:127.0.0.1:4000"\ntrunk = true',
+        "nodes.alice.links.x.drop_when_full",
+        GOOD + '\n[nodes.alice.links.x]\nto = "tcp:127.0.0.1:4000"\ndrop_when_full = true',
     ),
     (
         "ring",
         "warning",
-        "nodes.a.links.b.trunk",
+        "nodes.a.links.b.drop_when_full",
         """
 [nodes.a]
 listen = "tcp:127.0.0.1:1"

@@ -9,22 +9,22 @@ import pytest
 import trio
 import trio.testing
 
-from trionode.errors import LinkLostError, RemoteError, WireError
-from trionode.stream_store import StoreError
-from trionode.transport import Link
-from trionode_kafka.bridge import Arrive, AwayError, Bridge, Confirm, Fetched, Outgoing, RefusedByBrokerError
-from trionode_kafka.link import (
+from trionode.errors import ConnectionLost, RemoteError, WireError
+from trionode.net.transport import Link
+from trionode.stream.store.base import StoreError
+from trionode_kafka.client import Arrive, AwayError, Bridge, Confirm, Fetched, Outgoing, RefusedByBrokerError
+from trionode_kafka.link.frames import RECORD_BYTES, Kind, Record
+from trionode_kafka.link.link import (
     CANCELLED_GRACE,
     CLOSE_GRACE,
     FRAME_SECONDS,
-    PATIENCE_SECONDS,
     SILENCE_SECONDS,
+    STALL_TIMEOUT,
     TELL_BYTES,
     WINDOW,
     KafkaLink,
 )
-from trionode_kafka.records import RECORD_BYTES, Kind, Record
-from trionode_kafka.sharing import BEAT_SECONDS, SharedKafka
+from trionode_kafka.link.shared_client import BEAT_SECONDS, SharedKafka
 
 #: Seconds between two beats of the real thing.
 STEP = BEAT_SECONDS / 2
@@ -193,8 +193,8 @@ async def test_a_silent_peer_is_dead_and_its_topics_go_with_it(autojump_clock: t
         await pair.other.send([b"last"])
         await pair.pass_time(SILENCE_SECONDS + BEAT_SECONDS, without=1)
         assert await pair.one.receive() == [b"last"]
-        await expect(LinkLostError, "has said nothing for", pair.one.receive)
-        await expect(LinkLostError, "has said nothing for", lambda: pair.one.send([b"x"]))
+        await expect(ConnectionLost, "has said nothing for", pair.one.receive)
+        await expect(ConnectionLost, "has said nothing for", lambda: pair.one.send([b"x"]))
         await pair.one.aclose()
         assert pair.topics.deleted == {"there", "back"}
 
@@ -206,8 +206,8 @@ async def test_who_waits_is_woken_when_the_peer_is_dead(autojump_clock: trio.tes
             while True:
                 await pair.one.send([bytes(WINDOW)])
 
-        nursery.start_soon(expect, LinkLostError, "has said nothing for", pair.one.receive)
-        nursery.start_soon(expect, LinkLostError, "has said nothing for", send_without_end)
+        nursery.start_soon(expect, ConnectionLost, "has said nothing for", pair.one.receive)
+        nursery.start_soon(expect, ConnectionLost, "has said nothing for", send_without_end)
         await pair.pass_time(SILENCE_SECONDS + BEAT_SECONDS, without=1)
 
 
@@ -218,7 +218,7 @@ async def test_a_link_lives_through_an_outage_of_kafka_and_loses_nothing(
         pair.topics.is_away = True
         for link in (pair.one, pair.other):
             await link.send([b"kept"])
-        await pair.pass_time(PATIENCE_SECONDS - BEAT_SECONDS)
+        await pair.pass_time(STALL_TIMEOUT - BEAT_SECONDS)
         pair.topics.come_back()
         for link in (pair.one, pair.other):
             assert await link.receive() == [b"kept"]
@@ -233,9 +233,9 @@ async def test_a_link_gives_up_when_kafka_is_away_for_longer_than_its_patience(
     async with a_pair() as pair:
         pair.topics.is_away = True
         await pair.one.send([b"x"])
-        await pair.pass_time(PATIENCE_SECONDS + BEAT_SECONDS)
+        await pair.pass_time(STALL_TIMEOUT + BEAT_SECONDS)
         for link in (pair.one, pair.other):
-            await expect(LinkLostError, "Kafka has confirmed nothing for", link.receive)
+            await expect(ConnectionLost, "Kafka has confirmed nothing for", link.receive)
         began = trio.current_time()
         await pair.one.aclose()
         assert trio.current_time() - began < 2
@@ -267,8 +267,8 @@ async def test_a_link_that_may_not_write_any_more_ends() -> None:
     async with a_pair() as pair:
         pair.refuse(RefusedByBrokerError("not any more"))
         await pair.one.send([b"x"])
-        await expect(LinkLostError, "can't be written any more: not any more", pair.one.receive)
-        await expect(LinkLostError, "not any more", lambda: pair.one.send([b"x"]))
+        await expect(ConnectionLost, "can't be written any more: not any more", pair.one.receive)
+        await expect(ConnectionLost, "not any more", lambda: pair.one.send([b"x"]))
 
 
 async def test_a_link_that_can_not_be_read_for_a_while_is_read_on_and_one_that_may_not_ends() -> None:
@@ -281,7 +281,7 @@ async def test_a_link_that_can_not_be_read_for_a_while_is_read_on_and_one_that_m
         pair.other.arrive(AwayError("for a while"))
         assert await pair.other.receive() == [b"2"]
         pair.other.arrive(RefusedByBrokerError("not any more"))
-        await expect(LinkLostError, "can't be read any more: not any more", pair.other.receive)
+        await expect(ConnectionLost, "can't be read any more: not any more", pair.other.receive)
 
 
 def data(number: int, content: bytes, taken: int = 0) -> bytes:
@@ -293,11 +293,11 @@ def data(number: int, content: bytes, taken: int = 0) -> bytes:
     [
         ([b""], WireError, "a record that is none of a link's"),
         ([b"nonsense that is long enough for a head"], WireError, "a record that is none of a link's"),
-        ([data(7, b"x")], LinkLostError, "records 1 to 6 .* are gone"),
+        ([data(7, b"x")], ConnectionLost, "records 1 to 6 .* are gone"),
         ([data(1, b"x", taken=1 << 40)], WireError, "has taken 1099511627776 bytes of 1"),
         ([data(1, bytes(4))], WireError, "a frame of 0 bytes"),
         ([data(1, b"\xff" * 4)], WireError, "a frame of 4294967295 bytes"),
-        ([Record(Kind.CLOSE, 7, 0).encoded()], LinkLostError, "records 1 to 6 .* are gone"),
+        ([Record(Kind.CLOSE, 7, 0).encoded()], ConnectionLost, "records 1 to 6 .* are gone"),
         (
             [data(n, (b"\0\0\x01\0" + bytes(256)) * (RECORD_BYTES // 260)) for n in range(1, 9)],
             WireError,
@@ -317,7 +317,7 @@ async def test_a_stranger_who_writes_into_a_links_topic_ends_it(
 
         await expect(error, match, read)
         await expect(error, match, read)
-        await expect(LinkLostError, match, lambda: pair.other.send([b"x"]))
+        await expect(ConnectionLost, match, lambda: pair.other.send([b"x"]))
     await trio.testing.wait_all_tasks_blocked()
     assert pair.topics.deleted == {"there", "back"}
 
@@ -325,7 +325,7 @@ async def test_a_stranger_who_writes_into_a_links_topic_ends_it(
 async def test_an_end_in_the_middle_of_a_frame_is_no_orderly_one() -> None:
     async with a_pair() as pair:
         pair.topics.write("there", data(1, b"\0\0\0\x02x"), Record(Kind.END, 2, 0).encoded())
-        await expect(LinkLostError, "in the middle of a frame", pair.other.receive)
+        await expect(ConnectionLost, "in the middle of a frame", pair.other.receive)
 
 
 async def test_a_frame_that_is_begun_and_not_ended_ends_the_link_and_one_that_goes_on_does_not(
@@ -338,7 +338,7 @@ async def test_a_frame_that_is_begun_and_not_ended_ends_the_link_and_one_that_go
         await pair.pass_time(FRAME_SECONDS - BEAT_SECONDS)
         assert await pair.other.receive() == [b"xy"]
         await pair.pass_time(2 * BEAT_SECONDS)
-        await expect(LinkLostError, "did not end a frame within 120 s", pair.other.receive)
+        await expect(ConnectionLost, "did not end a frame within 120 s", pair.other.receive)
 
 
 async def test_no_more_is_under_way_than_the_window_and_what_the_reader_takes_makes_room() -> None:
@@ -377,10 +377,10 @@ async def test_a_send_that_was_cancelled_in_the_middle_of_its_frames_breaks_the_
     async with a_pair() as pair:
         with trio.move_on_after(1):
             await pair.one.send([bytes(3 * WINDOW), bytes(3 * WINDOW)])
-        await expect(LinkLostError, "a send was cancelled in the middle", lambda: pair.one.send([b"x"]))
+        await expect(ConnectionLost, "a send was cancelled in the middle", lambda: pair.one.send([b"x"]))
         await pair.one.aclose()
         assert len(await frames_of(pair.other, 1)) == 1
-        await expect(LinkLostError, "in the middle of a frame", pair.other.receive)
+        await expect(ConnectionLost, "in the middle of a frame", pair.other.receive)
 
 
 async def test_a_record_that_is_never_confirmed_and_that_nobody_waits_for_is_forgotten_with_its_producer(
@@ -393,15 +393,15 @@ async def test_a_record_that_is_never_confirmed_and_that_nobody_waits_for_is_for
             with trio.move_on_after(1):
                 await shared.write("there", b"x")
         await pair.pass_time(STEP)
-        assert shared.generation == 0
+        assert shared.protocol_version == 0
         pair.topics.come_back()
         await pair.pass_time(2 * BEAT_SECONDS)
-        assert shared.generation == 0
+        assert shared.protocol_version == 0
         pair.topics.is_away = True
         with trio.move_on_after(1):
             await shared.write("there", b"x")
         await pair.pass_time(2 * BEAT_SECONDS)
-        assert shared.generation == 1
+        assert shared.protocol_version == 1
 
 
 async def test_closing_waits_a_short_time_for_a_kafka_that_is_away(autojump_clock: trio.testing.MockClock) -> None:

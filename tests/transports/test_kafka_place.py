@@ -10,18 +10,18 @@ import pytest
 import trio
 import trio.testing
 
-import trionode_kafka.place
-from trionode.protocol.current import CURRENT
-from trionode.transport import Link
-from trionode_kafka.bridge import Arrive, Bridge, Confirm, Fetched, Outgoing, RefusedByBrokerError, Slot, Topic
-from trionode_kafka.bridge.tails import FAILED_SECONDS, Tails
-from trionode_kafka.place import DIALS_AT_ONCE, MAX_DIALS, MAX_RIVALS, Place, fresh_id
-from trionode_kafka.records import Invitation, Kind, Record, Word
-from trionode_kafka.sharing import SharedKafka
-from trionode_kafka.transport import AGAIN_SECONDS, MAX_GREETING, KafkaTransport
+import trionode_kafka.link.endpoint
+from trionode.net.transport import Link
+from trionode.protocol.wire.current_codec import CURRENT
+from trionode_kafka.client import Arrive, Bridge, Confirm, Fetched, Outgoing, RefusedByBrokerError, Slot, Topic
+from trionode_kafka.client.follower import FAILED_SECONDS, Tails
+from trionode_kafka.link.endpoint import DIALS_AT_ONCE, MAX_DIALS, MAX_RIVALS, Endpoint, fresh_id
+from trionode_kafka.link.frames import Invitation, Kind, Record, Word
+from trionode_kafka.link.shared_client import SharedKafka
+from trionode_kafka.link.transport import AGAIN_SECONDS, MAX_GREETING, KafkaTransport
 
 AT = "kafka.example:9092/name"
-PLACE = "trionode-link-at-name"
+ENDPOINT = "trionode-link-at-name"
 
 
 class Kafka:
@@ -108,10 +108,10 @@ class Kafka:
         self._hand_over(topic, start)
 
     def say(self, word: Word, *ids: str) -> None:
-        self.write(PLACE, *(Invitation(word, each).encoded() for each in ids))
+        self.write(ENDPOINT, *(Invitation(word, each).encoded() for each in ids))
 
     def said(self, word: Word) -> list[str]:
-        words = [Invitation.decode(value) for value in self.records[PLACE]]
+        words = [Invitation.decode(value) for value in self.records[ENDPOINT]]
         return [each.who for each in words if each is not None and each.word is word]
 
     def dial(self, *, frames: bytes = b"") -> str:
@@ -191,9 +191,9 @@ async def test_two_records_of_a_stranger_cost_a_listener_some_seconds_and_nothin
         for _ in range(10):
             stranger = fresh_id()
             served.kafka.say(Word.LISTEN, stranger)
-            served.kafka.say(Word.HERE, stranger)
+            served.kafka.say(Word.LOCAL, stranger)
             await served.dialled()
-            assert trio.current_time() - before < 2 * (AGAIN_SECONDS + trionode_kafka.place.CLAIM_SECONDS)
+            assert trio.current_time() - before < 2 * (AGAIN_SECONDS + trionode_kafka.link.endpoint.CLAIM_SECONDS)
             before = trio.current_time()
         assert [
             text for text in warnings_in(caplog) if "somebody else says that he listens there" in text
@@ -207,18 +207,18 @@ async def test_who_lost_his_place_to_one_who_answers_dials_no_more_and_has_it_ag
     async with serving() as served:
         other, heard = fresh_id(), served.kafka.said(Word.LISTEN)
         served.kafka.say(Word.LISTEN, other)
-        served.kafka.say(Word.HERE, other)
+        served.kafka.say(Word.LOCAL, other)
         served.kafka.dial()
         for _ in range(50):
             if served.kafka.said(Word.LISTEN)[-1] not in (*heard, other):
                 heard = served.kafka.said(Word.LISTEN)
-                served.kafka.say(Word.HERE, other)
+                served.kafka.say(Word.LOCAL, other)
                 served.kafka.dial()
             await trio.sleep(1)
         assert not served.links
         assert len(heard) < 12
         await served.dialled()
-        assert served.kafka.said(Word.HERE)[-1] != other
+        assert served.kafka.said(Word.LOCAL)[-1] != other
 
 
 async def test_a_dial_that_is_said_again_makes_no_second_link(autojump_clock: trio.testing.MockClock) -> None:
@@ -243,7 +243,7 @@ async def test_a_dial_that_is_said_again_makes_no_second_link(autojump_clock: tr
 
 
 async def test_what_is_remembered_of_links_that_have_left_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("trionode_kafka.sharing.MAX_LEFT", 3)
+    monkeypatch.setattr("trionode_kafka.link.shared_client.MAX_LEFT", 3)
     async with serving() as served:
         for _ in range(5):
             link = await served.dialled()
@@ -257,12 +257,12 @@ async def test_a_place_that_was_made_anew_is_claimed_again_and_not_asked_for_wit
     autojump_clock: trio.testing.MockClock, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with serving() as served:
-        served.kafka.write(PLACE, *[b"junk"] * 50)
+        served.kafka.write(ENDPOINT, *[b"junk"] * 50)
         await trio.testing.wait_all_tasks_blocked()
         follows = served.kafka.follows
-        served.kafka.records.pop(PLACE)
-        served.kafka.make(PLACE)
-        arrive = served.kafka.followers.pop(PLACE)
+        served.kafka.records.pop(ENDPOINT)
+        served.kafka.make(ENDPOINT)
+        arrive = served.kafka.followers.pop(ENDPOINT)
         arrive(RefusedByBrokerError("records that were to be read are gone from the topic"))
         await served.dialled()
         assert served.kafka.follows - follows < 5
@@ -274,7 +274,7 @@ async def test_a_place_that_can_not_be_claimed_while_kafka_is_away_is_claimed_wh
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     async with serving() as served:
-        served.kafka.followers.pop(PLACE)(RefusedByBrokerError("gone"))
+        served.kafka.followers.pop(ENDPOINT)(RefusedByBrokerError("gone"))
         served.kafka.is_away = True
         await trio.sleep(100)
         assert not served.links
@@ -316,17 +316,17 @@ async def test_a_flood_of_listens_is_answered_once_a_round_trip_and_remembered_i
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     async with serving() as served:
-        place = Place(served.shared, PLACE, "kafka:" + AT)
-        place._me, place._listened, place._claimed = fresh_id(), True, True
+        endpoint = Endpoint(served.shared, ENDPOINT, "kafka:" + AT)
+        endpoint._me, endpoint._listened, endpoint._claimed = fresh_id(), True, True
         said: list[Confirm] = []
         served.kafka.send = lambda topic, batch: said.extend(confirm for _, confirm in batch)  # type: ignore[method-assign]
         for _ in range(3):
             for _ in range(5 * MAX_RIVALS):
-                place._hear(Invitation(Word.LISTEN, fresh_id()))
+                endpoint._hear(Invitation(Word.LISTEN, fresh_id()))
             assert len(said) == 1
             said.pop()(7)
             assert len(said) == 1, "one more for those who may have missed the first"
-        assert len(place._rivals) == MAX_RIVALS
+        assert len(endpoint._rivals) == MAX_RIVALS
         said.pop()(7)
         assert not said
 
@@ -360,9 +360,9 @@ async def test_who_follows_again_at_once_what_is_gone_makes_no_thread_spin() -> 
         if failures == 4:
             done.set()
         else:
-            tails.order(PLACE, 7, arrive)
+            tails.order(ENDPOINT, 7, arrive)
 
-    tails.order(PLACE, 7, arrive)
+    tails.order(ENDPOINT, 7, arrive)
     await done.wait()
     await trio.to_thread.run_sync(tails.end)
     assert trio.current_time() - began >= 3 * FAILED_SECONDS

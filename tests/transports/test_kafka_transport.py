@@ -11,13 +11,14 @@ import pytest
 import trio
 import trio.testing
 
-import trionode_kafka.link
-import trionode_kafka.place
-import trionode_kafka.sharing
-import trionode_kafka.transport
-from tests.strangers import write_strangely
+import trionode_kafka.link.endpoint
+import trionode_kafka.link.link
+import trionode_kafka.link.shared_client
+import trionode_kafka.link.transport
+from tests.support.strangers import write_strangely
 from trionode import Identity, Route, open_node, trust_only
-from trionode.errors import LinkLostError, LocalError
+from trionode.errors import ConnectionLost, LocalError
+from trionode.net.transport import Link, load_transport
 from trionode.testing import transport
 from trionode.testing.contract import Held
 from trionode.testing.kafka import KafkaBroker
@@ -37,17 +38,16 @@ from trionode.testing.transport import (
     closing_needs_no_peer_that_listens,
     run_check,
 )
-from trionode.transport import Link, load_transport
 from trionode.workers import echoer
-from trionode_kafka.bridge import Outgoing, connection
-from trionode_kafka.link import KafkaLink
-from trionode_kafka.place import Place, fresh_id
-from trionode_kafka.records import Invitation, Word
-from trionode_kafka.sharing import SharedKafka
-from trionode_kafka.transport import KafkaTransport
+from trionode_kafka.client import Outgoing, connection
+from trionode_kafka.link.endpoint import Endpoint, fresh_id
+from trionode_kafka.link.frames import Invitation, Word
+from trionode_kafka.link.link import KafkaLink
+from trionode_kafka.link.shared_client import SharedKafka
+from trionode_kafka.link.transport import KafkaTransport
 
 #: Seconds for whatever a test waits for, on a machine with other load; a broker killed is back after 3.5-7 s.
-PATIENCE = 30.0
+STALL_TIMEOUT = 30.0
 
 #: Checks that wait until nothing moves any more, which all can do at the same time.
 CLOGGED = {
@@ -102,7 +102,7 @@ async def rest(link: Link) -> list[bytes]:
 
 
 async def topics(broker: KafkaBroker, prefix: str = "trionode-link-") -> Sequence[str]:
-    from trionode_kafka.bridge import open_bridge
+    from trionode_kafka.client import open_bridge
 
     async with open_bridge(broker.bootstrap) as bridge:
         return await bridge.topics(prefix)
@@ -114,12 +114,12 @@ async def test_kafka_keeps_the_contract_in_many_checks_at_once(
     kafka_broker: KafkaBroker, checks: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Only as long as it takes, which is longer with other load: what is not deleted within these seconds is left to a sweep.
-    monkeypatch.setattr(trionode_kafka.sharing, "LINGER_SECONDS", PATIENCE / 3)
-    monkeypatch.setattr(connection, "FAREWELL_SECONDS", PATIENCE / 3)
+    monkeypatch.setattr(trionode_kafka.link.shared_client, "LINGER_SECONDS", STALL_TIMEOUT / 3)
+    monkeypatch.setattr(connection, "FAREWELL_SECONDS", STALL_TIMEOUT / 3)
     chosen = CLOGGED if "clogged" in checks else set(CHECKS) - CLOGGED - ALONE
     prefix = f"test-{os.urandom(4).hex()}-"
     before, on = Held.now(), ground(kafka_broker, prefix)
-    with trio.fail_after(2 * PATIENCE):
+    with trio.fail_after(2 * STALL_TIMEOUT):
         async with trio.open_nursery() as nursery:
             for check in chosen:
                 nursery.start_soon(check, on)
@@ -174,7 +174,7 @@ async def test_a_link_loses_and_doubles_nothing_when_the_broker_is_killed_in_bet
             into += await link.receive()
 
     async with a_pair(kafka_broker) as pair:
-        with trio.fail_after(PATIENCE):
+        with trio.fail_after(STALL_TIMEOUT):
             async with trio.open_nursery() as nursery:
                 for link, into in zip(pair, received, strict=True):
                     nursery.start_soon(receive, link, into)
@@ -192,16 +192,16 @@ async def test_a_link_loses_and_doubles_nothing_when_the_broker_is_killed_in_bet
 async def test_a_dialler_is_told_at_once_that_a_listener_has_ended_and_soon_that_it_died(
     kafka_broker: KafkaBroker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(trionode_kafka.transport, "CONNECT_SECONDS", 0.5)
+    monkeypatch.setattr(trionode_kafka.link.transport, "CONNECT_SECONDS", 0.5)
     make = partial(KafkaTransport, prefix=f"test-{os.urandom(4).hex()}-")
     name = f"{kafka_broker.bootstrap}/somebody"
-    with trio.fail_after(PATIENCE):
+    with trio.fail_after(STALL_TIMEOUT):
         async with listening(make(), name) as (at, _):
             pass
-        with pytest.raises(LinkLostError, match="nobody listens at kafka:"):
+        with pytest.raises(ConnectionLost, match="nobody listens at kafka:"):
             await make().connect(at)
         await _die_at(make(), name, monkeypatch)
-        with pytest.raises(LinkLostError, match="has the node that listened there died"):
+        with pytest.raises(ConnectionLost, match="has the node that listened there died"):
             await make().connect(at)
 
 
@@ -209,11 +209,11 @@ async def test_a_dialler_is_told_at_once_that_a_listener_has_ended_and_soon_that
 async def test_a_place_of_a_dead_listener_is_taken_over_and_that_of_a_living_one_is_not(
     kafka_broker: KafkaBroker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(trionode_kafka.place, "CLAIM_SECONDS", 0.7)
+    monkeypatch.setattr(trionode_kafka.link.endpoint, "CLAIM_SECONDS", 0.7)
     prefix = f"test-{os.urandom(4).hex()}-"
     make = partial(KafkaTransport, prefix=prefix)
     name = f"{kafka_broker.bootstrap}/somebody"
-    with trio.fail_after(PATIENCE):
+    with trio.fail_after(STALL_TIMEOUT):
         await _die_at(make(), name, monkeypatch)
         async with listening(make(), name) as (bound, accepted):
             with pytest.raises(LocalError, match=f"kafka:{name} is taken"):
@@ -232,7 +232,7 @@ async def test_a_place_of_a_dead_listener_is_taken_over_and_that_of_a_living_one
 async def _die_at(served: KafkaTransport, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Listen there, and leave the topic behind as the dead do."""
     with monkeypatch.context() as dead:
-        dead.setattr(trionode_kafka.place.Place, "is_lost", True)
+        dead.setattr(trionode_kafka.link.endpoint.Endpoint, "is_lost", True)
         async with listening(served, name):
             pass
 
@@ -256,22 +256,22 @@ async def test_one_who_stood_still_while_another_took_his_place_has_lost_it(
 ) -> None:
     # The log decides: LISTEN of B, nothing from A, HERE of B, and only then what A answers.
     a, b = fresh_id(), fresh_id()
-    place = Place(SimpleNamespace(), "topic", "kafka:host:1/name")  # type: ignore[arg-type]
+    endpoint = Endpoint(SimpleNamespace(), "topic", "kafka:host:1/name")  # type: ignore[arg-type]
     said: list[Word] = []
-    monkeypatch.setattr(place, "_say", said.append)
-    place._me, place._claimed = a, True
-    place._hear(Invitation(Word.HERE, b))
-    place._hear(Invitation(Word.LISTEN, a))
-    place._hear(Invitation(Word.HERE, b))
-    lost = [place.is_lost]  # it was of somebody from before
-    place._hear(Invitation(Word.LISTEN, b))
-    place._hear(Invitation(Word.HERE, a))
-    place._hear(Invitation(Word.HERE, b))
-    lost.append(place.is_lost)  # b had our answer before
-    place._hear(Invitation(Word.LISTEN, b))
-    place._hear(Invitation(Word.HERE, b))
-    assert [*lost, place.is_lost] == [False, False, True]
-    assert said == [Word.HERE, Word.HERE]
+    monkeypatch.setattr(endpoint, "_say", said.append)
+    endpoint._me, endpoint._claimed = a, True
+    endpoint._hear(Invitation(Word.LOCAL, b))
+    endpoint._hear(Invitation(Word.LISTEN, a))
+    endpoint._hear(Invitation(Word.LOCAL, b))
+    lost = [endpoint.is_lost]  # it was of somebody from before
+    endpoint._hear(Invitation(Word.LISTEN, b))
+    endpoint._hear(Invitation(Word.LOCAL, a))
+    endpoint._hear(Invitation(Word.LOCAL, b))
+    lost.append(endpoint.is_lost)  # b had our answer before
+    endpoint._hear(Invitation(Word.LISTEN, b))
+    endpoint._hear(Invitation(Word.LOCAL, b))
+    assert [*lost, endpoint.is_lost] == [False, False, True]
+    assert said == [Word.LOCAL, Word.LOCAL]
 
 
 @pytest.mark.kafka
@@ -294,16 +294,16 @@ async def test_topics_of_the_dead_are_deleted_and_those_of_the_living_are_not(
         bridge.send(old[0], [(Outgoing(int(time.time() * 1000), b"x"), lambda _: written.set())])
         await written.wait()
         shared = await served._kafkas.use(kafka_broker.bootstrap)
-        monkeypatch.setattr(trionode_kafka.transport, "LEFTOVER_SECONDS", 600)
+        monkeypatch.setattr(trionode_kafka.link.transport, "LEFTOVER_SECONDS", 600)
         await served._sweep_once(shared)
         monkeypatch.setattr(bridge, "last_written", dict)
         monkeypatch.setattr(shared.bridge, "last_written", partial(_as_if_old, shared, set(old)))
-        monkeypatch.setattr(trionode_kafka.transport, "LEFTOVER_SECONDS", 0)
+        monkeypatch.setattr(trionode_kafka.link.transport, "LEFTOVER_SECONDS", 0)
         there = set(await bridge.topics(prefix))
         assert {*old[:2], *mine[:2]} <= there  # young ones may be of a link that begins
         await served._sweep_once(shared)
         await shared.release()
-        with trio.fail_after(PATIENCE):
+        with trio.fail_after(STALL_TIMEOUT):
             while set(await bridge.topics(prefix)) & set(old):
                 pass  # each look is a round trip
         assert set(mine[:2]) <= set(await bridge.topics(prefix))
@@ -324,7 +324,7 @@ async def test_a_stranger_who_dials_for_links_that_are_not_there_costs_nothing(k
         dialling = KafkaTransport()
         link = await dialling.connect(at)
         assert isinstance(link, KafkaLink)
-        place = "trionode-link-at-" + at.partition("/")[2]
+        endpoint = "trionode-link-at-" + at.partition("/")[2]
         for value in (
             b"",
             b"nonsense",
@@ -332,7 +332,7 @@ async def test_a_stranger_who_dials_for_links_that_are_not_there_costs_nothing(k
             b"D" + b"../" * 10 + b"xx",
             Invitation(Word.DIAL, fresh_id()).encoded(),
         ):
-            link._shared.bridge.send(place, [(Outgoing(0, value), lambda _: None)])
+            link._shared.bridge.send(endpoint, [(Outgoing(0, value), lambda _: None)])
         again = await dialling.connect(at)
         for one in (link, again):
             other = await accepted.receive()
@@ -350,7 +350,10 @@ async def test_a_strangers_compressed_record_ends_the_link_that_it_is_in_and_is_
         assert await fourth.receive() == [b"before"]
         strange = partial(write_strangely, compressed=True)
         await trio.to_thread.run_sync(strange, kafka_broker.bootstrap, other.reads)
-        with trio.fail_after(PATIENCE), pytest.raises(LinkLostError, match=r"read any more: .*they are compressed"):
+        with (
+            trio.fail_after(STALL_TIMEOUT),
+            pytest.raises(ConnectionLost, match=r"read any more: .*they are compressed"),
+        ):
             await other.receive()
         await one.send([b"nobody reads it"])
         await third.send([b"still"])
@@ -360,7 +363,7 @@ async def test_a_strangers_compressed_record_ends_the_link_that_it_is_in_and_is_
 def test_a_place_says_what_is_wrong_with_it() -> None:
     for wrong in ("nonsense", "host:0/x", "host:1/a/b", "host:1/a b", "host:1/" + "x" * 101, "/x"):
         with pytest.raises(LocalError, match=r"host:port|NAME"):
-            trionode_kafka.transport._At.parse(wrong)
+            trionode_kafka.link.transport._At.parse(wrong)
     with pytest.raises(LocalError, match="a prefix is"):
         KafkaTransport(prefix="a/b")
 
@@ -369,7 +372,7 @@ async def test_nobody_and_no_name_are_said_before_anything_is_made() -> None:
     with trio.fail_after(6):
         with pytest.raises(LocalError, match="NAME, as the listener has reported it"):
             await KafkaTransport().connect("127.0.0.1:1")
-        with pytest.raises(LinkLostError, match=r"no Kafka at 127\.0\.0\.1:1 \(Connection refused\)"):
+        with pytest.raises(ConnectionLost, match=r"no Kafka at 127\.0\.0\.1:1 \(Connection refused\)"):
             await KafkaTransport().connect("127.0.0.1:1/x")
         with pytest.raises(LocalError, match=r"can't listen at kafka:127\.0\.0\.1:1/x: no Kafka"):
             await KafkaTransport().serve("127.0.0.1:1/x", _drop)

@@ -2,8 +2,9 @@ import pytest
 import trio
 
 from trionode import Route, open_node
-from trionode.access import from_anywhere
 from trionode.errors import LocalError, MessageTooLargeError
+from trionode.net.transport import Transport, load_transport
+from trionode.routing.access import from_anywhere
 from trionode.testing import transport
 from trionode.testing.transport import (
     CHECKS,
@@ -14,7 +15,6 @@ from trionode.testing.transport import (
     nobody_there_is_a_lost_link,
     run_check,
 )
-from trionode.transport import Transport, load_transport
 from trionode.workers import echoer
 from trionode_loopback import NETWORK, Loopback, Network, link_pair
 

@@ -12,18 +12,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import trionode_tcp.link
-from trionode.access import from_anywhere
 from trionode.errors import LocalError, MessageTooLargeError, WireError
-from trionode.mailbox import Mailbox
-from trionode.node import Node, open_node
-from trionode.protocol.address import Address, local
-from trionode.protocol.classic import CLASSIC, MAX_FRAME, MAX_SENT
-from trionode.protocol.current import CURRENT
-from trionode.protocol.framing import join_frames
-from trionode.protocol.message import payload_of
-from trionode.protocol.recognition import recognise
-from trionode.protocol.route import Route
-from trionode.protocol.wire import Wire
+from trionode.node.node import Node, open_node
+from trionode.protocol.wire.address import Address, local
+from trionode.protocol.wire.classic_codec import CLASSIC, MAX_FRAME, MAX_SENT
+from trionode.protocol.wire.current_codec import CURRENT
+from trionode.protocol.wire.detect import recognise
+from trionode.protocol.wire.framing import join_frames
+from trionode.protocol.wire.message import payload_of
+from trionode.protocol.wire.route import Route
+from trionode.protocol.wire.version import ProtocolVersion
+from trionode.routing.access import from_anywhere
+from trionode.routing.mailbox import Mailbox
 from trionode.workers import echoer
 from trionode_tcp import TCP
 
@@ -42,9 +42,9 @@ BEGINNINGS = {
 }
 
 
-@pytest.mark.parametrize(("start", "wire"), BEGINNINGS.values(), ids=BEGINNINGS.keys())
-def test_the_first_bytes_tell_the_generation(start: bytes, wire: Wire | None) -> None:
-    assert recognise(start) is wire
+@pytest.mark.parametrize(("start", "protocol_version"), BEGINNINGS.values(), ids=BEGINNINGS.keys())
+def test_the_first_bytes_tell_the_generation(start: bytes, protocol_version: ProtocolVersion | None) -> None:
+    assert recognise(start) is protocol_version
 
 
 @pytest.mark.parametrize("start", [b"GET / HTTP/1.1", b"SSH-2.0", b"\x00\x00\x00", b"\x16\x03\x03"])
@@ -192,19 +192,19 @@ async def test_no_classic_peer_is_sent_a_frame_over_65000_bytes_and_65535_are_re
 
 async def test_a_listening_socket_of_the_caller_outlives_the_node_and_its_backlog_waits_for_the_next() -> None:
     with trio.fail_after(10), socket.create_server(("127.0.0.1", 0)) as kept:
-        place = f"127.0.0.1:{kept.getsockname()[1]}"
+        endpoint = f"127.0.0.1:{kept.getsockname()[1]}"
         for _ in range(2):
             async with open_node("tcp") as client:
                 async with trio.open_nursery() as nursery:
                     answers: list[str] = []
 
                     async def ask(client: Node = client, answers: list[str] = answers) -> None:
-                        answers.append((await client.ask(Route(f"tcp:{place}", "echoer"), "hi")).text)
+                        answers.append((await client.ask(Route(f"tcp:{endpoint}", "echoer"), "hi")).text)
 
                     nursery.start_soon(ask)  # before there is a node
                     await trio.testing.wait_all_tasks_blocked(0.05)
                     async with echoing_node(at="tcp:127.0.0.1:1", sockets=[kept]) as (_, at):
-                        assert at.value.decode() == place
+                        assert at.value.decode() == endpoint
                         while not answers:
                             await trio.testing.wait_all_tasks_blocked()
                 assert answers == ["hi"]

@@ -11,14 +11,14 @@ import trio.testing
 
 import trionode_tcp.link
 from trionode import Node, Route, open_node
-from trionode.access import from_anywhere
-from trionode.errors import LinkLostError, LocalError, WireError
-from trionode.protocol.address import local
-from trionode.protocol.current import CURRENT, encode_message
-from trionode.protocol.framing import join_frames
-from trionode.sockets import open_listeners
+from trionode.errors import ConnectionLost, LocalError, WireError
+from trionode.net.sockets import open_listeners
+from trionode.net.transport import Link
+from trionode.protocol.wire.address import local
+from trionode.protocol.wire.current_codec import CURRENT, encode_message
+from trionode.protocol.wire.framing import join_frames
+from trionode.routing.access import from_anywhere
 from trionode.testing.transport import CHECKS, SMALL, Check, Ground, run_check, the_largest_frame_arrives_whole
-from trionode.transport import Link
 from trionode.workers import echoer
 from trionode_tcp import TCP
 from trionode_tcp.link import TCPLink
@@ -210,7 +210,7 @@ async def test_a_frame_that_is_begun_and_not_ended_in_time_ends_its_link_and_an_
                     await link.receive()
                     raise AssertionError("nothing was sent")
                 await peer.send_all((1000).to_bytes(4, "big") + b"a part")
-                with pytest.raises(LinkLostError, match="did not end a frame within"):
+                with pytest.raises(ConnectionLost, match="did not end a frame within"):
                     await link.receive()
             await link.aclose()
             nursery.cancel_scope.cancel()
@@ -324,7 +324,7 @@ async def test_connecting_to_what_is_no_node_is_a_lost_link_that_says_so(greetin
             )
             port = listeners[0].socket.getsockname()[1]
             async with open_node("tcp") as node:
-                with pytest.raises(LinkLostError, match=reason):
+                with pytest.raises(ConnectionLost, match=reason):
                     await node.connect(f"tcp:127.0.0.1:{port}")
             nursery.cancel_scope.cancel()
 
@@ -340,20 +340,22 @@ async def test_connecting_to_a_silent_server_is_given_up(monkeypatch: pytest.Mon
         async with trio.open_nursery() as nursery:
             listeners = await nursery.start(partial(trio.serve_tcp, silent, 0, host="127.0.0.1"))
             port = listeners[0].socket.getsockname()[1]
-            with pytest.raises(LinkLostError, match=r"did not say within 0.1 s which wire it speaks: is it a trionode"):
+            with pytest.raises(
+                ConnectionLost, match=r"did not say within 0.1 s which wire it speaks: is it a trionode"
+            ):
                 await TCP().connect(f"127.0.0.1:{port}")
             nursery.cancel_scope.cancel()
 
 
 @pytest.mark.parametrize("peer", ["127.0.0.1:1", "localhost:1"])
 async def test_connecting_where_nobody_listens_says_in_the_systems_words_why(peer: str) -> None:
-    with pytest.raises(LinkLostError, match=rf"can't connect to tcp:{peer}: .*Connection refused\. Is the node there"):
+    with pytest.raises(ConnectionLost, match=rf"can't connect to tcp:{peer}: .*Connection refused\. Is the node there"):
         await TCP().connect(peer)
 
 
 @pytest.mark.parametrize("host", ["a..b", "x" * 64 + ".example", "\ud800"])
 async def test_a_host_that_can_have_no_such_name_is_a_lost_link(host: str) -> None:
-    with pytest.raises(LinkLostError, match=r"can't connect to tcp:.*:4000: '.*' is no name that a host can have"):
+    with pytest.raises(ConnectionLost, match=r"can't connect to tcp:.*:4000: '.*' is no name that a host can have"):
         await TCP().connect(f"{host}:4000")
     with pytest.raises(LocalError, match=r"can't listen at"):
         await open_listeners(f"{host}:4000")

@@ -14,15 +14,17 @@ import trio
 import trio.testing
 
 import trionode_tcp.link
-from tests.certificates import Authority
-from tests.key_updates import Keys, logging_to
-from trionode.access import from_anywhere
-from trionode.errors import LinkLostError, LocalError
-from trionode.node import Node, open_node
-from trionode.protocol.classic import CLASSIC
-from trionode.protocol.current import CURRENT
-from trionode.protocol.framing import join_frames
-from trionode.protocol.route import Route
+from tests.support.certificates import Authority
+from tests.support.key_updates import Keys, logging_to
+from trionode.errors import ConnectionLost, LocalError
+from trionode.net.tls import client_context, reason_of_tls, server_context
+from trionode.net.transport import Link, load_transport
+from trionode.node.node import Node, open_node
+from trionode.protocol.wire.classic_codec import CLASSIC
+from trionode.protocol.wire.current_codec import CURRENT
+from trionode.protocol.wire.framing import join_frames
+from trionode.protocol.wire.route import Route
+from trionode.routing.access import from_anywhere
 from trionode.testing.transport import (
     CHECKS,
     SMALL,
@@ -32,8 +34,6 @@ from trionode.testing.transport import (
     all_that_was_sent_arrives_before_the_orderly_end,
     run_check,
 )
-from trionode.tls import client_context, reason_of_tls, server_context
-from trionode.transport import Link, load_transport
 from trionode.workers import echoer
 from trionode_tcp import TCP, TLS
 from trionode_tcp.stream import TCPStream
@@ -60,7 +60,7 @@ def certificate(authority: Authority) -> str:
 
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
 async def test_tls_keeps_the_contract(check: Check, authority: Authority, certificate: str) -> None:
-    make = partial(TLS, certificate=certificate, authority=authority.path)
+    make = partial(TLS, certificate=certificate, ca_file=authority.path)
     await run_check(check, Ground(make(), "127.0.0.1:0", NOBODY, small=make(max_frame=SMALL)))
 
 
@@ -70,7 +70,7 @@ async def test_tls_keeps_the_contract(check: Check, authority: Authority, certif
 async def test_each_direction_ends_by_itself_in_tls_1_2_too(
     check: Check, authority: Authority, certificate: str
 ) -> None:
-    tls = TLS(certificate=certificate, authority=authority.path)
+    tls = TLS(certificate=certificate, ca_file=authority.path)
     tls._dialling.maximum_version = ssl.TLSVersion.TLSv1_2
     await run_check(check, Ground(tls, "127.0.0.1:0", NOBODY))
 
@@ -84,9 +84,9 @@ async def listening(transport: TCP) -> AsyncIterator[tuple[Node, str]]:
         yield node, at.value.decode()
 
 
-async def echo(transport: TCP, place: str, text: str = "hello") -> str:
+async def echo(transport: TCP, endpoint: str, text: str = "hello") -> str:
     async with open_node(transport) as node:
-        return (await node.ask(Route(f"{transport.name}:{place}", "echoer"), text)).text
+        return (await node.ask(Route(f"{transport.name}:{endpoint}", "echoer"), text)).text
 
 
 @asynccontextmanager
@@ -98,11 +98,11 @@ async def accepting(transport: TCP) -> AsyncIterator[tuple[str, trio.MemoryRecei
         nursery.cancel_scope.cancel()
 
 
-async def dialled(place: str, authority: Authority) -> trio.SSLStream[trio.SocketStream]:
+async def dialled(endpoint: str, authority: Authority) -> trio.SSLStream[trio.SocketStream]:
     """What another implementation of TLS would dial with."""
-    host, _, port = place.partition(":")
+    host, _, port = endpoint.partition(":")
     stream = await trio.open_tcp_stream(host, int(port))
-    return trio.SSLStream(stream, client_context(authority=authority.path), server_hostname=host)
+    return trio.SSLStream(stream, client_context(ca_file=authority.path), server_hostname=host)
 
 
 # What TLS carries
@@ -112,9 +112,9 @@ async def test_it_is_installed_and_both_generations_are_spoken_within(authority:
     with trio.fail_after(5):
         transport = load_transport("tls", certificate=certificate)
         assert isinstance(transport, TLS)
-        async with listening(transport) as (_, place):
-            assert await echo(TLS(authority=authority.path), place, "x" * 200_000) == "x" * 200_000
-            stream = await dialled(place, authority)
+        async with listening(transport) as (_, endpoint):
+            assert await echo(TLS(ca_file=authority.path), endpoint, "x" * 200_000) == "x" * 200_000
+            stream = await dialled(endpoint, authority)
             await stream.send_all(
                 join_frames(CLASSIC, [CLASSIC.encode((b"\x82\x00\x46echoer",), (b"\x82\x00\x41a",), b"\x00")])
             )
@@ -126,17 +126,17 @@ async def test_it_is_installed_and_both_generations_are_spoken_within(authority:
 async def test_client_certificates_are_demanded_where_that_is_asked_for(authority: Authority, certificate: str) -> None:
     with trio.fail_after(5):
         own = authority.sign_client()
-        async with listening(TLS(certificate=certificate, client_authority=authority.path)) as (_, place):
+        async with listening(TLS(certificate=certificate, client_ca_file=authority.path)) as (_, endpoint):
             for key in (None, own.key):
-                dialler = TLS(authority=authority.path, certificate=own.certificate, key=key)
-                assert await echo(dialler, place) == "hello"
+                dialler = TLS(ca_file=authority.path, certificate=own.certificate, key=key)
+                assert await echo(dialler, endpoint) == "hello"
 
 
 async def test_it_listens_at_sockets_of_its_caller(authority: Authority, certificate: str) -> None:
     with trio.fail_after(5), socket.create_server(("127.0.0.1", 0)) as kept:
-        async with listening(TLS(certificate=certificate, sockets=[kept])) as (_, place):
-            assert place == f"127.0.0.1:{kept.getsockname()[1]}"
-            assert await echo(TLS(authority=authority.path), place) == "hello"
+        async with listening(TLS(certificate=certificate, sockets=[kept])) as (_, endpoint):
+            assert endpoint == f"127.0.0.1:{kept.getsockname()[1]}"
+            assert await echo(TLS(ca_file=authority.path), endpoint) == "hello"
 
 
 # Ends
@@ -144,9 +144,9 @@ async def test_it_listens_at_sockets_of_its_caller(authority: Authority, certifi
 
 async def test_an_end_that_tls_has_not_proven_is_no_orderly_one(authority: Authority, certificate: str) -> None:
     with trio.fail_after(5):
-        async with accepting(TLS(certificate=certificate)) as (place, accepted):
+        async with accepting(TLS(certificate=certificate)) as (endpoint, accepted):
             for orderly in (True, False):
-                stream = await dialled(place, authority)
+                stream = await dialled(endpoint, authority)
                 await stream.send_all(CURRENT.preface + join_frames(CURRENT, [b"first", b"last"]))
                 link = await accepted.receive()
                 assert list(await link.receive()) == [b"first", b"last"]
@@ -159,7 +159,7 @@ async def test_an_end_that_tls_has_not_proven_is_no_orderly_one(authority: Autho
                 else:
                     await stream.transport_stream.send_eof()
                     for _ in range(2):
-                        with pytest.raises(LinkLostError, match="was cut off"):
+                        with pytest.raises(ConnectionLost, match="was cut off"):
                             await link.receive()
                     await link.aclose()
                     await trio.aclose_forcefully(stream)
@@ -167,14 +167,14 @@ async def test_an_end_that_tls_has_not_proven_is_no_orderly_one(authority: Autho
 
 async def test_a_forged_record_ends_the_link_behind_what_was_proven(authority: Authority, certificate: str) -> None:
     with trio.fail_after(5):
-        async with accepting(TLS(certificate=certificate)) as (place, accepted):
-            stream = await dialled(place, authority)
+        async with accepting(TLS(certificate=certificate)) as (endpoint, accepted):
+            stream = await dialled(endpoint, authority)
             await stream.send_all(CURRENT.preface + join_frames(CURRENT, [b"proven"]))
             link = await accepted.receive()
             await stream.transport_stream.send_all(bytes.fromhex("1703030020") + bytes(32))
             assert list(await link.receive()) == [b"proven"]
             for _ in range(2):
-                with pytest.raises(LinkLostError, match="TLS failed"):
+                with pytest.raises(ConnectionLost, match="TLS failed"):
                     await link.receive()
             await link.aclose()
             await trio.aclose_forcefully(stream)
@@ -222,7 +222,7 @@ async def pair_in_memory(
     one, other = Memory("memory:one"), Memory("memory:other")
     one.other, other.other = other, one
     one.chance, other.chance = random.Random(seed), random.Random(-seed)
-    context = client_context(authority=authority.path)
+    context = client_context(ca_file=authority.path)
     context.maximum_version = version
     client = TLSStream(one, context, host="localhost")
     server = TLSStream(other, server_context(certificate=certificate))
@@ -265,7 +265,7 @@ async def pair_with_keys(
     """A client, a server, what is below the server, and the keys that the client's next records are sealed with."""
     below, other = Memory("memory:client"), Memory("memory:server")
     below.other, other.other = other, below
-    context = logging_to(folder / "keys.log", client_context(authority=authority.path))
+    context = logging_to(folder / "keys.log", client_context(ca_file=authority.path))
     client = TLSStream(below, context, host="localhost")
     server = TLSStream(other, server_context(certificate=certificate))
     async with trio.open_nursery() as nursery:
@@ -304,7 +304,7 @@ async def test_who_demands_answers_of_tls_and_reads_none_is_left_behind_what_it_
         below._waiting += b"".join(keys.update() for _ in range(200))
         assert await server.receive() == b"data"
         for _ in range(2):
-            with pytest.raises(LinkLostError, match="demands more answers of TLS than it reads"):
+            with pytest.raises(ConnectionLost, match="demands more answers of TLS than it reads"):
                 await server.receive()
         assert server._outgoing.pending < 2 * 200 * 27
 
@@ -315,7 +315,7 @@ async def test_a_reader_is_not_disturbed_by_answers_that_nobody_takes_anymore(
     _, server, below, keys = await pair_with_keys(authority, certificate, tmp_path)
 
     def gone(_: bytes) -> int:
-        raise LinkLostError("gone")
+        raise ConnectionLost("gone")
 
     monkeypatch.setattr(below, "send_now", gone)
     with trio.fail_after(5):
@@ -355,9 +355,9 @@ async def refused(
     """See that a dialler is told the reason at once, and that the listener's log has its own line, and serves the next."""
     caplog.set_level(logging.INFO, "trionode")
     with trio.fail_after(3):
-        async with accepting(listener) as (place, accepted):
-            with pytest.raises(LinkLostError, match=reason):
-                await dialler.connect(place.replace("127.0.0.1", host))
+        async with accepting(listener) as (endpoint, accepted):
+            with pytest.raises(ConnectionLost, match=reason):
+                await dialler.connect(endpoint.replace("127.0.0.1", host))
             await trio.testing.wait_all_tasks_blocked(0.01)
             lines = [each.message for each in caplog.records if each.message.startswith("refused a connection")]
             assert len(lines) == 1
@@ -371,7 +371,7 @@ async def test_an_unknown_authority(
 ) -> None:
     await refused(
         TLS(certificate=certificate),
-        TLS(authority=stranger.path),
+        TLS(ca_file=stranger.path),
         "nobody who is trusted here has signed the other end's certificate: give the file",
         "does not trust the authority that signed",
         caplog,
@@ -389,7 +389,7 @@ async def test_only_the_systems_authorities_are_trusted_unless_others_are_named(
 async def test_a_wrong_name(authority: Authority, caplog: pytest.LogCaptureFixture) -> None:
     await refused(
         TLS(certificate=authority.sign("hub.example").certificate),
-        TLS(authority=authority.path),
+        TLS(ca_file=authority.path),
         "IP address mismatch, certificate is not valid for '127.0.0.1'",
         "does not accept the certificate",
         caplog,
@@ -401,7 +401,7 @@ async def test_the_name_that_was_dialled_counts_and_not_where_it_leads(
 ) -> None:
     await refused(
         TLS(certificate=authority.sign("127.0.0.1").certificate),
-        TLS(authority=authority.path),
+        TLS(ca_file=authority.path),
         "Hostname mismatch, certificate is not valid for 'localhost'",
         "does not accept the certificate",
         caplog,
@@ -412,7 +412,7 @@ async def test_the_name_that_was_dialled_counts_and_not_where_it_leads(
 async def test_an_expired_certificate(authority: Authority, caplog: pytest.LogCaptureFixture) -> None:
     await refused(
         TLS(certificate=authority.sign(expired=True).certificate),
-        TLS(authority=authority.path),
+        TLS(ca_file=authority.path),
         "the other end's certificate has expired",
         "the certificate of this end has expired",
         caplog,
@@ -423,10 +423,10 @@ async def test_an_expired_certificate(authority: Authority, caplog: pytest.LogCa
 async def test_no_client_certificate_where_one_is_demanded(
     authority: Authority, certificate: str, version: ssl.TLSVersion, caplog: pytest.LogCaptureFixture
 ) -> None:
-    dialler = TLS(authority=authority.path)
+    dialler = TLS(ca_file=authority.path)
     dialler._dialling.maximum_version = version
     await refused(
-        TLS(certificate=certificate, client_authority=authority.path),
+        TLS(certificate=certificate, client_ca_file=authority.path),
         dialler,
         "demands a certificate[:,] give one with the options certificate and key",
         "showed no certificate, and this listener demands one",
@@ -438,10 +438,10 @@ async def test_a_client_certificate_of_nobody_who_is_trusted(
     authority: Authority, stranger: Authority, certificate: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     await refused(
-        TLS(certificate=certificate, client_authority=authority.path),
-        TLS(authority=authority.path, certificate=stranger.sign_client().certificate),
+        TLS(certificate=certificate, client_ca_file=authority.path),
+        TLS(ca_file=authority.path, certificate=stranger.sign_client().certificate),
         "does not trust the authority that signed the certificate of this one",
-        "or as client_authority to listen",
+        "or as client_ca_file to listen",
         caplog,
     )
 
@@ -458,8 +458,8 @@ async def test_tls_dialled_without_it(certificate: str, caplog: pytest.LogCaptur
 
 async def test_one_lone_byte_of_another_node_is_answered_at_once(certificate: str) -> None:
     with trio.fail_after(3):
-        async with accepting(TLS(certificate=certificate)) as (place, _):
-            host, _, port = place.partition(":")
+        async with accepting(TLS(certificate=certificate)) as (endpoint, _):
+            host, _, port = endpoint.partition(":")
             async with await trio.open_tcp_stream(host, int(port)) as stream:
                 await stream.send_all(CURRENT.preface)
                 assert (await stream.receive_some()).startswith(b"\x15\x03")
@@ -469,7 +469,7 @@ async def test_one_lone_byte_of_another_node_is_answered_at_once(certificate: st
 async def test_a_listener_without_tls_dialled_with_it(authority: Authority, caplog: pytest.LogCaptureFixture) -> None:
     await refused(
         TCP(),
-        TLS(authority=authority.path),
+        TLS(ca_file=authority.path),
         "ended the connection in the TLS handshake: does it listen with TLS",
         "it speaks TLS, and this listener does not",
         caplog,
@@ -478,11 +478,11 @@ async def test_a_listener_without_tls_dialled_with_it(authority: Authority, capl
 
 async def test_another_server_dialled_with_tls(authority: Authority) -> None:
     with trio.fail_after(3):
-        async with another_server(http) as place:
+        async with another_server(http) as endpoint:
             with pytest.raises(
-                LinkLostError, match="does not speak TLS: is it a listener without TLS, or another port"
+                ConnectionLost, match="does not speak TLS: is it a listener without TLS, or another port"
             ):
-                await TLS(authority=authority.path).connect(place)
+                await TLS(ca_file=authority.path).connect(endpoint)
 
 
 async def test_a_server_with_tls_that_is_no_node(authority: Authority, certificate: str) -> None:
@@ -491,17 +491,17 @@ async def test_a_server_with_tls_that_is_no_node(authority: Authority, certifica
             await http(secured)  # type: ignore[arg-type]
 
     with trio.fail_after(3):
-        async with another_server(https) as place:
-            with pytest.raises(LinkLostError, match=f"tls:{place} is no trionode or Ockam node: .*began with 48"):
-                await TLS(authority=authority.path).connect(place)
+        async with another_server(https) as endpoint:
+            with pytest.raises(ConnectionLost, match=f"tls:{endpoint} is no trionode or Ockam node: .*began with 48"):
+                await TLS(ca_file=authority.path).connect(endpoint)
 
 
 async def test_a_server_that_says_nothing_is_given_up(authority: Authority, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(trionode_tcp.link, "GREETING_TIMEOUT", 0.1)
     with trio.fail_after(3):
-        async with another_server(silent) as place:
-            with pytest.raises(LinkLostError, match=r"did not say within 0\.1 s"):
-                await TLS(authority=authority.path).connect(place)
+        async with another_server(silent) as endpoint:
+            with pytest.raises(ConnectionLost, match=r"did not say within 0\.1 s"):
+                await TLS(ca_file=authority.path).connect(endpoint)
 
 
 async def test_a_handshake_is_within_the_time_and_the_number_of_those_who_greet(
@@ -511,15 +511,15 @@ async def test_a_handshake_is_within_the_time_and_the_number_of_those_who_greet(
     monkeypatch.setattr(trionode_tcp.link, "GREETING_TIMEOUT", 0.3)
     monkeypatch.setattr(trionode_tcp, "MAX_GREETING", 3)
     with trio.fail_after(5):
-        async with listening(TLS(certificate=certificate)) as (_, place):
-            host, _, port = place.partition(":")
+        async with listening(TLS(certificate=certificate)) as (_, endpoint):
+            host, _, port = endpoint.partition(":")
             streams = [await trio.open_tcp_stream(host, int(port)) for _ in range(5)]
             for stream in streams:
                 with trio.move_on_after(0):
                     await stream.send_all(b"\x16\x03\x01")  # half a hello
             for stream in streams:
                 await silent(stream)
-            assert await echo(TLS(authority=authority.path), place) == "hello"
+            assert await echo(TLS(ca_file=authority.path), endpoint) == "hello"
     assert caplog.text.count("more than 3 connections at tls:127.0.0.1:0 have not greeted") == 1
     assert caplog.text.count("within 0.3 s: it sent nothing") == 3
 
@@ -556,9 +556,9 @@ def test_what_is_wrong_with_a_file_is_said(authority: Authority, tmp_path: Path)
             f"the certificate in {broken}, or the key in {one.key}, can't be",
         ),
         ({"certificate": str(alone), "key": str(sealed)}, "can't be read"),
-        ({"certificate": one.certificate, "client_authority": one.key}, "client_authority is the path of a PEM file"),
-        ({"authority": str(broken)}, f"authority {broken} holds a certificate that can't be read"),
-        ({"authority": str(tmp_path)}, f"can't read authority {tmp_path}: Is a directory"),
+        ({"certificate": one.certificate, "client_ca_file": one.key}, "client_ca_file is the path of a PEM file"),
+        ({"ca_file": str(broken)}, f"ca_file {broken} holds a certificate that can't be read"),
+        ({"ca_file": str(tmp_path)}, f"can't read ca_file {tmp_path}: Is a directory"),
         ({"key": one.key}, f"the key {one.key} has no certificate"),
     ):
         with pytest.raises(LocalError) as caught:

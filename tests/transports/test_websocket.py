@@ -14,16 +14,16 @@ import trio
 import trio.testing
 
 import trionode_websocket
-from tests.certificates import Authority
-from tests.key_updates import Keys, logging_to
+from tests.support.certificates import Authority
+from tests.support.key_updates import Keys, logging_to
 from trionode import Node, Route, open_node
-from trionode.access import from_anywhere
-from trionode.errors import LinkLostError, LocalError, WireError
-from trionode.protocol.address import local
-from trionode.protocol.current import encode_message
+from trionode.errors import ConnectionLost, LocalError, WireError
+from trionode.net.tls import client_context, server_context
+from trionode.net.transport import Link, load_transport
+from trionode.protocol.wire.address import local
+from trionode.protocol.wire.current_codec import encode_message
+from trionode.routing.access import from_anywhere
 from trionode.testing.transport import CHECKS, SMALL, Check, Ground, run_check
-from trionode.tls import client_context, server_context
-from trionode.transport import Link, load_transport
 from trionode.workers import echoer
 from trionode_websocket import SecureWebSocket, WebSocket, handshake, link
 from trionode_websocket.stream import READ_SIZE, ByteStream
@@ -43,7 +43,7 @@ def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
 @pytest.fixture(scope="module")
 def secure(authority: Authority) -> SecureWebSocket:
     own = authority.sign()
-    return SecureWebSocket(certificate=own.certificate, key=own.key, authority=authority.path)
+    return SecureWebSocket(certificate=own.certificate, key=own.key, ca_file=authority.path)
 
 
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
@@ -81,12 +81,12 @@ async def pair() -> AsyncIterator[tuple[Link, Link]]:
 
 @asynccontextmanager
 async def node_with_a_friend(
-    listening: WebSocket | None = None, dialling: WebSocket | None = None, *, place: str = "127.0.0.1:0"
+    listening: WebSocket | None = None, dialling: WebSocket | None = None, *, endpoint: str = "127.0.0.1:0"
 ) -> AsyncIterator[tuple[Node, str, int]]:
     """A listening node, its host and port, and a friend with a link to it whose echo works before and after the block."""
     listening, dialling = listening or WebSocket(max_frame=100_000), dialling or WebSocket()
     async with open_node(listening) as node, open_node(dialling) as friend:
-        at = await node.listen(f"{listening.name}:{place}")
+        at = await node.listen(f"{listening.name}:{endpoint}")
         await node.start_worker("echoer", echoer, allow=from_anywhere)
         route = Route(at, "echoer")
         assert (await friend.ask(route, "before")).text == "before"
@@ -423,7 +423,7 @@ async def test_a_frame_that_is_begun_and_not_ended_in_time_ends_its_link_and_an_
 
         async with trio.open_nursery() as nursery:
             nursery.start_soon(trickle)
-            with pytest.raises(LinkLostError, match=r"did not end a frame within 0\.2 s"):
+            with pytest.raises(ConnectionLost, match=r"did not end a frame within 0\.2 s"):
                 await server.receive()
             nursery.cancel_scope.cancel()
 
@@ -437,7 +437,7 @@ async def test_a_peer_that_is_gone_without_a_word_is_noticed_by_the_ping_that_it
     monkeypatch.setattr(link, "PING_AFTER", 0.1)
     async with stranger() as (peer, server):
         began = trio.current_time()
-        with pytest.raises(LinkLostError, match=r"silent for 0\.2 s and answers no ping"):
+        with pytest.raises(ConnectionLost, match=r"silent for 0\.2 s and answers no ping"):
             await server.receive()
         assert 0.19 <= trio.current_time() - began < 1
         assert await peer.receive_some() == frame(PING, bytes(8), masked=False)
@@ -467,7 +467,7 @@ async def test_a_peer_that_is_held_up_by_what_was_sent_to_it_is_no_dead_one_and_
         # It reads on, which answers the pings, and is gone the next moment.
         with trio.move_on_after(0.01):
             await server.receive()
-        with pytest.raises(LinkLostError, match="answers no ping"), trio.fail_after(2):
+        with pytest.raises(ConnectionLost, match="answers no ping"), trio.fail_after(2):
             await client.receive()
 
 
@@ -517,11 +517,11 @@ async def meet(
     with trio.fail_after(5):
         async with trio.open_nursery() as nursery:
             (listener,) = await nursery.start(partial(trio.serve_tcp, server, 0, host="127.0.0.1"))
-            place = f"127.0.0.1:{listener.socket.getsockname()[1]}{path}"
-            with pytest.raises(LinkLostError) as caught:
-                await transport.connect(place)
+            endpoint = f"127.0.0.1:{listener.socket.getsockname()[1]}{path}"
+            with pytest.raises(ConnectionLost) as caught:
+                await transport.connect(endpoint)
             nursery.cancel_scope.cancel()
-    assert str(caught.value).startswith(f"can't open a WebSocket at {transport.name}:{place}: ")
+    assert str(caught.value).startswith(f"can't open a WebSocket at {transport.name}:{endpoint}: ")
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
@@ -588,7 +588,7 @@ async def test_an_answer_is_read_to_the_end_of_what_is_shown_even_from_a_server_
 
 @pytest.mark.parametrize("peer", [NOBODY, "localhost:1/node"])
 async def test_connecting_where_nobody_listens_says_in_the_systems_words_why(peer: str) -> None:
-    with pytest.raises(LinkLostError, match=rf"can't connect to ws:{peer}: .*Connection refused\. Is the node there"):
+    with pytest.raises(ConnectionLost, match=rf"can't connect to ws:{peer}: .*Connection refused\. Is the node there"):
         await WebSocket().connect(peer)
 
 
@@ -599,7 +599,7 @@ async def test_a_path_is_part_of_the_place() -> None:
         await bob.start_worker("echoer", echoer, allow=from_anywhere)
         assert (await alice.ask(Route(at, "echoer"), "hello")).text == "hello"
         elsewhere = str(at).replace("/a/node%20", "/a/nod")
-        with pytest.raises(LinkLostError, match=rf"{elsewhere}: .* HTTP 404: no node is at this path"):
+        with pytest.raises(ConnectionLost, match=rf"{elsewhere}: .* HTTP 404: no node is at this path"):
             await alice.connect(elsewhere)
         with pytest.raises(LocalError, match=rf"can't listen at {at.value.decode()}: .* Choose another port"):
             await bob.listen(str(at))
@@ -616,7 +616,7 @@ async def test_a_place_without_a_port_is_the_callers_mistake(at: str) -> None:
 @pytest.mark.parametrize("host", ["a..b", "x" * 64 + ".example"])
 async def test_a_host_that_can_have_no_such_name_is_a_lost_link(host: str) -> None:
     with pytest.raises(
-        LinkLostError, match=rf"can't connect to ws:{host}:4000/x: '.*' is no name that a host can have"
+        ConnectionLost, match=rf"can't connect to ws:{host}:4000/x: '.*' is no name that a host can have"
     ):
         await WebSocket().connect(f"{host}:4000/x")
 
@@ -652,10 +652,10 @@ async def test_ws_and_wss_tell_each_other_apart(
 ) -> None:
     caplog.set_level(logging.INFO, "trionode")
     async with node_with_a_friend(secure, secure) as (_, host, port):
-        with pytest.raises(LinkLostError, match=r"speaks? TLS"):
+        with pytest.raises(ConnectionLost, match=r"speaks? TLS"):
             await WebSocket().connect(f"{host}:{port}")
     async with node_with_a_friend() as (_, host, port):
-        with pytest.raises(LinkLostError, match=r"can't open a WebSocket at wss:.*: the other end does not speak TLS"):
+        with pytest.raises(ConnectionLost, match=r"can't open a WebSocket at wss:.*: the other end does not speak TLS"):
             await secure.connect(f"{host}:{port}")
     told = [r.getMessage() for r in caplog.records if r.message.startswith("refused")]
     assert len(told) == 2
@@ -667,32 +667,34 @@ async def test_a_certificate_that_is_not_trusted_or_for_another_name_makes_no_li
     secure: SecureWebSocket, authority: Authority
 ) -> None:
     other = authority.sign("other.example")
-    elsewhere = SecureWebSocket(certificate=other.certificate, key=other.key, authority=authority.path)
+    elsewhere = SecureWebSocket(certificate=other.certificate, key=other.key, ca_file=authority.path)
     for listening, dialling, reason in (
         (secure, SecureWebSocket(), "trusted here"),
         (elsewhere, secure, "certificate"),
     ):
         async with trio.open_nursery() as nursery:
             bound = await nursery.start(listening.serve, "127.0.0.1:0", trio.sleep)
-            with pytest.raises(LinkLostError, match=reason):
+            with pytest.raises(ConnectionLost, match=reason):
                 await dialling.connect(bound)
             nursery.cancel_scope.cancel()
 
 
 async def test_a_listener_may_demand_a_certificate_of_its_clients(authority: Authority) -> None:
     own, client = authority.sign(), authority.sign_client()
-    strict = SecureWebSocket(certificate=own.certificate, key=own.key, client_authority=authority.path)
-    known = SecureWebSocket(certificate=client.certificate, key=client.key, authority=authority.path)
+    strict = SecureWebSocket(certificate=own.certificate, key=own.key, client_ca_file=authority.path)
+    known = SecureWebSocket(certificate=client.certificate, key=client.key, ca_file=authority.path)
     async with node_with_a_friend(strict, known) as (_, host, port):
-        with pytest.raises(LinkLostError, match="demands a certificate: give one with the options certificate and key"):
-            await SecureWebSocket(authority=authority.path).connect(f"{host}:{port}")
+        with pytest.raises(
+            ConnectionLost, match="demands a certificate: give one with the options certificate and key"
+        ):
+            await SecureWebSocket(ca_file=authority.path).connect(f"{host}:{port}")
 
 
 async def test_a_server_that_is_no_node_is_told_apart_under_tls_too(authority: Authority) -> None:
     own = authority.sign()
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     context.load_cert_chain(own.certificate, own.key)
-    told = await meet(SecureWebSocket(authority=authority.path), answering("404 No"), context=context)
+    told = await meet(SecureWebSocket(ca_file=authority.path), answering("404 No"), context=context)
     assert "HTTP 404: is the path right?" in told
 
 
@@ -712,7 +714,7 @@ async def sealed(
         socket.socket(accepted.family, accepted.type, accepted.proto, accepted.detach()), "wss:somebody"
     )
     incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
-    tls = logging_to(log, client_context(authority=authority.path)).wrap_bio(
+    tls = logging_to(log, client_context(ca_file=authority.path)).wrap_bio(
         incoming, outgoing, server_hostname="localhost"
     )
     with trio.fail_after(5):
@@ -769,7 +771,7 @@ async def test_who_demands_answers_of_tls_and_reads_none_is_left(authority: Auth
             received += await stream.read()
         await client.send_all(b"".join(keys.update() for _ in range(100)))
         for _ in range(2):
-            with pytest.raises(LinkLostError, match="demands more answers of TLS than it reads"):
+            with pytest.raises(ConnectionLost, match="demands more answers of TLS than it reads"):
                 await stream.read()
         assert len(stream._unsent) == unsent
 
@@ -781,7 +783,7 @@ async def test_what_arrived_is_read_though_tls_can_not_answer_and_then_the_end(
         stream._socket.shutdown(socket.SHUT_WR)
         await client.send_all(keys.update() + keys.update() + keys.data(b"data"))
         assert await stream.read() == b"data"
-        with pytest.raises(LinkLostError, match="was lost"):
+        with pytest.raises(ConnectionLost, match="was lost"):
             await stream.read()
 
 
@@ -795,7 +797,7 @@ async def test_neither_certificates_nor_servers_hear_of_an_interface(
 
     async def request(_: ByteStream, host: str, path: str) -> Never:
         told.extend((host, path))
-        raise LinkLostError("enough")
+        raise ConnectionLost("enough")
 
     dial = trio.open_tcp_stream
 
@@ -808,7 +810,7 @@ async def test_neither_certificates_nor_servers_hear_of_an_interface(
     with trio.fail_after(5), socket.create_server(("127.0.0.1", 0)) as server:
         monkeypatch.setattr(trio, "open_tcp_stream", loopback)
         port = server.getsockname()[1]
-        with pytest.raises(LinkLostError, match="enough"):
+        with pytest.raises(ConnectionLost, match="enough"):
             await secure.connect(f"[fe80::1%eth0]:{port}/x")
     assert told == ["fe80::1%eth0", "fe80::1", f"[fe80::1]:{port}", "/x"]
 
@@ -833,7 +835,7 @@ def test_options_arrive_by_name() -> None:
     assert isinstance(load_transport("wss", origins=["https://a.example"], max_frame=1000), SecureWebSocket)
 
 
-@pytest.mark.parametrize("option", ["authority", "certificate"])
+@pytest.mark.parametrize("option", ["ca_file", "certificate"])
 def test_a_file_that_is_missing_is_told_at_once(option: str) -> None:
     with pytest.raises(LocalError, match=rf"can't read {option} x\.pem"):
         load_transport("wss", **{option: "x.pem"})

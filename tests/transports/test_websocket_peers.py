@@ -20,13 +20,13 @@ from websockets.sync.client import connect
 from websockets.sync.server import ServerConnection, serve
 from websockets.typing import Origin, Subprotocol
 
-from tests.certificates import Authority
+from tests.support.certificates import Authority
 from trionode import Node, Route, open_node
-from trionode.access import from_anywhere
-from trionode.errors import LinkLostError, WireError
-from trionode.protocol.address import local
-from trionode.protocol.current import encode_message
-from trionode.transport import Link
+from trionode.errors import ConnectionLost, WireError
+from trionode.net.transport import Link
+from trionode.protocol.wire.address import local
+from trionode.protocol.wire.current_codec import encode_message
+from trionode.routing.access import from_anywhere
 from trionode.workers import echoer
 from trionode_websocket import SUBPROTOCOL, SecureWebSocket, WebSocket, link
 
@@ -40,11 +40,11 @@ LIMIT = 10
 
 
 @asynccontextmanager
-async def node_at(transport: WebSocket, place: str = "127.0.0.1:0") -> AsyncIterator[tuple[Node, str]]:
+async def node_at(transport: WebSocket, endpoint: str = "127.0.0.1:0") -> AsyncIterator[tuple[Node, str]]:
     """A node that echoes, and where it listens, as a URL."""
     with trio.fail_after(LIMIT):
         async with open_node(transport) as node:
-            at = await node.listen(f"{transport.name}:{place}")
+            at = await node.listen(f"{transport.name}:{endpoint}")
             await node.start_worker("echoer", echoer, allow=from_anywhere)
             yield node, f"{transport.name}://{at.value.decode()}"
 
@@ -215,10 +215,10 @@ async def test_a_server_of_websockets_gets_a_frame_sends_one_pings_and_closes() 
         (lambda websocket: websocket.send(bytes(2000)), WireError, "a frame of .* where 1 to 1000 are allowed"),
         (
             lambda websocket: websocket.close(4001, "go away"),
-            LinkLostError,
+            ConnectionLost,
             "closed the WebSocket with code 4001: go away",
         ),
-        (lambda websocket: websocket.socket.shutdown(2), LinkLostError, "without saying so first"),
+        (lambda websocket: websocket.socket.shutdown(2), ConnectionLost, "without saying so first"),
     ],
     ids=["text", "too large", "a reason", "cut off"],
 )
@@ -243,7 +243,7 @@ async def test_what_a_server_of_websockets_does_wrong_ends_the_link_with_the_rea
 async def test_a_server_of_websockets_that_speaks_something_else_is_no_node(
     spoken: list[Subprotocol] | None, reason: str
 ) -> None:
-    with serving(lambda _: None, spoken) as at, pytest.raises(LinkLostError, match=reason):
+    with serving(lambda _: None, spoken) as at, pytest.raises(ConnectionLost, match=reason):
         await WebSocket().connect(at)
 
 
@@ -343,7 +343,7 @@ async def test_a_node_behind_nginx_is_reached_by_the_documented_configuration(ng
             route = Route(f"ws:{at}/bob", "echoer")
             for body in ("hello", "x" * 1_000_000, "again"):
                 assert (await alice.ask(route, body)).text == body
-            with pytest.raises(LinkLostError, match=r"HTTP 404: is the path right\?"):
+            with pytest.raises(ConnectionLost, match=r"HTTP 404: is the path right\?"):
                 await alice.connect(f"ws:{at}/alice")
 
 
@@ -351,12 +351,12 @@ async def test_wss_may_end_at_nginx(nginx: str, tmp_path: Path) -> None:
     authority = Authority(tmp_path)
     own = authority.sign()
     tls = f" ssl;\n        ssl_certificate {own.certificate};\n        ssl_certificate_key {own.key}"
-    async with node_at(WebSocket()) as (_, url), open_node(SecureWebSocket(authority=authority.path)) as alice:
+    async with node_at(WebSocket()) as (_, url), open_node(SecureWebSocket(ca_file=authority.path)) as alice:
         with proxy(nginx, tmp_path, at_port(LOCATION, url), tls=tls) as at:
             route = Route(f"wss:{at}/bob", "echoer")
             for body in ("hello", "x" * 1_000_000):
                 assert (await alice.ask(route, body)).text == body
-            with pytest.raises(LinkLostError, match=r"HTTP 400: is it a trionode node\?"):
+            with pytest.raises(ConnectionLost, match=r"HTTP 400: is it a trionode node\?"):
                 await WebSocket().connect(f"{at}/bob")
 
 
@@ -375,7 +375,7 @@ async def test_a_proxy_that_does_not_let_through_is_answered_with_what_to_do(
     location: str, reason: str, nginx: str, tmp_path: Path
 ) -> None:
     async with node_at(WebSocket()) as (_, url):
-        with proxy(nginx, tmp_path, at_port(location, url)) as at, pytest.raises(LinkLostError, match=reason):
+        with proxy(nginx, tmp_path, at_port(location, url)) as at, pytest.raises(ConnectionLost, match=reason):
             await WebSocket().connect(f"{at}/bob")
 
 

@@ -8,11 +8,16 @@ from typing import ClassVar, Never
 import attrs
 import trio
 
-from trionode.errors import LinkLostError, LocalError, MessageTooLargeError, WireError
-from trionode.memory_channel import MemoryChannel
-from trionode.protocol.current import CURRENT
-from trionode.protocol.wire import Wire
-from trionode.transport import Link
+from trionode.plugins import (
+    CURRENT,
+    ConnectionLost,
+    Link,
+    LocalError,
+    MemoryChannel,
+    MessageTooLargeError,
+    ProtocolVersion,
+    WireError,
+)
 
 #: Bytes on their way in one direction before a writer waits, about what the socket buffers of a real connection hold.
 WINDOW = 256 * 1024
@@ -32,7 +37,7 @@ class LoopbackLink:
         max_frame: int = CURRENT.max_frame,
     ) -> None:
         self.peer = peer
-        self.wire: Wire = CURRENT
+        self.protocol_version: ProtocolVersion = CURRENT
         self.max_frame = min(max_frame, CURRENT.max_sent)
         self._incoming = incoming
         self._outgoing = outgoing
@@ -56,10 +61,10 @@ class LoopbackLink:
             raise MessageTooLargeError(
                 f"the link to {self.peer} carries frames of at most {self.max_frame} bytes, this one has {largest}"
             )
-        await self._outgoing.room()
+        await self._outgoing.wait_for_capacity()
         if self._outgoing.is_closed:
             msg = f"the loopback link to {self.peer} is closed"
-            raise LinkLostError(msg)
+            raise ConnectionLost(msg)
         if frames:
             self._outgoing.put(tuple(frames), sum(map(len, frames)))
 
@@ -115,12 +120,12 @@ class Loopback:
         self.network = network or Network()
 
     async def connect(self, peer: str) -> Link:
-        """Return a link to whoever listens at the name; LinkLostError if nobody does."""
+        """Return a link to whoever listens at the name; ConnectionLost if nobody does."""
         await trio.lowlevel.checkpoint()
         listener = self.network.listeners.get(peer)
         if listener is None or len(listener.waiting) >= BACKLOG:
             msg = f"nobody listens at loopback:{peer}: start the node that should, in this process, first"
-            raise LinkLostError(msg)
+            raise ConnectionLost(msg)
         ours, theirs = link_pair(
             f"loopback:{peer}:{next(self.network.numbers)}",
             f"loopback:{peer}",

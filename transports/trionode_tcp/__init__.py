@@ -6,15 +6,24 @@ from typing import ClassVar, Never
 
 import trio
 
-from trionode.errors import LinkLostError, LocalError, WireError
-from trionode.observe import log, shown
-from trionode.protocol.address import parse_host_port
-from trionode.protocol.classic import CLASSIC
-from trionode.protocol.current import CURRENT
-from trionode.protocol.wire import Wire
-from trionode.sockets import Greeters, join_host_port, open_listeners, reason_of
-from trionode.tls import client_context, server_context
-from trionode.transport import Link
+from trionode.plugins import (
+    CLASSIC,
+    CURRENT,
+    ConnectionLost,
+    Greeters,
+    Link,
+    LocalError,
+    ProtocolVersion,
+    WireError,
+    client_context,
+    join_host_port,
+    log,
+    open_listeners,
+    parse_host_port,
+    reason_of,
+    sanitize,
+    server_context,
+)
 from trionode_tcp.link import TCPLink
 from trionode_tcp.stream import ByteStream, TCPStream
 from trionode_tcp.tls_stream import TLSStream
@@ -39,14 +48,14 @@ class TCP:
 
     name: ClassVar[str] = "tcp"
     #: The generation that is spoken to whom this node dials.
-    dials: ClassVar[Wire] = CURRENT
+    dials: ClassVar[ProtocolVersion] = CURRENT
 
     def __init__(self, *, max_frame: int = CURRENT.max_frame, sockets: Sequence[socket.socket] = ()) -> None:
         self._max_frame = max_frame
         self._sockets = sockets
 
     async def connect(self, peer: str) -> Link:
-        """Connect to HOST:PORT; LinkLostError if nobody answers within CONNECT_TIMEOUT, or somebody else than a node does."""
+        """Connect to HOST:PORT; ConnectionLost if nobody answers within CONNECT_TIMEOUT, or somebody else than a node does."""
         host, port = parse_host_port(peer)
         try:
             with trio.fail_after(CONNECT_TIMEOUT):
@@ -54,15 +63,15 @@ class TCP:
         except (OSError, trio.TooSlowError) as error:
             reason = "no answer" if isinstance(error, trio.TooSlowError) else reason_of(error)
             msg = f"can't connect to {self.name}:{peer}: {reason}. Is the node there running, and listening at this address?"
-            raise LinkLostError(msg) from error
+            raise ConnectionLost(msg) from error
         except UnicodeError as error:
-            msg = f"can't connect to {self.name}:{peer}: {shown(host)!r} is no name that a host can have"
-            raise LinkLostError(msg) from error
+            msg = f"can't connect to {self.name}:{peer}: {sanitize(host)!r} is no name that a host can have"
+            raise ConnectionLost(msg) from error
         try:
             return await self._ready(_plain(stream.socket), TCPLink.greet, host=host)
         except WireError as error:
             msg = f"{self.name}:{peer} is no trionode or Ockam node: {error}"
-            raise LinkLostError(msg) from error
+            raise ConnectionLost(msg) from error
 
     async def _ready(
         self, sock: socket.socket, begin: Callable[[TCPLink], Awaitable[None]], *, host: str | None = None
@@ -74,7 +83,7 @@ class TCP:
             sock.close()  # also when cancelled: no link, no socket
             if isinstance(error, OSError):
                 msg = f"the connection was lost while it was made: {error}"
-                raise LinkLostError(msg) from error
+                raise ConnectionLost(msg) from error
             raise
         return link
 
@@ -99,8 +108,8 @@ class TCP:
             with greeters.admit():
                 try:
                     link = await self._ready(_plain(stream.socket), TCPLink.recognise)
-                except (LinkLostError, WireError) as error:
-                    log.info("refused a connection at %s:%s: %s", self.name, at, shown(error))
+                except (ConnectionLost, WireError) as error:
+                    log.info("refused a connection at %s:%s: %s", self.name, at, sanitize(error))
             if link is not None:
                 await accept(link)
 
@@ -126,14 +135,14 @@ class ClassicTCP(TCP):
     """The transport `tcp_classic:HOST:PORT`: dials the classic generation, which has no greeting; it listens as `tcp` does."""
 
     name: ClassVar[str] = "tcp_classic"
-    dials: ClassVar[Wire] = CLASSIC
+    dials: ClassVar[ProtocolVersion] = CLASSIC
 
 
 class TLS(TCP):
     """The transport `tls:HOST:PORT`: TCP under TLS 1.2 or 1.3, and the same wire within.
 
     All options but TCP's own are paths of PEM files. Whoever listens needs a `certificate` and its `key`, which may stand in the same file, and
-    demands certificates of its peers if it is given the `client_authority` that signed them. Whoever dials trusts `authority`, without it those
+    demands certificates of its peers if it is given the `client_ca_file` that signed them. Whoever dials trusts `ca_file`, without it those
     of the system, verifies that the certificate is HOST's, and shows his own `certificate` where one is demanded. A file is read once, here:
     LocalError says what is wrong with it. What TLS proves is not a message's `Facts`: it protects a hop, secure channels protect messages.
     """
@@ -145,17 +154,17 @@ class TLS(TCP):
         *,
         certificate: str | None = None,
         key: str | None = None,
-        authority: str | None = None,
-        client_authority: str | None = None,
+        ca_file: str | None = None,
+        client_ca_file: str | None = None,
         max_frame: int = CURRENT.max_frame,
         sockets: Sequence[socket.socket] = (),
     ) -> None:
         super().__init__(max_frame=max_frame, sockets=sockets)
-        self._dialling = client_context(authority=authority, certificate=certificate, key=key)
+        self._dialling = client_context(ca_file=ca_file, certificate=certificate, key=key)
         self._listening = (
             None
             if certificate is None
-            else server_context(certificate=certificate, key=key, client_authority=client_authority)
+            else server_context(certificate=certificate, key=key, client_ca_file=client_ca_file)
         )
 
     def _stream(self, sock: socket.socket, host: str | None) -> ByteStream:

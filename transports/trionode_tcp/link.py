@@ -4,10 +4,16 @@ from collections.abc import Sequence
 
 import trio
 
-from trionode.errors import LinkLostError, MessageTooLargeError, RemoteError, WireError
-from trionode.protocol.framing import FrameDecoder, join_frames
-from trionode.protocol.recognition import recognise
-from trionode.protocol.wire import Wire
+from trionode.plugins import (
+    ConnectionLost,
+    FrameDecoder,
+    MessageTooLargeError,
+    ProtocolVersion,
+    RemoteError,
+    WireError,
+    join_frames,
+    recognise,
+)
 from trionode_tcp.stream import ByteStream
 
 #: Seconds that a new connection has to show which wire it speaks, and to end the frame that it began with; TLS's handshake is within them.
@@ -26,19 +32,19 @@ _TLS_ALERT = b"\x15\x03"
 class TCPLink:
     """Frames over a stream of bytes, sent in one piece a burst and read as many as there are."""
 
-    def __init__(self, stream: ByteStream, wire: Wire, *, max_frame: int) -> None:
+    def __init__(self, stream: ByteStream, protocol_version: ProtocolVersion, *, max_frame: int) -> None:
         self.peer = stream.peer
         self._stream = stream
         self._max_read = max_frame
         self._early: Sequence[bytes] = ()
         self._said_end = False
         self._wrong = ""
-        self._speak(wire)
+        self._speak(protocol_version)
 
-    def _speak(self, wire: Wire) -> None:
-        self.wire = wire
-        self.max_frame = min(self._max_read, wire.max_sent)
-        self._decoder = FrameDecoder(wire, max_frame=self._max_read)
+    def _speak(self, protocol_version: ProtocolVersion) -> None:
+        self.protocol_version = protocol_version
+        self.max_frame = min(self._max_read, protocol_version.max_sent)
+        self._decoder = FrameDecoder(protocol_version, max_frame=self._max_read)
 
     async def greet(self) -> None:
         """Send the preface of the wire and wait for the peer's (spec §3.2); frames that come with it are kept for `receive`.
@@ -48,54 +54,56 @@ class TCPLink:
         """
         with trio.move_on_after(GREETING_TIMEOUT):
             await self._stream.handshake()
-            await self._stream.send(self.wire.preface + join_frames(self.wire, [_heartbeat(self.wire)]))
+            await self._stream.send(
+                self.protocol_version.preface + join_frames(self.protocol_version, [_heartbeat(self.protocol_version)])
+            )
             while not self._decoder.greeted:
                 data = await self._stream.receive()
                 if not data:
                     msg = f"{self.peer} closed the connection before it said which wire it speaks"
-                    raise LinkLostError(msg)
+                    raise ConnectionLost(msg)
                 if data.startswith(_TLS_ALERT):
                     msg = f"{self.peer} speaks TLS: dial it as tls:HOST:PORT"
-                    raise LinkLostError(msg)
+                    raise ConnectionLost(msg)
                 self._early = self._decoder.receive(data)
             return
         msg = f"{self.peer} accepted the connection but did not say within {GREETING_TIMEOUT:g} s which wire it speaks: is it a trionode or Ockam node?"
-        raise LinkLostError(msg)
+        raise ConnectionLost(msg)
 
     async def recognise(self) -> None:
         """Learn from the first bytes which wire the peer speaks, answer its preface, and wait for the end of a frame that it began (spec §3.3).
 
-        LinkLostError or WireError if that does not come to be.
+        ConnectionLost or WireError if that does not come to be.
         """
         start = b""
         with trio.move_on_after(GREETING_TIMEOUT):
             await self._stream.handshake()
-            wire = None
-            while wire is None:
+            protocol_version = None
+            while protocol_version is None:
                 data = b""
                 with trio.move_on_after(LONE_BYTE_SECONDS if start else float("inf")) as pause:
                     data = await self._stream.receive()
                     if not data:
                         msg = f"{self.peer} closed the connection before it said which wire it speaks"
-                        raise LinkLostError(msg)
+                        raise ConnectionLost(msg)
                 start += data
-                wire = recognise(start, quiet=pause.cancelled_caught)
-            self._speak(wire)
-            if wire.preface:
-                await self._stream.send(wire.preface)
+                protocol_version = recognise(start, quiet=pause.cancelled_caught)
+            self._speak(protocol_version)
+            if protocol_version.preface:
+                await self._stream.send(protocol_version.preface)
             self._early = self._decoder.receive(start)
             while not self._early and not self._decoder.is_between_frames:
                 data = await self._stream.receive()
                 if not data:
                     msg = f"{self.peer} ended the connection in the middle of its first frame"
-                    raise LinkLostError(msg)
+                    raise ConnectionLost(msg)
                 self._early = self._decoder.receive(data)
-            if self._early and self._early[0] == _heartbeat(wire):
+            if self._early and self._early[0] == _heartbeat(protocol_version):
                 self._early = self._early[1:]  # what `greet` sends: part of the greeting, and no frame of anybody's
             return
         began = f"it began with {start[:16].hex()}" if start else "it sent nothing"
         msg = f"{self.peer} did not send a frame of the wire within {GREETING_TIMEOUT:g} s: {began}"
-        raise LinkLostError(msg)
+        raise ConnectionLost(msg)
 
     async def receive(self) -> Sequence[bytes]:
         """All frames that one read brought, at least one; () at the peer's orderly end."""
@@ -117,9 +125,9 @@ class TCPLink:
                 if frames := self._decode(data):
                     return frames
             msg = f"{self.peer} ended the connection in the middle of a frame"
-            raise LinkLostError(msg)
+            raise ConnectionLost(msg)
         msg = f"{self.peer} did not end a frame within {FRAME_TIMEOUT:g} s"
-        raise LinkLostError(msg)
+        raise ConnectionLost(msg)
 
     def _decode(self, data: bytes) -> Sequence[bytes]:
         try:
@@ -129,8 +137,8 @@ class TCPLink:
             raise
 
     async def send(self, frames: Sequence[bytes]) -> None:
-        """Write a burst; LinkLostError if the connection is gone, MessageTooLargeError for a frame over `max_frame`. Cancelled half-way, the stream is broken."""
-        data = join_frames(self.wire, frames)
+        """Write a burst; ConnectionLost if the connection is gone, MessageTooLargeError for a frame over `max_frame`. Cancelled half-way, the stream is broken."""
+        data = join_frames(self.protocol_version, frames)
         # The first comparison, which is all that most bursts pay, holds for every burst with such a frame.
         if len(data) > self.max_frame and (largest := max(map(len, frames))) > self.max_frame:
             msg = f"the link to {self.peer} carries frames of at most {self.max_frame} bytes, this one has {largest}"
@@ -163,5 +171,5 @@ class TCPLink:
             self._stream.close()
 
 
-def _heartbeat(wire: Wire) -> bytes:
-    return wire.encode((), (), b"")
+def _heartbeat(protocol_version: ProtocolVersion) -> bytes:
+    return protocol_version.encode((), (), b"")

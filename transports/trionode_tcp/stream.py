@@ -7,8 +7,7 @@ from typing import Protocol
 
 import trio
 
-from trionode.errors import LinkLostError
-from trionode.sockets import join_host_port
+from trionode.plugins import ConnectionLost, join_host_port
 
 #: Bytes in one read: larger ones were measured not to pay.
 READ_SIZE = 65_536
@@ -19,7 +18,7 @@ USER_TIMEOUT = 30_000
 
 
 class ByteStream(Protocol):
-    """Bytes in both directions, each with an end of its own. One task receives, one sends; all raise LinkLostError if the connection is lost."""
+    """Bytes in both directions, each with an end of its own. One task receives, one sends; all raise ConnectionLost if the connection is lost."""
 
     @property
     def peer(self) -> str:
@@ -108,8 +107,8 @@ class TCPStream:
         except OSError as error:
             raise self._lost(error) from error
 
-    def _lost(self, error: OSError) -> LinkLostError:
-        return LinkLostError(f"the connection with {self.peer} was lost: {error.strerror or error}")
+    def _lost(self, error: OSError) -> ConnectionLost:
+        return ConnectionLost(f"the connection with {self.peer} was lost: {error.strerror or error}")
 
     async def send_eof(self) -> None:
         """Shut down writing."""

@@ -5,8 +5,7 @@ from contextlib import suppress
 
 import trio
 
-from trionode.errors import LinkLostError
-from trionode.tls import reason_of_tls
+from trionode.plugins import ConnectionLost, reason_of_tls
 from trionode_tcp.stream import READ_SIZE, TCPStream
 
 #: Bytes that are encrypted before they are sent, so that a large frame is in memory once and not twice: four of TLS's records.
@@ -37,11 +36,11 @@ class TLSStream:
         self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
         self._tls = context.wrap_bio(self._incoming, self._outgoing, server_side=self._listens, server_hostname=host)
         self._over = False
-        self._failure: LinkLostError | None = None
+        self._failure: ConnectionLost | None = None
         self._torn = False
 
     async def handshake(self) -> None:
-        """Agree with the peer; LinkLostError that says why not, and what to do."""
+        """Agree with the peer; ConnectionLost that says why not, and what to do."""
         began = False
         while True:
             try:
@@ -51,7 +50,7 @@ class TLSStream:
             except ssl.SSLError as error:
                 await self._refuse()
                 msg = f"there is no TLS with {self.peer}: {reason_of_tls(error)}"
-                raise LinkLostError(msg) from error
+                raise ConnectionLost(msg) from error
             else:
                 await self._flush()
                 return
@@ -59,13 +58,13 @@ class TLSStream:
             if not data:
                 hint = "" if self._listens else ": does it listen with TLS?"
                 msg = f"{self.peer} ended the connection in the TLS handshake{hint}"
-                raise LinkLostError(msg)
+                raise ConnectionLost(msg)
             if self._listens and not began and not data.startswith(_HANDSHAKE):
                 # At once: OpenSSL waits for five bytes, of which a current peer may send one, and says nothing.
                 self._outgoing.write(_NO_TLS_ALERT)
                 await self._refuse()
                 msg = f"{self.peer} does not speak TLS, as this listener does: it began with {data[:3].hex()}"
-                raise LinkLostError(msg)
+                raise ConnectionLost(msg)
             began = True
             self._incoming.write(data)
 
@@ -76,11 +75,11 @@ class TLSStream:
                 await self._below.send_eof()
                 while await self._below.receive():
                     pass
-            except LinkLostError:
+            except ConnectionLost:
                 pass  # it hears nothing then
 
     async def receive(self) -> bytes:
-        """What one read brought, decrypted; an end that TLS has not proven is LinkLostError."""
+        """What one read brought, decrypted; an end that TLS has not proven is ConnectionLost."""
         if self._incoming.pending or self._over or self._failure:
             await trio.lowlevel.checkpoint()
         while True:
@@ -117,12 +116,12 @@ class TLSStream:
     def _answer(self) -> None:
         """Let go what TLS itself has to say, such as that it took new keys: at once what can leave, and the rest with what is sent next."""
         if self._outgoing.pending > MAX_ANSWERS:
-            self._failure = LinkLostError(
+            self._failure = ConnectionLost(
                 f"{self.peer} demands more answers of TLS than it reads, or than anybody needs"
             )
         elif not self._torn:  # or else half of something else is on its way, which is to be ended first
             data = self._outgoing.read()
-            with suppress(LinkLostError):  # who reads on hears of the end, behind what came before it
+            with suppress(ConnectionLost):  # who reads on hears of the end, behind what came before it
                 self._outgoing.write(data[self._below.send_now(data) :])
 
     async def send(self, data: bytes) -> None:
@@ -143,8 +142,8 @@ class TLSStream:
         await self._below.send(self._outgoing.read())
         self._torn = False
 
-    def _failed(self, error: ssl.SSLError) -> LinkLostError:
-        failure = LinkLostError(f"the connection with {self.peer} was lost: {reason_of_tls(error)}")
+    def _failed(self, error: ssl.SSLError) -> ConnectionLost:
+        failure = ConnectionLost(f"the connection with {self.peer} was lost: {reason_of_tls(error)}")
         failure.__cause__ = error
         return failure
 
@@ -157,7 +156,7 @@ class TLSStream:
                 ):  # it wants to read the peer's end, which is for `receive`, or TLS has failed before
                     self._tls.unwrap()
                 await self._flush()
-        except LinkLostError:
+        except ConnectionLost:
             pass  # the peer is gone
         finally:
             await self._below.send_eof()

@@ -10,13 +10,22 @@ from typing import ClassVar, Never, Self
 import attrs
 import trio
 
-from trionode.errors import LinkLostError, LocalError
-from trionode.observe import log, shown
-from trionode.protocol.address import parse_host_port
-from trionode.protocol.current import CURRENT
-from trionode.sockets import Greeters, join_host_port, open_listeners, reason_of
-from trionode.tls import client_context, reason_of_tls, server_context
-from trionode.transport import Link
+from trionode.plugins import (
+    CURRENT,
+    ConnectionLost,
+    Greeters,
+    Link,
+    LocalError,
+    client_context,
+    join_host_port,
+    log,
+    open_listeners,
+    parse_host_port,
+    reason_of,
+    reason_of_tls,
+    sanitize,
+    server_context,
+)
 from trionode_websocket.handshake import SUBPROTOCOL, answer, request
 from trionode_websocket.link import WebSocketLink
 from trionode_websocket.stream import ByteStream
@@ -36,7 +45,7 @@ _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/\s?#]+|null")
 
 
 @attrs.frozen
-class _Place:
+class _Endpoint:
     """HOST:PORT, or HOST:PORT/PATH."""
 
     host_port: str
@@ -79,19 +88,19 @@ class WebSocket:
         return None
 
     async def connect(self, peer: str) -> Link:
-        """Connect to HOST:PORT[/PATH]; LinkLostError if nobody answers within CONNECT_TIMEOUT, or somebody else than a node does."""
-        place, context = _Place.parse(peer), self._dialling()
-        host, port = parse_host_port(place.host_port)
+        """Connect to HOST:PORT[/PATH]; ConnectionLost if nobody answers within CONNECT_TIMEOUT, or somebody else than a node does."""
+        endpoint, context = _Endpoint.parse(peer), self._dialling()
+        host, port = parse_host_port(endpoint.host_port)
         try:
             with trio.fail_after(CONNECT_TIMEOUT):
                 tcp = await trio.open_tcp_stream(host, port)
         except (OSError, trio.TooSlowError) as error:
             reason = "no answer" if isinstance(error, trio.TooSlowError) else reason_of(error)
             msg = f"can't connect to {self.name}:{peer}: {reason}. Is the node there running, and listening at this address?"
-            raise LinkLostError(msg) from error
+            raise ConnectionLost(msg) from error
         except UnicodeError as error:
-            msg = f"can't connect to {self.name}:{peer}: {shown(host)!r} is no name that a host can have"
-            raise LinkLostError(msg) from error
+            msg = f"can't connect to {self.name}:{peer}: {sanitize(host)!r} is no name that a host can have"
+            raise ConnectionLost(msg) from error
         name = host.partition("%")[
             0
         ]  # an interface is this side's own matter: no certificate knows it, nor a server (RFC 6874 §1)
@@ -99,14 +108,14 @@ class WebSocket:
         async def open_websocket(stream: ByteStream) -> WebSocketLink:
             if context is not None:
                 await stream.begin_tls(context, host=name)
-            connection = await request(stream, join_host_port((name, port)), place.path or "/")
+            connection = await request(stream, join_host_port((name, port)), endpoint.path or "/")
             return WebSocketLink(stream, connection, max_frame=self._max_frame)
 
         try:
             return await _ready(_plain(tcp.socket), f"{self.name}:{peer}", open_websocket)
-        except LinkLostError as error:
+        except ConnectionLost as error:
             msg = f"can't open a WebSocket at {self.name}:{peer}: {error}"
-            raise LinkLostError(msg) from error
+            raise ConnectionLost(msg) from error
 
     async def serve(
         self,
@@ -116,17 +125,17 @@ class WebSocket:
         task_status: trio.TaskStatus[str] = trio.TASK_STATUS_IGNORED,
     ) -> Never:
         """Listen at HOST:PORT[/PATH], port 0 for a free one; LocalError if that is not possible."""
-        place, context = _Place.parse(at), self._listening()
+        endpoint, context = _Endpoint.parse(at), self._listening()
         try:
-            listeners = await open_listeners(place.host_port)
+            listeners = await open_listeners(endpoint.host_port)
         except LocalError as error:
-            raise LocalError(str(error).replace(place.host_port, at, 1)) from error
+            raise LocalError(str(error).replace(endpoint.host_port, at, 1)) from error
         greeters = Greeters(f"{self.name}:{at}", MAX_GREETING)
 
         async def open_websocket(stream: ByteStream) -> WebSocketLink:
             if context is not None:
                 await stream.begin_tls(context, host=None)
-            connection = await answer(stream, place.path or "/", self._origins)
+            connection = await answer(stream, endpoint.path or "/", self._origins)
             return WebSocketLink(stream, connection, max_frame=self._max_frame)
 
         async def greet_and_accept(tcp: trio.SocketStream) -> None:
@@ -138,12 +147,12 @@ class WebSocket:
             with greeters.admit():
                 try:
                     link = await _ready(sock, peer, open_websocket)
-                except LinkLostError as error:
-                    log.info("refused a connection at %s:%s from %s: %s", self.name, at, peer, shown(error))
+                except ConnectionLost as error:
+                    log.info("refused a connection at %s:%s from %s: %s", self.name, at, peer, sanitize(error))
             if link is not None:
                 await accept(link)
 
-        bound = join_host_port(listeners[0].socket.getsockname()) + place.path
+        bound = join_host_port(listeners[0].socket.getsockname()) + endpoint.path
         async with trio.open_nursery() as nursery:
             nursery.start_soon(trio.serve_listeners, greet_and_accept, listeners)
             task_status.started(bound)
@@ -154,8 +163,8 @@ class WebSocket:
 class SecureWebSocket(WebSocket):
     """The transport `wss:HOST:PORT[/PATH]`, WebSocket under TLS. The four options of TLS are paths of PEM files.
 
-    `certificate` and `key` are what this node shows: needed to listen, and to dial whoever demands it. `authority` is whom it trusts
-    when it dials, the system's authorities without it. With `client_authority`, who dials this node has to show a certificate, too.
+    `certificate` and `key` are what this node shows: needed to listen, and to dial whoever demands it. `ca_file` is whom it trusts
+    when it dials, the system's authorities without it. With `client_ca_file`, who dials this node has to show a certificate, too.
     A file is read once, here: LocalError says what is wrong with it.
     """
 
@@ -166,17 +175,17 @@ class SecureWebSocket(WebSocket):
         *,
         certificate: str | None = None,
         key: str | None = None,
-        authority: str | None = None,
-        client_authority: str | None = None,
+        ca_file: str | None = None,
+        client_ca_file: str | None = None,
         max_frame: int = CURRENT.max_frame,
         origins: Sequence[str] = (),
     ) -> None:
         super().__init__(max_frame=max_frame, origins=origins)
-        self._dialler = client_context(authority=authority, certificate=certificate, key=key)
+        self._dialler = client_context(ca_file=ca_file, certificate=certificate, key=key)
         self._listener = (
             None
             if certificate is None
-            else server_context(certificate=certificate, key=key, client_authority=client_authority)
+            else server_context(certificate=certificate, key=key, client_ca_file=client_ca_file)
         )
 
     def _dialling(self) -> ssl.SSLContext:
@@ -198,7 +207,7 @@ def _plain(sock: trio.socket.SocketType) -> socket.socket:
 async def _ready(
     sock: socket.socket, peer: str, begin: Callable[[ByteStream], Awaitable[WebSocketLink]]
 ) -> WebSocketLink:
-    """Open a WebSocket on a connected socket within GREETING_TIMEOUT; LinkLostError if it does not come to be, and then the socket is closed."""
+    """Open a WebSocket on a connected socket within GREETING_TIMEOUT; ConnectionLost if it does not come to be, and then the socket is closed."""
     try:
         stream = ByteStream(sock, peer)
         with trio.fail_after(GREETING_TIMEOUT):
@@ -207,10 +216,10 @@ async def _ready(
         sock.close()  # also when cancelled: no link, no socket
         if isinstance(error, trio.TooSlowError):
             msg = f"no WebSocket was opened within {GREETING_TIMEOUT:g} s: is it a trionode node?"
-            raise LinkLostError(msg) from error
+            raise ConnectionLost(msg) from error
         if isinstance(error, ssl.SSLError):
-            raise LinkLostError(reason_of_tls(error)) from error
+            raise ConnectionLost(reason_of_tls(error)) from error
         if isinstance(error, OSError):
             msg = f"the connection was lost while it was made: {error}"
-            raise LinkLostError(msg) from error
+            raise ConnectionLost(msg) from error
         raise

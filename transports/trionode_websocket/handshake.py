@@ -11,8 +11,7 @@ from wsproto.events import AcceptConnection, RejectConnection, RejectData, Reque
 from wsproto.handshake import H11Handshake
 from wsproto.utilities import RemoteProtocolError
 
-from trionode.errors import LinkLostError
-from trionode.observe import shown
+from trionode.plugins import ConnectionLost, sanitize
 from trionode_websocket.stream import REFUSAL_GRACE, ByteStream
 
 #: What both sides have to speak, in a header: the wire's current generation, one binary message a frame.
@@ -42,7 +41,7 @@ HINTS = {
 
 
 async def request(stream: ByteStream, host: str, path: str) -> Connection:
-    """Ask for a WebSocket; the connection, with what came behind the answer. LinkLostError says who is there instead."""
+    """Ask for a WebSocket; the connection, with what came behind the answer. ConnectionLost says who is there instead."""
     handshake = H11Handshake(ConnectionType.CLIENT)
     stream.write(handshake.send(Request(host=host, target=path, subprotocols=[SUBPROTOCOL])))
     await stream.flush()
@@ -54,16 +53,16 @@ async def request(stream: ByteStream, host: str, path: str) -> Connection:
         start = start or data
         if start[:1] and start[0] in TLS_RECORDS:
             msg = "it speaks TLS: dial it with wss: instead of ws:"
-            raise LinkLostError(msg)
+            raise ConnectionLost(msg)
         if not start:
             msg = "it closed the connection without an answer: does it speak TLS (wss:), or something else than WebSocket?"
-            raise LinkLostError(msg)
+            raise ConnectionLost(msg)
         try:
             handshake.receive_data(data)
         except (RemoteProtocolError, UnicodeError) as error:
             if refused is None:
-                msg = f"it is no WebSocket server: {error}; it began with '{shown(start[:40].decode('latin-1'))}'"
-                raise LinkLostError(msg) from error
+                msg = f"it is no WebSocket server: {error}; it began with '{sanitize(start[:40].decode('latin-1'))}'"
+                raise ConnectionLost(msg) from error
             is_whole = True
         for event in handshake.events():
             if isinstance(event, AcceptConnection):
@@ -77,14 +76,14 @@ async def request(stream: ByteStream, host: str, path: str) -> Connection:
             break
     if refused is None:
         msg = "it closed the connection in the middle of its answer"
-        raise LinkLostError(msg)
-    raise LinkLostError(_refusal(refused, body))
+        raise ConnectionLost(msg)
+    raise ConnectionLost(_refusal(refused, body))
 
 
 def _accepted(handshake: H11Handshake, event: AcceptConnection) -> Connection:
     if event.subprotocol != SUBPROTOCOL:
         msg = f"it is a WebSocket server, but does not speak {SUBPROTOCOL}: is it a trionode node, and the path right?"
-        raise LinkLostError(msg)
+        raise ConnectionLost(msg)
     connection = handshake.connection
     assert connection is not None
     return connection
@@ -94,22 +93,22 @@ def _refusal(status: RejectConnection, body: bytes) -> str:
     headers = {name.lower(): value.decode("latin-1") for name, value in status.headers}
     code = status.status_code
     if 300 <= code < 400 and b"location" in headers:
-        hint = f"it sends elsewhere, to {shown(headers[b'location'])}: dial that"
+        hint = f"it sends elsewhere, to {sanitize(headers[b'location'])}: dial that"
     elif headers.get(b"content-type", "").startswith("text/plain") and body.strip():
-        hint = shown(body[:MAX_BODY].decode(errors="replace").strip())
+        hint = sanitize(body[:MAX_BODY].decode(errors="replace").strip())
     else:
         hint = HINTS.get(code, HINTS[400])
     return f"it answered the request for a WebSocket with HTTP {code}: {hint}"
 
 
 async def answer(stream: ByteStream, path: str, origins: Container[str]) -> Connection:
-    """Accept the peer's request for a WebSocket at `path`, or refuse it in HTTP; LinkLostError says why."""
+    """Accept the peer's request for a WebSocket at `path`, or refuse it in HTTP; ConnectionLost says why."""
     head = b""
     while (blank := _BLANK_LINE.search(head)) is None:
         data = await stream.read()
         if not data:
             msg = "it ended the connection before it had asked for a WebSocket"
-            raise LinkLostError(msg)
+            raise ConnectionLost(msg)
         head += data
         if head[0] in TLS_RECORDS:
             reason = "it speaks TLS: it has to dial ws: instead of wss:, or this node to listen at wss:"
@@ -123,7 +122,7 @@ async def answer(stream: ByteStream, path: str, origins: Container[str]) -> Conn
         handshake.receive_data(head)
         (asked,) = handshake.events()
     except (RemoteProtocolError, UnicodeError, ValueError) as error:
-        reason = f"it did not ask for a WebSocket, but began with '{shown(head[:40].decode('latin-1'))}': {error}"
+        reason = f"it did not ask for a WebSocket, but began with '{sanitize(head[:40].decode('latin-1'))}': {error}"
         await _refuse(
             stream, 426, f"this speaks WebSocket, with the subprotocol {SUBPROTOCOL}, and nothing else", reason
         )
@@ -134,13 +133,13 @@ async def answer(stream: ByteStream, path: str, origins: Container[str]) -> Conn
         )
     for name, origin in asked.extra_headers:
         if name == b"origin" and (told := origin.decode("latin-1")) not in origins:
-            reason = f"it comes from a page of {shown(told)}, which is not among the allowed origins"
+            reason = f"it comes from a page of {sanitize(told)}, which is not among the allowed origins"
             await _refuse(stream, 403, "this origin is not allowed here", reason)
     if asked.target != path:
-        reason = f"it asked for the path {shown(asked.target)}, where this node is at {path}"
+        reason = f"it asked for the path {sanitize(asked.target)}, where this node is at {path}"
         await _refuse(stream, 404, "no node is at this path", reason)
     if SUBPROTOCOL not in asked.subprotocols:
-        reason = f"it offered the subprotocols {shown(', '.join(asked.subprotocols) or 'none')}, where {SUBPROTOCOL} is spoken"
+        reason = f"it offered the subprotocols {sanitize(', '.join(asked.subprotocols) or 'none')}, where {SUBPROTOCOL} is spoken"
         await _refuse(stream, 400, f"offer the WebSocket subprotocol {SUBPROTOCOL}", reason)
     stream.write(handshake.send(AcceptConnection(subprotocol=SUBPROTOCOL)))
     connection = handshake.connection
@@ -159,4 +158,4 @@ async def _refuse(stream: ByteStream, status: int, told: str, reason: str) -> Ne
     )
     with trio.move_on_after(REFUSAL_GRACE):
         await stream.drain()
-    raise LinkLostError(reason)
+    raise ConnectionLost(reason)

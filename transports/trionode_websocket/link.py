@@ -9,10 +9,15 @@ from wsproto.connection import Connection, ConnectionState, ConnectionType
 from wsproto.events import BytesMessage, CloseConnection, Event, Ping, Pong, TextMessage
 from wsproto.frame_protocol import CloseReason
 
-from trionode.errors import LinkLostError, MessageTooLargeError, RemoteError, WireError
-from trionode.observe import shown
-from trionode.protocol.current import CURRENT
-from trionode.protocol.wire import Wire
+from trionode.plugins import (
+    CURRENT,
+    ConnectionLost,
+    MessageTooLargeError,
+    ProtocolVersion,
+    RemoteError,
+    WireError,
+    sanitize,
+)
 from trionode_websocket.stream import ByteStream
 
 #: Seconds without a byte before a ping, and again before a peer that did not answer it counts as dead: that is noticed in 30 s. Proxies end
@@ -41,7 +46,7 @@ class WebSocketLink:
 
     def __init__(self, stream: ByteStream, incoming: Connection, *, max_frame: int) -> None:
         self.peer = stream.peer
-        self.wire: Wire = CURRENT
+        self.protocol_version: ProtocolVersion = CURRENT
         self.max_frame = min(max_frame, CURRENT.max_sent)
         self._stream = stream
         # One machine for each direction, because they end one after the other.
@@ -53,7 +58,7 @@ class WebSocketLink:
         self._failure: RemoteError | None = None
         self._said_end = False
         self._pinged_by: bytes | None = None
-        self._owed: bytes | None = None
+        self._over_budget: bytes | None = None
         # What the peer must have taken off its connection to have answered: a ping carries the first number, its pong brings it back.
         self._bursts = 0
         self._bursts_read = 0
@@ -86,10 +91,10 @@ class WebSocketLink:
                 if frames := self._take(data):
                     return frames
             elif data is not None:
-                self._failure = LinkLostError(f"{self.peer} ended the connection without saying so first")
+                self._failure = ConnectionLost(f"{self.peer} ended the connection without saying so first")
             elif trio.current_time() >= give_up:
                 self._fail(
-                    f"did not end a frame within {FRAME_TIMEOUT:g} s", CloseReason.POLICY_VIOLATION, LinkLostError
+                    f"did not end a frame within {FRAME_TIMEOUT:g} s", CloseReason.POLICY_VIOLATION, ConnectionLost
                 )
             else:
                 self._ask()
@@ -145,17 +150,17 @@ class WebSocketLink:
             # No Close frame moved the machine: it speaks of what it could not parse.
             self._fail(f"broke the WebSocket protocol: {event.reason}", event.code)
         elif event.code not in ORDERLY:
-            reason = f": {shown(event.reason)}" if event.reason else ""
-            self._failure = LinkLostError(f"{self.peer} closed the WebSocket with code {int(event.code)}{reason}")
+            reason = f": {sanitize(event.reason)}" if event.reason else ""
+            self._failure = ConnectionLost(f"{self.peer} closed the WebSocket with code {int(event.code)}{reason}")
         elif self._begun is not None:
-            self._failure = LinkLostError(f"{self.peer} ended the connection in the middle of a frame")
+            self._failure = ConnectionLost(f"{self.peer} ended the connection in the middle of a frame")
         else:
             self._is_over = True
 
     def _fail(self, what: str, code: int, kind: type[RemoteError] = WireError) -> None:
         """End because of what the peer did, and tell it: the same words, but not where this side sees it."""
         self._failure, self._begun = kind(f"{self.peer} {what}"), None
-        with suppress(LinkLostError):  # a peer that is gone needs no reason
+        with suppress(ConnectionLost):  # a peer that is gone needs no reason
             self._say_end(code, what)
 
     # Whether the peer lives. It answers a ping when it reads on, so a pong says that it is done with all that was sent before. Whoever has still
@@ -164,7 +169,7 @@ class WebSocketLink:
     def _ask(self) -> None:
         if self._doubted and self._bursts == self._bursts_read:
             msg = f"{self.peer} has been silent for {2 * PING_AFTER:g} s and answers no ping"
-            self._failure = LinkLostError(msg)
+            self._failure = ConnectionLost(msg)
         elif not self._said_end and not self._stream.is_clogged:
             self._doubted = self._bursts == self._bursts_read
             self._control(Ping(self._bursts.to_bytes(8, "big")))
@@ -177,20 +182,20 @@ class WebSocketLink:
     def _answer(self) -> None:
         """Owe an answer to the latest ping (RFC 6455 §5.5.3), now that all that came before it has been handed on."""
         if self._pinged_by is not None:
-            self._owed, self._pinged_by = self._pinged_by, None
+            self._over_budget, self._pinged_by = self._pinged_by, None
         self._pay()
 
     def _pay(self) -> None:
-        if self._owed is not None and not self._stream.is_clogged and not self._said_end:
-            self._control(Pong(self._owed))
-            self._owed = None
+        if self._over_budget is not None and not self._stream.is_clogged and not self._said_end:
+            self._control(Pong(self._over_budget))
+            self._over_budget = None
 
     def _control(self, event: Event) -> None:
-        with suppress(LinkLostError):  # what is still to be read is read first, and then the end
+        with suppress(ConnectionLost):  # what is still to be read is read first, and then the end
             self._stream.write(self._outgoing.send(event))
 
     async def send(self, frames: Sequence[bytes]) -> None:
-        """Write a burst; LinkLostError if the connection is gone. Cancelled, all of it has been sent or will be with the next, or nothing."""
+        """Write a burst; ConnectionLost if the connection is gone. Cancelled, all of it has been sent or will be with the next, or nothing."""
         largest = max(map(len, frames), default=0)
         if largest > self.max_frame:
             raise MessageTooLargeError(
@@ -199,7 +204,7 @@ class WebSocketLink:
         await self._stream.flush()
         if self._said_end:
             msg = f"the link to {self.peer} was ended by this side"
-            raise LinkLostError(msg)
+            raise ConnectionLost(msg)
         if frames:
             self._pay()  # a peer that keeps this side busy gets its answers, too
             self._bursts += 1
@@ -215,7 +220,7 @@ class WebSocketLink:
 
     async def send_eof(self) -> None:
         """Send the Close frame; `receive` goes on until the peer's own."""
-        with suppress(LinkLostError):  # the peer is gone, or this side has closed
+        with suppress(ConnectionLost):  # the peer is gone, or this side has closed
             self._say_end()
             await self._stream.flush()
             return

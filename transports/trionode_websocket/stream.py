@@ -7,8 +7,7 @@ from contextlib import suppress
 
 import trio
 
-from trionode.errors import LinkLostError
-from trionode.tls import reason_of_tls
+from trionode.plugins import ConnectionLost, reason_of_tls
 
 #: Bytes in one read: larger ones were measured not to pay.
 READ_SIZE = 65_536
@@ -29,7 +28,7 @@ NO_TLS_ALERT = bytes.fromhex("15 0303 0002 02 46")
 class ByteStream:
     """Bytes both ways. What could not be sent at once waits here, so that a cancelled flush tears no message apart.
 
-    One task reads, one flushes. LinkLostError when the connection is gone, in every method but `close`.
+    One task reads, one flushes. ConnectionLost when the connection is gone, in every method but `close`.
     """
 
     def __init__(self, sock: socket.socket, peer: str) -> None:
@@ -50,7 +49,7 @@ class ByteStream:
         self._sealed_in = ssl.MemoryBIO()
         self._sealed_out = ssl.MemoryBIO()
         self._over = False
-        self._failure: LinkLostError | None = None
+        self._failure: ConnectionLost | None = None
 
     async def begin_tls(self, context: ssl.SSLContext, *, host: str | None) -> None:
         """Make the TLS handshake, as the client of `host` or, without one, as the server; ssl.SSLError if it fails."""
@@ -63,7 +62,7 @@ class ByteStream:
                 await self.flush()
                 if not await self._read_sealed():
                     msg = "it closed the connection in the middle of TLS's handshake: does it speak TLS?"
-                    raise LinkLostError(msg) from None
+                    raise ConnectionLost(msg) from None
             except ssl.SSLError:
                 with trio.move_on_after(REFUSAL_GRACE):
                     self._send(self._sealed_out.read() or (NO_TLS_ALERT if host is None else b""))
@@ -107,13 +106,13 @@ class ByteStream:
     def _answer(self) -> None:
         """Let go what TLS itself has to say; what can't leave waits for the next write, and a failure until what came before it has been read."""
         if self._sealed_out.pending > MAX_ANSWERS:
-            self._failure = LinkLostError(
+            self._failure = ConnectionLost(
                 f"{self.peer} demands more answers of TLS than it reads, or than anybody needs"
             )
         elif not self._unsent:
             try:
                 self._send(self._sealed_out.read())
-            except LinkLostError as error:
+            except ConnectionLost as error:
                 self._failure = self._failure or error
 
     async def _read_sealed(self) -> bool:
@@ -195,7 +194,7 @@ class ByteStream:
             self._socket.shutdown(socket.SHUT_WR)
             while await self._receive():
                 pass
-        except (OSError, LinkLostError):
+        except (OSError, ConnectionLost):
             pass  # then it is at its end
 
     def close(self) -> None:
@@ -204,7 +203,7 @@ class ByteStream:
             return
         if self._tls is not None and not self._unsent:
             with suppress(
-                ssl.SSLError, LinkLostError, ValueError
+                ssl.SSLError, ConnectionLost, ValueError
             ):  # before the handshake, or after a failure, there is no goodbye
                 try:
                     self._tls.unwrap()
@@ -214,10 +213,10 @@ class ByteStream:
         self._socket.close()
         self._drained = False  # whoever reads on hears that the socket is gone
 
-    def _lost(self, error: OSError) -> LinkLostError:
-        return LinkLostError(f"the connection with {self.peer} was lost: {error.strerror or error}")
+    def _lost(self, error: OSError) -> ConnectionLost:
+        return ConnectionLost(f"the connection with {self.peer} was lost: {error.strerror or error}")
 
-    def _failed(self, error: ssl.SSLError) -> LinkLostError:
-        failure = LinkLostError(f"the connection with {self.peer} was lost: {reason_of_tls(error)}")
+    def _failed(self, error: ssl.SSLError) -> ConnectionLost:
+        failure = ConnectionLost(f"the connection with {self.peer} was lost: {reason_of_tls(error)}")
         failure.__cause__ = error
         return failure

@@ -5,17 +5,17 @@ import sys
 
 import click
 
-from trionode.cli.alice import alice
-from trionode.cli.bob import bob
-from trionode.cli.check import check
-from trionode.cli.demo import demo
-from trionode.cli.graph import graph
-from trionode.cli.hub import hub
-from trionode.cli.identity import identity
-from trionode.cli.inlet import inlet
-from trionode.cli.outlet import outlet
-from trionode.cli.relay import relay
-from trionode.cli.run import run
+from trionode.cli.commands.alice import alice
+from trionode.cli.commands.bob import bob
+from trionode.cli.commands.check import check
+from trionode.cli.commands.demo import demo
+from trionode.cli.commands.graph import graph
+from trionode.cli.commands.hub import hub
+from trionode.cli.commands.identity import identity
+from trionode.cli.commands.inlet import inlet
+from trionode.cli.commands.outlet import outlet
+from trionode.cli.commands.relay import relay
+from trionode.cli.commands.run import run
 
 
 @click.group()

@@ -8,7 +8,7 @@ import attrs
 import click
 
 from trionode.errors import LocalError
-from trionode.transport import Transport, load_transport
+from trionode.net.transport import Transport, load_transport
 
 #: The transports that these options are for.
 WITH_TLS = frozenset({"tls", "wss"})
@@ -22,8 +22,8 @@ class Certificates:
 
     certificate: str | None = None
     key: str | None = None
-    authority: str | None = None
-    client_authority: str | None = None
+    ca_file: str | None = None
+    client_ca_file: str | None = None
 
     def load(self, names: Iterable[str], **options: object) -> list[Transport]:
         """Return the transports of some names; those with TLS use the files. LocalError if there are files and none to use them."""
@@ -43,10 +43,10 @@ def certificate_options(*, dials: bool, listens: bool) -> Callable[[C], C]:
     ]
     if dials:
         options.append(
-            _file("--authority", "Trust whom this authority signed, and not the system's, at places with TLS.")
+            _file("--ca-file", "Trust whom this authority signed, and not the system's, at places with TLS.")
         )
     if listens:
-        options.append(_file("--client-authority", "At places with TLS, let in only whom this authority signed."))
+        options.append(_file("--client-ca-file", "At places with TLS, let in only whom this authority signed."))
 
     def add(command: C) -> C:
         @wraps(command)
@@ -54,11 +54,11 @@ def certificate_options(*, dials: bool, listens: bool) -> Callable[[C], C]:
             *,
             certificate: str | None,
             key: str | None,
-            authority: str | None = None,
-            client_authority: str | None = None,
+            ca_file: str | None = None,
+            client_ca_file: str | None = None,
             **options: Any,
         ) -> object:
-            return command(certificates=Certificates(certificate, key, authority, client_authority), **options)
+            return command(certificates=Certificates(certificate, key, ca_file, client_ca_file), **options)
 
         decorated: Any = with_certificates
         for option in reversed(options):

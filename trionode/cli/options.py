@@ -9,32 +9,32 @@ from typing import Any, TypeVar
 import attrs
 import click
 
+from trionode.channel.secure_channel import SecureChannel
 from trionode.cli.certificates import Certificates, certificate_options
 from trionode.cli.state import State, read_passphrase
 from trionode.cli.terminal import say
 from trionode.errors import IdentityError, LocalError
-from trionode.identities import Identity
-from trionode.node import Hub, Node, open_node
-from trionode.protocol.address import Address, parse_host_port
-from trionode.protocol.identity import Identifier
-from trionode.protocol.route import Route
-from trionode.relay_service import is_relay_name
-from trionode.secure_channel import SecureChannel
-from trionode.trust import TrustPolicy, trust_everyone, trust_only
+from trionode.identity.identity import Identity
+from trionode.identity.trust import TrustPolicy, trust_everyone, trust_only
+from trionode.node.node import Hub, Node, open_node
+from trionode.protocol.identity.identity import Identifier
+from trionode.protocol.wire.address import Address, parse_host_port
+from trionode.protocol.wire.route import Route
+from trionode.relay.service import is_relay_name
 
 #: Where hubs listen and clients look for them, unless they are told otherwise.
-DEFAULT_PLACE = "tcp:127.0.0.1:4000"
+DEFAULT_ENDPOINT = "tcp:127.0.0.1:4000"
 
 #: Seconds for the channel with one hub: less than a stream's opening may take, so that this error comes first, which says more.
 HUB_CHANNEL_TIMEOUT = 15.0
 
 #: The generations of the wire that a program can be told to speak.
-GENERATIONS = ("current", "classic")
+PROTOCOL_VERSIONS = ("current", "classic")
 
 C = TypeVar("C", bound=Callable[..., Any])
 
 
-def place(text: str) -> str:
+def endpoint(text: str) -> str:
     """Return the text of a transport address, as an option's type."""
     try:
         address = Address.parse(text)
@@ -43,7 +43,7 @@ def place(text: str) -> str:
     except LocalError as error:
         raise click.BadParameter(str(error)) from error
     if not address.transport:
-        raise click.BadParameter(f"expected a transport address such as {DEFAULT_PLACE}, not {text!r}")
+        raise click.BadParameter(f"expected a transport address such as {DEFAULT_ENDPOINT}, not {text!r}")
     return str(address)
 
 
@@ -60,7 +60,7 @@ def route(text: str) -> Route:
     """Return a route that begins at a transport address, its hops joined by =>, as an option's type."""
     first, *rest = (hop.strip() for hop in text.split("=>"))
     try:
-        return Route(place(first), *rest)
+        return Route(endpoint(first), *rest)
     except LocalError as error:
         raise click.BadParameter(str(error)) from error
 
@@ -80,9 +80,9 @@ def identifier(text: str) -> Identifier:
         raise click.BadParameter(str(error)) from error
 
 
-def transports(*places: str) -> set[str]:
+def transports(*endpoints: str) -> set[str]:
     """Return the names of the transports that some places need."""
-    return {Address.parse(place).transport for place in places}
+    return {Address.parse(endpoint).transport for endpoint in endpoints}
 
 
 @attrs.frozen
@@ -93,18 +93,18 @@ class Client:
     hub_identities: tuple[Identifier, ...]
     trusted: tuple[Identifier, ...]
     identity_name: str
-    generation: str
+    protocol_version: str
     state: State
     certificates: Certificates
 
     async def identifier(self, identity: Identity) -> Identifier:
         """Return what peers of the chosen generation know an identity by."""
-        return (await identity.classic()).identifier if self.generation == "classic" else identity.identifier
+        return (await identity.classic()).identifier if self.protocol_version == "classic" else identity.identifier
 
     @property
-    def places(self) -> list[str]:
+    def endpoints(self) -> list[str]:
         """Where the hubs are, as a node of the chosen generation dials them."""
-        if self.generation == "classic":
+        if self.protocol_version == "classic":
             return [f"tcp_classic:{hub.removeprefix('tcp:')}" if hub.startswith("tcp:") else hub for hub in self.hubs]
         return list(self.hubs)
 
@@ -118,21 +118,21 @@ class Client:
     @asynccontextmanager
     async def open_node(self, *others: str, hubs: bool = True) -> AsyncIterator[tuple[Node, Identity]]:
         """Open a node with the transports that reach the hubs, and others by name, and the identity that lives in its vault."""
-        names = {*others, *(transports(*self.places) if hubs else ())}
+        names = {*others, *(transports(*self.endpoints) if hubs else ())}
         transports_of = self.certificates.load(names)
         async with self.state.open_vault() as vault, open_node(*transports_of, vault=vault) as node:
             yield node, await Identity.load_or_create(vault, self.identity_name)
 
     async def open_channel(self, node: Node, identity: Identity, way: Route, trust: TrustPolicy) -> SecureChannel:
         """Open a channel of the chosen generation."""
-        return await node.open_secure_channel(way, identity, trust=trust, generation=self.generation)
+        return await node.open_secure_channel(way, identity, trust=trust, protocol_version=self.protocol_version)
 
     def ways(self, node: Node, identity: Identity) -> list[Hub]:
         """Return one way for each hub, through a secure channel if the hubs' identifiers are known."""
         if not self.hub_identities:
-            return [Route(hub) for hub in self.places]
+            return [Route(hub) for hub in self.endpoints]
         trust = trust_only(*self.hub_identities)
-        return [_secured(node, hub, identity, trust) for hub in self.places]
+        return [_secured(node, hub, identity, trust) for hub in self.endpoints]
 
 
 def _secured(node: Node, hub: str, identity: Identity, trust: TrustPolicy) -> Hub:
@@ -165,7 +165,7 @@ def client_options(whom: str | None, *, anyone: str | None = None, listens: bool
             hubs: tuple[str, ...],
             hub_identities: tuple[Identifier, ...],
             identity_name: str,
-            generation: str,
+            protocol_version: str,
             state: State,
             certificates: Certificates,
             trusted: tuple[Identifier, ...] = (),
@@ -176,7 +176,7 @@ def client_options(whom: str | None, *, anyone: str | None = None, listens: bool
                 raise click.UsageError(
                     f"say who may {anyone}: give --trust IDENTIFIER, or --anyone to let whoever gets there do it"
                 )
-            client = Client(hubs, hub_identities, trusted, identity_name, generation, state, certificates)
+            client = Client(hubs, hub_identities, trusted, identity_name, protocol_version, state, certificates)
             return command(client=client, **options)
 
         decorated: Any = state_options()(certificate_options(dials=True, listens=listens)(with_client))
@@ -205,11 +205,11 @@ _CLIENT_OPTIONS = (
     click.option(
         "--hub",
         "hubs",
-        type=place,
+        type=endpoint,
         multiple=True,
-        default=(DEFAULT_PLACE,),
+        default=(DEFAULT_ENDPOINT,),
         show_default=True,
-        metavar="PLACE",
+        metavar="ENDPOINT",
         help="Where the hub listens. May be given several times: the next one is tried when one is gone.",
     ),
     click.option(
@@ -229,9 +229,9 @@ _CLIENT_OPTIONS = (
         help="The identity in the file of --state; made if that file has none.",
     ),
     click.option(
-        "--generation",
-        type=click.Choice(GENERATIONS),
-        default=GENERATIONS[0],
+        "--protocol-version",
+        type=click.Choice(PROTOCOL_VERSIONS),
+        default=PROTOCOL_VERSIONS[0],
         show_default=True,
         help="The wire to speak: current, or classic for Ockam programs of 0.76 to 0.81. Classic channels have no rekeying, and such peers no "
         "protection from replays.",

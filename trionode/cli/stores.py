@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import click
 
 from trionode.errors import LocalError
-from trionode.stream_store import StreamStore, load_store
+from trionode.stream.store.base import StreamStore, load_store
 
 #: Where the password for a Kafka may stand, if it is in no file.
 VARIABLE = "TRIONODE_KAFKA_PASSWORD"

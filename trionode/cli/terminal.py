@@ -10,8 +10,8 @@ import click
 import trio
 
 from trionode.errors import LocalError, WireError
-from trionode.observe import shown
-from trionode.protocol.message import Message
+from trionode.log import sanitize
+from trionode.protocol.wire.message import Message
 
 #: Bytes in one read.
 READ_SIZE = 65_536
@@ -142,7 +142,7 @@ def say(text: str) -> None:
 
 def printable(text: str) -> str:
     """Return the whole of a text that a peer chose, with whatever could act on a terminal escaped."""
-    return text if text.isprintable() else shown(text, len(text))
+    return text if text.isprintable() else sanitize(text, len(text))
 
 
 def payload_text(message: Message) -> str:

@@ -9,12 +9,12 @@ import attrs
 import trio
 
 from trionode.errors import ClosedError, MessageTooLargeError, UnknownAddressError, WireError
-from trionode.mailbox import Sender
 from trionode.protocol import portal
-from trionode.protocol.address import Address, Encoded
-from trionode.protocol.message import Facts, Message
 from trionode.protocol.portal import MAX_DATA, WINDOW, Pong, PortalEnd, State
-from trionode.router import Router, random_address
+from trionode.protocol.wire.address import Address, Encoded
+from trionode.protocol.wire.message import Message, Origin
+from trionode.routing.mailbox import Sender
+from trionode.routing.router import Router, random_address
 
 #: Seconds that a socket has to take what arrived before a connection broke: its other end may read no more, and holds a place here.
 DRAIN_SECONDS = 30.0
@@ -50,15 +50,15 @@ class Connection:
         self.onward: tuple[Encoded, ...] = ()
         self._router = router
         self._sender = Sender(router, self.encoded)
-        self._admits: Callable[[Facts], bool] | None = None
+        self._admits: Callable[[Origin], bool] | None = None
         self._carriers: set[Encoded] = set()
         self._stirred = trio.lowlevel.ParkingLot()
         self._scope = trio.CancelScope()
         router.register(self.encoded, self._hop, allow=self._allow)
 
-    def _allow(self, facts: Facts) -> bool:
+    def _allow(self, origin: Origin) -> bool:
         # Until the peer has answered, whoever was told 128 random bits; then only the identity that answered.
-        return self._admits is None or self._admits(facts)
+        return self._admits is None or self._admits(origin)
 
     def go_by(self, hops: tuple[Encoded, ...]) -> None:
         """Send by this way from now on; the connection is lost with its first hop."""
@@ -76,11 +76,11 @@ class Connection:
         It is lost with the first hop of that route, and with the link that the message came by: a channel may outlive its link, but what was
         on its way then is missing from the bytes of a connection.
         """
-        identifier = message.facts.identifier
-        self._admits = lambda facts: facts.identifier == identifier
+        identifier = message.origin.identifier
+        self._admits = lambda origin: origin.identifier == identifier
         self.go_by(message.back)
-        if message.facts.link is not None:
-            self._watch({message.back[0], message.facts.link})
+        if message.origin.link is not None:
+            self._watch({message.back[0], message.origin.link})
 
     def _watch(self, carriers: set[Encoded]) -> None:
         for gone in self._carriers - carriers:
@@ -88,7 +88,7 @@ class Connection:
         new = carriers - self._carriers
         self._carriers = carriers
         for carrier in new:
-            self._router.on_gone(carrier, self._lose)
+            self._router.on_close(carrier, self._lose)
 
     def _lose(self) -> None:
         self.end.lose()

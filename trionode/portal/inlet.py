@@ -5,12 +5,12 @@ from collections.abc import Awaitable, Callable
 import trio
 
 from trionode.errors import TrionodeError
-from trionode.observe import Rarely, log, shown
+from trionode.log import LogThrottle, log, sanitize
+from trionode.net.sockets import join_host_port, open_listeners
 from trionode.portal.connection import Connection, PortalLimits, prepare, reset
-from trionode.protocol.address import Encoded
 from trionode.protocol.portal import PortalEnd, State
-from trionode.router import Router
-from trionode.sockets import join_host_port, open_listeners
+from trionode.protocol.wire.address import Encoded
+from trionode.routing.router import Router
 
 #: Makes the way to the outlet, anew each time it was lost: the encoded hops, the outlet's address last.
 OpenWay = Callable[[], Awaitable[tuple[Encoded, ...]]]
@@ -34,7 +34,7 @@ class Inlet:
         self._open_way = open_way
         self._limits = limits
         self._connections: set[Connection] = set()
-        self._rarely = Rarely()
+        self._log_throttle = LogThrottle()
         self._scope = trio.CancelScope()
         self._ended = trio.Event()
 
@@ -97,8 +97,8 @@ class Inlet:
             self._tell(why)
 
     def _tell(self, why: str) -> None:
-        if self._rarely.is_due(why, trio.current_time()):
-            log.warning("inlet at %s turned a client away: %s", self.bound, shown(why))
+        if self._log_throttle.is_due(why, trio.current_time()):
+            log.warning("inlet at %s turned a client away: %s", self.bound, sanitize(why))
 
     async def aclose(self) -> None:
         """Stop listening and break every connection; both their ends are told."""

@@ -4,15 +4,15 @@ from collections import Counter
 
 import trio
 
-from trionode.access import Access
 from trionode.errors import WireError
-from trionode.observe import Rarely, log, shown
+from trionode.log import LogThrottle, log, sanitize
 from trionode.portal.connection import Connection, PortalLimits, prepare
 from trionode.protocol import portal
-from trionode.protocol.address import Address, Encoded, parse_host_port
-from trionode.protocol.message import Facts, Message
 from trionode.protocol.portal import Ping, PortalEnd, State
-from trionode.router import Router
+from trionode.protocol.wire.address import Address, Encoded, parse_host_port
+from trionode.protocol.wire.message import Message, Origin
+from trionode.routing.access import Access
+from trionode.routing.router import Router
 
 #: Seconds that the target has to accept a connection: well within the time that an inlet waits.
 CONNECT_SECONDS = 10.0
@@ -30,7 +30,7 @@ class Outlet:
         #: By the return route of the Ping: the same Ping again is no second connection.
         self._connections: dict[tuple[Encoded, ...], Connection] = {}
         self._clients: Counter[Encoded | None] = Counter()
-        self._rarely = Rarely()
+        self._log_throttle = LogThrottle()
         self._nursery: trio.Nursery | None = None
         self._scope = trio.CancelScope()
         self._ended = trio.Event()
@@ -75,7 +75,7 @@ class Outlet:
         if message.back in self._connections:
             self._router.counters["the same ping again, at an outlet"] += 1
             return
-        client = _client(message.facts)
+        client = _client(message.origin)
         connection = Connection(self._router, PortalEnd.outlet(ping, self._limits.window))
         connection.follow(message)
         if len(self._connections) >= self._limits.connections or self._clients[client] >= self._limits.per_client:
@@ -111,7 +111,7 @@ class Outlet:
             with trio.fail_after(CONNECT_SECONDS):
                 stream = await trio.open_tcp_stream(self._host, self._port)
         except OSError as error:
-            self._tell(f"the target can't be reached: {shown(error.strerror or error)}")
+            self._tell(f"the target can't be reached: {sanitize(error.strerror or error)}")
             return None
         except trio.TooSlowError:
             self._tell(f"the target did not accept a connection within {CONNECT_SECONDS:g} s")
@@ -120,7 +120,7 @@ class Outlet:
         return stream.socket
 
     def _tell(self, why: str) -> None:
-        if self._rarely.is_due(why, trio.current_time()):
+        if self._log_throttle.is_due(why, trio.current_time()):
             log.warning("outlet %s to %s: %s", self.address, self.target, why)
 
     async def aclose(self) -> None:
@@ -132,5 +132,5 @@ class Outlet:
         return f"<Outlet {self.address} to {self.target}>"
 
 
-def _client(facts: Facts) -> Encoded | None:
-    return facts.identifier or facts.link or facts.stream
+def _client(origin: Origin) -> Encoded | None:
+    return origin.identifier or origin.link or origin.stream

@@ -8,8 +8,8 @@ from typing import Final, Self
 import attrs
 
 from trionode.errors import WireError
-from trionode.protocol import bare
-from trionode.protocol.bare import Reader
+from trionode.protocol.wire import bare
+from trionode.protocol.wire.bare import Reader
 
 #: Bytes of data in one Payload: the bound of classic, which fits into every stream record and every classic frame (spec §13.3, §11.6).
 MAX_DATA = 48 * 1024

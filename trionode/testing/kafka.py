@@ -341,15 +341,15 @@ log.cleaner.dedupe.buffer.size=4194304
 
 def _secured(properties: str, to: SecureListeners, server: str) -> str:
     """Add listeners with TLS and SASL, and an authoriser that lets in whom it knows."""
-    places = {"SSL": to.ssl, "SASL_SSL": to.sasl_ssl, "SASL_PLAINTEXT": to.sasl_plaintext}
-    added = "".join(f",{name}://{place}" for name, place in places.items())
+    endpoints = {"SSL": to.ssl, "SASL_SSL": to.sasl_ssl, "SASL_PLAINTEXT": to.sasl_plaintext}
+    added = "".join(f",{name}://{endpoint}" for name, endpoint in endpoints.items())
     lines = [
         line + added if line.startswith(("listeners=", "advertised.listeners=")) else line
         for line in properties.splitlines()
     ]
     lines += [
         "listener.security.protocol.map=CONTROLLER:PLAINTEXT,PLAINTEXT:PLAINTEXT"
-        + "".join(f",{name}:{name}" for name in places),
+        + "".join(f",{name}:{name}" for name in endpoints),
         f"ssl.keystore.location={server}",
         "ssl.keystore.type=PEM",
         f"ssl.truststore.location={to.authority}",

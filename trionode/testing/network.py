@@ -11,13 +11,13 @@ from typing import ClassVar, Generic, Never, TypeVar
 import attrs
 import trio
 
-from trionode.errors import LinkLostError, LocalError, MessageTooLargeError, WireError
-from trionode.memory_channel import ITEM_OVERHEAD, MemoryChannel
-from trionode.protocol.current import CURRENT
-from trionode.protocol.wire import Wire
-from trionode.room import Room
-from trionode.topology.problems import hint
-from trionode.transport import Link
+from trionode.errors import ConnectionLost, LocalError, MessageTooLargeError, WireError
+from trionode.net.transport import Link
+from trionode.protocol.wire.current_codec import CURRENT
+from trionode.protocol.wire.version import ProtocolVersion
+from trionode.routing.byte_budget import ByteBudget
+from trionode.routing.memory_channel import ITEM_OVERHEAD, MemoryChannel
+from trionode.topology.errors import hint
 
 #: Bytes on their way in one direction before a writer waits, about what the socket buffers of a real connection hold.
 WINDOW = 256 * 1024
@@ -70,8 +70,8 @@ class Frame:
 
     def corrupted(self, bit: int) -> Fate:
         """One bit of it has changed; counted from 0, that of the lowest value in the first byte."""
-        place, data = bit // 8, bytearray(self.data)
-        data[place] ^= 1 << bit % 8
+        endpoint, data = bit // 8, bytearray(self.data)
+        data[endpoint] ^= 1 << bit % 8
         return Fate("corrupt", (bytes(data),))
 
     def delayed(self, seconds: float) -> Fate:
@@ -179,7 +179,7 @@ class _Held:
     data: bytes
 
 
-class _Way(Room):
+class _Way(ByteBudget):
     """One direction of a link. Nobody carries its frames: each has a time at which whoever receives may have it."""
 
     def __init__(self, network: "FaultyNetwork", sender: str, receiver: str, link: int, key: str) -> None:
@@ -260,7 +260,7 @@ class _Way(Room):
                     return frames
                 if self.lost:
                     self.over = True
-                    raise LinkLostError(self.lost)
+                    raise ConnectionLost(self.lost)
                 if self._ended and not self._under_way and not self._held:
                     self.over = True
                     break
@@ -310,11 +310,11 @@ class _Way(Room):
 
 
 class FaultyLink:
-    """One end of a link in a `FaultyNetwork` (see `trionode.transport.Link`)."""
+    """One end of a link in a `FaultyNetwork` (see `trionode.net.transport.Link`)."""
 
     def __init__(self, peer: str, incoming: _Way, outgoing: _Way, max_frame: int) -> None:
         self.peer = peer
-        self.wire: Wire = CURRENT
+        self.protocol_version: ProtocolVersion = CURRENT
         self.max_frame = max_frame
         self.incoming = incoming
         self.outgoing = outgoing
@@ -322,10 +322,10 @@ class FaultyLink:
         self.dead = False
 
     async def receive(self) -> Sequence[bytes]:
-        """All frames that are due by now; () at the end. LinkLostError if the link was cut, or the peer has crashed."""
+        """All frames that are due by now; () at the end. ConnectionLost if the link was cut, or the peer has crashed."""
         try:
             frames = await self.incoming.receive()
-        except LinkLostError:
+        except ConnectionLost:
             if self.dead:
                 await trio.sleep_forever()
             raise
@@ -341,11 +341,11 @@ class FaultyLink:
             raise MessageTooLargeError(
                 f"the link to {self.peer} carries frames of at most {self.max_frame} bytes, this one has {largest}"
             )
-        await self.outgoing.room()
+        await self.outgoing.wait_for_capacity()
         if self.dead:
             return
         if self.outgoing.is_closed:
-            raise LinkLostError(self.outgoing.lost or f"the link to {self.peer} is closed")
+            raise ConnectionLost(self.outgoing.lost or f"the link to {self.peer} is closed")
         for frame in frames:
             self.outgoing.put(bytes(frame))
 
@@ -391,7 +391,7 @@ class _Listener:
 
 
 class FaultyLoopback:
-    """One node's way into a `FaultyNetwork`: the transport `loopback:NAME` (see `trionode.transport.Transport`), made by `network.transport`."""
+    """One node's way into a `FaultyNetwork`: the transport `loopback:NAME` (see `trionode.net.transport.Transport`), made by `network.transport`."""
 
     name: ClassVar[str] = "loopback"
 
@@ -401,7 +401,7 @@ class FaultyLoopback:
         self._max_frame = max_frame
 
     async def connect(self, peer: str) -> Link:
-        """Return a link to whoever listens at the name; LinkLostError if nobody does, or the network lets nothing through."""
+        """Return a link to whoever listens at the name; ConnectionLost if nobody does, or the network lets nothing through."""
         await trio.lowlevel.checkpoint()
         return self._network.join(self._node, peer, self._max_frame)
 
@@ -487,7 +487,7 @@ class FaultyNetwork:
     # Faults of links
 
     def cut(self, one: Group | None = None, other: Group | None = None) -> None:
-        """Lose every link that there is between two nodes or groups: LinkLostError at both ends, and what was under way is gone.
+        """Lose every link that there is between two nodes or groups: ConnectionLost at both ends, and what was under way is gone.
 
         None: whoever. New links can be made at once.
         """
@@ -575,11 +575,11 @@ class FaultyNetwork:
         """A new link from a node to whoever listens at `peer`."""
         listener = self._listeners.get(peer)
         if listener is None or len(listener.waiting) >= BACKLOG:
-            raise LinkLostError(
+            raise ConnectionLost(
                 f"nobody listens at loopback:{peer}: start the node that should, in this network, first"
             )
         if {node, listener.node} & self._down or self.is_apart(node, listener.node):
-            raise LinkLostError(f"loopback:{peer} can't be reached: the network lets nothing pass to {listener.node}")
+            raise ConnectionLost(f"loopback:{peer} can't be reached: the network lets nothing pass to {listener.node}")
         between = node, listener.node
         number = self._links[between] = self._links.get(between, 0) + 1
         key = f"{self.seed} {node} {listener.node} {number}"

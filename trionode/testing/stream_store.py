@@ -11,11 +11,11 @@ import trio
 import trio.testing
 
 from trionode.protocol.stream import MAX_RECORD, RECORD_OVERHEAD, Record, unique
-from trionode.stream_store import Position, Push, Stored, StoreError, StreamStore, UnknownStreamError
+from trionode.stream.store.base import Position, Push, Stored, StoreError, StreamStore, UnknownStreamError
 from trionode.testing.contract import Held, cancelled_after, demand
 
 #: How long one check may take: a store that lost a wake-up is then told from one that is slow.
-PATIENCE_SECONDS = 30.0
+STALL_TIMEOUT = 30.0
 
 #: Streams that are used at once: enough to show one that waits for another.
 MANY_STREAMS = 20
@@ -43,7 +43,7 @@ class Ground:
     make: MakeStore
     durable: bool = False
     expire: Expire | None = None
-    patience_seconds: float = PATIENCE_SECONDS
+    stall_timeout: float = STALL_TIMEOUT
 
 
 #: One promise of the contract; AssertionError that says what was demanded, or another error, if the store breaks it.
@@ -51,23 +51,23 @@ Check = Callable[[Ground], Awaitable[None]]
 
 
 async def check_stream_store(
-    make: MakeStore, *, durable: bool = False, expire: Expire | None = None, patience_seconds: float = PATIENCE_SECONDS
+    make: MakeStore, *, durable: bool = False, expire: Expire | None = None, stall_timeout: float = STALL_TIMEOUT
 ) -> None:
     """Run every check against what `make()` opens; AssertionError, saying what was demanded, at the first broken promise.
 
     See Ground for the arguments.
     """
     for check in CHECKS:
-        await run_check(check, Ground(make, durable, expire, patience_seconds))
+        await run_check(check, Ground(make, durable, expire, stall_timeout))
 
 
 async def run_check(check: Check, ground: Ground) -> None:
     """Run one check, as long as the ground's patience lasts, and see that it leaves no task, no thread and no open file behind."""
     before = Held.now()
-    with trio.move_on_after(ground.patience_seconds) as scope:
+    with trio.move_on_after(ground.stall_timeout) as scope:
         await check(ground)
     name = check.__name__.replace("_", " ")
-    demand(not scope.cancelled_caught, f"{name}: still waiting after {ground.patience_seconds} s")
+    demand(not scope.cancelled_caught, f"{name}: still waiting after {ground.stall_timeout} s")
     before.require_back()
 
 

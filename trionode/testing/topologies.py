@@ -10,12 +10,12 @@ import attrs
 import trio
 
 from trionode.errors import LocalError
+from trionode.net.transport import GROUP
 from trionode.testing.network import FaultyNetwork
-from trionode.topology.reading import load_topology
-from trionode.topology.running import RunningTopology, run_topology
+from trionode.topology.load.loader import load_topology
+from trionode.topology.run.topology import RunningTopology, run_topology
 from trionode.topology.spec import NodeSpec, StoreSpec, TopologySpec
-from trionode.topology.swapping import swap
-from trionode.transport import GROUP
+from trionode.topology.substitute import swap
 
 #: What the command line calls the store, among transports.
 STORE = "store"

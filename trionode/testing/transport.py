@@ -9,10 +9,10 @@ import attrs
 import trio
 import trio.testing
 
-from trionode.errors import LinkLostError, LocalError, MessageTooLargeError, RemoteError, WireError
-from trionode.protocol.address import Address
+from trionode.errors import ConnectionLost, LocalError, MessageTooLargeError, RemoteError, WireError
+from trionode.net.transport import Link, Transport
+from trionode.protocol.wire.address import Address
 from trionode.testing.contract import Held, cancelled_after, demand
-from trionode.transport import Link, Transport
 
 #: Seconds that one check may take; none of them needs a tenth of it.
 LIMIT = 20.0
@@ -181,7 +181,10 @@ async def links_say_what_they_are(ground: Ground) -> None:
     async with _pair(ground) as pair:
         for link in pair:
             demand(link.peer, "a link's peer is a text for logs")
-            demand(0 < link.max_frame <= link.wire.max_sent, "a link's max_frame is from 1 to its wire's max_sent")
+            demand(
+                0 < link.max_frame <= link.protocol_version.max_sent,
+                "a link's max_frame is from 1 to its wire's max_sent",
+            )
 
 
 async def frames_arrive_whole_and_in_order_in_both_directions_at_once(ground: Ground) -> None:
@@ -388,28 +391,28 @@ async def a_cancelled_close_still_closes(ground: Ground) -> None:
 
 
 async def sending_to_a_peer_that_is_gone_fails(ground: Ground) -> None:
-    """LinkLostError, at the latest after what the transport can have under way; what had arrived is still received, and then the end."""
+    """ConnectionLost, at the latest after what the transport can have under way; what had arrived is still received, and then the end."""
     async with _pair(ground) as (left, gone):
         await gone.send([b"last", b"words"])
         await _drop(gone)
         for _ in range(LATE_SENDS):
             try:
                 await left.send([b"to nobody" * 1000])
-            except LinkLostError as error:
-                demand(str(error), "LinkLostError says what happened")
+            except ConnectionLost as error:
+                demand(str(error), "ConnectionLost says what happened")
                 break
         else:
-            raise AssertionError("sending to a peer that is gone raises LinkLostError")
+            raise AssertionError("sending to a peer that is gone raises ConnectionLost")
         await _arrive(left, [b"last", b"words"])
         for _ in range(2):
             demand(not await _rest(left), "behind what had arrived is the end, and behind that too")
 
 
 async def a_wait_ends_when_the_peer_goes(ground: Ground) -> None:
-    """Whoever waits in `receive`, or in `send` to a peer that doesn't read, is woken: by an end the one, by LinkLostError the other."""
+    """Whoever waits in `receive`, or in `send` to a peer that doesn't read, is woken: by an end the one, by ConnectionLost the other."""
 
     async def send(link: Link) -> None:
-        with suppress(LinkLostError):
+        with suppress(ConnectionLost):
             for i in itertools.count():
                 await link.send([_numbered(i)])
 
@@ -424,7 +427,7 @@ async def a_wait_ends_when_the_peer_goes(ground: Ground) -> None:
 
 
 async def a_peer_that_vanishes_leaves_whole_frames(ground: Ground) -> None:
-    """Cut off in the middle of a burst, and of a frame: what arrives are whole frames, in order, then LinkLostError, WireError or an end."""
+    """Cut off in the middle of a burst, and of a frame: what arrives are whole frames, in order, then ConnectionLost, WireError or an end."""
     async with _pair(ground) as (client, server):
         sent = await _clog(client)
         await _drop(client)
@@ -570,14 +573,14 @@ async def the_bound_address_can_be_dialled_and_written_in_a_route(ground: Ground
 
 
 async def nobody_there_is_a_lost_link(ground: Ground) -> None:
-    """Connecting where nobody listens raises LinkLostError that names the place."""
+    """Connecting where nobody listens raises ConnectionLost that names the place."""
     try:
         link = await ground.transport.connect(ground.nobody)
-    except LinkLostError as error:
+    except ConnectionLost as error:
         demand(ground.nobody in str(error), f"the error names the place, {ground.nobody!r}; it says: {error}")
     else:
         await _drop(link)
-        raise AssertionError("connecting where nobody listens raises LinkLostError")
+        raise AssertionError("connecting where nobody listens raises ConnectionLost")
 
 
 async def a_cancelled_connect_leaves_no_link(ground: Ground) -> None:

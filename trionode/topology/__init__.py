@@ -1,10 +1,10 @@
-"""Topologies: nodes and all that lives in them, declared in one file or as values, and run, drawn and proven from that."""
+"""Topologies: nodes and all that lives in them, declared in one file or as values, and run."""
 
-from trionode.topology.checking import check_spec
-from trionode.topology.problems import Position, Problem, SpecError
-from trionode.topology.reading import load_topology, parse_topology
-from trionode.topology.running import RunningTopology, run_topology
-from trionode.topology.running_node import RunningNode
+from trionode.topology.check.checks import check_spec
+from trionode.topology.errors import Position, Problem, SpecError
+from trionode.topology.load.loader import load_topology, parse_topology
+from trionode.topology.run.node import RunningNode
+from trionode.topology.run.topology import RunningTopology, run_topology
 from trionode.topology.spec import (
     AccessSpec,
     AssertSpec,
@@ -26,8 +26,7 @@ from trionode.topology.spec import (
     TrustSpec,
     WorkerSpec,
 )
-from trionode.topology.swapping import swap
-from trionode.topology.verify import Report, verify
+from trionode.topology.substitute import swap
 
 __all__ = [
     "AccessSpec",
@@ -45,7 +44,6 @@ __all__ = [
     "Problem",
     "RelayServiceSpec",
     "RelaySpec",
-    "Report",
     "RunningNode",
     "RunningTopology",
     "SpecError",
@@ -60,5 +58,4 @@ __all__ = [
     "parse_topology",
     "run_topology",
     "swap",
-    "verify",
 ]

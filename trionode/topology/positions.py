@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 
 import attrs
 
-from trionode.topology.problems import KeyPath, Position
+from trionode.topology.errors import KeyPath, Position
 
 _TOKEN = re.compile(
     r'''

@@ -11,20 +11,20 @@ from typing import Annotated, ClassVar, Literal, Self
 import attrs
 
 from trionode.errors import LocalError
-from trionode.mailbox import PATIENCE
 from trionode.portal import PortalLimits
-from trionode.relay_service import PREFIX, RelayLimits
-from trionode.room import DEFAULT_BOUND
-from trionode.stream_service import INDEX_SERVICE, SERVICE, StreamLimits
+from trionode.relay.service import PREFIX, RelayLimits
+from trionode.routing.byte_budget import DEFAULT_BOUND
+from trionode.routing.mailbox import STALL_TIMEOUT
+from trionode.stream.service import INDEX_SERVICE, SERVICE, StreamLimits
 
 
-class Means(Enum):
+class ValueKind(Enum):
     """What a text or number stands for, beyond its type, so that it can be checked by itself."""
 
     ROUTE = auto()
     #: A transport address that is dialled, or one that is listened at.
-    PLACE = auto()
-    LISTENING_PLACE = auto()
+    ENDPOINT = auto()
+    LISTENING_ENDPOINT = auto()
     HOST_PORT = auto()
     NODE = auto()
     #: A node whose identity matters, and so has to be known.
@@ -56,26 +56,26 @@ class Means(Enum):
 
 #: A route as its hops in order: transport addresses (`tcp:127.0.0.1:4000`), names of addresses at the node that is reached, and, first only,
 #: `@name` for this node's own stream or secure channel of that name.
-RouteSpec = Annotated[tuple[str, ...], Means.ROUTE]
+RouteSpec = Annotated[tuple[str, ...], ValueKind.ROUTE]
 #: What an option of a plugin may be.
 Option = str | int | float | bool | tuple[str, ...]
 #: A generation of the protocol.
-Generation = Literal["current", "classic"]
+ProtocolVersionName = Literal["current", "classic"]
 
 # Texts with a meaning; what each has to be is said in docs/topology.md and checked in checking.py.
-Place = Annotated[str, Means.PLACE]
-HostPort = Annotated[str, Means.HOST_PORT]
-NodeName = Annotated[str, Means.NODE]
-IdentifiedNode = Annotated[str, Means.IDENTIFIED_NODE]
-IdentifierText = Annotated[str, Means.IDENTIFIER]
-AddressName = Annotated[str, Means.ADDRESS]
-OwnName = Annotated[str, Means.OWN_NAME]
-StreamName = Annotated[str, Means.STREAM]
-Watcher = Annotated[str, Means.WATCHER]
+Endpoint = Annotated[str, ValueKind.ENDPOINT]
+HostPort = Annotated[str, ValueKind.HOST_PORT]
+NodeName = Annotated[str, ValueKind.NODE]
+IdentifiedNode = Annotated[str, ValueKind.IDENTIFIED_NODE]
+IdentifierText = Annotated[str, ValueKind.IDENTIFIER]
+AddressName = Annotated[str, ValueKind.ADDRESS]
+OwnName = Annotated[str, ValueKind.OWN_NAME]
+StreamName = Annotated[str, ValueKind.STREAM]
+Watcher = Annotated[str, ValueKind.WATCHER]
 
 
 @attrs.frozen
-class Help:
+class Doc:
     """What a key means, for people and for editors; `key` is its name in the file where that can't be a name in Python."""
 
     text: str
@@ -83,7 +83,7 @@ class Help:
 
 
 @attrs.frozen
-class InPython:
+class NotInFile:
     """Marks an attribute that the file has no key for, since a word stands for it there."""
 
 
@@ -106,7 +106,7 @@ def _routes(value: Iterable[Iterable[str]]) -> tuple[RouteSpec, ...]:
     return tuple(map(_route, value))
 
 
-def _generations(value: Iterable[Generation]) -> tuple[Generation, ...]:
+def _protocol_versions(value: Iterable[ProtocolVersionName]) -> tuple[ProtocolVersionName, ...]:
     return tuple(value)
 
 
@@ -122,11 +122,11 @@ def _transports(value: "Mapping[str, Mapping[str, Option | list[str]]]") -> Mapp
 class TrustSpec:
     """Whom a channel or its listener trusts: `"everyone"`, or a table of identifiers and of nodes of this topology."""
 
-    everyone: Annotated[bool, Help("Trust whoever proves any identity at all.")] = False
-    only: Annotated[tuple[IdentifierText, ...], Help("Identifiers, I… or P…, that are trusted.")] = attrs.field(
+    everyone: Annotated[bool, Doc("Trust whoever proves any identity at all.")] = False
+    only: Annotated[tuple[IdentifierText, ...], Doc("Identifiers, I… or P…, that are trusted.")] = attrs.field(
         default=(), converter=_texts
     )
-    nodes: Annotated[tuple[IdentifiedNode, ...], Help("Nodes of this topology whose identities are trusted.")] = (
+    nodes: Annotated[tuple[IdentifiedNode, ...], Doc("Nodes of this topology whose identities are trusted.")] = (
         attrs.field(default=(), converter=_texts)
     )
 
@@ -159,11 +159,11 @@ Who = Literal["here", "channels", "anyone", "named"]
 class AccessSpec:
     """Who reaches an address: `"here"`, `"channels"` (this node and who comes through a secure channel), `"anyone"`, or a table of those who may."""
 
-    who: Annotated[Who, InPython()] = "named"
-    only: Annotated[tuple[IdentifierText, ...], Help("Identifiers, I… or P…, that may, beside this node itself.")] = (
+    who: Annotated[Who, NotInFile()] = "named"
+    only: Annotated[tuple[IdentifierText, ...], Doc("Identifiers, I… or P…, that may, beside this node itself.")] = (
         attrs.field(default=(), converter=_texts)
     )
-    nodes: Annotated[tuple[IdentifiedNode, ...], Help("Nodes of this topology that may, beside this node itself.")] = (
+    nodes: Annotated[tuple[IdentifiedNode, ...], Doc("Nodes of this topology that may, beside this node itself.")] = (
         attrs.field(default=(), converter=_texts)
     )
 
@@ -189,7 +189,7 @@ def _access(value: AccessSpec | str) -> AccessSpec:
         ) from None
 
 
-HERE = AccessSpec("here")
+LOCAL = AccessSpec("here")
 CHANNELS = AccessSpec("channels")
 ANYONE = AccessSpec("anyone")
 
@@ -198,8 +198,10 @@ ANYONE = AccessSpec("anyone")
 class ListenerSpec:
     """A place to listen at: `"tcp:127.0.0.1:4000"`, or a table."""
 
-    at: Annotated[str, Means.LISTENING_PLACE, Help("A transport address; port 0 takes a free one.")]
-    trunk: Annotated[bool, Help("Its links are hub to hub: their readers never wait, they drop and count.")] = False
+    at: Annotated[str, ValueKind.LISTENING_ENDPOINT, Doc("A transport address; port 0 takes a free one.")]
+    drop_when_full: Annotated[bool, Doc("Its links are hub to hub: their readers never wait, they drop and count.")] = (
+        False
+    )
 
     #: The key that a text in place of the table stands for.
     SHORT: ClassVar = "at"
@@ -215,18 +217,18 @@ class IdentitySpec:
     """Who a node is, and where its keys lie."""
 
     vault: Annotated[
-        str, Means.VAULT, Help("`memory`, or `sqlite:PATH`; an identity that is not there yet is made.")
+        str, ValueKind.VAULT, Doc("`memory`, or `sqlite:PATH`; an identity that is not there yet is made.")
     ] = "memory"
-    name: Annotated[str, Help("Its name in the vault.")] = "default"
+    name: Annotated[str, Doc("Its name in the vault.")] = "default"
     passphrase_file: Annotated[
-        str | None, Help("A file with the passphrase of the vault; without one TRIONODE_PASSPHRASE has it.")
+        str | None, Doc("A file with the passphrase of the vault; without one TRIONODE_PASSPHRASE has it.")
     ] = None
     unsealed: Annotated[
-        bool, Help("The keys lie in the vault's file in the open: whoever can read the file has them.")
+        bool, Doc("The keys lie in the vault's file in the open: whoever can read the file has them.")
     ] = False
     identifier: Annotated[
         IdentifierText | None,
-        Help("What it has to be, so that others can trust it by the node's name; checked when the node starts."),
+        Doc("What it has to be, so that others can trust it by the node's name; checked when the node starts."),
     ] = None
 
 
@@ -234,11 +236,11 @@ class IdentitySpec:
 class LinkSpec:
     """A link that the node dials, under a name that routes through this node can use."""
 
-    to: Annotated[Place, Help("A transport address.")]
-    trunk: Annotated[bool, Help("It is hub to hub: its reader never waits, it drops and counts.")] = False
+    to: Annotated[Endpoint, Doc("A transport address.")]
+    drop_when_full: Annotated[bool, Doc("It is hub to hub: its reader never waits, it drops and counts.")] = False
     dial: Annotated[
         Literal["at_start", "on_demand"],
-        Help("When: at the start and again whenever it was lost, or when a message is to go there, whoever sent it."),
+        Doc("When: at the start and again whenever it was lost, or when a message is to go there, whoever sent it."),
     ] = "at_start"
 
 
@@ -246,24 +248,24 @@ class LinkSpec:
 class StreamSpec:
     """A conversation over two streams of a hub."""
 
-    via: Annotated[RouteSpec, Help("The route to the hub.")] = attrs.field(converter=_route)
-    sends: Annotated[StreamName, Help("The stream that this node writes.")]
-    receives: Annotated[StreamName, Help("The stream that this node reads.")]
-    service: Annotated[AddressName, Help("The hub's stream service.")] = SERVICE
-    index_service: Annotated[AddressName, Help("The hub's index service.")] = INDEX_SERVICE
+    via: Annotated[RouteSpec, Doc("The route to the hub.")] = attrs.field(converter=_route)
+    sends: Annotated[StreamName, Doc("The stream that this node writes.")]
+    receives: Annotated[StreamName, Doc("The stream that this node reads.")]
+    service: Annotated[AddressName, Doc("The hub's stream service.")] = SERVICE
+    index_service: Annotated[AddressName, Doc("The hub's index service.")] = INDEX_SERVICE
     client_id: Annotated[
-        StreamName | None, Help("The name of the position that the hub keeps; without one reading begins at the start.")
+        StreamName | None, Doc("The name of the position that the hub keeps; without one reading begins at the start.")
     ] = None
-    start: Annotated[int | None, Means.INDEX, Help("The index to begin at where no position is kept.")] = None
-    wire: Annotated[Generation, Help("The generation that the peer reads.")] = "current"
+    start: Annotated[int | None, ValueKind.INDEX, Doc("The index to begin at where no position is kept.")] = None
+    protocol_version: Annotated[ProtocolVersionName, Doc("The generation that the peer reads.")] = "current"
 
 
 @attrs.frozen
 class StoreSpec:
     """Where streams are kept: `"memory"`, `"sqlite:PATH"`, `"kafka:HOST:PORT"`, or a table with the options of that store."""
 
-    at: Annotated[str, Means.STORE, Help("The name of an installed store, and behind a colon where it lies.")]
-    options: Annotated[Mapping[str, Option], Help("Options of the store.")] = attrs.field(
+    at: Annotated[str, ValueKind.STORE, Doc("The name of an installed store, and behind a colon where it lies.")]
+    options: Annotated[Mapping[str, Option], Doc("Options of the store.")] = attrs.field(
         factory=dict, converter=_options
     )
 
@@ -278,34 +280,34 @@ def _store(value: StoreSpec | str) -> StoreSpec:
 class StreamServiceSpec:
     """A stream service and its index service."""
 
-    store: Annotated[StoreSpec, Help("Where the streams are kept.")] = attrs.field(converter=_store)
+    store: Annotated[StoreSpec, Doc("Where the streams are kept.")] = attrs.field(converter=_store)
     index: Annotated[
-        AddressName | None, Help("The name of the index service; by default that of the service and `_index`.")
+        AddressName | None, Doc("The name of the index service; by default that of the service and `_index`.")
     ] = None
-    allow: Annotated[AccessSpec, Help("Who may use it.")] = attrs.field(default=ANYONE, converter=_access)
+    allow: Annotated[AccessSpec, Doc("Who may use it.")] = attrs.field(default=ANYONE, converter=_access)
     owners: Annotated[
-        Mapping[StreamName, Annotated[str, Means.OWNER]],
-        Help("Streams made at the start, and the node of this topology, or the identifier, that each belongs to."),
+        Mapping[StreamName, Annotated[str, ValueKind.OWNER]],
+        Doc("Streams made at the start, and the node of this topology, or the identifier, that each belongs to."),
     ] = attrs.field(factory=dict)
-    limits: Annotated[StreamLimits, Help("What one client may make it hold.")] = attrs.field(factory=StreamLimits)
+    limits: Annotated[StreamLimits, Doc("What one client may make it hold.")] = attrs.field(factory=StreamLimits)
 
 
 @attrs.frozen
 class RelayServiceSpec:
     """A relay service, by which nodes that nobody can connect to are reached."""
 
-    allow: Annotated[AccessSpec, Help("Who may register.")] = attrs.field(default=ANYONE, converter=_access)
-    prefix: Annotated[str, Help("What stands before a relay's name in its address.")] = PREFIX
-    limits: Annotated[RelayLimits, Help("What clients may make it hold.")] = attrs.field(factory=RelayLimits)
+    allow: Annotated[AccessSpec, Doc("Who may register.")] = attrs.field(default=ANYONE, converter=_access)
+    prefix: Annotated[str, Doc("What stands before a relay's name in its address.")] = PREFIX
+    limits: Annotated[RelayLimits, Doc("What clients may make it hold.")] = attrs.field(factory=RelayLimits)
 
 
 @attrs.frozen
 class RelaySpec:
     """A name on a hub under which this node is reached."""
 
-    via: Annotated[RouteSpec, Help("The route to the hub.")] = attrs.field(converter=_route)
+    via: Annotated[RouteSpec, Doc("The route to the hub.")] = attrs.field(converter=_route)
     to: Annotated[
-        RouteSpec | None, Help("Where it leads, beginning with a transport address; by default to this node.")
+        RouteSpec | None, Doc("Where it leads, beginning with a transport address; by default to this node.")
     ] = attrs.field(default=None, converter=attrs.converters.optional(_route))
 
 
@@ -313,10 +315,10 @@ class RelaySpec:
 class ChannelListenerSpec:
     """An address that answers handshakes."""
 
-    trust: Annotated[TrustSpec, Help("Whose channels are accepted.")] = attrs.field(converter=_trust)
-    allow: Annotated[AccessSpec, Help("Who reaches it.")] = attrs.field(default=ANYONE, converter=_access)
-    generations: Annotated[tuple[Generation, ...], Help("The generations that are answered.")] = attrs.field(
-        default=("current",), converter=_generations
+    trust: Annotated[TrustSpec, Doc("Whose channels are accepted.")] = attrs.field(converter=_trust)
+    allow: Annotated[AccessSpec, Doc("Who reaches it.")] = attrs.field(default=ANYONE, converter=_access)
+    protocol_versions: Annotated[tuple[ProtocolVersionName, ...], Doc("The generations that are answered.")] = (
+        attrs.field(default=("current",), converter=_protocol_versions)
     )
 
 
@@ -324,9 +326,9 @@ class ChannelListenerSpec:
 class ChannelSpec:
     """A secure channel that this node opens, and opens again whenever its way was lost."""
 
-    to: Annotated[RouteSpec, Help("The route to a listener, whose address comes last.")] = attrs.field(converter=_route)
-    trust: Annotated[TrustSpec, Help("Who may be at the other end.")] = attrs.field(converter=_trust)
-    generation: Annotated[Generation, Help("The generation that is spoken.")] = "current"
+    to: Annotated[RouteSpec, Doc("The route to a listener, whose address comes last.")] = attrs.field(converter=_route)
+    trust: Annotated[TrustSpec, Doc("Who may be at the other end.")] = attrs.field(converter=_trust)
+    protocol_version: Annotated[ProtocolVersionName, Doc("The generation that is spoken.")] = "current"
 
 
 @attrs.frozen
@@ -334,20 +336,24 @@ class WorkerSpec:
     """Code behind an address: `"trionode.workers:echoer"`, or a table."""
 
     run: Annotated[
-        str, Means.WORKER, Help("Where it is imported from, MODULE:NAME, or the name of one that ships with trionode.")
+        str,
+        ValueKind.WORKER,
+        Doc("Where it is imported from, MODULE:NAME, or the name of one that ships with trionode."),
     ]
-    arguments: Annotated[
-        Mapping[str, Option], Help("Keyword arguments that it is called with, beside its mailbox.")
-    ] = attrs.field(factory=dict, converter=_options)
-    allow: Annotated[AccessSpec, Help("Who reaches it.")] = attrs.field(default=CHANNELS, converter=_access)
+    arguments: Annotated[Mapping[str, Option], Doc("Keyword arguments that it is called with, beside its mailbox.")] = (
+        attrs.field(factory=dict, converter=_options)
+    )
+    allow: Annotated[AccessSpec, Doc("Who reaches it.")] = attrs.field(default=CHANNELS, converter=_access)
     sends: Annotated[
         tuple[RouteSpec, ...],
-        Help(
+        Doc(
             "The routes by which it passes on what it gets, given to it as its argument `sends`; the proof follows them."
         ),
     ] = attrs.field(default=(), converter=_routes)
-    bound: Annotated[int, Means.POSITIVE, Help("Bytes that its mailbox holds before senders wait.")] = DEFAULT_BOUND
-    patience: Annotated[float, Means.POSITIVE, Help("Seconds that a link waits while it takes nothing.")] = PATIENCE
+    bound: Annotated[int, ValueKind.POSITIVE, Doc("Bytes that its mailbox holds before senders wait.")] = DEFAULT_BOUND
+    stall_timeout: Annotated[float, ValueKind.POSITIVE, Doc("Seconds that a link waits while it takes nothing.")] = (
+        STALL_TIMEOUT
+    )
 
     SHORT: ClassVar = "run"
 
@@ -360,58 +366,58 @@ def _workers(value: Mapping[str, WorkerSpec | str]) -> Mapping[str, WorkerSpec]:
 class InletSpec:
     """A TCP port whose connections go to an outlet."""
 
-    at: Annotated[HostPort, Help("HOST:PORT to listen at.")]
-    to: Annotated[RouteSpec, Help("The route to the outlet, whose address comes last.")] = attrs.field(converter=_route)
-    limits: Annotated[PortalLimits, Help("What it holds at most.")] = attrs.field(factory=PortalLimits)
+    at: Annotated[HostPort, Doc("HOST:PORT to listen at.")]
+    to: Annotated[RouteSpec, Doc("The route to the outlet, whose address comes last.")] = attrs.field(converter=_route)
+    limits: Annotated[PortalLimits, Doc("What it holds at most.")] = attrs.field(factory=PortalLimits)
 
 
 @attrs.frozen
 class OutletSpec:
     """An address whose connections come out at a TCP service."""
 
-    target: Annotated[HostPort, Help("HOST:PORT of the service.")]
-    allow: Annotated[AccessSpec, Help("Who may use it.")] = attrs.field(default=CHANNELS, converter=_access)
-    limits: Annotated[PortalLimits, Help("What it holds at most.")] = attrs.field(factory=PortalLimits)
+    target: Annotated[HostPort, Doc("HOST:PORT of the service.")]
+    allow: Annotated[AccessSpec, Doc("Who may use it.")] = attrs.field(default=CHANNELS, converter=_access)
+    limits: Annotated[PortalLimits, Doc("What it holds at most.")] = attrs.field(factory=PortalLimits)
 
 
 @attrs.frozen
 class NodeSpec:
     """One node."""
 
-    external: Annotated[bool, Help("Somebody else runs it: it is described here for the proof, and never started.")] = (
+    external: Annotated[bool, Doc("Somebody else runs it: it is described here for the proof, and never started.")] = (
         False
     )
-    listen: Annotated[tuple[ListenerSpec, ...], Help("Where it listens.")] = attrs.field(
+    listen: Annotated[tuple[ListenerSpec, ...], Doc("Where it listens.")] = attrs.field(
         default=(), converter=_listeners
     )
-    forwards: Annotated[bool, Help("Whether strangers' messages pass from link to link, as on a hub.")] = False
-    identity: Annotated[IdentitySpec, Help("Who it is.")] = attrs.field(factory=IdentitySpec)
+    forwards: Annotated[bool, Doc("Whether strangers' messages pass from link to link, as on a hub.")] = False
+    identity: Annotated[IdentitySpec, Doc("Who it is.")] = attrs.field(factory=IdentitySpec)
     transports: Annotated[
-        Mapping[Annotated[str, Means.TRANSPORT], Mapping[str, Option]],
-        Help("Options of its transports, by their names."),
+        Mapping[Annotated[str, ValueKind.TRANSPORT], Mapping[str, Option]],
+        Doc("Options of its transports, by their names."),
     ] = attrs.field(factory=dict, converter=_transports)
-    links: Annotated[Mapping[AddressName, LinkSpec], Help("Links that it dials.")] = attrs.field(factory=dict)
-    workers: Annotated[Mapping[AddressName, WorkerSpec], Help("Its workers.")] = attrs.field(
+    links: Annotated[Mapping[AddressName, LinkSpec], Doc("Links that it dials.")] = attrs.field(factory=dict)
+    workers: Annotated[Mapping[AddressName, WorkerSpec], Doc("Its workers.")] = attrs.field(
         factory=dict, converter=_workers
     )
-    secure_channel_listeners: Annotated[Mapping[AddressName, ChannelListenerSpec], Help("What answers handshakes.")] = (
+    secure_channel_listeners: Annotated[Mapping[AddressName, ChannelListenerSpec], Doc("What answers handshakes.")] = (
         attrs.field(factory=dict)
     )
-    secure_channels: Annotated[Mapping[OwnName, ChannelSpec], Help("Channels that it opens.")] = attrs.field(
+    secure_channels: Annotated[Mapping[OwnName, ChannelSpec], Doc("Channels that it opens.")] = attrs.field(
         factory=dict
     )
-    stream_services: Annotated[Mapping[AddressName, StreamServiceSpec], Help("Stream services that it offers.")] = (
+    stream_services: Annotated[Mapping[AddressName, StreamServiceSpec], Doc("Stream services that it offers.")] = (
         attrs.field(factory=dict)
     )
-    streams: Annotated[Mapping[OwnName, StreamSpec], Help("Conversations over streams that it holds.")] = attrs.field(
+    streams: Annotated[Mapping[OwnName, StreamSpec], Doc("Conversations over streams that it holds.")] = attrs.field(
         factory=dict
     )
-    relay_service: Annotated[RelayServiceSpec | None, Help("The relay service that it offers.")] = None
+    relay_service: Annotated[RelayServiceSpec | None, Doc("The relay service that it offers.")] = None
     relays: Annotated[
-        Mapping[Annotated[str, Means.RELAY], RelaySpec], Help("Names on hubs under which it is reached.")
+        Mapping[Annotated[str, ValueKind.RELAY], RelaySpec], Doc("Names on hubs under which it is reached.")
     ] = attrs.field(factory=dict)
-    inlets: Annotated[Mapping[str, InletSpec], Help("TCP ports that lead to outlets.")] = attrs.field(factory=dict)
-    outlets: Annotated[Mapping[AddressName, OutletSpec], Help("TCP services that inlets reach.")] = attrs.field(
+    inlets: Annotated[Mapping[str, InletSpec], Doc("TCP ports that lead to outlets.")] = attrs.field(factory=dict)
+    outlets: Annotated[Mapping[AddressName, OutletSpec], Doc("TCP services that inlets reach.")] = attrs.field(
         factory=dict
     )
 
@@ -420,33 +426,33 @@ class NodeSpec:
 class FlowSpec:
     """Messages that one node sends, so that it can be proven what becomes of them."""
 
-    node: Annotated[NodeName, Help("The node that sends.", key="from")]
-    to: Annotated[RouteSpec, Help("The route that they take.")] = attrs.field(converter=_route)
-    answered: Annotated[bool, Help("Whether answers come back by the return route.")] = True
+    node: Annotated[NodeName, Doc("The node that sends.", key="from")]
+    to: Annotated[RouteSpec, Doc("The route that they take.")] = attrs.field(converter=_route)
+    answered: Annotated[bool, Doc("Whether answers come back by the return route.")] = True
 
 
 @attrs.frozen
 class AssertSpec:
     """What has to hold, for one flow or for all; `trionode check` fails where it does not."""
 
-    flow: Annotated[str | None, Means.FLOW, Help("The flow that is meant; without it all.")] = None
+    flow: Annotated[str | None, ValueKind.FLOW, Doc("The flow that is meant; without it all.")] = None
     no_plaintext_at: Annotated[
-        tuple[Watcher, ...], Help("Nodes, `network` or `stores` where no payload may be in the clear.")
+        tuple[Watcher, ...], Doc("Nodes, `network` or `stores` where no payload may be in the clear.")
     ] = attrs.field(default=(), converter=_texts)
     no_inner_addresses_at: Annotated[
-        tuple[Watcher, ...], Help("Those that may not learn who is addressed behind a channel.")
+        tuple[Watcher, ...], Doc("Those that may not learn who is addressed behind a channel.")
     ] = attrs.field(default=(), converter=_texts)
-    no_injection_by: Annotated[tuple[Watcher, ...], Help("Those that may not be able to invent messages.")] = (
+    no_injection_by: Annotated[tuple[Watcher, ...], Doc("Those that may not be able to invent messages.")] = (
         attrs.field(default=(), converter=_texts)
     )
-    proven_to: Annotated[tuple[NodeName, ...], Help("Nodes to which the sender's identity has to be proven.")] = (
+    proven_to: Annotated[tuple[NodeName, ...], Doc("Nodes to which the sender's identity has to be proven.")] = (
         attrs.field(default=(), converter=_texts)
     )
     not_reached_by_strangers: Annotated[
-        tuple[Annotated[str, Means.ADDRESS_OF_NODE], ...],
-        Help("Addresses, NODE/NAME, that nobody reaches without a secure channel."),
+        tuple[Annotated[str, ValueKind.ADDRESS_OF_NODE], ...],
+        Doc("Addresses, NODE/NAME, that nobody reaches without a secure channel."),
     ] = attrs.field(default=(), converter=_texts)
-    no_dials_by_strangers: Annotated[tuple[NodeName, ...], Help("Nodes that no stranger may cause to dial.")] = (
+    no_dials_by_strangers: Annotated[tuple[NodeName, ...], Doc("Nodes that no stranger may cause to dial.")] = (
         attrs.field(default=(), converter=_texts)
     )
 
@@ -459,8 +465,8 @@ def _assertions(value: AssertSpec | Iterable[AssertSpec]) -> tuple[AssertSpec, .
 class TopologySpec:
     """A whole topology, or one node's part of it."""
 
-    nodes: Annotated[Mapping[Annotated[str, Means.NODE_NAME], NodeSpec], Help("The nodes, by their names.")]
-    flows: Annotated[Mapping[str, FlowSpec], Help("What is sent, by names of your choice.")] = attrs.field(factory=dict)
-    assertions: Annotated[tuple[AssertSpec, ...], Help("What has to hold.", key="assert")] = attrs.field(
+    nodes: Annotated[Mapping[Annotated[str, ValueKind.NODE_NAME], NodeSpec], Doc("The nodes, by their names.")]
+    flows: Annotated[Mapping[str, FlowSpec], Doc("What is sent, by names of your choice.")] = attrs.field(factory=dict)
+    assertions: Annotated[tuple[AssertSpec, ...], Doc("What has to hold.", key="assert")] = attrs.field(
         default=(), converter=_assertions
     )

@@ -8,9 +8,9 @@ import nacl.utils
 from nacl.exceptions import RuntimeError as SodiumError
 
 from trionode.errors import HandshakeError, VaultError
-from trionode.identities import MemoryIdentities
-from trionode.known_peers import MemoryKnownPeers
-from trionode.protocol.vault import KeyHandle, KeyKind
+from trionode.identity.identity import MemoryIdentities
+from trionode.identity.known_peers import MemoryKnownPeers
+from trionode.protocol.identity.keys import KeyHandle, KeyKind
 
 #: Both kinds of secret are 32 random bytes: an Ed25519 seed (RFC 8032), an X25519 scalar (RFC 7748).
 SECRET_SIZE = 32
@@ -26,7 +26,7 @@ class _Key:
 
 
 class MemoryVault:
-    """Keys in memory (see `trionode.protocol.vault.Vault`); `import_secret` is for tests and for keys that come from elsewhere."""
+    """Keys in memory (see `trionode.protocol.identity.keys.Vault`); `import_secret` is for tests and for keys that come from elsewhere."""
 
     def __init__(self) -> None:
         self._keys: dict[str, _Key] = {}

@@ -17,12 +17,12 @@ from nacl.pwhash import argon2id
 from nacl.secret import SecretBox
 
 from trionode.errors import IdentityError, VaultError
-from trionode.identities import StoredIdentity, name_conflict
-from trionode.known_peers import MAX_KNOWN_PEERS, is_news
-from trionode.protocol.classic_identity import verify_classic_history
-from trionode.protocol.history import History, verify_any_history
-from trionode.protocol.identity import verify_history
-from trionode.protocol.vault import KeyHandle, KeyKind
+from trionode.identity.identity import StoredIdentity, name_conflict
+from trionode.identity.known_peers import MAX_KNOWN_PEERS, is_news
+from trionode.protocol.identity.classic_identity import verify_classic_history
+from trionode.protocol.identity.history import History, verify_any_history
+from trionode.protocol.identity.identity import verify_history
+from trionode.protocol.identity.keys import KeyHandle, KeyKind
 from trionode.vault.memory import SECRET_SIZE, MemoryVault
 
 #: What one guess of the passphrase costs, written into each new file: libsodium's "moderate", about 0.7 s and 256 MiB.
@@ -78,7 +78,7 @@ async def open_sqlite_vault(
 
 
 class SqliteVault:
-    """Keys that outlive the process (see `trionode.protocol.vault.Vault`), made by `open_sqlite_vault`.
+    """Keys that outlive the process (see `trionode.protocol.identity.keys.Vault`), made by `open_sqlite_vault`.
 
     They are used in memory. A new or forgotten key is written at once, in a small synchronous transaction of a few milliseconds: `Vault` is
     synchronous because handshakes call it, durable keys are made a few times in a program's life, and so no handle is ever out that a
@@ -161,7 +161,7 @@ class SqliteVault:
 
 
 class SqliteIdentities:
-    """The identities in the file of a vault (see `trionode.identities.Identities`)."""
+    """The identities in the file of a vault (see `trionode.identity.identity.Identities`)."""
 
     def __init__(self, file: "_File") -> None:
         self._file = file
@@ -197,7 +197,7 @@ class SqliteIdentities:
 
 
 class SqliteKnownPeers:
-    """The known peers in the file of a vault (see `trionode.known_peers.KnownPeers`)."""
+    """The known peers in the file of a vault (see `trionode.identity.known_peers.KnownPeers`)."""
 
     def __init__(self, file: "_File", bound: int = MAX_KNOWN_PEERS) -> None:
         self._file = file

@@ -7,8 +7,7 @@ import pytest
 import trio
 
 import trionode_unix
-from trionode import Route, open_node
-from trionode.access import from_anywhere
+from trionode import Route, from_anywhere, open_node
 from trionode.testing.transport import CHECKS, SMALL, Check, Ground, run_check
 from trionode.workers import echoer
 from trionode_unix import Unix

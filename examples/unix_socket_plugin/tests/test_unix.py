@@ -7,9 +7,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from trionode import open_node
-from trionode.errors import LinkLostError, LocalError
-from trionode.transport import load_transport
+from trionode import ConnectionLost, LocalError, load_transport, open_node
 from trionode_unix import Unix
 
 
@@ -24,7 +22,7 @@ async def test_the_file_of_a_program_that_was_killed_gives_way(folder: Path) -> 
     with socket.socket(socket.AF_UNIX) as killed:
         killed.bind(f"{folder}/hub.sock")
     async with open_node("unix") as node:
-        with pytest.raises(LinkLostError, match=r"hub.sock: Connection refused\. Is a node there"):
+        with pytest.raises(ConnectionLost, match=r"hub.sock: Connection refused\. Is a node there"):
             await node.connect(f"unix:{folder}/hub.sock")
         await node.listen(f"unix:{folder}/hub.sock")
 
@@ -32,9 +30,9 @@ async def test_the_file_of_a_program_that_was_killed_gives_way(folder: Path) -> 
 async def test_a_file_that_is_no_socket_and_a_folder_that_is_missing_are_left_as_they_are(folder: Path) -> None:
     (folder / "notes").write_text("mine")
     async with open_node("unix") as node:
-        for place, why in (("notes", "Address already in use"), ("no/hub.sock", "No such file or directory")):
-            with pytest.raises(LocalError, match=f"can't listen at unix:{folder}/{place}: {why}"):
-                await node.listen(f"unix:{folder}/{place}")
+        for endpoint, why in (("notes", "Address already in use"), ("no/hub.sock", "No such file or directory")):
+            with pytest.raises(LocalError, match=f"can't listen at unix:{folder}/{endpoint}: {why}"):
+                await node.listen(f"unix:{folder}/{endpoint}")
     assert (folder / "notes").read_text() == "mine"
 
 
@@ -47,6 +45,6 @@ async def test_a_server_of_another_kind_is_no_node(folder: Path) -> None:
     listening.listen()
     async with trio.open_nursery() as nursery:
         nursery.start_soon(trio.serve_listeners, http, [trio.SocketListener(listening)])
-        with pytest.raises(LinkLostError, match=r"http.sock is no node: .*began with 48"):
+        with pytest.raises(ConnectionLost, match=r"http.sock is no node: .*began with 48"):
             await Unix().connect(f"{folder}/http.sock")
         nursery.cancel_scope.cancel()

@@ -4,13 +4,7 @@ Both machines recover in one way only: whatever went unanswered, begin again at 
 its `tick`. Creates go to the stream service, Gets and Saves to the index service, pushes and pulls to `worker`.
 """
 
-from trionode.protocol.stream.consumer import (
-    MAX_BATCHES,
-    POLL_SECONDS,
-    PULL_LIMIT,
-    SAVE_SECONDS,
-    Consumer,
-)
+from trionode.protocol.stream.consumer import MAX_BATCHES, POLL_SECONDS, PULL_LIMIT, SAVE_SECONDS, Consumer
 from trionode.protocol.stream.messages import (
     ANSWER_SECONDS,
     LONG_POLL_SECONDS,
@@ -45,11 +39,7 @@ from trionode.protocol.stream.names import (
     valid_client_id,
     valid_stream_name,
 )
-from trionode.protocol.stream.producer import (
-    MAX_PUSH_BYTES,
-    MAX_PUSHES,
-    Producer,
-)
+from trionode.protocol.stream.producer import MAX_PUSH_BYTES, MAX_PUSHES, Producer
 
 __all__ = [
     "ANSWER_SECONDS",

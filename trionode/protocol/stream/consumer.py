@@ -11,8 +11,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
 from trionode.errors import LocalError
-from trionode.protocol import bare
-from trionode.protocol.address import Encoded
 from trionode.protocol.stream.messages import (
     ANSWER_SECONDS,
     LONG_POLL_SECONDS,
@@ -28,6 +26,8 @@ from trionode.protocol.stream.messages import (
     Request,
 )
 from trionode.protocol.stream.names import valid_stream_name
+from trionode.protocol.wire import bare
+from trionode.protocol.wire.address import Encoded
 
 #: Shortest time from pull to pull while they bring nothing: what the classic client polls at, for a hub that does not hold pulls back.
 POLL_SECONDS = 0.25

@@ -6,8 +6,8 @@ from typing import Final, TypeVar
 import attrs
 
 from trionode.errors import WireError
-from trionode.protocol import bare
-from trionode.protocol.bare import Reader
+from trionode.protocol.wire import bare
+from trionode.protocol.wire.bare import Reader
 
 #: Longest record: with RECORD_OVERHEAD, addresses and headers it must fit into one pull answer (spec §11.6, rule 9).
 MAX_RECORD = 64_000

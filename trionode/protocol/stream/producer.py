@@ -10,7 +10,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
 from trionode.errors import LocalError, MessageTooLargeError
-from trionode.protocol.address import Encoded
 from trionode.protocol.stream.messages import (
     ANSWER_SECONDS,
     MAX_ANSWER_SECONDS,
@@ -22,6 +21,7 @@ from trionode.protocol.stream.messages import (
     Request,
 )
 from trionode.protocol.stream.names import valid_stream_name
+from trionode.protocol.wire.address import Encoded
 
 #: Pushes that may await confirmation: enough for a hub that syncs to disk once a batch, yet little to send again.
 MAX_PUSHES = 256

@@ -12,11 +12,19 @@ from typing import ClassVar, Never, Self
 
 import trio
 
-from trionode.errors import LinkLostError, LocalError, MessageTooLargeError, RemoteError, WireError
-from trionode.observe import log, shown
-from trionode.protocol.current import CURRENT
-from trionode.protocol.framing import FrameDecoder, join_frames
-from trionode.transport import Link
+from trionode.plugins import (
+    CURRENT,
+    ConnectionLost,
+    FrameDecoder,
+    Link,
+    LocalError,
+    MessageTooLargeError,
+    RemoteError,
+    WireError,
+    join_frames,
+    log,
+    sanitize,
+)
 
 #: Seconds that a peer has to show that it is a node.
 GREETING_SECONDS = 5.0
@@ -34,7 +42,7 @@ class UnixLink:
 
     def __init__(self, stream: trio.SocketStream, peer: str, *, max_frame: int) -> None:
         self.peer = peer
-        self.wire = CURRENT
+        self.protocol_version = CURRENT
         self.max_frame = min(max_frame, CURRENT.max_sent)
         self._stream = stream
         self._decoder = FrameDecoder(CURRENT, max_frame=max_frame)
@@ -43,13 +51,13 @@ class UnixLink:
     async def greet(self) -> Self:
         """Say which wire this is, and hear the same, perhaps with the first frames. Cancelled, or if the peer is no node, it is closed."""
         try:
-            await self._write(self.wire.preface)
+            await self._write(self.protocol_version.preface)
             with trio.move_on_after(GREETING_SECONDS):
                 while data := await self._read():
                     self._early = self._decoder.receive(data)
                     if self._decoder.greeted:
                         return self
-            raise LinkLostError(f"{self.peer} did not say within {GREETING_SECONDS:g} s that it is a node")  # noqa: TRY301
+            raise ConnectionLost(f"{self.peer} did not say within {GREETING_SECONDS:g} s that it is a node")  # noqa: TRY301
         except BaseException:
             self._stream.socket.close()
             raise
@@ -64,12 +72,12 @@ class UnixLink:
                 return frames
         if self._decoder.is_between_frames:
             return ()
-        raise LinkLostError(f"{self.peer} went in the middle of a frame")
+        raise ConnectionLost(f"{self.peer} went in the middle of a frame")
 
     async def send(self, frames: Sequence[bytes]) -> None:
         if (largest := max(map(len, frames), default=0)) > self.max_frame:
             raise MessageTooLargeError(f"{self.peer} takes frames of at most {self.max_frame} bytes, not {largest}")
-        await self._write(join_frames(self.wire, frames))
+        await self._write(join_frames(self.protocol_version, frames))
 
     async def send_eof(self) -> None:
         with suppress(trio.BrokenResourceError, trio.ClosedResourceError):
@@ -88,13 +96,13 @@ class UnixLink:
         try:
             return await self._stream.receive_some()
         except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
-            raise LinkLostError(f"{self.peer} is gone") from error
+            raise ConnectionLost(f"{self.peer} is gone") from error
 
     async def _write(self, data: bytes) -> None:
         try:
             await self._stream.send_all(data)
         except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
-            raise LinkLostError(f"{self.peer} is gone") from error
+            raise ConnectionLost(f"{self.peer} is gone") from error
 
 
 class Unix:
@@ -111,9 +119,11 @@ class Unix:
             stream = await trio.open_unix_socket(peer)
             return await UnixLink(stream, f"unix:{peer}", max_frame=self._max_frame).greet()
         except OSError as error:
-            raise LinkLostError(f"can't connect to unix:{peer}: {error.strerror or error}. Is a node there?") from error
+            raise ConnectionLost(
+                f"can't connect to unix:{peer}: {error.strerror or error}. Is a node there?"
+            ) from error
         except WireError as error:
-            raise LinkLostError(f"unix:{peer} is no node: {error}") from error
+            raise ConnectionLost(f"unix:{peer} is no node: {error}") from error
 
     async def serve(self, at: str, accept: Accept, *, task_status: Status = trio.TASK_STATUS_IGNORED) -> Never:
         async def greet_and_accept(stream: trio.SocketStream) -> None:
@@ -122,7 +132,7 @@ class Unix:
             try:
                 link = await UnixLink(own, f"a client of unix:{at}", max_frame=self._max_frame).greet()
             except RemoteError as error:
-                log.info("refused a connection: %s", shown(error))
+                log.info("refused a connection: %s", sanitize(error))
             else:
                 await accept(link)
 

@@ -1,0 +1,156 @@
+"""The plugin for pytest: its options and fixtures, which load what they are made of when a test asks for them, and not before.
+
+It is a package of its own, because every run of pytest where trionode is installed loads it, and `trionode` itself takes a fifth of a second.
+"""
+
+from argparse import ArgumentTypeError
+from collections.abc import Generator, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from trio.testing import MockClock
+
+    from trionode.testing.kafka import KafkaBroker
+    from trionode.testing.network import FaultyNetwork
+    from trionode.testing.topologies import Topologies
+    from trionode_pytest.leaks import Leaks
+
+#: The option of the ini file by which every test is watched, and the fixture and the marker by which one is.
+_GATE_FOR_ALL = "trionode_leak_gate"
+_GATE = "leak_gate"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add what a run can be told."""
+    group = parser.getgroup("trionode")
+    group.addoption(
+        "--trionode-swap",
+        action="append",
+        type=_swaps,
+        default=[],
+        metavar="NAME=NAME,…",
+        help="what the fixture `topology` puts in place of transports and stores, whatever the tests say: --trionode-swap tcp=tcp,store=kafka",
+    )
+    group.addoption(
+        "--trionode-seed",
+        type=int,
+        default=0,
+        metavar="NUMBER",
+        help="the seed of the fixture `network`, where a test has none of its own (default: 0)",
+    )
+    parser.addini(
+        _GATE_FOR_ALL,
+        "watch every test as the fixture `leak_gate` does: that it leaves no task, thread, process or open file, and shows no secret",
+        type="bool",
+        default=False,
+    )
+
+
+def _swaps(text: str) -> dict[str, str]:
+    """What one --trionode-swap says: what is put in place of what."""
+    swaps = {}
+    for each in text.split(","):
+        old, _, new = (part.strip() for part in each.partition("="))
+        if not old or not new:
+            raise ArgumentTypeError(
+                f"expected NAME=NAME, such as tcp=loopback or store=memory, and commas between several; this is {each!r}"
+            )
+        swaps[old] = new
+    return swaps
+
+
+def _all_swaps(config: pytest.Config) -> dict[str, str]:
+    return {old: new for swaps in config.option.trionode_swap for old, new in swaps.items()}
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Name the marker, so that --strict-markers knows it."""
+    config.addinivalue_line(
+        "markers",
+        f"{_GATE}: fail if the test leaves a task, thread, process or open file behind, or shows a secret; {_GATE}(False): don't look",
+    )
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Put up the leak gate, if any test asks for it."""
+    for_all = session.config.getini(_GATE_FOR_ALL)
+    watched = {item.nodeid for item in session.items if _is_watched(item, for_all=for_all)}
+    if watched:
+        from trionode_pytest.leaks import LeakGate  # noqa: PLC0415  # it costs what trionode costs
+
+        session.config.pluginmanager.register(LeakGate(watched), LeakGate.NAME)
+
+
+def _is_watched(item: pytest.Item, *, for_all: bool) -> bool:
+    if _GATE in getattr(item, "fixturenames", ()):
+        return True
+    marker = item.get_closest_marker(_GATE)
+    return for_all if marker is None else marker.args != (False,)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Show with a failure what the network did to the test."""
+    report = yield
+    network = getattr(item, "funcargs", {}).get("network")
+    if report.failed and network is not None and type(network).__module__ == "trionode.testing.network":
+        report.sections.append((f"network with --trionode-seed {network.seed}", "\n".join(map(str, network.log))))
+    return report
+
+
+@pytest.fixture
+def network(request: pytest.FixtureRequest) -> "FaultyNetwork":
+    """A network in memory of the test's own, whose faults follow from --trionode-seed, or from the parameter if the test is parametrized by it."""
+    from trionode.testing.network import FaultyNetwork  # noqa: PLC0415
+
+    return FaultyNetwork(getattr(request, "param", request.config.option.trionode_seed))
+
+
+@pytest.fixture(scope="session")
+def kafka_broker() -> "Iterator[KafkaBroker]":
+    """One real Kafka broker for the whole run; who stops it starts it again."""
+    from trionode.testing.kafka import NoKafkaError, run_kafka  # noqa: PLC0415
+
+    try:
+        with run_kafka() as broker:
+            yield broker
+    except NoKafkaError as missing:
+        pytest.skip(str(missing))
+
+
+@pytest.fixture
+def topology(request: pytest.FixtureRequest) -> "Topologies":
+    """Topologies that run for the length of a block: `async with topology.start("topology.toml", tcp="loopback", store="memory") as running`."""
+    from trionode.testing.topologies import Topologies  # noqa: PLC0415
+
+    swaps = _all_swaps(request.config)
+    if "kafka" in swaps.values():
+        request.getfixturevalue("kafka_broker")  # now, and not when the nodes of the test are waiting for it
+    return Topologies(
+        swaps,
+        bootstrap=lambda: str(request.getfixturevalue("kafka_broker").bootstrap),
+        folder=lambda: Path(request.getfixturevalue("tmp_path")),
+    )
+
+
+@pytest.fixture
+def virtual_time(request: pytest.FixtureRequest) -> "MockClock":
+    """Trio's autojump clock; a clock that goes as the wall's does where --trionode-swap leads out of the process, since waiting for others takes real time."""
+    import trio.testing  # noqa: PLC0415
+
+    if set(_all_swaps(request.config).values()) <= {"loopback", "memory"}:
+        return trio.testing.MockClock(autojump_threshold=0)
+    return trio.testing.MockClock(rate=1.0)
+
+
+@pytest.fixture
+def leak_gate(request: pytest.FixtureRequest) -> "Leaks":
+    """Fail the test if it leaves a task, thread, process or open file behind, or shows a secret in what is captured; `leak_gate.add_secret` names more."""
+    from trionode_pytest.leaks import LeakGate  # noqa: PLC0415
+
+    gate = request.config.pluginmanager.get_plugin(LeakGate.NAME)
+    assert isinstance(gate, LeakGate)
+    return gate.leaks

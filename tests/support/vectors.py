@@ -1,0 +1,27 @@
+"""Where the public test vectors lie, and how a test reads one file of them or skips."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+_SHARED = Path(os.environ.get("TRIONODE_VECTORS", Path(__file__).resolve().parents[3] / "shared" / "vectors"))
+
+
+def load(name: str) -> Any:
+    """The JSON of one file: `noise-xx-cacophony.json` (public vectors) or `wire/current_noise.json` (wire vectors)."""
+    path = (
+        _SHARED.parent / "wire" / "vectors" / name.removeprefix("wire/")
+        if name.startswith("wire/")
+        else _SHARED / name
+    )
+    if not path.exists():
+        pytest.skip(f"no test vectors here: put {name} beside the checkout or set TRIONODE_VECTORS to their folder")
+    return json.loads(path.read_text())
+
+
+def wire_vectors(name: str, kind: str) -> list[dict[str, Any]]:
+    """The wire vectors of one kind in one file."""
+    return [vector for vector in load(f"wire/{name}") if vector["kind"] == kind]

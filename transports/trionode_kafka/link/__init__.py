@@ -1,0 +1,1 @@
+"""Links over a pair of Kafka topics."""

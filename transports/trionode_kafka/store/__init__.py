@@ -1,0 +1,1 @@
+"""The stream store on Kafka topics."""

@@ -1,0 +1,1 @@
+"""Secure channels: the initiator, the listener, and how each protocol version shakes hands."""

@@ -1,0 +1,209 @@
+"""`trionode demo`: hub, Bob and Alice in one process, over real TCP, and what each of them sees."""
+
+import os
+import tempfile
+import time
+from collections.abc import AsyncIterator
+from functools import partial
+from pathlib import Path
+
+import attrs
+import click
+import trio
+
+from trionode.cli.runner import run
+from trionode.cli.stores import open_store, store_options
+from trionode.cli.terminal import Lines, Output, payload_text, printable, say
+from trionode.errors import AnswerTimeout, MessageTooLargeError
+from trionode.identity.identity import Identity
+from trionode.identity.trust import trust_only
+from trionode.node.node import Node, open_node
+from trionode.protocol.stream import Record
+from trionode.protocol.wire.route import Route
+from trionode.routing.mailbox import Mailbox, Worker
+from trionode.stream.client import Stream, unique
+from trionode.stream.store.base import StreamStore
+
+#: Messages of the scripted conversation, unless the user says how many.
+MESSAGES = 3
+#: Bytes of a stored record that are shown.
+SHOWN_BYTES = 96
+#: Bytes in one row of them.
+ROW = 32
+#: Bytes of one read of the store.
+READ_BYTES = 1 << 20
+#: Shortest text whose absence from a record says something: a shorter one can be in ciphertext by chance.
+TELLING = 6
+#: The address of Bob's worker, which only the two ends may see.
+INNER = "echoer"
+
+_COLORS = {"hub": "yellow", "bob": "green", "alice": "cyan", "": "magenta"}
+
+
+@click.command()
+@click.option(
+    "--kafka", metavar="HOST:PORT", help="Keep the streams in this Kafka, and not in a temporary SQLite file."
+)
+@store_options
+@click.option(
+    "--messages",
+    type=click.IntRange(1),
+    metavar="N",
+    help=f"Send N messages and end, also on a terminal. By default {MESSAGES} where there is none.",
+)
+def demo(*, kafka: str | None, store_options: dict[str, object], messages: int | None) -> None:
+    """See Alice and Bob talk through a hub, end to end encrypted.
+
+    All three run in this one process and talk over TCP on this machine. On a terminal you type Alice's messages; otherwise she has some
+    of her own. The last line is the verdict.
+    """
+    with tempfile.TemporaryDirectory(prefix="trionode-demo-", ignore_cleanup_errors=True) as folder:
+        store = f"kafka:{kafka}" if kafka else f"sqlite:{Path(folder) / 'hub.db'}"
+        run(partial(_demo, store, store_options, messages))
+
+
+async def _demo(
+    store_spec: str, store_options: dict[str, object], messages: int | None, working: trio.CancelScope
+) -> bool:
+    tell = Teller()
+    async with (
+        open_store(store_spec, store_options) as store,
+        open_node("tcp") as hub,
+        open_node("tcp") as bob,
+        open_node("tcp") as alice,
+    ):
+        well = False
+        with working:
+            at = Route(await hub.listen("tcp:127.0.0.1:0"))
+            await hub.serve_streams(store)
+            await tell("hub", f"listens on {at}, keeps what it is given in {store_spec}, and has no key")
+            well = await _converse(tell, _Scene(store, at, bob, alice), messages)
+    return well
+
+
+@attrs.frozen
+class _Scene:
+    """Who plays."""
+
+    store: StreamStore
+    hub: Route
+    bob: Node
+    alice: Node
+
+
+async def _converse(tell: "Teller", scene: _Scene, messages: int | None) -> bool:
+    store, at, bob, alice = scene.store, scene.hub, scene.bob, scene.alice
+    bob_id, alice_id = await Identity.create(bob.vault), await Identity.create(alice.vault)
+    to_alice, to_bob = unique("bob_to_alice"), unique("alice_to_bob")
+    await bob.start_worker(INNER, echo_and_tell(tell))
+    await bob.serve_secure_channels("listener", bob_id, trust=trust_only(alice_id.identifier))
+    bobs = await bob.open_stream(at, sends=to_alice, receives=to_bob)
+    await tell("bob", f"is {bob_id.identifier}, and made two streams on the hub:")
+    await tell("", f"{to_alice} and {to_bob}")
+    alices = await alice.open_stream(at, sends=to_bob, receives=to_alice)
+    channel = await alice.open_secure_channel(Route(alices, "listener"), alice_id, trust=trust_only(bob_id.identifier))
+    await tell("alice", f"is {alice_id.identifier}")
+    await tell("alice", "has a secure channel to Bob, through both streams: each has proven to the other who they are")
+    texts: list[str] = []
+    echoed = 0
+    async for text in _texts(tell, messages):
+        await tell("alice", f"sends to Bob's worker {INNER!r}: {printable(text)}")
+        texts.append(text)
+        began = time.perf_counter()
+        try:
+            echo = await alice.ask(Route(channel, INNER), text)
+        except (AnswerTimeout, MessageTooLargeError) as error:
+            await tell("alice", f"has no echo: {error}")
+            continue
+        echoed += echo.text == text
+        await tell(
+            "alice", f"received an echo after {(time.perf_counter() - began) * 1000:.1f} ms: {payload_text(echo)}"
+        )
+        if len(texts) == 1:
+            await _show_newest(tell, store, bobs)
+    records = [*await _stored(store, bobs), *await _stored(store, alices)]
+    private = _hold_nothing_of(records, [*texts, INNER])
+    await channel.aclose()
+    await alices.aclose()
+    await bobs.aclose()
+    well = private and echoed == len(texts) > 0
+    verdict = f"{echoed} of {len(texts)} echoes came, and the {len(records)} records that the hub stored hold {'none' if private else 'SOME'} of it in the clear"
+    await tell("", click.style(f"{'✓' if well else '✗'} {verdict}", fg="green" if well else "red", bold=True))
+    return well
+
+
+async def _show_newest(tell: "Teller", store: StreamStore, bobs: Stream) -> None:
+    record = (await _stored(store, bobs))[-1]
+    await tell(
+        "hub",
+        f"stored this as record {record.index} of {bobs.receives}, {len(record.message)} bytes, and sees no more than this:",
+    )
+    shown = record.message[:SHOWN_BYTES]
+    for start in range(0, len(shown), ROW):
+        await tell("", click.style(shown[start : start + ROW].hex(" ", 2), dim=True))
+    if len(record.message) > SHOWN_BYTES:
+        await tell("", click.style(f"… and {len(record.message) - SHOWN_BYTES} bytes more", dim=True))
+
+
+async def _stored(store: StreamStore, reader: Stream) -> list[Record]:
+    """All records of the stream that was read to its end, as they lie in the store."""
+    records: list[Record] = []
+    index, end = 0, reader.position or 0
+    while index < end:
+        found = await store.read(reader.receives, index, limit=1000, max_bytes=READ_BYTES)
+        records += found
+        index = found[-1].index + 1
+    return records
+
+
+def _hold_nothing_of(records: list[Record], secrets: list[str]) -> bool:
+    telling = [secret.encode() for secret in secrets if len(secret.encode()) >= TELLING]
+    return bool(records) and not any(secret in record.message for record in records for secret in telling)
+
+
+async def _texts(tell: "Teller", messages: int | None) -> AsyncIterator[str]:
+    """What Alice sends: her own words, or what is typed."""
+    typed = messages is None and os.isatty(0) and os.isatty(1)
+    for number in range(1, (1 if typed else messages or MESSAGES) + 1):
+        yield f"Hello, Bob! This is message {number}. Привет, 你好 ✨"
+    if not typed:
+        return
+    lines = Lines()
+    while True:
+        await tell.prompt("Your message to Bob (an empty line ends): ")
+        line = await anext(lines, None)
+        if line is None or not line.length:
+            await tell("", "")
+            return
+        if line.is_whole:
+            yield line.content.decode(errors="replace")
+        else:
+            say(f"that is too long: {line.length} bytes")
+
+
+def echo_and_tell(tell: "Teller") -> Worker:
+    """Return Bob's worker."""
+
+    async def echo(mailbox: Mailbox) -> None:
+        async for message in mailbox:
+            await tell("bob", f"received: {payload_text(message)}")
+            await mailbox.reply(message, message.payload)
+
+    return echo
+
+
+class Teller:
+    """Lines that begin with who speaks, in colour where there is a terminal that has it."""
+
+    def __init__(self) -> None:
+        self._output = Output()
+        self._colours = os.isatty(1) and "NO_COLOR" not in os.environ
+
+    async def __call__(self, who: str, what: str) -> None:
+        """Say what somebody does or sees."""
+        text = click.style(f"{who:>6} ", fg=_COLORS[who], bold=True) + what
+        await self._output.line(text if self._colours else click.unstyle(text))
+
+    async def prompt(self, what: str) -> None:
+        """Ask for a line."""
+        await self._output.write(click.style(what, bold=True) if self._colours else what)

@@ -1,0 +1,108 @@
+"""`trionode run`: the nodes of a topology, all of them or some, in one process."""
+
+import sys
+import traceback
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import click
+import trio
+
+from trionode.cli.runner import run as run_command
+from trionode.cli.terminal import Output, printable, say
+from trionode.errors import TrionodeError
+from trionode.topology.errors import SpecError
+from trionode.topology.load.loader import load_topology
+from trionode.topology.run.node import RunningNode
+from trionode.topology.run.resolve import frames_of, raised_by
+from trionode.topology.run.topology import run_topology
+from trionode.topology.spec import TopologySpec
+
+
+@click.command()
+@click.argument("files", type=click.Path(path_type=Path, dir_okay=False), nargs=-1, required=True, metavar="FILE...")
+@click.option(
+    "--node",
+    "names",
+    multiple=True,
+    metavar="NAME",
+    help="Run this node, and not all of them. May be given several times.",
+)
+def run(*, files: tuple[Path, ...], names: tuple[str, ...]) -> None:
+    """Run the nodes that FILEs describe, until stopped.
+
+    For each node it prints `NAME: identifier I…` and, once it listens, `NAME: listening on tcp:HOST:PORT`; at last, when all that these nodes need of
+    others is open too, `all is open`. Others may come later, or go: whatever is not open is tried again until it is.
+
+    Workers are imported from where Python finds them, and from the folders of the FILEs.
+    """
+    only = names or None
+    try:
+        spec = load_topology(*files, only=only)
+    except SpecError as error:
+        _tell(error)
+        sys.exit(1)
+    for folder in dict.fromkeys(str(file.resolve().parent) for file in files):
+        sys.path.append(folder)
+    run_command(partial(_run, spec, only))
+
+
+def _tell(error: SpecError) -> None:
+    for problem in error.problems:
+        say(printable(str(problem)))
+
+
+async def _run(spec: TopologySpec, only: tuple[str, ...] | None, working: trio.CancelScope) -> bool:
+    output = Output()
+
+    async def tell(node: RunningNode) -> None:
+        await output.line(f"{node.name}: identifier {node.identity.identifier}")
+        for endpoint in node.endpoints:
+            await output.line(f"{node.name}: listening on {endpoint}")
+
+    is_open, stopped, well = False, trio.Event(), True
+    opening = trio.CancelScope()
+
+    async def wait_for_signal() -> None:
+        with working:
+            await trio.sleep_forever()
+        stopped.set()
+        if not is_open:
+            opening.cancel()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(wait_for_signal)
+        with opening:
+            try:
+                async with run_topology(spec, only=only, listening=tell):
+                    is_open = True
+                    await output.line("all is open")
+                    await stopped.wait()
+            except (TrionodeError, BaseExceptionGroup) as error:
+                raised = list(_parts(error))
+                if not all(map(raised_by, raised)):
+                    raise
+                well = False
+                for each in raised:
+                    # While all ends, that what a worker used is closed is no mistake of his.
+                    if not (stopped.is_set() and isinstance(each, TrionodeError)):
+                        _tell_of_worker(each)
+        nursery.cancel_scope.cancel()
+    return well
+
+
+def _parts(error: BaseException) -> Iterator[BaseException]:
+    """What workers have raised, as they have raised it, and what else is in a group."""
+    if isinstance(error, BaseExceptionGroup) and raised_by(error) is None:
+        for each in error.exceptions:
+            yield from _parts(each)
+    else:
+        yield error
+
+
+def _tell_of_worker(error: BaseException) -> None:
+    say(printable(f"error: {raised_by(error)}: {type(error).__name__}: {error}"))
+    for text in traceback.format_exception(type(error), error, frames_of(error)):
+        for line in text.splitlines():
+            say(printable(line))

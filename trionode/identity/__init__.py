@@ -1,0 +1,1 @@
+"""This program's identities, known peers, and trust policies."""

@@ -1,0 +1,1 @@
+"""The interface of transports, and what they share: sockets, TLS."""

@@ -1,0 +1,1 @@
+"""The node: one nursery that holds everything else."""

@@ -1,0 +1,65 @@
+"""What authors of transports and stream stores import: interfaces, protocol versions, frames, sockets, TLS, and the errors to raise."""
+
+from trionode.errors import ConnectionLost, LocalError, MessageTooLargeError, RemoteError, WireError
+from trionode.log import LogThrottle, log, sanitize
+from trionode.net.sockets import Greeters, join_host_port, open_listeners, reason_of
+from trionode.net.tls import client_context, reason_of_tls, server_context
+from trionode.net.transport import Link
+from trionode.protocol.stream import MAX_RECORD, Record, born_at, uuid7_hex, valid_stream_name
+from trionode.protocol.wire.address import parse_host_port
+from trionode.protocol.wire.classic_codec import CLASSIC
+from trionode.protocol.wire.current_codec import CURRENT
+from trionode.protocol.wire.detect import recognise
+from trionode.protocol.wire.framing import FrameDecoder, join_frames
+from trionode.protocol.wire.version import ProtocolVersion
+from trionode.routing.memory_channel import MemoryChannel
+from trionode.stream.store.base import (
+    MAX_STREAMS,
+    FinalError,
+    Position,
+    Push,
+    Stored,
+    StoreError,
+    UnknownStreamError,
+    fitting,
+)
+
+__all__ = [
+    "CLASSIC",
+    "CURRENT",
+    "MAX_RECORD",
+    "MAX_STREAMS",
+    "ConnectionLost",
+    "FinalError",
+    "FrameDecoder",
+    "Greeters",
+    "Link",
+    "LocalError",
+    "LogThrottle",
+    "MemoryChannel",
+    "MessageTooLargeError",
+    "Position",
+    "ProtocolVersion",
+    "Push",
+    "Record",
+    "RemoteError",
+    "StoreError",
+    "Stored",
+    "UnknownStreamError",
+    "WireError",
+    "born_at",
+    "client_context",
+    "fitting",
+    "join_frames",
+    "join_host_port",
+    "log",
+    "open_listeners",
+    "parse_host_port",
+    "reason_of",
+    "reason_of_tls",
+    "recognise",
+    "sanitize",
+    "server_context",
+    "uuid7_hex",
+    "valid_stream_name",
+]

@@ -1,0 +1,1 @@
+"""Noise XX and the handshakes of both protocol versions."""

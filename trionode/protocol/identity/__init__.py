@@ -1,0 +1,1 @@
+"""Change histories, attestations, credentials, and the signatures on them."""

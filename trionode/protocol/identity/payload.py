@@ -1,0 +1,53 @@
+"""What a peer says of itself in a handshake: its history, its purpose key, its credentials (spec §7.1)."""
+
+from typing import Self
+
+import attrs
+
+from trionode.errors import IdentityError, WireError
+from trionode.protocol.identity.attestation import PurposeKeyAttestation
+from trionode.protocol.identity.credential import PresentedCredential
+from trionode.protocol.identity.identity import ChangeHistory, read_history
+from trionode.protocol.identity.signed import Signed
+from trionode.protocol.wire import cbor
+
+#: Credentials that one peer may present: each costs two signature checks, and a peer has one for each authority that it knows.
+MAX_CREDENTIALS = 16
+#: Bytes in one identity payload: what a Noise message may carry (Noise §3); the largest that peers make has about 1 kB.
+MAX_PAYLOAD = 65_535
+
+
+@attrs.frozen
+class IdentityPayload:
+    """What a peer says of itself in a handshake (spec §7.1): a verified history, and what `verify` still has to look at."""
+
+    history: ChangeHistory
+    attestation: PurposeKeyAttestation
+    credentials: tuple[PresentedCredential, ...] = ()
+
+    @classmethod
+    def decode(cls, data: bytes) -> Self:
+        """Return the payload in these bytes, its history verified; IdentityError otherwise."""
+        if len(data) > MAX_PAYLOAD:
+            raise IdentityError(f"an identity payload has at most {MAX_PAYLOAD} bytes, this one {len(data)}")
+        try:
+            history, attestation, credentials = cbor.fields(cbor.decode(data), 3)
+            listed = cbor.narrow(credentials, list)
+            if len(listed) > MAX_CREDENTIALS:
+                raise IdentityError(f"a peer presents at most {MAX_CREDENTIALS} credentials, this one {len(listed)}")
+            presented = tuple(map(PresentedCredential.of, listed))
+            attested = PurposeKeyAttestation.of(Signed.of(attestation))
+            return cls(read_history(history), attested, presented)
+        except WireError as error:
+            raise IdentityError(f"not an identity payload: {error}") from error
+
+    def encode(self) -> bytes:
+        """Return the bytes that go into the handshake."""
+        credentials = [credential.item for credential in self.credentials]
+        return cbor.encode([self.history.item, self.attestation.signed.item, credentials])
+
+    def verify(self, static_key: bytes, now: int) -> None:
+        """IdentityError unless the identity attests, at `now`, the X25519 key that the handshake proved."""
+        if self.attestation.key != static_key:
+            raise IdentityError("the attested key is not the key of this handshake")
+        self.attestation.verify(self.history, now)

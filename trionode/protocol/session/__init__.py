@@ -1,0 +1,1 @@
+"""Encryption after the handshake."""

@@ -1,0 +1,1 @@
+"""Addresses, routes, messages, and their encodings."""

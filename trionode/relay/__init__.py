@@ -1,0 +1,1 @@
+"""Relays: the client, the service, and return paths."""

@@ -1,0 +1,1 @@
+"""Streams: the client, the service of a hub, and the stores."""

@@ -1,0 +1,1 @@
+"""Where a hub keeps the records of streams."""

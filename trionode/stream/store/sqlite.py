@@ -1,0 +1,290 @@
+"""Streams in one SQLite file: what was acknowledged is on the disk, and a restart keeps everything."""
+
+import sqlite3
+import stat
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, closing, contextmanager
+from os import O_CREAT, O_EXCL, O_RDWR
+from os import close as close_fd
+from os import open as open_fd
+from pathlib import Path
+from typing import Final, TypeVar
+
+import attrs
+import trio
+
+from trionode.errors import LocalError
+from trionode.protocol.stream import MAX_RECORD, Record
+from trionode.stream.store.base import (
+    MAX_POSITIONS,
+    MAX_STREAMS,
+    FinalError,
+    Position,
+    Push,
+    Stored,
+    StoreError,
+    StreamStore,
+    UnknownStreamError,
+    fitting,
+)
+
+#: Bytes of the file before it refuses: what peers push is kept for ever, and a full disk would take the machine's other services along.
+MAX_BYTES = 16 << 30
+
+#: "trio": marks the file as ours (https://www.sqlite.org/pragma.html#pragma_application_id).
+_APPLICATION: Final = 0x7472696F
+_VERSION: Final = 1
+_PAGE: Final = 4096
+# Request ids and positions have 64 bits without a sign, SQLite's integers one with: so they are 8 bytes, big endian.
+_SCHEMA: Final = f"""
+PRAGMA page_size = {_PAGE};
+BEGIN;
+CREATE TABLE streams (id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE, owner TEXT NOT NULL);
+CREATE TABLE records (
+    stream INTEGER NOT NULL REFERENCES streams, at INTEGER NOT NULL,
+    producer BLOB NOT NULL, request BLOB NOT NULL, message BLOB NOT NULL,
+    UNIQUE (stream, at), UNIQUE (stream, producer, request)
+);
+CREATE TABLE positions (
+    client TEXT NOT NULL, stream INTEGER NOT NULL REFERENCES streams, next BLOB NOT NULL, saved INTEGER NOT NULL,
+    PRIMARY KEY (client, stream)
+);
+CREATE INDEX positions_by_age ON positions (saved);
+PRAGMA application_id = {_APPLICATION};
+PRAGMA user_version = {_VERSION};
+COMMIT;
+"""
+
+T = TypeVar("T")
+
+
+@attrs.define(eq=False)
+class _Stream:
+    id: int
+    owner: str
+    #: The index of the next record; moved in the worker thread after its commit.
+    end: int = 0
+    arrived: trio.lowlevel.ParkingLot = attrs.Factory(trio.lowlevel.ParkingLot)
+
+
+class SQLiteStore:
+    """A StreamStore in a file that no other process may have open: what is in memory of it is the truth.
+
+    All SQL runs in one worker thread at a time and is never abandoned: cancelling waits for what has begun.
+    """
+
+    def __init__(self, path: Path, max_bytes: int) -> None:
+        """Open in the worker thread; LocalError for a file that can't be such a store."""
+        self._path = path
+        self._max_bytes = max_bytes
+        self._limiter = trio.CapacityLimiter(1)
+        self._streams: dict[str, _Stream] = {}
+        self._positions = 0
+        self._saves = 0
+        _make_private(path)
+        self._sql = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=0)
+        try:
+            self._load()
+        except sqlite3.Error as error:
+            self._sql.close()
+            raise LocalError(_opening_failed(path, error)) from None
+        except BaseException:
+            # A file that is not ours, or an interrupt: the connection must not outlive a failed opening.
+            self._sql.close()
+            raise
+
+    def _load(self) -> None:
+        sql = self._sql.execute
+        # Before anything is written to it, the file must be new or ours.
+        (application,), (version,) = sql("PRAGMA application_id").fetchone(), sql("PRAGMA user_version").fetchone()
+        (tables,) = sql("SELECT count(*) FROM sqlite_master").fetchone()
+        if (application, version) != (_APPLICATION, _VERSION) and (application, version, tables) != (0, 0, 0):
+            raise LocalError(
+                f"{self._path} is a database, but no stream store of version {_VERSION}: name another path"
+            )
+        # One process: readers are woken in memory, so a second writer's records would wait unseen.
+        sql("PRAGMA locking_mode = EXCLUSIVE")
+        sql("PRAGMA journal_mode = WAL")
+        sql("PRAGMA synchronous = FULL")
+        if not tables:
+            self._sql.executescript(_SCHEMA)
+        sql("BEGIN IMMEDIATE")
+        sql("COMMIT")
+        sql(f"PRAGMA max_page_count = {max(1, self._max_bytes // _PAGE)}")
+        rows = sql(
+            "SELECT id, name, owner, (SELECT coalesce(max(at) + 1, 0) FROM records WHERE stream = id) FROM streams"
+        )
+        self._streams = {name: _Stream(key, owner, end) for key, name, owner, end in rows}
+        self._positions, self._saves = sql("SELECT count(*), coalesce(max(saved), 0) FROM positions").fetchone()
+
+    async def create(self, stream: str, owner: str = "") -> str:
+        """Make the stream unless it exists; the owner that it has."""
+        await trio.lowlevel.checkpoint()
+        if stream not in self._streams:
+            await self._run(lambda: self._create(stream, owner))
+        return self._streams[stream].owner
+
+    def _create(self, stream: str, owner: str) -> None:
+        # Looked up again: another task may have been first while this one waited for the thread.
+        if stream in self._streams:
+            return
+        if len(self._streams) >= MAX_STREAMS:
+            raise FinalError(f"the store holds {MAX_STREAMS} streams already")
+        with self._transaction():
+            row = self._sql.execute("INSERT INTO streams (name, owner) VALUES (?, ?)", (stream, owner)).lastrowid
+        assert row is not None
+        self._streams[stream] = _Stream(row, owner)
+
+    async def append(self, pushes: Sequence[Push]) -> Sequence[Stored | StoreError]:
+        """Store a batch in its order and in one transaction; one answer a push. A failure of the file refuses the whole batch."""
+        try:
+            answers = await self._run(lambda: self._append(pushes))
+        except StoreError as error:
+            return [error] * len(pushes)
+        for name in {push.stream for push in pushes} & self._streams.keys():
+            self._streams[name].arrived.unpark_all()
+        return answers
+
+    def _append(self, pushes: Sequence[Push]) -> list[Stored | StoreError]:
+        ends: dict[str, int] = {}
+        with self._transaction():
+            answers = [self._store(push, ends) for push in pushes]
+        for name, end in ends.items():
+            self._streams[name].end = end
+        return answers
+
+    def _store(self, push: Push, ends: dict[str, int]) -> Stored | StoreError:
+        stream = self._streams.get(push.stream)
+        if stream is None:
+            return UnknownStreamError("no such stream")
+        if len(push.record) > MAX_RECORD:
+            return FinalError(f"a record of {len(push.record)} bytes: {MAX_RECORD} are allowed")
+        name = (stream.id, push.producer, _u64(push.request_id))
+        index = ends.get(push.stream, stream.end)
+        stored = self._sql.execute(
+            "INSERT INTO records (stream, producer, request, at, message) VALUES (?, ?, ?, ?, ?)"
+            " ON CONFLICT (stream, producer, request) DO NOTHING",
+            (*name, index, push.record),
+        )
+        if stored.rowcount:
+            ends[push.stream] = index + 1
+            return Stored(index)
+        (index,) = self._sql.execute(
+            "SELECT at FROM records WHERE stream = ? AND producer = ? AND request = ?", name
+        ).fetchone()
+        return Stored(index)
+
+    async def read(self, stream: str, index: int, *, limit: int, max_bytes: int) -> Sequence[Record]:
+        """Wait until there is a record from `index` on; then what is there, within the limits."""
+        await trio.lowlevel.checkpoint()
+        found = self._streams.get(stream)
+        if found is None:
+            raise UnknownStreamError("no such stream")
+        while index >= found.end:
+            await found.arrived.park()
+        return await self._run(lambda: self._read(found.id, index, limit, max_bytes))
+
+    def _read(self, stream: int, index: int, limit: int, max_bytes: int) -> list[Record]:
+        query = "SELECT at, message FROM records WHERE stream = ? AND at >= ? ORDER BY at"
+        # Rows are fetched one by one, so no more is read than fits.
+        with closing(self._sql.execute(query, (stream, index))) as rows:
+            return fitting((Record(at, message) for at, message in rows), limit=limit, max_bytes=max_bytes)
+
+    async def position(self, client_id: str, stream: str) -> int | None:
+        """Look up the position last saved by this client for this stream."""
+        await trio.lowlevel.checkpoint()
+        found = self._streams.get(stream)
+        return None if found is None else await self._run(lambda: self._position(client_id, found.id))
+
+    def _position(self, client_id: str, stream: int) -> int | None:
+        query = "SELECT next FROM positions WHERE client = ? AND stream = ?"
+        row = self._sql.execute(query, (client_id, stream)).fetchone()
+        return None if row is None else int.from_bytes(row[0], "big")
+
+    async def save_positions(self, positions: Sequence[Position]) -> None:
+        """Keep a batch of positions in one transaction; those saved longest ago give way where there are too many."""
+        await self._run(lambda: self._save(positions))
+
+    def _save(self, positions: Sequence[Position]) -> None:
+        sql, count, saves = self._sql.execute, self._positions, self._saves
+        with self._transaction():
+            for position in positions:
+                stream = self._streams.get(position.stream)
+                if stream is None:
+                    continue
+                saves += 1
+                row = (_u64(position.index), saves, position.client_id, stream.id)
+                if not sql("UPDATE positions SET next = ?, saved = ? WHERE client = ? AND stream = ?", row).rowcount:
+                    sql("INSERT INTO positions (next, saved, client, stream) VALUES (?, ?, ?, ?)", row)
+                    count += 1
+            if count > MAX_POSITIONS:
+                oldest = "SELECT rowid FROM positions ORDER BY saved LIMIT ?"
+                sql(f"DELETE FROM positions WHERE rowid IN ({oldest})", (count - MAX_POSITIONS,))  # noqa: S608 - no input
+                count = MAX_POSITIONS
+        self._positions, self._saves = count, saves
+
+    @contextmanager
+    def _transaction(self) -> Iterator[None]:
+        self._sql.execute("BEGIN IMMEDIATE")
+        try:
+            yield
+            self._sql.execute("COMMIT")
+        except BaseException:
+            # A full disk has rolled back by itself already.
+            if self._sql.in_transaction:
+                self._sql.execute("ROLLBACK")
+            raise
+
+    async def _run(self, work: Callable[[], T]) -> T:
+        try:
+            return await trio.to_thread.run_sync(work, limiter=self._limiter)
+        except sqlite3.Error as error:
+            raise StoreError(f"the store's file failed: {error}") from error
+
+    async def aclose(self) -> None:
+        """Close the file, after what has begun, whether cancelled or not."""
+        with trio.CancelScope(shield=True):
+            await trio.to_thread.run_sync(self._sql.close, limiter=self._limiter)
+
+
+def _u64(number: int) -> bytes:
+    return number.to_bytes(8, "big")
+
+
+def _make_private(path: Path) -> None:
+    # Never opened where it exists: closing any descriptor of a file drops the locks that this process has on it.
+    try:
+        close_fd(open_fd(path, O_CREAT | O_EXCL | O_RDWR, 0o600))
+    except FileExistsError:
+        if not path.is_file():
+            raise LocalError(f"{path} is no file: a store's path names a file in an existing folder") from None
+        # SQLite gives its side files the mode of the main one.
+        if stat.S_IMODE(path.stat().st_mode) & 0o077:
+            path.chmod(0o600)
+    except OSError as error:
+        raise LocalError(
+            f"{path} can't be made: {error.strerror}; a store's path names a file in an existing folder"
+        ) from None
+
+
+def _opening_failed(path: Path, error: sqlite3.Error) -> str:
+    if error.sqlite_errorcode == sqlite3.SQLITE_BUSY:
+        return f"{path} is open in another process: each store has one hub"
+    if error.sqlite_errorcode == sqlite3.SQLITE_NOTADB:
+        return f"{path} is no stream store, and is left as it is: name another path"
+    return f"{path} can't be opened as a stream store: {error}"
+
+
+@asynccontextmanager
+async def open_sqlite_store(where: str, *, max_bytes: int = MAX_BYTES) -> AsyncIterator[StreamStore]:
+    """Open the store in the file at path `where` (made with mode 0600 if there is none), and close it in the end.
+
+    LocalError if the file is something else, or open in another process. Reads must have ended before it closes.
+    """
+    if not where:
+        raise LocalError("an SQLite store needs the path of its file, and got none")
+    store = await trio.to_thread.run_sync(SQLiteStore, Path(where), max_bytes)
+    try:
+        yield store
+    finally:
+        await store.aclose()

@@ -1,0 +1,1 @@
+"""Checks of a spec before anything runs."""

@@ -1,0 +1,160 @@
+"""What installed transports and stores take: whether they are there, what is missing, and which options they know."""
+
+import inspect
+import types
+from collections.abc import Callable, Collection, Iterator, Mapping
+from functools import cache
+from importlib.metadata import entry_points
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from trionode.errors import LocalError
+from trionode.net import transport
+from trionode.protocol.wire.address import parse_host_port
+from trionode.stream.store import base
+from trionode.topology.errors import came, hint, quoted
+from trionode.topology.spec import Option
+
+#: The groups of entry points, and what a plugin of each is called.
+KINDS: Mapping[str, str] = {transport.GROUP: "transport", base.GROUP: "stream store"}
+#: The extras of trionode that bring what a plugin imports, where they are called otherwise.
+_EXTRAS: Mapping[str, str] = {"ws": "websocket", "wss": "websocket"}
+
+
+@cache
+def installed(group: str) -> tuple[str, ...]:
+    """Return the names of the plugins that are installed."""
+    return tuple(sorted(entry.name for entry in entry_points(group=group)))
+
+
+@cache
+def _load(group: str, name: str) -> Callable[..., object] | str:
+    """Return what makes the plugin, or what it lacks."""
+    (entry, *_) = entry_points(group=group, name=name)
+    try:
+        make: Callable[..., object] = entry.load()
+    except ModuleNotFoundError as missing:
+        return (
+            f"the {KINDS[group]} {quoted(name)} needs the package {missing.name}, which is not installed: "
+            f"pip install 'trionode[{_EXTRAS.get(name, name)}]'"
+        )
+    except ImportError as error:
+        return f"the {KINDS[group]} {quoted(name)} can't be imported: {error}"
+    return make
+
+
+def missing_plugin(group: str, name: str) -> str | None:
+    """Say what to do so that there is a plugin of this name; None if there is one."""
+    if name not in installed(group):
+        return f"no {KINDS[group]} {quoted(name)} is installed; {hint(name, installed(group), are='installed are')}"
+    made = _load(group, name)
+    return made if isinstance(made, str) else None
+
+
+def wrong_options(group: str, name: str, options: Mapping[str, Option]) -> Iterator[tuple[str, str, bool]]:
+    """Say for each option that a plugin, which is there, doesn't take what is wrong, and whether with the key itself."""
+    make = _load(group, name)
+    if isinstance(make, str):
+        return
+    known = {
+        each.name: each
+        for each in inspect.signature(make).parameters.values()
+        if each.kind in {each.KEYWORD_ONLY, each.POSITIONAL_OR_KEYWORD}
+    }
+    if group == base.GROUP:  # its first parameter is where the store lies
+        known = dict(list(known.items())[1:])
+    hints = _hints(make)
+    told = [name for name in known if _in_words(hints.get(name, Any)) != _IN_PYTHON]
+    for option, value in options.items():
+        if option not in known:
+            yield option, f"unknown option of the {KINDS[group]} {quoted(name)}; {hint(option, told)}", True
+        elif not _fits(value, hints.get(option, Any)):
+            yield option, f"expected {_in_words(hints[option])}; this is {came(value)}", False
+
+
+def _hints(make: Callable[..., object]) -> Mapping[str, Any]:
+    told = make.__init__ if isinstance(make, type) else inspect.unwrap(make)  # type: ignore[misc]  # of exactly this class
+    try:
+        return get_type_hints(told)
+    except (
+        NameError
+    ):  # of a name that is imported for type checkers only: then the plugin itself has to say what it doesn't like
+        return {}
+
+
+_IN_PYTHON = "what only a program in Python can give"
+_LISTS = {tuple, list, set, frozenset}
+
+
+def _fits(value: Option, hint_: Any) -> bool:
+    origin, inner = get_origin(hint_), get_args(hint_)
+    if hint_ in {Any, object}:
+        return True
+    if origin in {Union, types.UnionType}:
+        return any(_fits(value, each) for each in inner)
+    if origin is Literal:
+        return value in inner
+    if isinstance(value, tuple):
+        return (
+            origin in _LISTS
+            or (isinstance(origin, type) and issubclass(origin, Collection) and origin not in {dict, Mapping})
+        ) and (inner[:1] == (str,))
+    if hint_ is float:
+        return type(value) in {int, float}
+    return type(value) is hint_
+
+
+def _in_words(hint_: Any) -> str:
+    words = {str: "a text", int: "a whole number", float: "a number", bool: "true or false"}
+    origin, inner = get_origin(hint_), get_args(hint_)
+    if origin in {Union, types.UnionType}:
+        told = [_in_words(each) for each in inner if each is not type(None)]
+        return " or ".join(dict.fromkeys(told))
+    if origin is Literal:
+        return " or ".join(quoted(str(each)) for each in inner)
+    if hint_ in words:
+        return words[hint_]
+    if inner[:1] == (str,):
+        return "a list of texts"
+    return "whatever it is" if hint_ in {Any, object} else _IN_PYTHON
+
+
+# The places of the transports that ship with trionode; others judge theirs when they get them.
+
+
+def _host_port_and_path(where: str) -> tuple[str, int]:
+    return parse_host_port(where.partition("/")[0])
+
+
+def _brokers_and_name(where: str) -> None:
+    brokers, mark, name = where.rpartition("/")
+    if not mark or not name:
+        raise LocalError(f"expected HOST:PORT/NAME, such as 127.0.0.1:9092/alice; this is {where!r}")
+    for broker in brokers.split(","):
+        parse_host_port(broker)
+
+
+_PORTS: Mapping[str, Callable[[str], tuple[str, int]]] = {
+    "tcp": parse_host_port,
+    "tcp_classic": parse_host_port,
+    "tls": parse_host_port,
+    "ws": _host_port_and_path,
+    "wss": _host_port_and_path,
+}
+
+
+def check_endpoint(name: str, where: str) -> None:
+    """Raise LocalError, which says what was expected, for a place that a transport that ships can't mean."""
+    if (name in _PORTS or name == "kafka") and where.startswith("//"):
+        raise LocalError(f"there are no slashes before the host: did you mean '{name}:{where[2:]}'?")
+    if name in _PORTS:
+        _PORTS[name](where)
+    elif name == "kafka":
+        _brokers_and_name(where)
+
+
+def port_of(name: str, where: str) -> tuple[str, int] | None:
+    """Return the host and TCP port of a place; None for a transport that has none, or where the place is wrong."""
+    try:
+        return _PORTS[name](where) if name in _PORTS else None
+    except LocalError:
+        return None
