@@ -4,7 +4,7 @@ from trionode.errors import ConnectionLost, LocalError, MessageTooLargeError, Re
 from trionode.log import LogThrottle, log, sanitize
 from trionode.net.sockets import Greeters, join_host_port, open_listeners, reason_of
 from trionode.net.tls import client_context, reason_of_tls, server_context
-from trionode.net.transport import Link
+from trionode.net.transport import Link, Transport
 from trionode.protocol.stream import MAX_RECORD, Record, born_at, uuid7_hex, valid_stream_name
 from trionode.protocol.wire.address import parse_host_port
 from trionode.protocol.wire.classic_codec import CLASSIC
@@ -45,6 +45,7 @@ __all__ = [
     "RemoteError",
     "StoreError",
     "Stored",
+    "Transport",
     "UnknownStreamError",
     "WireError",
     "born_at",

@@ -156,7 +156,7 @@ class SpiedLink:
         await self._link.send([each for frame in frames for each in SPY.frame(self._dialler, self._where, frame)])
 
 
-class SpiedTransport:
+class SpiedTransport(Transport):
     """A transport of any name, in memory, of one node."""
 
     name: ClassVar[str] = ""

@@ -53,7 +53,7 @@ def changed(
     )
 
 
-class Wiretap:
+class Wiretap(Transport):
     """A transport around another: it keeps every frame that a hub got or sent, and scripts decide what goes on."""
 
     name: ClassVar[str] = "loopback"

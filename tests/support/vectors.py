@@ -13,9 +13,7 @@ _SHARED = Path(os.environ.get("TRIONODE_VECTORS", Path(__file__).resolve().paren
 def load(name: str) -> Any:
     """The JSON of one file: `noise-xx-cacophony.json` (public vectors) or `wire/current_noise.json` (wire vectors)."""
     path = (
-        _SHARED.parent / "wire" / "vectors" / name.removeprefix("wire/")
-        if name.startswith("wire/")
-        else _SHARED / name
+        _SHARED.parent / "wire" / "vectors" / name.removeprefix("wire/") if name.startswith("wire/") else _SHARED / name
     )
     if not path.exists():
         pytest.skip(f"no test vectors here: put {name} beside the checkout or set TRIONODE_VECTORS to their folder")

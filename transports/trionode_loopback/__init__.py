@@ -16,6 +16,7 @@ from trionode.plugins import (
     MemoryChannel,
     MessageTooLargeError,
     ProtocolVersion,
+    Transport,
     WireError,
 )
 
@@ -107,7 +108,7 @@ class Network:
     numbers: Iterator[int] = attrs.Factory(partial(itertools.count, 1))
 
 
-class Loopback:
+class Loopback(Transport):
     """The transport `loopback:NAME`. Nodes that share one object, or one network, can meet; by entry point all do.
 
     `max_frame` is the largest frame that a link's end here sends and takes (bytes).

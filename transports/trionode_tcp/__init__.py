@@ -14,6 +14,7 @@ from trionode.plugins import (
     Link,
     LocalError,
     ProtocolVersion,
+    Transport,
     WireError,
     client_context,
     join_host_port,
@@ -39,7 +40,7 @@ def _plain(sock: trio.socket.SocketType) -> socket.socket:
     return socket.socket(sock.family, sock.type, sock.proto, sock.detach())
 
 
-class TCP:
+class TCP(Transport):
     """The transport `tcp:HOST:PORT`: listens for both generations of the wire (spec §3.3), and dials current.
 
     `max_frame` bounds what one peer can make this node hold (bytes, at most the wire's 16 MiB). `sockets` are listening sockets that the

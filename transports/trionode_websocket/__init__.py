@@ -16,6 +16,7 @@ from trionode.plugins import (
     Greeters,
     Link,
     LocalError,
+    Transport,
     client_context,
     join_host_port,
     log,
@@ -63,7 +64,7 @@ class _Endpoint:
         return cls(host_port, path)
 
 
-class WebSocket:
+class WebSocket(Transport):
     """The transport `ws:HOST:PORT[/PATH]`.
 
     `max_frame` bounds what one peer can make this node hold (bytes, at most the wire's 16 MiB). `origins` are those whose pages may

@@ -1,9 +1,10 @@
 """The one interface between a node and what moves its frames: transports make links, links move bursts of whole frames."""
 
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Sequence
 from importlib.metadata import EntryPoint, entry_points
-from typing import ClassVar, Never, Protocol, runtime_checkable
+from typing import ClassVar, Never, Protocol
 
 import trio
 
@@ -66,16 +67,43 @@ class Link(Protocol):
         ...
 
 
-@runtime_checkable
-class Transport(Protocol):
-    """What a transport plugin offers; found by entry point in the group `trionode.transports`, made without arguments."""
+class Transport(ABC):
+    """What a transport plugin offers: it connects and listens; links are what comes out.
 
+    An entry point in the group `trionode.transports` names the class, or a function that returns an instance. A node calls `open` once and
+    then connects and listens by what that returned.
+    """
+
+    #: What an address begins with: `tcp` in `tcp:127.0.0.1:4000`.
     name: ClassVar[str]
 
-    async def connect(self, peer: str) -> Link:
-        """Return a link to `peer` (the text behind `name:`); ConnectionLost if that can't be made or is no node. Cancelled, nothing stays open."""
-        ...
+    def open(self, nursery: trio.Nursery) -> "Transport":
+        """Return the transport for one node, which may start the tasks of its connections in `nursery`.
 
+        By default this object itself, for a transport without tasks. A transport that keeps tasks or shared clients returns an object that
+        holds `nursery`, since several nodes may use one transport.
+
+        Args:
+          nursery: Open for as long as the node. It outlives every link and listener, and is cancelled when the node has closed them. An
+              exception in one of its tasks ends the node.
+        """
+        del nursery
+        return self
+
+    @abstractmethod
+    async def connect(self, peer: str) -> Link:
+        """Return a link to `peer`.
+
+        Args:
+          peer: The text behind `name:`.
+
+        Raises:
+          ConnectionLost: Nobody answers, or not a node.
+
+        If cancelled, nothing stays open.
+        """
+
+    @abstractmethod
     async def serve(
         self,
         at: str,
@@ -83,12 +111,18 @@ class Transport(Protocol):
         *,
         task_status: trio.TaskStatus[str] = trio.TASK_STATUS_IGNORED,
     ) -> Never:
-        """Listen at `at`, report the bound address by `task_status.started`, and run `accept(link)` in a task of its own for each peer.
+        """Listen, and run `accept(link)` in a task of its own for each peer.
 
-        LocalError that names the place if it is taken. A link belongs to whom it was handed to: it is not closed when `accept` is cancelled,
-        as happens when the listener is, which frees the place for the next.
+        Args:
+          at: Where to listen: the text behind `name:`.
+          accept: Takes the link over. A link is not closed when `accept` is cancelled, as happens when the listener is.
+          task_status: `started` reports the bound address.
+
+        Raises:
+          LocalError: The address is taken or not valid; the text names it.
+
+        If cancelled, the address is free for the next listener.
         """
-        ...
 
 
 def load_transport(name: str, **options: object) -> Transport:
@@ -109,7 +143,7 @@ def load_transport(name: str, **options: object) -> Transport:
         ) from None
     transport = make(**options)
     if not isinstance(transport, Transport):
-        msg = f"the entry point {name!r} in {GROUP} makes {transport!r}, which is no Transport: it needs name, connect and serve"
+        msg = f"the entry point {name!r} in {GROUP} makes {transport!r}, which is not a trionode.plugins.Transport: make its class a subclass"
         raise LocalError(msg)
     return transport
 

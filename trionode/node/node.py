@@ -52,14 +52,20 @@ class Node:
     """Made by `open_node`, and alive as long as its block. Every verb that opens something returns it ready."""
 
     def __init__(
-        self, nursery: trio.Nursery, transports: Iterable[Transport], vault: IdentityVault, *, forwards: bool
+        self,
+        nursery: trio.Nursery,
+        connections: trio.Nursery,
+        transports: Iterable[Transport],
+        vault: IdentityVault,
+        *,
+        forwards: bool,
     ) -> None:
         #: Messages to addresses of this node.
         self.router = Router()
         #: Where the keys of this node's identities are.
         self.vault = vault
         self._nursery = nursery
-        self._transports = {transport.name: transport for transport in transports}
+        self._transports = {transport.name: transport.open(connections) for transport in transports}
         self._link_access: Access = from_local_or_links if forwards else from_local
         self._links: dict[tuple[str, str | None], NodeLink] = {}
         self._dialing: dict[tuple[str, str | None], trio.Lock] = {}
@@ -530,6 +536,13 @@ class Node:
                 nursery.start_soon(link.aclose)
 
 
+async def _hold_connections(*, task_status: trio.TaskStatus[trio.Nursery]) -> None:
+    """Keep the nursery in which transports start the tasks of their connections."""
+    async with trio.open_nursery() as nursery:
+        task_status.started(nursery)
+        await trio.sleep_forever()
+
+
 @asynccontextmanager
 async def open_node(
     *transports: str | Transport, vault: IdentityVault | None = None, forwards: bool = False
@@ -542,7 +555,8 @@ async def open_node(
     """
     made = [load_transport(transport) if isinstance(transport, str) else transport for transport in transports]
     async with trio.open_nursery() as nursery:
-        node = Node(nursery, made, MemoryVault() if vault is None else vault, forwards=forwards)
+        connections: trio.Nursery = await nursery.start(_hold_connections)
+        node = Node(nursery, connections, made, MemoryVault() if vault is None else vault, forwards=forwards)
         try:
             yield node
             await node.aclose_links()

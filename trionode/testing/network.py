@@ -12,7 +12,7 @@ import attrs
 import trio
 
 from trionode.errors import ConnectionLost, LocalError, MessageTooLargeError, WireError
-from trionode.net.transport import Link
+from trionode.net.transport import Link, Transport
 from trionode.protocol.wire.current_codec import CURRENT
 from trionode.protocol.wire.version import ProtocolVersion
 from trionode.routing.byte_budget import ByteBudget
@@ -390,7 +390,7 @@ class _Listener:
     max_frame: int
 
 
-class FaultyLoopback:
+class FaultyLoopback(Transport):
     """One node's way into a `FaultyNetwork`: the transport `loopback:NAME` (see `trionode.net.transport.Transport`), made by `network.transport`."""
 
     name: ClassVar[str] = "loopback"

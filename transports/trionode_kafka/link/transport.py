@@ -20,6 +20,7 @@ from trionode.plugins import (
     LogThrottle,
     RemoteError,
     StoreError,
+    Transport,
     log,
     sanitize,
     valid_stream_name,
@@ -78,7 +79,7 @@ class _At:
         return f"{self.bootstrap}/{self.name}"
 
 
-class KafkaTransport:
+class KafkaTransport(Transport):
     """The transport `kafka:HOST:PORT[,HOST:PORT…]/NAME`; nodes meet that say the same name, prefix and Kafka.
 
     Only topics whose names begin with `prefix` are touched; they are made with `replication_factor` replicas. `max_frame` bounds what one

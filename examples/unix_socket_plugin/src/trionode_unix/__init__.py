@@ -20,6 +20,7 @@ from trionode.plugins import (
     LocalError,
     MessageTooLargeError,
     RemoteError,
+    Transport,
     WireError,
     join_frames,
     log,
@@ -105,7 +106,7 @@ class UnixLink:
             raise ConnectionLost(f"{self.peer} is gone") from error
 
 
-class Unix:
+class Unix(Transport):
     """The transport `unix:PATH`. `mode` is what the socket's file permits: its owner alone to connect; `max_frame` is in bytes."""
 
     name: ClassVar[str] = "unix"
