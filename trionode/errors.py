@@ -1,61 +1,68 @@
-"""Who broke a rule: a remote (RemoteError ends one link or channel) or this program (LocalError rises at the caller)."""
+"""The errors of trionode: RemoteError is a peer's fault, LocalError is a mistake of this program."""
 
 
 class TrionodeError(Exception):
-    """The root of every error that trionode raises."""
+    """The base class of every error that trionode raises on purpose."""
 
 
 class RemoteError(TrionodeError):
-    """A peer sent nonsense, failed to authenticate or vanished; it ends that link or channel and harms nothing else."""
+    """A peer broke the protocol, failed to authenticate, or disconnected.
+
+    It ends one link, channel or stream. The node and its other connections go on.
+    """
 
 
 class WireError(RemoteError):
-    """Bytes from a peer that are not what the wire specification allows."""
+    """A peer sent bytes that the wire specification does not allow."""
 
 
 class DecryptError(RemoteError):
-    """A sealed message whose tag, nonce or key is not acceptable; no state has moved."""
+    """An encrypted message has a wrong tag, a wrong or used nonce, or an unknown key. The channel's state is unchanged."""
 
 
 class HandshakeError(RemoteError):
-    """A handshake message, or the identity in it, that does not verify or is not trusted."""
+    """A handshake message or the identity in it is not valid, or the trust policy refused the identity."""
 
 
 class IdentityError(RemoteError):
-    """A change history, attestation or identifier that does not verify, or that contradicts what is known."""
+    """A change history, attestation, credential or identifier is not valid, or contradicts one that is known already."""
 
 
 class ConnectionLost(RemoteError):
-    """The connection to a peer could not be made, or it ended."""
+    """The connection to a peer could not be opened, or it has ended."""
 
 
 class AnswerTimeout(RemoteError):
-    """Nobody answered before the deadline; silence and refusal look alike from outside."""
+    """No answer came before the deadline. A peer that refuses a request also stays silent."""
 
 
 class ServiceError(RemoteError):
-    """A stream, store or other service answered that it could not do what it was asked."""
+    """A stream, store or other service answered that it could not do what you asked."""
 
 
 class LocalError(TrionodeError):
-    """This program broke a rule of the interface."""
+    """This program used the interface in a way that is not allowed."""
+
+
+class ConfigError(LocalError):
+    """An argument, option, address or setting has a value that is not allowed. The text says which values are."""
 
 
 class UnknownAddressError(LocalError):
-    """A route whose first address is nobody's on this node."""
+    """The first address of a route does not exist on this node."""
 
 
 class AddressInUseError(LocalError):
-    """An address that is taken already on this node."""
+    """The address is already in use on this node."""
 
 
 class MessageTooLargeError(LocalError):
-    """A message that the link or stream it was meant for can't carry."""
+    """The message is larger than the link or stream can carry."""
 
 
 class ClosedError(LocalError):
-    """The node, channel or stream was closed by this program."""
+    """This program has closed the node, channel or stream already."""
 
 
 class VaultError(LocalError):
-    """A vault that can't be opened, or a key that it does not hold."""
+    """The vault can't be opened, or it does not hold the key."""

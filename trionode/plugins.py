@@ -1,6 +1,6 @@
 """What authors of transports and stream stores import: interfaces, protocol versions, frames, sockets, TLS, and the errors to raise."""
 
-from trionode.errors import ConnectionLost, LocalError, MessageTooLargeError, RemoteError, WireError
+from trionode.errors import ConfigError, ConnectionLost, LocalError, MessageTooLargeError, RemoteError, WireError
 from trionode.log import LogThrottle, log, sanitize
 from trionode.net.sockets import Greeters, join_host_port, open_listeners, reason_of
 from trionode.net.tls import client_context, reason_of_tls, server_context
@@ -29,6 +29,7 @@ __all__ = [
     "CURRENT",
     "MAX_RECORD",
     "MAX_STREAMS",
+    "ConfigError",
     "ConnectionLost",
     "FinalError",
     "FrameDecoder",
