@@ -2,6 +2,7 @@
 
 from trionode.channel.listener import SecureChannelListener
 from trionode.channel.secure_channel import SecureChannel
+from trionode.counters import Counters, DropReason
 from trionode.errors import (
     AddressInUseError,
     AnswerTimeout,
@@ -22,17 +23,12 @@ from trionode.errors import (
 )
 from trionode.identity.identity import Identity, IdentityVault
 from trionode.identity.trust import TrustPolicy, trust_everyone, trust_only
-from trionode.log import Counters, sanitize
+from trionode.log import sanitize
 from trionode.net.transport import Link, Transport, load_transport
 from trionode.node.node import Hub, Node, open_node
 from trionode.portal import Inlet, Outlet, PortalLimits
 from trionode.protocol.identity.identity import Identifier
-from trionode.protocol.wire.address import Address
-from trionode.protocol.wire.message import Message, Origin
-from trionode.protocol.wire.route import Route
-from trionode.relay.client import Relay
-from trionode.relay.service import RelayLimits, RelayService
-from trionode.routing.access import (
+from trionode.protocol.rules.access import (
     Access,
     from_anywhere,
     from_identities,
@@ -40,6 +36,11 @@ from trionode.routing.access import (
     from_local_or_channels,
     from_local_or_links,
 )
+from trionode.protocol.wire.address import Address
+from trionode.protocol.wire.message import Message, Origin
+from trionode.protocol.wire.route import Route
+from trionode.relay.client import Relay
+from trionode.relay.service import RelayLimits, RelayService
 from trionode.routing.link import NodeLink
 from trionode.routing.mailbox import Mailbox, Worker
 from trionode.stream.client import Stream, unique
@@ -58,6 +59,7 @@ __all__ = [
     "ConnectionLost",
     "Counters",
     "DecryptError",
+    "DropReason",
     "HandshakeError",
     "Hub",
     "Identifier",

@@ -1,16 +1,12 @@
 """What operators see: one logger, counters by reason, and names chosen by peers made harmless before they are shown."""
 
 import logging
-from collections import Counter
 
 #: Every event of the library; names below it say which part speaks (trionode.routing.link, trionode.stream.client, …).
 log = logging.getLogger("trionode")
 
 #: Characters of a peer's text that one log line shows.
 MAX_SANITIZED = 200
-
-#: How often something was dropped, refused or retried, by reason.
-Counters = Counter[str]
 
 
 def sanitize(text: object, limit: int = MAX_SANITIZED) -> str:

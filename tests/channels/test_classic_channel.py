@@ -11,13 +11,14 @@ from tests.support.channel_parties import PROTOCOL_VERSIONS, STALL_TIMEOUT, Part
 from tests.support.scripted_hub import Wiretap, changed, honest
 from trionode import Identifier, Identity, Mailbox, Message, Route, open_node, trust_everyone, trust_only
 from trionode.channel.listener import HANDSHAKE_TIMEOUT, PENDING_PER_SOURCE, SWEEP_SECONDS
+from trionode.counters import DropReason
 from trionode.errors import AnswerTimeout, HandshakeError, LocalError, RemoteError
 from trionode.protocol.handshake.classic_exchange import ClassicKeyExchange
 from trionode.protocol.handshake.exchange import Peer
+from trionode.protocol.rules.access import from_anywhere
 from trionode.protocol.wire import bare, classic_codec
 from trionode.protocol.wire.address import local
 from trionode.protocol.wire.current_codec import decode_message
-from trionode.routing.access import from_anywhere
 from trionode.routing.router import random_address
 from trionode_loopback import Loopback
 
@@ -91,7 +92,7 @@ async def test_a_listener_is_silent_to_the_generation_that_it_was_not_told_threa
             await parties.alice.open_secure_channel(
                 parties.route, parties.alices, trust=trust_everyone, timeout=30, protocol_version=speaks
             )
-        assert parties.bob.counters == {"handshake refused": 3}
+        assert parties.bob.counters == {DropReason.HANDSHAKE_REFUSED: 3}
         assert not parties.listener._pending
         # Three first messages, on their way to Bob, are all that the hub has seen: not one byte from him.
         assert len({decode_message(frame)[2] for frame in tap.held}) == 3
@@ -176,7 +177,7 @@ async def test_our_own_identity_is_refused_threat_12(autojump_clock: trio.testin
                 Route("listener"), parties.bobs, trust=trust_everyone, timeout=30, protocol_version="classic"
             )
         assert not parties.listener.channels
-        assert parties.bob.counters == {"handshake refused": 3}
+        assert parties.bob.counters == {DropReason.HANDSHAKE_REFUSED: 3}
 
 
 async def test_an_initiator_that_gives_up_leaves_nothing_behind(autojump_clock: trio.testing.MockClock) -> None:
@@ -215,8 +216,8 @@ async def test_a_message_for_nobody_behind_the_channel_is_never_sent(autojump_cl
             await parties.alice.send(Route(alices, "handler"), b"after")
             await parties.bob_handler.until(b"after")
             await trio.testing.wait_all_tasks_blocked()
-        assert parties.alice.counters == {"route ends at the channel": 1}
-        assert parties.bob.counters == {"route ends at the channel": 1}
+        assert parties.alice.counters == {DropReason.ENDS_AT_CHANNEL: 1}
+        assert parties.bob.counters == {DropReason.ENDS_AT_CHANNEL: 1}
         assert (alices._session._next, bobs._session._next) == (before[0] + 2, before[1])
         assert bobs.refused == 0
 
@@ -236,7 +237,7 @@ async def test_a_message_for_nobody_behind_the_channel_is_dropped_and_counted(
             await parties.bob_handler.until(b"after")
         assert parties.bob_handler.payloads == [b"after"]
         assert bobs.refused == 5
-        assert parties.bob.counters == {"blob refused": 5}
+        assert parties.bob.counters == {DropReason.DECRYPT_FAILED: 5}
 
 
 async def test_a_repeated_last_message_of_the_handshake_is_dropped(autojump_clock: trio.testing.MockClock) -> None:
@@ -272,7 +273,7 @@ async def test_closing_ends_this_side_alone_and_there_is_nothing_to_refresh(
         await parties.alice.aclose_links()
         with trio.fail_after(3 * SWEEP_SECONDS):
             await bobs.closed.wait()
-        assert parties.alice.counters == {"unknown address": 1}
+        assert parties.alice.counters == {DropReason.UNKNOWN_ADDRESS: 1}
 
 
 async def test_the_route_of_a_responder_follows_nobody_threat_20(autojump_clock: trio.testing.MockClock) -> None:
@@ -342,7 +343,7 @@ async def test_data_before_message_5_are_lost_and_the_channel_opens_all_the_same
             await parties.alice.send(Route(channel, "handler"), b"later")
             await parties.bob_handler.until(b"later")
         assert parties.bob_handler.payloads == [b"later"]
-        assert parties.bob.counters == {"handshake refused": 1}
+        assert parties.bob.counters == {DropReason.HANDSHAKE_REFUSED: 1}
 
 
 # -- half-open handshakes -------------------------------------------------------------------------------------------------------------
@@ -407,7 +408,7 @@ async def test_a_bad_identity_ends_its_handshake_at_once_and_no_other_threat_25(
         await stranger.mailbox.send(bads_way, bare.data(bad._session.encrypt(b"no identity")))
         await stranger.mailbox.send(goods_way, b"junk")
         await trio.testing.wait_all_tasks_blocked()
-        assert parties.bob.counters == {"handshake refused": 2}
+        assert parties.bob.counters == {DropReason.HANDSHAKE_REFUSED: 2}
         assert len(parties.listener._pending) == 1
         last = good.accept()
         assert last is not None
@@ -424,7 +425,7 @@ async def test_handshake_messages_without_a_return_route_are_dropped(autojump_cl
         assert third is not None
         (pending,) = parties.listener._pending.values()
         parties.bob.router.deliver(Message((pending.address,), (), third))
-        assert parties.bob.counters == {"handshake refused": 1}
+        assert parties.bob.counters == {DropReason.HANDSHAKE_REFUSED: 1}
         await stranger.mailbox.send(second.return_route, third)
         with trio.fail_after(STALL_TIMEOUT):
             exchange.receive((await stranger.mailbox.receive()).payload, int(time.time()))
@@ -441,4 +442,4 @@ async def test_a_vault_without_the_key_refuses_and_does_not_end_the_node(
             await parties.alice.open_secure_channel(
                 parties.route, parties.alices, trust=trust_everyone, timeout=4, protocol_version="classic"
             )
-        assert parties.bob.counters == {"handshake refused": 1}
+        assert parties.bob.counters == {DropReason.HANDSHAKE_REFUSED: 1}

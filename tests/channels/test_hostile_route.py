@@ -20,6 +20,7 @@ from tests.support.channel_parties import (
 )
 from tests.support.scripted_hub import FAULTS, Fault, Tamper, Wiretap, changed, flipped, honest, mixed, nothing
 from trionode import Node, Route, SecureChannel, trust_everyone, trust_only
+from trionode.counters import DropReason
 from trionode.errors import AnswerTimeout, HandshakeError
 from trionode.protocol.wire.current_codec import decode_message
 from trionode_loopback import Loopback
@@ -96,7 +97,10 @@ async def test_nothing_wrong_reaches_a_handler_and_the_next_good_message_arrives
             assert (await parties.bob.ask(Route(bobs, "echoer"), b"still there")).payload == b"still there"
         assert sorted(way.handler.payloads[1:-1]) == (sorted(sent) if fault.arrives else [])
         assert bool(way.reader.refused) is fault.refuses
-        assert way.reader.refused == (parties.alice, parties.bob)[direction == "to Bob"].counters["blob refused"]
+        assert (
+            way.reader.refused
+            == (parties.alice, parties.bob)[direction == "to Bob"].counters[DropReason.DECRYPT_FAILED]
+        )
         assert not alices.closed.is_set()
         assert not bobs.closed.is_set()
 
@@ -185,7 +189,7 @@ async def test_messages_of_an_earlier_channel_are_refused_by_a_later_one_threat_
             await parties.bob_handler.until(b"new")
         assert parties.bob_handler.payloads == [*PAYLOADS[:40], b"new"]
         assert bobs_later.refused == 40
-        assert parties.bob.counters["unknown address"] == 40
+        assert parties.bob.counters[DropReason.UNKNOWN_ADDRESS] == 40
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from tests.support.scripted_hub import Wiretap, changed, honest
 from trionode import Identity, Mailbox, Message, Node, Route, open_node, trust_everyone, trust_only
 from trionode.channel import listener
 from trionode.channel.listener import HANDSHAKE_TIMEOUT, PENDING_PER_SOURCE, SWEEP_SECONDS
+from trionode.counters import DropReason
 from trionode.errors import AnswerTimeout, HandshakeError, VaultError
 from trionode.identity.identity import StoredIdentity
 from trionode.protocol.handshake.exchange import KeyExchange, Peer
@@ -84,7 +85,7 @@ async def test_of_one_sources_half_open_handshakes_the_oldest_gives_way_threat_1
         await stranger.third(*begun[5])
         await trio.testing.wait_all_tasks_blocked()
         assert len(parties.listener.channels) == 1
-        assert parties.bob.counters == {"unknown address": 1}
+        assert parties.bob.counters == {DropReason.UNKNOWN_ADDRESS: 1}
 
 
 async def test_of_all_half_open_handshakes_the_oldest_gives_way_threat_17(
@@ -150,7 +151,7 @@ async def test_peers_about_whom_we_decide_are_bounded_and_give_way_to_nobody_thr
             await stranger.first(stranger.begin()[1])
         await trio.testing.wait_all_tasks_blocked()
         assert len(parties.listener._pending) == PENDING_PER_SOURCE
-        assert parties.bob.counters == {"handshake refused, too many": 10}
+        assert parties.bob.counters == {DropReason.TOO_MANY_HANDSHAKES: 10}
         decide.set()
         await trio.testing.wait_all_tasks_blocked()
         assert len(parties.listener.channels) == PENDING_PER_SOURCE
@@ -231,7 +232,7 @@ async def test_junk_instead_of_message_3_is_dropped_and_the_right_one_is_awaited
         await stranger.mailbox.send(answer.return_route, third)
         await trio.testing.wait_all_tasks_blocked()
         assert len(parties.listener.channels) == 1
-        assert parties.bob.counters == {"handshake refused": len(junk)}
+        assert parties.bob.counters == {DropReason.HANDSHAKE_REFUSED: len(junk)}
         assert list(parties.listener._pending) == [others_answer.back[-1]]
 
 
@@ -243,7 +244,7 @@ async def test_junk_instead_of_message_1_makes_no_handshake_threat_14(autojump_c
         for each in junk:
             await stranger.first(each)
         await trio.testing.wait_all_tasks_blocked()
-        assert parties.bob.counters == {"handshake refused": len(junk)}
+        assert parties.bob.counters == {DropReason.HANDSHAKE_REFUSED: len(junk)}
         assert not parties.listener._pending
         assert len(parties.bob.vault._keys) == keys  # type: ignore[attr-defined]
 
@@ -263,7 +264,7 @@ async def test_our_own_identity_is_refused_at_either_end_threat_12(autojump_cloc
             await parties.bob.open_secure_channel(Route("listener"), parties.bobs, trust=trust_everyone, timeout=30)
         assert not parties.listener.channels
         # Three handshakes, at 0, 5 and 15 s, each answered by ourselves, which is no answer.
-        assert parties.bob.counters == {"handshake refused": 3}
+        assert parties.bob.counters == {DropReason.HANDSHAKE_REFUSED: 3}
 
 
 async def test_our_own_handshake_messages_sent_back_are_refused_threat_12(
@@ -283,7 +284,7 @@ async def test_our_own_handshake_messages_sent_back_are_refused_threat_12(
     tap.accepted, tap.connected = keep, reflect
     async with open_parties("a hub", tap=tap) as parties:
         await parties.open()
-        assert parties.alice.counters["handshake refused"] == 1
+        assert parties.alice.counters[DropReason.HANDSHAKE_REFUSED] == 1
 
 
 # -- whom we know ---------------------------------------------------------------------------------------------------------------------
@@ -418,7 +419,7 @@ async def test_a_listener_keeps_so_many_channels_and_takes_another_when_one_has_
         third = await parties.alice.open_secure_channel(parties.route, parties.alices, trust=trust_everyone)
         with pytest.raises(AnswerTimeout):
             await parties.alice.ask(Route(third, "echoer"), b"x", timeout=5)
-        assert parties.bob.counters["channel refused, too many"] == 1
+        assert parties.bob.counters[DropReason.TOO_MANY_CHANNELS] == 1
         assert not parties.listener._pending
         await one.aclose()
         with trio.fail_after(STALL_TIMEOUT):

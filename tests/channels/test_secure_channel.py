@@ -7,16 +7,17 @@ import trio.testing
 from tests.support.channel_parties import PROTOCOL_VERSIONS, STALL_TIMEOUT, Handler, open_parties
 from tests.support.scripted_hub import Wiretap, changed
 from trionode import Address, Identity, Mailbox, Node, Route, SecureChannel, open_node, trust_everyone, trust_only
+from trionode.counters import DropReason
 from trionode.errors import AnswerTimeout, ConnectionLost, HandshakeError, MessageTooLargeError, UnknownAddressError
 from trionode.net.transport import Link
 from trionode.protocol.handshake.exchange import Peer
 from trionode.protocol.identity.credential import PresentedCredential
 from trionode.protocol.identity.signed import DataKind, Signed
+from trionode.protocol.rules.access import from_anywhere, from_identities
 from trionode.protocol.stream import MAX_RECORD
 from trionode.protocol.wire import current_codec
 from trionode.protocol.wire.address import local
 from trionode.protocol.wire.current_codec import decode_message
-from trionode.routing.access import from_anywhere, from_identities
 from trionode.routing.byte_budget import HARD_LIMIT
 from trionode_loopback import Loopback, LoopbackLink
 
@@ -244,7 +245,7 @@ async def test_access_rules_ask_for_the_identifier_threat_22(autojump_clock: tri
             await trio.testing.wait_all_tasks_blocked()
         assert (only_alice.payloads, only_carol.payloads, forbidden.payloads) == ([b"alice"], [b"carol"], [])
         # The worker of this node alone, the other's worker, and the encryptor: three each.
-        assert bob.counters["access denied"] == 6
+        assert bob.counters[DropReason.ACCESS_DENIED] == 6
 
 
 # -- the end --------------------------------------------------------------------------------------------------------------------------
@@ -313,7 +314,7 @@ async def test_a_peer_that_sends_and_goes_does_not_end_the_node_that_answers_thr
             await trio.testing.wait_all_tasks_blocked()
             gone.set()
             await answered.wait()
-        assert parties.bob.counters["reply to a way that is gone"] == 2
+        assert parties.bob.counters[DropReason.REPLY_PATH_GONE] == 2
 
 
 async def test_a_thousand_channels_leave_nothing_behind_threat_18(autojump_clock: trio.testing.MockClock) -> None:
@@ -616,7 +617,7 @@ async def test_a_channel_that_feeds_a_hung_worker_lets_the_links_other_flows_go_
                     assert (await parties.alice.ask(Route(channel, "echoer"), body)).payload == body
                 # The worker's own patience, once: not once a message.
                 assert trio.current_time() - begun <= 10
-        assert parties.bob.counters["mailbox overrun"] > 0
+        assert parties.bob.counters[DropReason.MAILBOX_STALLED] > 0
         # Dropped at the mailbox, where the channel has opened it already: nothing between encryptor and decryptor was.
         assert bobs._session._window.highest + 1 == nonces(channel)
         assert bobs.refused == 0

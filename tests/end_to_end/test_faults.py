@@ -10,6 +10,7 @@ import trio
 from tests.support.processes import HubProcess, open_hub
 from trionode import Identity, Mailbox, Node, Route, open_node, trust_only, unique
 from trionode.errors import AnswerTimeout
+from trionode.protocol.rules.access import from_anywhere
 from trionode.protocol.stream import (
     CreateRequest,
     CreateResponse,
@@ -22,7 +23,6 @@ from trionode.protocol.stream import (
     encode,
     uuid7_hex,
 )
-from trionode.routing.access import from_anywhere
 from trionode.testing.kafka import KafkaBroker
 from trionode.workers import echoer
 

@@ -13,10 +13,11 @@ from tests.support.doubling import CLASSIC, open_doubling
 from tests.support.processes import Commands, Running, addresses
 from tests.support.rust_peers import Peers, open_peers, told
 from trionode import Identity, Node, Route, open_node, trust_everyone, trust_only
+from trionode.counters import DropReason
 from trionode.errors import AnswerTimeout, HandshakeError
 from trionode.identity.identity import ClassicIdentity
+from trionode.protocol.rules.access import from_anywhere
 from trionode.protocol.stream import POLL_SECONDS
-from trionode.routing.access import from_anywhere
 from trionode.testing.kafka import KafkaBroker
 
 pytestmark = pytest.mark.interop
@@ -78,7 +79,7 @@ async def test_a_listener_for_current_channels_is_silent_to_a_classic_initiator(
             await initiator.line()
             raise AssertionError("it was answered")
         assert not listener.channels
-        assert scene.node.counters["handshake refused"] == 1
+        assert scene.node.counters[DropReason.HANDSHAKE_REFUSED] == 1
 
 
 async def test_a_rust_initiators_frames_sent_twice_are_heard_once(scene: Scene) -> None:
@@ -92,7 +93,7 @@ async def test_a_rust_initiators_frames_sent_twice_are_heard_once(scene: Scene) 
             assert await initiator.end() == 0, initiator.complaints
             assert doubling.doubled >= 70
         assert len(scene.echoer.messages) == 70
-        assert scene.node.counters["blob refused"] >= 70
+        assert scene.node.counters[DropReason.DECRYPT_FAILED] >= 70
 
 
 async def test_we_receive_every_echo_from_a_rust_responder(scene: Scene) -> None:

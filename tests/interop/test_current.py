@@ -12,9 +12,10 @@ from tests.support.doubling import open_doubling
 from tests.support.rust_peers import Peers, open_peers, told
 from trionode import Identity, Mailbox, Message, Node, Route, TrustPolicy, open_node, trust_everyone, trust_only
 from trionode.channel.listener import SecureChannelListener
+from trionode.counters import DropReason
 from trionode.errors import AnswerTimeout, HandshakeError
 from trionode.protocol.handshake.exchange import Peer
-from trionode.routing.access import from_anywhere
+from trionode.protocol.rules.access import from_anywhere
 
 pytestmark = pytest.mark.interop
 
@@ -176,7 +177,7 @@ async def test_a_rust_initiators_frames_sent_twice_are_heard_once(scene: Scene) 
             assert await initiator.end() == 0, initiator.complaints
             assert doubling.doubled >= 70
         assert len(scene.echoer.messages) == 70
-        assert scene.node.counters["blob refused"] == 70
+        assert scene.node.counters[DropReason.DECRYPT_FAILED] == 70
 
 
 # -- a Rust responder -----------------------------------------------------------------------------------------------------------------

@@ -1,8 +1,8 @@
 import pytest
 
+from trionode.protocol.rules.access import Access, from_anywhere, from_identities, from_local, from_local_or_channels
 from trionode.protocol.wire.address import local
 from trionode.protocol.wire.message import LOCAL, Origin
-from trionode.routing.access import Access, from_anywhere, from_identities, from_local, from_local_or_channels
 
 ALICE, BOB = bytes(32), bytes(31) + b"\x01"
 ORIGINS = {

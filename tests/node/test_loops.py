@@ -4,11 +4,12 @@ import pytest
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from trionode import Mailbox, Node, Route, open_node
+from trionode.counters import DropReason
 from trionode.net.transport import Link
+from trionode.protocol.rules.access import from_anywhere
 from trionode.protocol.wire.address import Address, local
 from trionode.protocol.wire.current_codec import encode_message
 from trionode.protocol.wire.route import MAX_HOPS
-from trionode.routing.access import from_anywhere
 from trionode.routing.mailbox import Worker
 from trionode.routing.router import MAX_DELIVERIES
 from trionode_loopback import Loopback
@@ -40,7 +41,7 @@ async def test_two_workers_that_forward_to_each_other_for_ever_stop_after_32_loc
         await node.send(Route("ping"), b"round")
         await wait_all_tasks_blocked()
         assert len(handled) == MAX_DELIVERIES
-        assert node.counters == {"too many local deliveries": 1}
+        assert node.counters == {DropReason.DELIVERY_LOOP: 1}
 
 
 async def test_two_nodes_whose_workers_forward_to_each_other_stop_when_the_route_is_full(
@@ -64,7 +65,7 @@ async def test_two_nodes_whose_workers_forward_to_each_other_stop_when_the_route
         await other.send(Route("relay"), b"round")
         await wait_all_tasks_blocked()
         assert handled == list(range(MAX_HOPS))
-        assert hub.counters + other.counters == {"route too long": 1}
+        assert hub.counters + other.counters == {DropReason.ROUTE_TOO_LONG: 1}
 
 
 async def test_a_route_that_goes_back_and_forth_between_two_forwarding_nodes_is_used_up(
@@ -102,7 +103,7 @@ async def test_a_node_takes_no_message_with_more_than_32_hops_its_own_link_inclu
         await link.send([encode_message((local("box"), *[local("x")] * (onward - 1)), (local("y"),) * back, b"")])
         await wait_all_tasks_blocked()
         assert len(box._inbox) == arrives
-        assert node.counters == ({} if arrives else {"route too long": 1})
+        assert node.counters == ({} if arrives else {DropReason.ROUTE_TOO_LONG: 1})
         if arrives:
             message = await box.receive()
             assert len(message.onward) + len(message.back) == MAX_HOPS
@@ -124,7 +125,7 @@ async def test_a_forwarding_worker_drops_what_would_have_too_many_hops_for_the_n
         stranger = await network.connect("node")
         await stranger.send([encode_message((local("relay"),), (local("y"),) * 25, b"")])
         await wait_all_tasks_blocked()
-        assert node.counters == {"route too long": 1}
+        assert node.counters == {DropReason.ROUTE_TOO_LONG: 1}
         await stranger.aclose()
 
 
@@ -147,5 +148,5 @@ async def test_a_message_from_afar_never_makes_the_node_dial(autojump_clock: Moc
         await stranger.send([encode_message((tcp, local("echoer")), (), b"")])
         await wait_all_tasks_blocked()
         assert not dialled
-        assert hub.counters == {"unknown address": 1}
+        assert hub.counters == {DropReason.UNKNOWN_ADDRESS: 1}
         await stranger.aclose()

@@ -4,11 +4,12 @@ import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
+from trionode.counters import DropReason
 from trionode.errors import MessageTooLargeError, UnknownAddressError
+from trionode.protocol.rules.access import from_anywhere
 from trionode.protocol.wire.address import Encoded, local
 from trionode.protocol.wire.message import LOCAL, Message, Origin
 from trionode.protocol.wire.route import Route
-from trionode.routing.access import from_anywhere
 from trionode.routing.byte_budget import ByteBudget
 from trionode.routing.mailbox import MAX_OVER_BUDGET, Mailbox, Sender
 from trionode.routing.memory_channel import FAIR_BURST, ITEM_OVERHEAD, MemoryChannel
@@ -72,7 +73,7 @@ async def test_a_reply_that_finds_no_way_or_is_too_large_for_it_is_dropped_and_c
         message = Message((box.encoded,), back, b"", AFAR)
         await box.reply(message, b"answer")
         box.reply_nowait(message, b"answer")
-    assert router.counters == {"reply to a way that is gone": 4, "reply too large for its way": 2}
+    assert router.counters == {DropReason.REPLY_PATH_GONE: 4, DropReason.REPLY_TOO_LARGE: 2}
 
 
 async def test_sending_to_nobody_or_too_much_is_the_senders_error() -> None:
@@ -95,7 +96,7 @@ async def test_forwarding_keeps_the_return_route_and_drops_what_is_too_large_by_
     assert sent is not None
     assert (sent.onward, sent.back, sent.payload) == (Route("way", "far").encoded, message.back, b"x")
     await box.forward(message, Route("narrow"))
-    assert router.counters == {"message too large to forward": 1}
+    assert router.counters == {DropReason.FORWARD_TOO_LARGE: 1}
     with pytest.raises(UnknownAddressError):
         await box.forward(message, Route("gone"))
 
@@ -118,7 +119,7 @@ async def test_forwarding_and_replying_count_the_local_deliveries_of_a_message_t
 
             nursery.start_soon(work)
     assert handled == MAX_DELIVERIES
-    assert router.counters == {"too many local deliveries": 1}
+    assert router.counters == {DropReason.DELIVERY_LOOP: 1}
 
 
 # Who owes, waits
@@ -312,7 +313,7 @@ async def test_a_mailbox_of_which_nothing_is_taken_drops_after_its_patience_unti
     assert trio.current_time() == pytest.approx(3, abs=0.01)
     for _ in range(10):
         assert await arrive() is None
-    assert router.counters == {"mailbox overrun": 10}
+    assert router.counters == {DropReason.MAILBOX_STALLED: 10}
     assert [(r.levelno, r.getMessage()) for r in caplog.records] == [
         (
             logging.WARNING,
@@ -322,7 +323,7 @@ async def test_a_mailbox_of_which_nothing_is_taken_drops_after_its_patience_unti
     for _ in range(3):
         await box.receive()
     assert await arrive() is None
-    assert router.counters == {"mailbox overrun": 10}
+    assert router.counters == {DropReason.MAILBOX_STALLED: 10}
     assert len(box._inbox) == 3
 
 
@@ -337,7 +338,7 @@ async def test_an_overrun_drops_what_links_bring_and_nothing_of_those_who_wait_w
             await over_budget.wait_or_stall()
     router.deliver(Message((box.encoded,), (), b"by a stream", Origin(stream=local("stream"))))
     router.deliver(Message((box.encoded,), (), b"from here"))
-    assert router.counters == {"mailbox overrun": 1}
+    assert router.counters == {DropReason.MAILBOX_STALLED: 1}
     received = [(await box.receive()).payload for _ in range(4)]
     assert received == [b"by a link", b"by a link", b"by a stream", b"from here"]
 
@@ -367,7 +368,7 @@ def test_a_trunk_fills_a_mailbox_to_its_hard_bound_and_is_then_dropped_and_count
     for _ in range(100):
         router.deliver(Message((box.encoded,), (), b"", TRUNK))
     assert len(box._inbox) == 4 * 16
-    assert router.counters == {"mailbox full, from a trunk": 36}
+    assert router.counters == {DropReason.MAILBOX_FULL: 36}
 
 
 def test_what_comes_from_here_is_never_dropped() -> None:

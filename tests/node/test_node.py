@@ -7,6 +7,7 @@ import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from trionode import Address, Mailbox, Message, Route, open_node
+from trionode.counters import DropReason
 from trionode.errors import (
     AddressInUseError,
     AnswerTimeout,
@@ -18,10 +19,10 @@ from trionode.errors import (
 )
 from trionode.log import sanitize
 from trionode.net.transport import Link
+from trionode.protocol.rules.access import from_anywhere
 from trionode.protocol.wire.address import local
 from trionode.protocol.wire.current_codec import CURRENT, encode_message
 from trionode.protocol.wire.message import Origin
-from trionode.routing.access import from_anywhere
 from trionode.stream.store.memory import MemoryStore
 from trionode.workers import echoer
 from trionode_loopback import Loopback
@@ -66,7 +67,7 @@ async def test_a_node_that_does_not_forward_lets_no_stranger_pass(autojump_clock
             AnswerTimeout, match=r"no answer from \[loopback:middle => 0#to_bob => 0#echoer\] within 1 s"
         ):
             await alice.ask(Route(at, "to_bob", "echoer"), b"", timeout=1)
-        assert middle.counters == {"access denied": 1}
+        assert middle.counters == {DropReason.ACCESS_DENIED: 1}
         assert (await middle.ask(Route("to_bob", "echoer"), b"mine")).payload == b"mine"
 
 
@@ -77,7 +78,7 @@ async def test_strangers_do_not_reach_a_worker_unless_a_rule_says_so(autojump_cl
         await bob.start_worker("echoer", echoer)
         with pytest.raises(AnswerTimeout):
             await alice.ask(Route(at, "echoer"), b"")
-        assert bob.counters == {"access denied": 1}
+        assert bob.counters == {DropReason.ACCESS_DENIED: 1}
         assert (await bob.ask(Route("echoer"), "from here")).text == "from here"
 
 
@@ -111,7 +112,7 @@ async def test_only_the_first_answer_counts_and_a_late_one_is_dropped(autojump_c
         await node.start_worker("twice", twice)
         assert (await node.ask(Route("twice"), b"")).payload == b"one"
         await trio.sleep(20)
-        assert node.counters == {"reply to a way that is gone": 1}
+        assert node.counters == {DropReason.REPLY_PATH_GONE: 1}
 
 
 async def test_a_cancelled_ask_leaves_no_address(autojump_clock: MockClock) -> None:
@@ -377,7 +378,7 @@ async def test_what_a_peer_makes_too_large_for_the_next_link_is_dropped_and_coun
             link = await network.connect("hub")
             await link.send([encode_message((local("narrow"), local("x")), (), bytes(2000))])
             await wait_all_tasks_blocked()
-            assert hub.counters == {"frame too large for the next link": 1}
+            assert hub.counters == {DropReason.FRAME_TOO_LARGE: 1}
             await link.aclose()
 
 
@@ -424,7 +425,7 @@ async def test_a_listener_holds_a_bounded_number_of_links(
         for _ in range(10):
             assert not await (await network.connect("bob")).receive()
         assert caplog.text.count("holds 3 already") == 1
-        assert +bob.counters == {"link refused, too many": 11}
+        assert +bob.counters == {DropReason.TOO_MANY_LINKS: 11}
         await links[0].aclose()
         await wait_all_tasks_blocked()
         links.append(await network.connect("bob"))

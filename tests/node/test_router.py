@@ -2,10 +2,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from trionode.counters import DropReason
 from trionode.errors import AddressInUseError, UnknownAddressError
+from trionode.protocol.rules.access import from_anywhere, from_local
 from trionode.protocol.wire.address import encode_address, local
 from trionode.protocol.wire.message import LOCAL, Message, Origin
-from trionode.routing.access import from_anywhere, from_local
 from trionode.routing.byte_budget import ByteBudget
 from trionode.routing.memory_channel import MemoryChannel
 from trionode.routing.router import MAX_DELIVERIES, Router
@@ -59,7 +60,7 @@ def test_a_message_from_afar_to_nobody_is_dropped_and_counted() -> None:
     router = Router()
     assert router.deliver(message(A, origin=AFAR)) is None
     assert router.deliver(message(origin=AFAR)) is None
-    assert router.counters == {"unknown address": 2}
+    assert router.counters == {DropReason.UNKNOWN_ADDRESS: 2}
 
 
 def test_a_message_from_here_to_nobody_is_the_callers_error_and_says_what_to_do() -> None:
@@ -77,7 +78,7 @@ def test_a_message_that_may_not_be_delivered_is_dropped_and_counted() -> None:
     router.register(A, got.append, allow=from_local)
     router.deliver(message(A, origin=AFAR))
     assert not got
-    assert router.counters == {"access denied": 1}
+    assert router.counters == {DropReason.ACCESS_DENIED: 1}
     router.deliver(message(A))
     assert len(got) == 1
 
@@ -93,7 +94,7 @@ def test_a_message_has_a_bounded_number_of_local_deliveries() -> None:
     router.register(A, around, allow=from_anywhere)
     router.deliver(message(A))
     assert count == MAX_DELIVERIES
-    assert router.counters == {"too many local deliveries": 1}
+    assert router.counters == {DropReason.DELIVERY_LOOP: 1}
 
 
 def test_the_limit_of_a_way_is_that_of_its_first_address() -> None:
@@ -119,7 +120,7 @@ def test_a_family_takes_all_addresses_that_begin_with_its_prefix_and_are_nobody_
     router.deliver(message(local("ST_2"), origin=AFAR))
     router.deliver(message(encode_address(1, b"ST_1"), origin=AFAR))
     assert (len(family), len(own)) == (1, 1)
-    assert router.counters == {"access denied": 1, "unknown address": 1}
+    assert router.counters == {DropReason.ACCESS_DENIED: 1, DropReason.UNKNOWN_ADDRESS: 1}
     with pytest.raises(AddressInUseError, match="served on this node already"):
         router.register_prefix(b"ST_x", serve, allow=from_local)
     router.unregister_prefix(b"ST_")

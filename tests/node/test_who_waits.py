@@ -11,11 +11,12 @@ import trio
 from trio.testing import MockClock
 
 from trionode import Mailbox, Message, Node, Route, open_node
+from trionode.counters import DropReason
 from trionode.errors import ConnectionLost
 from trionode.net.transport import Link, Transport
+from trionode.protocol.rules.access import from_anywhere
 from trionode.protocol.wire.address import local
 from trionode.protocol.wire.current_codec import encode_message
-from trionode.routing.access import from_anywhere
 from trionode.routing.link import STALL_TIMEOUT as LINK_STALL_TIMEOUT
 from trionode.routing.link import NodeLink
 from trionode.routing.mailbox import STALL_TIMEOUT, Worker
@@ -114,7 +115,7 @@ async def test_a_worker_that_asks_over_the_link_that_feeds_it_while_its_mailbox_
                 await box.send(Route(link, "curious"), BODY)
         await trio.sleep(60)
         assert asked >= 20, "the worker got its answers although its own mailbox stopped the link that carries them"
-        assert asked + bob.counters["mailbox overrun"] == 2000
+        assert asked + bob.counters[DropReason.MAILBOX_STALLED] == 2000
         assert link_of(bob).is_open
         assert trio.current_time() < 60 + 20 * STALL_TIMEOUT
     watch.assert_bounded(owing=2)
@@ -151,7 +152,7 @@ async def test_a_hub_with_a_fast_a_slow_and_a_silent_receiver(
         assert fast == slow == [rounds], "only the silent one is lost"
         assert mute.ended.is_set()
         assert not tardy.counters + quick.counters
-        assert hub.counters["unknown address"] > 0
+        assert hub.counters[DropReason.UNKNOWN_ADDRESS] > 0
         # The sender was held up once for the silent one's patience, and no longer than the slow one takes anyway.
         assert trio.current_time() < LINK_STALL_TIMEOUT + rounds * pause + 60
         nursery.cancel_scope.cancel()
@@ -282,7 +283,7 @@ async def test_a_peer_that_never_reads_and_sends_back_to_itself_is_bounded(
         await trio.testing.wait_all_tasks_blocked()
         if drop_when_full:
             assert link.is_open
-            assert hub.counters["outbox full, to or from a trunk"] > 0
+            assert hub.counters[DropReason.OUTBOX_FULL] > 0
         else:
             assert link.ended.is_set()
         await peer.aclose()
@@ -370,7 +371,7 @@ async def test_a_trunk_whose_other_hub_hangs_drops_and_counts_and_stays(
             await flows([(neighbour, Route(other, "hung", "x")), (neighbour, Route(other, "sink"))], count=count)
             await quiet(near)
         assert near == [count], "a hung hub holds up nothing that is not for it"
-        assert hub.counters["outbox full, to or from a trunk"] > 0
+        assert hub.counters[DropReason.OUTBOX_FULL] > 0
         assert drop_when_full.is_open
         nursery.cancel_scope.cancel()
     watch.assert_hard_bounded(owing=3)

@@ -12,6 +12,7 @@ import trio
 import trio.testing
 
 from trionode import Identity, Mailbox, Message, Node, Route, SecureChannel, open_node, trust_everyone
+from trionode.counters import DropReason
 from trionode.errors import ConnectionLost
 from trionode.portal import PortalLimits
 from trionode.portal.connection import Connection
@@ -26,8 +27,8 @@ from trionode.protocol.portal import (
     decode,
     encode,
 )
+from trionode.protocol.rules.access import from_anywhere
 from trionode.protocol.wire.address import Encoded
-from trionode.routing.access import from_anywhere
 
 #: Seconds after which a test has failed, on a busy machine.
 LIMIT = 30.0
@@ -102,7 +103,7 @@ async def test_only_the_identity_that_pinged_is_heard_in_its_connection() -> Non
                     await alice.send(way, encode(Disconnect()))
                 # The bare link and the other channel deliver in order with this one: an answer shows that those messages have come.
                 await trio.testing.wait_all_tasks_blocked()
-                while bob.counters["access denied"] < 4:
+                while bob.counters[DropReason.ACCESS_DENIED] < 4:
                     await trio.testing.wait_all_tasks_blocked()
                 await inlet.reply(pong, encode(Payload(b"genuine")))
                 assert await served.receive_some(100) == b"genuine"
@@ -114,7 +115,7 @@ async def test_an_outlet_is_for_peers_of_secure_channels_and_no_strangers() -> N
         async with open_target() as target, open_pair() as (alice, bob, at, _):
             outlet = await bob.serve_outlet("outlet", target.at)
             await alice.send(Route(at, "outlet"), encode(Ping()))
-            while not bob.counters["access denied"]:
+            while not bob.counters[DropReason.ACCESS_DENIED]:
                 await trio.testing.wait_all_tasks_blocked()
             assert outlet.connections == 0
 

@@ -12,10 +12,11 @@ import trio
 import trio.testing
 
 from trionode import Identity, Node, Route, SecureChannel, open_node, trust_everyone
+from trionode.counters import DropReason
 from trionode.errors import AddressInUseError, LocalError
 from trionode.portal import Inlet, Outlet
 from trionode.protocol.portal import MAX_UNPACED, Disconnect, Payload, Ping, Pong, decode, encode
-from trionode.routing.access import from_anywhere
+from trionode.protocol.rules.access import from_anywhere
 from trionode.routing.mailbox import Mailbox
 from trionode.stream.store.base import load_store
 from trionode.testing.kafka import KafkaBroker
@@ -142,7 +143,7 @@ async def test_bytes_pass_both_ways_and_both_ends_are_heard(protocol_version: st
             for data in (b"", b"x", b"hello" * 1000, b"".join(parts(2_000_000))):
                 assert await echoed(t, data) == data
             # Credit for the last bytes may come when both directions have ended; nothing else is lost.
-            assert set(+t.near.counters) | set(+t.far.counters) <= {"unknown address"}
+            assert set(+t.near.counters) | set(+t.far.counters) <= {DropReason.UNKNOWN_ADDRESS}
 
 
 async def test_a_client_that_ends_its_side_first_still_gets_the_whole_answer() -> None:
@@ -330,7 +331,7 @@ async def test_an_outlet_and_a_peer_without_credit() -> None:
             assert await received(inlet) == Payload(b"hello")
             await inlet.reply(pong, encode(Disconnect()))
             await trio.testing.wait_all_tasks_blocked()
-            assert node.counters["the same ping again, at an outlet"] == 1
+            assert node.counters[DropReason.PORTAL_PING_REPEATED] == 1
 
 
 async def test_a_peer_without_credit_that_sends_more_than_is_read_is_disconnected() -> None:
@@ -363,4 +364,4 @@ async def test_an_inlet_and_an_outlet_without_credit() -> None:
                 await outlet.reply(ping, b"\xff nonsense")
                 await outlet.reply(ping, encode(Disconnect()))
                 assert b"".join([data async for data in client]) == b"answer"
-                assert node.counters["undecodable portal message"] == 1
+                assert node.counters[DropReason.PORTAL_UNDECODABLE] == 1

@@ -11,15 +11,17 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 
 from tests.support.vectors import load
 from trionode import Identity, Message, Node, Route, open_node, trust_everyone
+from trionode.counters import DropReason
 from trionode.errors import AddressInUseError, AnswerTimeout, ConnectionLost, LocalError
 from trionode.net.transport import Link
+from trionode.protocol.rules.access import from_anywhere, from_local
+from trionode.protocol.rules.return_path import MAX_WRITERS
 from trionode.protocol.wire import bare
 from trionode.protocol.wire.address import Address, Encoded, local
 from trionode.protocol.wire.current_codec import CURRENT
 from trionode.protocol.wire.message import LOCAL, Origin
-from trionode.relay.return_path import MAX_WRITERS, PathEntry, ReturnPaths
+from trionode.relay.return_path import PathEntry, ReturnPaths
 from trionode.relay.service import MAX_FORWARD, RelayLimits, RelayService
-from trionode.routing.access import from_anywhere, from_local
 from trionode.routing.byte_budget import ByteBudget
 from trionode.routing.router import Router
 from trionode.workers import echo, echoer
@@ -131,7 +133,7 @@ async def test_a_worker_of_the_hub_itself_can_be_the_holder(autojump_clock: Mock
         assert (await ground.caller.ask(Route(HUB, "forward_to_open"), b"hello")).payload == b"hello"
         with pytest.raises(AnswerTimeout):
             await ground.caller.ask(Route(HUB, "forward_to_vault"), b"hello", timeout=1)
-        assert ground.hub.counters["access denied"] == 1
+        assert ground.hub.counters[DropReason.ACCESS_DENIED] == 1
 
 
 async def test_holder_and_caller_meet_through_channels_with_the_hub(autojump_clock: MockClock) -> None:
@@ -152,7 +154,7 @@ async def test_holder_and_caller_meet_through_channels_with_the_hub(autojump_clo
         )
         for n in range(100):
             assert (await ground.caller.ask(Route(channel, "for channels"), b"%d" % n)).payload == b"%d" % n
-        assert ground.hub.counters["access denied"] == 0
+        assert ground.hub.counters[DropReason.ACCESS_DENIED] == 0
 
 
 @pytest.mark.parametrize("in_a_channel", [False, True])
@@ -207,7 +209,7 @@ async def test_a_relay_finds_the_node_behind_its_holder_again(autojump_clock: Mo
         await (await ground.holder.connect("loopback:inside")).aclose()
         with pytest.raises(AnswerTimeout):
             await ground.caller.ask(there, b"too soon", timeout=0.01)
-        assert ground.holder.counters["relay: the node behind it is away"] == 1
+        assert ground.holder.counters[DropReason.RELAY_TARGET_AWAY] == 1
         await trio.sleep(1)  # virtual: longer than the first pause
         assert (await ground.caller.ask(there, b"again")).payload == b"again"
 
@@ -316,7 +318,7 @@ async def test_every_passage_goes_with_its_link_and_with_the_service(autojump_cl
         assert len(ground.hub.router._table) == before + 3
         await ground.relays.aclose()
         assert len(ground.hub.router._table) == before + 1 - 2
-        assert not ground.relays._return_paths._ways
+        assert not len(ground.relays._return_paths)
         assert not any(ground.hub.router._close_callbacks.values())
 
 
@@ -357,7 +359,7 @@ async def test_a_bad_registration_is_met_with_silence(payload: bytes, autojump_c
     async with open_ground() as ground:
         with pytest.raises(AnswerTimeout):
             await ground.holder.ask(Route(HUB, STATIC), payload, timeout=1)
-        assert ground.hub.counters == {"relay registration refused": 1}
+        assert ground.hub.counters == {DropReason.REGISTRATION_REFUSED: 1}
         assert len(ground.relays) == 0
 
 
@@ -439,8 +441,8 @@ async def test_links_of_the_hub_stay_out_of_reach_of_those_who_know_their_addres
         for way in (Route(HUB), Route(HUB, relay.remote)):
             with pytest.raises(AnswerTimeout):
                 await ground.caller.ask(Route(way, link.address, "echoer"), b"?", timeout=1)
-        assert ground.hub.counters["access denied"] == 1
-        assert ground.holder.counters["unknown address"] == 1
+        assert ground.hub.counters[DropReason.ACCESS_DENIED] == 1
+        assert ground.holder.counters[DropReason.UNKNOWN_ADDRESS] == 1
 
 
 async def test_a_channel_with_the_hub_lends_its_name_to_no_guest(autojump_clock: MockClock) -> None:
@@ -455,7 +457,7 @@ async def test_a_channel_with_the_hub_lends_its_name_to_no_guest(autojump_clock:
         relay = await ground.holder.open_relay(way, "bob")
         with pytest.raises(AnswerTimeout):
             await ground.caller.ask(Route(HUB, relay.remote, "for channels"), b"?", timeout=1)
-        assert ground.holder.counters["access denied"] == 1
+        assert ground.holder.counters[DropReason.ACCESS_DENIED] == 1
 
 
 async def test_into_the_callers_channel_a_holder_writes_only_to_who_wrote(autojump_clock: MockClock) -> None:
@@ -474,7 +476,7 @@ async def test_into_the_callers_channel_a_holder_writes_only_to_who_wrote(autoju
             await mallory.send(Route(*hops[:-1], "for channels"), b"as the hub")
             await mallory.send(Route(*hops[:-1]), b"to nobody")
             await wait_all_tasks_blocked()
-        assert ground.hub.counters["passage to one who never wrote"] == 2
+        assert ground.hub.counters[DropReason.RELAY_RECEIVER_UNKNOWN] == 2
 
 
 async def test_an_answer_that_a_caller_makes_up_does_not_move_the_relay(autojump_clock: MockClock) -> None:
@@ -483,7 +485,7 @@ async def test_an_answer_that_a_caller_makes_up_does_not_move_the_relay(autojump
         await ground.caller.send(Route(HUB, relay.remote), "mallory is not bob")
         await wait_all_tasks_blocked()
         assert str(relay.remote) == "0#forward_to_bob"
-        assert ground.holder.counters["relay answer that nobody waits for"] == 1
+        assert ground.holder.counters[DropReason.REGISTRATION_ANSWER_UNEXPECTED] == 1
 
 
 async def test_a_ring_of_relays_ends_when_the_route_is_full(autojump_clock: MockClock) -> None:
@@ -495,7 +497,7 @@ async def test_a_ring_of_relays_ends_when_the_route_is_full(autojump_clock: Mock
             await ground.caller.send(Route(HUB, "forward_to_ring"), b"round")
             await wait_all_tasks_blocked()
         counted = ground.hub.counters + node.counters
-        assert counted["route too long"] == 2  # the message, and before it the answer to the registration
+        assert counted[DropReason.ROUTE_TOO_LONG] == 2  # the message, and before it the answer to the registration
 
 
 async def test_a_relay_that_leads_to_itself_ends_after_32_local_deliveries(autojump_clock: MockClock) -> None:
@@ -508,7 +510,7 @@ async def test_a_relay_that_leads_to_itself_ends_after_32_local_deliveries(autoj
         ground.hub.counters.clear()
         await ground.caller.send(Route(HUB, "forward_to_one"), b"round")
         await wait_all_tasks_blocked()
-        assert ground.hub.counters == {"too many local deliveries": 1}
+        assert ground.hub.counters == {DropReason.DELIVERY_LOOP: 1}
 
 
 async def test_a_holder_that_reads_nothing_costs_its_own_link_and_the_caller_goes_on(
@@ -539,7 +541,7 @@ async def test_a_trunk_never_waits_for_a_holder(autojump_clock: MockClock) -> No
         answer = await far.ask(Route("loopback:trunk", good.remote, "echoer"), b"on")
         assert answer.payload == b"on"
         assert trio.current_time() - began < 1
-        assert ground.hub.counters["relay: the way on is full"]
+        assert ground.hub.counters[DropReason.RELAY_PATH_FULL]
         assert len(ground.relays) == 2
         await hung.aclose()
 
@@ -574,10 +576,10 @@ def test_only_a_reader_of_another_leaf_waits_for_a_holder_and_for_the_others_the
     for first in ("holder", "caller"):
         router.register(local(first), hop, allow=from_local)
     return_paths = ReturnPaths(router)
-    way = return_paths.lead(local("holder"), holder)
+    entry = return_paths.enter(local("holder"), holder)
     for _ in range(8):
         over_budget = return_paths.pass_on(
-            Message((local("x"),), (local("caller"), local("app")), b"", caller), way, ()
+            Message((local("x"),), (local("caller"), local("app")), b"", caller), entry, ()
         )
         assert over_budget is (room if waits else None)
     assert len(seen) == (8 if waits else 4)
@@ -587,15 +589,15 @@ def test_only_a_reader_of_another_leaf_waits_for_a_holder_and_for_the_others_the
     )
 
 
-def test_those_who_wrote_longest_ago_are_forgotten_first() -> None:
-    way = PathEntry(local("encryptor"), local("alias"), Origin(identifier=bytes(32)))
+def test_the_sender_that_was_silent_longest_is_forgotten_first() -> None:
+    entry = PathEntry(local("encryptor"), local("alias"), Origin(identifier=bytes(32)))
     for n in range(MAX_WRITERS):
-        way.note(local(str(n)))
-    assert way.expects((way.alias, local("0")))
-    way.note(local("new"))
-    assert len(way.writers) == MAX_WRITERS
-    assert way.expects((way.alias, local("0")))
-    assert not way.expects((way.alias, local("1")))
+        entry.note(local(str(n)))
+    assert entry.admits((entry.alias, local("0")))
+    entry.note(local("new"))
+    assert len(entry.writers) == MAX_WRITERS
+    assert entry.admits((entry.alias, local("0")))
+    assert not entry.admits((entry.alias, local("1")))
 
 
 # The captured conversations of ockam 0.150.0

@@ -8,8 +8,10 @@ import trio
 import trio.testing
 
 from trionode import Identity, Mailbox, Message, Node, Route, Stream, open_node, trust_only, unique
+from trionode.counters import DropReason
 from trionode.errors import AnswerTimeout, ConnectionLost, LocalError, MessageTooLargeError, ServiceError
 from trionode.net.transport import Link
+from trionode.protocol.rules.access import from_anywhere
 from trionode.protocol.stream import (
     ANSWER_SECONDS,
     LONG_POLL_SECONDS,
@@ -32,7 +34,6 @@ from trionode.protocol.stream import (
 )
 from trionode.protocol.wire.address import local
 from trionode.protocol.wire.current_codec import encode_message
-from trionode.routing.access import from_anywhere
 from trionode.stream.client import SILENCE
 from trionode.stream.store.base import Push, Stored, StoreError
 from trionode.stream.store.memory import MemoryStore
@@ -502,7 +503,7 @@ async def test_answers_that_do_not_come_from_the_hub_are_counted_and_change_noth
             link = await network.connect("alice")
             await link.send([encode_message((target,), (local("x"),), forged)])
         await trio.testing.wait_all_tasks_blocked()
-        assert alice.counters["stream answer from elsewhere"] == 2
+        assert alice.counters[DropReason.STREAM_ANSWER_NOT_FROM_HUB] == 2
         await bob.send(Route(theirs), b"real")
         assert await receive(ours, 1) == [b"real"]
 
@@ -550,7 +551,7 @@ async def test_the_position_is_saved_only_after_the_mailbox_took_the_message(
         await trio.sleep(1)
         assert taken == numbered(200)
         assert await store.position("bob", "to_bob") == 200
-        assert bob.counters["mailbox overrun"] == 0
+        assert bob.counters[DropReason.MAILBOX_STALLED] == 0
 
 
 # -- receiving ---------------------------------------------------------------------------------------------------------------------------
@@ -617,8 +618,8 @@ async def test_a_record_cannot_reach_what_is_only_for_this_node(autojump_clock: 
             [record(["private"], b"x"), encode_message((sender,), (), b"x"), record([], b"end")],
         )
         assert await receive(theirs, 1) == [b"end"]
-        assert bob.counters["access denied"] == 1
-        assert bob.counters["stream answer from elsewhere"] == 1
+        assert bob.counters[DropReason.ACCESS_DENIED] == 1
+        assert bob.counters[DropReason.STREAM_ANSWER_NOT_FROM_HUB] == 1
 
 
 async def test_a_record_with_too_long_a_route_is_dropped(autojump_clock: trio.testing.MockClock) -> None:
@@ -626,7 +627,7 @@ async def test_a_record_with_too_long_a_route_is_dropped(autojump_clock: trio.te
         await put(store, "to_bob", [record([], b"x", ["a"] * 32), record([], b"end")])
         theirs = await bob.open_stream(HUB, sends="to_alice", receives="to_bob")
         assert await receive(theirs, 1) == [b"end"]
-        assert bob.counters["route too long"] == 1
+        assert bob.counters[DropReason.ROUTE_TOO_LONG] == 1
 
 
 async def test_there_is_no_polling_interval_between_a_push_and_its_arrival(
@@ -684,7 +685,7 @@ async def test_undecodable_answers_of_the_hub_are_counted_and_change_nothing(
         (link,) = alice._all_links
         for target in (ours.encoded, ours._consumer_address):
             alice.router.deliver(Message((target,), (link.encoded, local("x")), b"\xff\xff", link.origin))
-        assert alice.counters["undecodable stream answer"] == 2
+        assert alice.counters[DropReason.STREAM_ANSWER_UNDECODABLE] == 2
         await alice.send(Route(ours), b"on")
         assert await receive(theirs, 1) == [b"on"]
 
@@ -747,7 +748,7 @@ async def test_a_hub_is_reached_through_a_secure_channel_and_again_after_its_lin
             assert await receive(theirs, len(bodies)) == bodies
             network.cut()
         assert opened == 6
-        assert hub.counters["access denied"] == 0
+        assert hub.counters[DropReason.ACCESS_DENIED] == 0
 
 
 async def test_a_secure_channel_over_streams_outlives_the_hub(autojump_clock: trio.testing.MockClock) -> None:
@@ -797,7 +798,7 @@ async def test_records_addressed_to_nobody_do_not_stop_a_stream_that_nobody_iter
             await alice.send(Route(ours, "worker"), b"good")
             with trio.fail_after(60):
                 assert (await worker.receive()).payload == b"good"
-        dropped = bob.counters["stream message that nobody reads"]
+        dropped = bob.counters[DropReason.STREAM_NOT_READ]
         kept = [body[:2] for body in await receive(theirs, 20 - dropped)]
         assert kept == [b"%02d" % number for number in range(20 - dropped)]
         assert 0 < dropped < 20

@@ -9,8 +9,10 @@ import trio
 import trio.testing
 
 from trionode import Message, Node, Route, open_node, unique
+from trionode.counters import DropReason
 from trionode.errors import AddressInUseError
 from trionode.net.transport import Link
+from trionode.protocol.rules.access import from_anywhere
 from trionode.protocol.stream import (
     LONG_POLL_SECONDS,
     MAX_ANSWER,
@@ -35,7 +37,6 @@ from trionode.protocol.stream import (
 from trionode.protocol.wire.address import Encoded, decode_address, encode_address, local
 from trionode.protocol.wire.current_codec import decode_message, encode_message
 from trionode.protocol.wire.message import Origin
-from trionode.routing.access import from_anywhere
 from trionode.routing.router import random_address
 from trionode.stream.service import StreamLimits, StreamService
 from trionode.stream.store.base import Push, Stored, StoreError, StreamStore
@@ -327,7 +328,7 @@ async def test_the_answer_to_a_link_that_is_gone_is_dropped(autojump_clock: trio
         await trio.testing.wait_all_tasks_blocked()
         await client._link.aclose()
         await trio.sleep(LONG)
-        assert scene.node.counters["reply to a way that is gone"] == 1
+        assert scene.node.counters[DropReason.REPLY_PATH_GONE] == 1
         other = await scene.client()
         assert await other.ask(SERVICE, CreateRequest("s")) == CreateResponse("s")
 
@@ -532,7 +533,7 @@ async def test_pulls_beyond_the_limit_are_answered_empty_and_other_requests_not_
         await client.tell(SERVICE, encode(CreateRequest("t")))
         await client.tell(INDEX_SERVICE, encode(IndexGet("i", "s")))
         assert await client.hears_nothing(1)
-        assert scene.node.counters["too many stream requests"] == 4
+        assert scene.node.counters[DropReason.TOO_MANY_STREAM_REQUESTS] == 4
         assert await other.ask(SERVICE, CreateRequest("t")) == CreateResponse("t")
         assert {await client.hear() for _ in range(3)} == {
             (f"c{number}", "stream_kafka.s", encode(PullResponse(number, ()))) for number in range(3)
@@ -842,4 +843,4 @@ async def test_a_client_behind_a_secure_channel_that_leaves_with_a_pull_outstand
         await trio.sleep(LONG)
         client = await scene.client()
         assert isinstance(await client.ask(SERVICE, CreateRequest("t")), CreateResponse)
-        assert scene.node.counters["reply to a way that is gone"] == 1
+        assert scene.node.counters[DropReason.REPLY_PATH_GONE] == 1

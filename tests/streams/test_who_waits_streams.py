@@ -9,12 +9,13 @@ import trio
 import trio.testing
 
 from trionode import Identity, Mailbox, Node, Route, Stream, open_node, trust_only, unique
+from trionode.counters import DropReason
 from trionode.errors import AnswerTimeout, ConnectionLost
 from trionode.net.transport import Link
+from trionode.protocol.rules.access import from_anywhere
 from trionode.protocol.stream import CreateRequest, PullRequest, PushRequest, encode
 from trionode.protocol.wire.address import local
 from trionode.protocol.wire.current_codec import encode_message
-from trionode.routing.access import from_anywhere
 from trionode.routing.byte_budget import DEFAULT_BOUND, HARD_LIMIT, ByteBudget
 from trionode.stream.service import StreamLimits, StreamService
 from trionode.stream.store.base import StreamStore
@@ -305,7 +306,7 @@ async def test_a_worker_that_asks_over_the_stream_that_feeds_it_while_its_mailbo
             await trio.sleep(count * 1.5)
         assert worker.answered + worker.unanswered == count
         assert worker.answered > 0
-        assert scene.bob.counters["mailbox overrun"] == 0
+        assert scene.bob.counters[DropReason.MAILBOX_STALLED] == 0
 
 
 async def test_a_worker_that_asks_over_the_link_that_feeds_it_while_its_mailbox_is_full_stops_nobody(
@@ -329,7 +330,7 @@ async def test_a_worker_that_asks_over_the_link_that_feeds_it_while_its_mailbox_
                 await nobody_else_stops(scene)
             await trio.sleep(100)
         # The reader waits for the mailbox with the answer behind it, until its patience ends: then it drops, and the answer comes.
-        assert worker.answered + scene.bob.counters["mailbox overrun"] == count
+        assert worker.answered + scene.bob.counters[DropReason.MAILBOX_STALLED] == count
         assert worker.answered > 0
 
 

@@ -8,11 +8,11 @@ from unittest.mock import patch
 import attrs
 
 from trionode.channel import listener, secure_channel
+from trionode.protocol.rules.access import from_anywhere
 from trionode.protocol.wire.address import local
 from trionode.protocol.wire.message import Message, Origin
 from trionode.relay import client, return_path
 from trionode.routing import link, mailbox, router
-from trionode.routing.access import from_anywhere
 from trionode.stream import service
 from trionode.topology.endpoints import Endpoint
 from trionode.verify import paths
@@ -256,17 +256,17 @@ def an_initiator_trusts_nobody() -> Iterator[None]:
 
 @lie
 def a_relay_takes_strangers_for_its_hub() -> Iterator[None]:
-    with patch.object(client.Relay, "_stranger", lambda _, origin: attrs.evolve(origin, identifier=b"hub" * 10)):
+    with patch.object(client, "origin_behind_relay", lambda origin, _: attrs.evolve(origin, identifier=b"hub" * 10)):
         yield
 
 
 @lie
 def a_relay_gives_out_no_passages() -> Iterator[None]:
     def pass_on(
-        self: return_path.ReturnPaths, message: Message, way: return_path.PathEntry, rest: tuple[bytes, ...]
+        self: return_path.ReturnPaths, message: Message, entry: return_path.PathEntry, rest: tuple[bytes, ...]
     ) -> Any:
         return self._router.bridge(
-            Message((way.first, *rest), message.back, message.payload, message.origin, message.deliveries)
+            Message((entry.first, *rest), message.back, message.payload, message.origin, message.deliveries)
         )
 
     with patch.object(return_path.ReturnPaths, "pass_on", pass_on):

@@ -12,7 +12,7 @@ from trionode import Route, open_node
 from trionode.errors import ConnectionLost, LocalError
 from trionode.net.transport import Link
 from trionode.node.node import Node
-from trionode.routing.access import from_anywhere
+from trionode.protocol.rules.access import from_anywhere
 from trionode.testing import transport
 from trionode.testing.network import OVERTAKEN_WITHIN, Event, Fate, Faults, FaultyNetwork, Frame
 from trionode.testing.transport import CHECKS, SMALL, Check, Ground, run_check

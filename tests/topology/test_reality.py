@@ -18,10 +18,10 @@ from tests.support.random_topologies import ENDPOINTS, topologies
 from tests.support.stages import STAGES
 from trionode import Identity, Message, Route, open_node, trust_everyone, trust_only
 from trionode.errors import HandshakeError, TrionodeError, WireError
+from trionode.protocol.rules.access import from_anywhere
 from trionode.protocol.stream import PullResponse, PushRequest, decode_request, decode_response, encode
 from trionode.protocol.wire.address import local
 from trionode.protocol.wire.current_codec import CURRENT
-from trionode.routing.access import from_anywhere
 from trionode.routing.byte_budget import ByteBudget
 from trionode.topology.check.checks import check_spec
 from trionode.topology.load.loader import parse_topology

@@ -13,6 +13,7 @@ from nacl.pwhash import argon2id
 from tests.support import running_parts
 from tests.support.running_parts import ALICE_BOB, DIRECT, TAKEN, Counting, running
 from trionode import Identity, Route, open_node
+from trionode.counters import DropReason
 from trionode.errors import AnswerTimeout, ConnectionLost, HandshakeError, LocalError, ServiceError, UnknownAddressError
 from trionode.routing.on_demand_link import PAUSES
 from trionode.stream.client import STEADY_SECONDS
@@ -544,7 +545,7 @@ async def test_what_waits_for_a_dial_that_fails_is_dropped_and_the_address_stays
             await alice.send(["loopback:hub", "bob", "echoer"], "hello")
         await trio.testing.wait_all_tasks_blocked()
         assert network.dialled == ["hub", "bob"]
-        assert +hub.counters == {"dialled in vain": 100}
+        assert +hub.counters == {DropReason.DIAL_FAILED: 100}
         await trio.sleep(PAUSES[0])
         await alice.send(["loopback:hub", "bob", "echoer"], "hello")
         await trio.testing.wait_all_tasks_blocked()

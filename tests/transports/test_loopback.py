@@ -4,7 +4,7 @@ import trio
 from trionode import Route, open_node
 from trionode.errors import LocalError, MessageTooLargeError
 from trionode.net.transport import Transport, load_transport
-from trionode.routing.access import from_anywhere
+from trionode.protocol.rules.access import from_anywhere
 from trionode.testing import transport
 from trionode.testing.transport import (
     CHECKS,

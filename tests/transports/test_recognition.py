@@ -12,8 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import trionode_tcp.link
+from trionode.counters import DropReason
 from trionode.errors import LocalError, MessageTooLargeError, WireError
 from trionode.node.node import Node, open_node
+from trionode.protocol.rules.access import from_anywhere
 from trionode.protocol.wire.address import Address, local
 from trionode.protocol.wire.classic_codec import CLASSIC, MAX_FRAME, MAX_SENT
 from trionode.protocol.wire.current_codec import CURRENT
@@ -22,7 +24,6 @@ from trionode.protocol.wire.framing import join_frames
 from trionode.protocol.wire.message import payload_of
 from trionode.protocol.wire.route import Route
 from trionode.protocol.wire.version import ProtocolVersion
-from trionode.routing.access import from_anywhere
 from trionode.routing.mailbox import Mailbox
 from trionode.workers import echoer
 from trionode_tcp import TCP
@@ -157,7 +158,7 @@ async def test_a_few_undecodable_classic_frames_are_skipped_and_too_many_end_the
                 received = b""
                 while received.count(b"hi") < 2:
                     received += await stream.receive_some(4096)
-                assert node.counters["undecodable frame"] == 3
+                assert node.counters[DropReason.FRAME_UNDECODABLE] == 3
                 assert caplog.text.count("skipped a frame") == 1
                 await stream.send_all(join_frames(CLASSIC, [b"\x02"] * 6))
                 assert await stream.receive_some(1) == b""
@@ -185,7 +186,7 @@ async def test_no_classic_peer_is_sent_a_frame_over_65000_bytes_and_65535_are_re
                 assert lengths == [MAX_FRAME - overhead]
                 # The echo would be too large for a classic peer; what follows it comes.
                 assert received.endswith(b"\x02ok")
-                assert node.counters["reply too large for its way"] == 1
+                assert node.counters[DropReason.REPLY_TOO_LARGE] == 1
             with pytest.raises(MessageTooLargeError, match=str(MAX_SENT)):
                 await old.ask(Route(classic(at), "count"), bytes(MAX_SENT))
 

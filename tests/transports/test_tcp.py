@@ -14,10 +14,10 @@ from trionode import Node, Route, open_node
 from trionode.errors import ConnectionLost, LocalError, WireError
 from trionode.net.sockets import open_listeners
 from trionode.net.transport import Link
+from trionode.protocol.rules.access import from_anywhere
 from trionode.protocol.wire.address import local
 from trionode.protocol.wire.current_codec import CURRENT, encode_message
 from trionode.protocol.wire.framing import join_frames
-from trionode.routing.access import from_anywhere
 from trionode.testing.transport import CHECKS, SMALL, Check, Ground, run_check, the_largest_frame_arrives_whole
 from trionode.workers import echoer
 from trionode_tcp import TCP

@@ -20,11 +20,11 @@ from trionode.errors import ConnectionLost, LocalError
 from trionode.net.tls import client_context, reason_of_tls, server_context
 from trionode.net.transport import Link, load_transport
 from trionode.node.node import Node, open_node
+from trionode.protocol.rules.access import from_anywhere
 from trionode.protocol.wire.classic_codec import CLASSIC
 from trionode.protocol.wire.current_codec import CURRENT
 from trionode.protocol.wire.framing import join_frames
 from trionode.protocol.wire.route import Route
-from trionode.routing.access import from_anywhere
 from trionode.testing.transport import (
     CHECKS,
     SMALL,

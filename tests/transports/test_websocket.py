@@ -20,9 +20,9 @@ from trionode import Node, Route, open_node
 from trionode.errors import ConnectionLost, LocalError, WireError
 from trionode.net.tls import client_context, server_context
 from trionode.net.transport import Link, load_transport
+from trionode.protocol.rules.access import from_anywhere
 from trionode.protocol.wire.address import local
 from trionode.protocol.wire.current_codec import encode_message
-from trionode.routing.access import from_anywhere
 from trionode.testing.transport import CHECKS, SMALL, Check, Ground, run_check
 from trionode.workers import echoer
 from trionode_websocket import SecureWebSocket, WebSocket, handshake, link

@@ -24,9 +24,9 @@ from tests.support.certificates import Authority
 from trionode import Node, Route, open_node
 from trionode.errors import ConnectionLost, WireError
 from trionode.net.transport import Link
+from trionode.protocol.rules.access import from_anywhere
 from trionode.protocol.wire.address import local
 from trionode.protocol.wire.current_codec import encode_message
-from trionode.routing.access import from_anywhere
 from trionode.workers import echoer
 from trionode_websocket import SUBPROTOCOL, SecureWebSocket, WebSocket, link
 

@@ -10,14 +10,15 @@ import trio
 
 from trionode.channel.handshakers import Handshaker
 from trionode.channel.secure_channel import SecureChannel
+from trionode.counters import DropReason
 from trionode.errors import HandshakeError, VaultError
 from trionode.identity.identity import Identity
 from trionode.identity.trust import TrustPolicy, is_trusted
 from trionode.log import log
 from trionode.protocol.handshake.exchange import Exchange, State
+from trionode.protocol.rules.access import Access, from_anywhere
 from trionode.protocol.wire.address import Address, Encoded
 from trionode.protocol.wire.message import Message
-from trionode.routing.access import Access, from_anywhere
 from trionode.routing.byte_budget import ByteBudget
 from trionode.routing.mailbox import STALL_TIMEOUT
 from trionode.routing.memory_channel import MemoryChannel
@@ -120,7 +121,7 @@ class SecureChannelListener:
         source = message.origin.link or message.origin.stream
         handshaker = next((each for each in self._handshakers if each.begins(message.payload)), None)
         if handshaker is None:
-            self._router.counters["handshake refused"] += 1
+            self._router.counters[DropReason.HANDSHAKE_REFUSED] += 1
             return self._breath
         try:
             exchange = handshaker.responder()
@@ -131,12 +132,12 @@ class SecureChannelListener:
         try:
             second = exchange.receive(message.payload, int(time.time()))
         except HandshakeError:
-            self._router.counters["handshake refused"] += 1
+            self._router.counters[DropReason.HANDSHAKE_REFUSED] += 1
             exchange.refuse()
             return self._breath
         assert second is not None
         if not self._make_room(source):
-            self._router.counters["handshake refused, too many"] += 1
+            self._router.counters[DropReason.TOO_MANY_HANDSHAKES] += 1
             exchange.refuse()
             return self._breath
         pending = _Pending(exchange, random_address(), source, trio.current_time() + HANDSHAKE_TIMEOUT)
@@ -169,17 +170,17 @@ class SecureChannelListener:
         held = pending.held
         if held is not None:
             if held.is_closed or held.size + len(message.payload) > held.hard_bound:
-                self._router.counters["data before the trust decision"] += 1
+                self._router.counters[DropReason.BEFORE_TRUST_DECISION] += 1
                 return None
             return held.put(message, len(message.payload))
         if not pending.back and not message.back:
-            self._router.counters["handshake refused"] += 1
+            self._router.counters[DropReason.HANDSHAKE_REFUSED] += 1
             return self._breath
         exchange = pending.exchange
         try:
             answer = exchange.receive(message.payload, int(time.time()))
         except (HandshakeError, VaultError):  # VaultError: a key was revoked since message 1
-            self._router.counters["handshake refused"] += 1
+            self._router.counters[DropReason.HANDSHAKE_REFUSED] += 1
             if exchange.state is State.REFUSED:
                 self._drop(pending)
             return self._breath
@@ -189,7 +190,7 @@ class SecureChannelListener:
         if exchange.state is not State.DECIDING:
             return self._breath
         if len(self.channels) >= MAX_CHANNELS or self._nursery is None:
-            self._router.counters["channel refused, too many"] += 1
+            self._router.counters[DropReason.TOO_MANY_CHANNELS] += 1
             self._drop(pending)
             return None
         pending.held = MemoryChannel(HELD_BYTES, stall_timeout=STALL_TIMEOUT, on_stall=pending.hold_no_more)

@@ -9,6 +9,7 @@ import attrs
 import trio
 
 from trionode.channel.handshakers import Handshaker
+from trionode.counters import DropReason
 from trionode.errors import (
     AnswerTimeout,
     ClosedError,
@@ -30,12 +31,12 @@ from trionode.protocol.identity.credential import PresentedCredential
 from trionode.protocol.identity.history import Relation, relation
 from trionode.protocol.identity.identity import verify_history
 from trionode.protocol.identity.payload import MAX_CREDENTIALS
+from trionode.protocol.rules.access import from_anywhere, from_local
 from trionode.protocol.session.cipher import ChannelCipher
 from trionode.protocol.wire import current_codec
 from trionode.protocol.wire.address import Address, Encoded
 from trionode.protocol.wire.message import LOCAL, Message, Origin
 from trionode.protocol.wire.route import MAX_HOPS, Route
-from trionode.routing.access import from_anywhere, from_local
 from trionode.routing.byte_budget import ByteBudget
 from trionode.routing.memory_channel import MemoryChannel
 from trionode.routing.router import Router, random_address
@@ -117,7 +118,7 @@ class SecureChannel:
         onward = message.onward[1:]
         if not onward:
             # The answer to a message with an empty return route, for one. It is for nobody, and classic Rust peers panic on it (spec §8).
-            self._router.counters["route ends at the channel"] += 1
+            self._router.counters[DropReason.ENDS_AT_CHANNEL] += 1
             return None
         return self._send(self._cipher.write(onward, message.back, message.payload), self._back, message.deliveries)
 
@@ -142,7 +143,7 @@ class SecureChannel:
             opened = cipher.read(cipher.unseal(message.payload))
         except (DecryptError, WireError):
             self.refused += 1
-            self._router.counters["blob refused"] += 1
+            self._router.counters[DropReason.DECRYPT_FAILED] += 1
             return None
         if type(opened) is tuple:
             onward, back, payload = opened
@@ -150,7 +151,7 @@ class SecureChannel:
                 self._route = (*message.back, self._theirs)
                 self._measure()
             if len(onward) + len(back) >= MAX_HOPS:
-                self._router.counters["route too long"] += 1
+                self._router.counters[DropReason.ROUTE_TOO_LONG] += 1
                 return None
             origin = self._origin.get(message.origin) or self._know(message.origin)
             return self._router.deliver(Message(onward, (self.encoded, *back), payload, origin, message.deliveries))
@@ -296,12 +297,12 @@ class _Handshakes:
     def _take(self, attempt: _Attempt, message: Message) -> None:
         """Give the exchange a message, and send at once what it answers."""
         if not attempt.route and not message.back:
-            self._router.counters["handshake refused"] += 1
+            self._router.counters[DropReason.HANDSHAKE_REFUSED] += 1
             return
         try:
             answer = attempt.exchange.receive(message.payload, int(time.time()))
         except HandshakeError:
-            self._router.counters["handshake refused"] += 1
+            self._router.counters[DropReason.HANDSHAKE_REFUSED] += 1
             return
         attempt.route = attempt.route or message.back
         if answer is not None:

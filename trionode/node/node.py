@@ -11,18 +11,19 @@ import trio
 from trionode.channel.handshakers import handshaker, require_protocol_versions
 from trionode.channel.listener import SecureChannelListener
 from trionode.channel.secure_channel import SecureChannel, open_secure_channel
+from trionode.counters import Counters, DropReason
 from trionode.errors import AnswerTimeout, ClosedError, LocalError
 from trionode.identity.identity import Identity, IdentityVault
 from trionode.identity.trust import TrustPolicy
-from trionode.log import Counters, LogThrottle, log, sanitize
+from trionode.log import LogThrottle, log, sanitize
 from trionode.net.transport import Link, Transport, load_transport
 from trionode.portal import Inlet, Outlet, PortalLimits
+from trionode.protocol.rules.access import Access, from_anywhere, from_local_or_channels, link_access
 from trionode.protocol.wire.address import Address, Encoded, local
 from trionode.protocol.wire.message import Message, payload_of
 from trionode.protocol.wire.route import Route
 from trionode.relay.client import Relay
 from trionode.relay.service import EPHEMERAL_SERVICE, NAMED_SERVICE, PREFIX, RelayLimits, RelayService, is_relay_name
-from trionode.routing.access import Access, from_anywhere, from_local, from_local_or_channels, from_local_or_links
 from trionode.routing.byte_budget import DEFAULT_BOUND
 from trionode.routing.link import NodeLink
 from trionode.routing.mailbox import STALL_TIMEOUT, Mailbox, Sender, Worker
@@ -66,7 +67,7 @@ class Node:
         self.vault = vault
         self._nursery = nursery
         self._transports = {transport.name: transport.open(connections) for transport in transports}
-        self._link_access: Access = from_local_or_links if forwards else from_local
+        self._link_access: Access = link_access(forwards=forwards)
         self._links: dict[tuple[str, str | None], NodeLink] = {}
         self._dialing: dict[tuple[str, str | None], trio.Lock] = {}
         self._all_links: set[NodeLink] = set()
@@ -99,7 +100,7 @@ class Node:
 
         async def accept(link: Link) -> None:
             if len(accepted) >= MAX_LINKS:
-                self.counters["link refused, too many"] += 1
+                self.counters[DropReason.TOO_MANY_LINKS] += 1
                 if log_throttle.is_due("too many", trio.current_time()):
                     log.warning(
                         "refused a link from %s: the listener at %s holds %d already; more are counted, not shown",

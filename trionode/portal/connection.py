@@ -8,6 +8,7 @@ from contextlib import suppress
 import attrs
 import trio
 
+from trionode.counters import DropReason
 from trionode.errors import ClosedError, MessageTooLargeError, UnknownAddressError, WireError
 from trionode.protocol import portal
 from trionode.protocol.portal import MAX_DATA, WINDOW, Pong, PortalEnd, State
@@ -104,7 +105,7 @@ class Connection:
         try:
             said = portal.decode(message.payload)
         except WireError:
-            self._router.counters["undecodable portal message"] += 1
+            self._router.counters[DropReason.PORTAL_UNDECODABLE] += 1
             return
         if isinstance(said, Pong) and self.end.state in (State.WAITING, State.ABANDONED):
             if not message.back:

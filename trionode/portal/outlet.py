@@ -4,14 +4,15 @@ from collections import Counter
 
 import trio
 
+from trionode.counters import DropReason
 from trionode.errors import WireError
 from trionode.log import LogThrottle, log, sanitize
 from trionode.portal.connection import Connection, PortalLimits, prepare
 from trionode.protocol import portal
 from trionode.protocol.portal import Ping, PortalEnd, State
+from trionode.protocol.rules.access import Access, client_of
 from trionode.protocol.wire.address import Address, Encoded, parse_host_port
-from trionode.protocol.wire.message import Message, Origin
-from trionode.routing.access import Access
+from trionode.protocol.wire.message import Message
 from trionode.routing.router import Router
 
 #: Seconds that the target has to accept a connection: well within the time that an inlet waits.
@@ -67,15 +68,15 @@ class Outlet:
         try:
             ping = portal.decode(message.payload)
         except WireError:
-            self._router.counters["undecodable portal message"] += 1
+            self._router.counters[DropReason.PORTAL_UNDECODABLE] += 1
             return
         if not isinstance(ping, Ping) or not message.back or self._nursery is None:
-            self._router.counters["no ping, at an outlet"] += 1
+            self._router.counters[DropReason.PORTAL_NOT_A_PING] += 1
             return
         if message.back in self._connections:
-            self._router.counters["the same ping again, at an outlet"] += 1
+            self._router.counters[DropReason.PORTAL_PING_REPEATED] += 1
             return
-        client = _client(message.origin)
+        client = client_of(message.origin)
         connection = Connection(self._router, PortalEnd.outlet(ping, self._limits.window))
         connection.follow(message)
         if len(self._connections) >= self._limits.connections or self._clients[client] >= self._limits.per_client:
@@ -130,7 +131,3 @@ class Outlet:
 
     def __repr__(self) -> str:
         return f"<Outlet {self.address} to {self.target}>"
-
-
-def _client(origin: Origin) -> Encoded | None:
-    return origin.identifier or origin.link or origin.stream

@@ -4,17 +4,18 @@ import random
 from collections.abc import Sequence
 from itertools import chain, repeat
 
-import attrs
 import trio
 
+from trionode.counters import DropReason
 from trionode.errors import AnswerTimeout, ClosedError, ConnectionLost, RemoteError, UnknownAddressError, WireError
 from trionode.log import log, sanitize
+from trionode.protocol.rules.access import from_anywhere
+from trionode.protocol.rules.relay import origin_behind_relay
 from trionode.protocol.wire import bare
 from trionode.protocol.wire.address import Address, Encoded, local
 from trionode.protocol.wire.message import Message, Origin
 from trionode.relay.return_path import PathEntry, ReturnPaths
 from trionode.relay.service import REGISTER
-from trionode.routing.access import from_anywhere
 from trionode.routing.byte_budget import ByteBudget
 from trionode.routing.router import Router, random_address
 from trionode.stream.client import BACKOFF, STEADY_SECONDS, OpenWay
@@ -56,7 +57,7 @@ class Relay:
         self._answered = trio.Event()
         self._ready = trio.Event()
         self._failure: RemoteError | None = None
-        self._origin: dict[Origin, Origin] = {}
+        self._origins: dict[Origin, Origin] = {}
         self._scope = trio.CancelScope()
         self._ended = trio.Event()
 
@@ -168,7 +169,7 @@ class Relay:
                 continue
             failures = 0
             gone = trio.Event()
-            self._target = self._return_paths.lead(way[0], Origin(link=way[0])), way[1:]
+            self._target = self._return_paths.enter(way[0], Origin(link=way[0])), way[1:]
             self._router.on_close(way[0], gone.set)
             try:
                 await gone.wait()
@@ -185,39 +186,34 @@ class Relay:
         if len(message.onward) == 1:
             self._take(message)
             return None
-        origin = message.origin
-        if not origin.is_local:
-            origin = self._origin.get(origin) or self._stranger(origin)
+        origin = self._origins.get(message.origin)
+        if origin is None:
+            # One object for all messages of one origin, and one origin at a time.
+            origin = origin_behind_relay(message.origin, self.encoded)
+            self._origins = {message.origin: origin}
         if self._open_target is None:
             return self._router.deliver(
                 Message(message.onward[1:], message.back, message.payload, origin, message.deliveries)
             )
         if self._target is None:
-            self._router.counters["relay: the node behind it is away"] += 1
+            self._router.counters[DropReason.RELAY_TARGET_AWAY] += 1
             return None
-        way, rest = self._target
-        return self._return_paths.pass_on(message, way, (*rest, *message.onward[1:]))
-
-    def _stranger(self, origin: Origin) -> Origin:
-        # Without a link or stream below the channel, this relay stands for one: what comes by it did not begin here.
-        link = self.encoded if origin.link is None and origin.stream is None else origin.link
-        # One object for all messages of one origin, and one origin at a time.
-        self._origin = {origin: attrs.evolve(origin, identifier=None, link=link)}
-        return self._origin[origin]
+        entry, rest = self._target
+        return self._return_paths.pass_on(message, entry, (*rest, *message.onward[1:]))
 
     def _take(self, message: Message) -> None:
         """The hub's answer: the relay's address is the last hop of its return route, whatever its payload says of it."""
         back = message.back
         # An answered relay takes no other: callers can send what looks like one.
         if self._answered.is_set() or len(back) < 2 or back[0] != self._first:
-            self._router.counters["relay answer that nobody waits for"] += 1
+            self._router.counters[DropReason.REGISTRATION_ANSWER_UNEXPECTED] += 1
             return
         try:
             text = message.text
         except WireError:
             text = None
         if text is None or not text.endswith(self.name or ""):
-            self._router.counters["relay answer of another kind"] += 1
+            self._router.counters[DropReason.REGISTRATION_ANSWER_INVALID] += 1
             return
         remote = Address.from_encoded(back[-1])
         if self._ready.is_set():

@@ -9,12 +9,14 @@ from functools import partial
 import attrs
 import trio
 
+from trionode.counters import DropReason
 from trionode.errors import AddressInUseError, LocalError, WireError
 from trionode.log import LogThrottle, log, sanitize
+from trionode.protocol.rules.access import Access, client_of, from_anywhere
+from trionode.protocol.rules.relay import registration_refusal
 from trionode.protocol.wire.address import Encoded, local
-from trionode.protocol.wire.message import Message, Origin
+from trionode.protocol.wire.message import Message
 from trionode.relay.return_path import PathEntry, ReturnPaths
-from trionode.routing.access import Access, from_anywhere
 from trionode.routing.byte_budget import ByteBudget
 from trionode.routing.router import Router
 
@@ -107,7 +109,7 @@ class RelayService:
         relay = self._take_in(message)
         if relay is None:
             # No answer, whatever the reason: it would tell who holds which name.
-            self._router.counters["relay registration refused"] += 1
+            self._router.counters[DropReason.REGISTRATION_REFUSED] += 1
         else:
             # The request's own payload, and the whole return route as the way to the holder: what every client of both generations takes.
             self._router.answer(message, relay.encoded, message.payload)
@@ -124,26 +126,25 @@ class RelayService:
             return None
         name = wanted if named else secrets.token_hex(16)
         origin = message.origin
-        owner = _owner(origin)
+        owner = client_of(origin) or b""
         relay = self._relays.get(name)
+        refusal = registration_refusal(
+            owner,
+            None if relay is None else relay.owner,
+            relays=len(self._relays),
+            owned=self._per_owner[owner],
+            max_relays=self._limits.relays,
+            max_owned=self._limits.relays_per_client,
+        )
+        if refusal is not None:
+            if self._log_throttle.is_due(refusal.name, trio.current_time()):
+                log.warning("refused the relay name %s: %s", sanitize(name), refusal.value)
+            return None
         if relay is None:
-            if self._is_full(owner):
-                return None
             relay = _Relay(name, local(self._prefix + name), owner, is_kept=named and origin.identifier is not None)
             self._relays[name] = relay
             self._per_owner[owner] += 1
-        elif relay.owner != owner:
-            self._tell("taken", "the relay name %s belongs to another: refused", name)
-            return None
         return relay if self._lead(relay, message) else None
-
-    def _is_full(self, owner: bytes) -> bool:
-        if len(self._relays) >= self._limits.relays:
-            self._tell(
-                "full", "there are relays for all of the %s names that this hub gives: refused", self._limits.relays
-            )
-            return True
-        return self._per_owner[owner] >= self._limits.relays_per_client
 
     def _lead(self, relay: _Relay, message: Message) -> bool:
         """Let a relay lead back by the way that its registration came."""
@@ -152,14 +153,15 @@ class RelayService:
             try:
                 router.register(relay.encoded, partial(self._on_message, relay), allow=from_anywhere)
             except AddressInUseError as error:
-                self._tell("in use", "a relay was refused: %s", error)
+                if self._log_throttle.is_due("in use", trio.current_time()):
+                    log.warning("refused the relay name %s: %s", sanitize(relay.name), error)
                 self._remove(relay)
                 return False
         elif relay.first != first:
             router.forget(relay.first, relay.lose)
         moved = relay.first != first
         relay.first, relay.rest = first, message.back[1:]
-        relay.way = None if message.origin.is_local else self._return_paths.meet(message)
+        relay.way = None if message.origin.is_local else self._return_paths.arrive(message.back, message.origin)
         if moved:
             relay.lose = partial(self._lose, relay)
             router.on_close(first, relay.lose)  # last, since it tells at once where the way is gone already
@@ -188,10 +190,6 @@ class RelayService:
         onward = (relay.first, *rest)
         return self._router.deliver(Message(onward, message.back, message.payload, message.origin, message.deliveries))
 
-    def _tell(self, key: str, what: str, detail: object) -> None:
-        if self._log_throttle.is_due(key, trio.current_time()):
-            log.warning(what, sanitize(detail))
-
     def _close(self) -> None:
         for service in self._services:
             self._router.unregister(service)
@@ -207,8 +205,3 @@ class RelayService:
         """Take the services, all relays and all passages away; conversations that run over this node end."""
         self._close()
         await trio.lowlevel.checkpoint()
-
-
-def _owner(origin: Origin) -> bytes:
-    """Whose the relays are that a message registers: an identity's, else a link's or stream's, else this node's own."""
-    return origin.identifier or origin.link or origin.stream or b""

@@ -5,13 +5,14 @@ from collections.abc import Callable
 
 import trio
 
+from trionode.counters import DropReason
 from trionode.errors import ConnectionLost, MessageTooLargeError, RemoteError, WireError
 from trionode.log import log, sanitize
 from trionode.net.transport import Link
+from trionode.protocol.rules.access import Access
 from trionode.protocol.wire.address import Address, Encoded
 from trionode.protocol.wire.message import LOCAL, Message, Origin
 from trionode.protocol.wire.route import MAX_HOPS
-from trionode.routing.access import Access
 from trionode.routing.byte_budget import ByteBudget
 from trionode.routing.memory_channel import MemoryChannel
 from trionode.routing.router import Router
@@ -69,17 +70,17 @@ class NodeLink:
         outbox, origin = self._outbox, message.origin
         if len(message.onward) + len(message.back) > MAX_HOPS:
             # A worker that forwards can make a peer's long route longer: no error of this program.
-            self._router.counters["route too long"] += 1
+            self._router.counters[DropReason.ROUTE_TOO_LONG] += 1
             return None
         frame = self._encode(message.onward[1:], message.back, message.payload)
         if len(frame) > self._max_frame:
             if origin is LOCAL:
                 msg = f"the link to {self.peer} carries frames of at most {self._max_frame} bytes, this message makes {len(frame)}"
                 raise MessageTooLargeError(msg)
-            self._router.counters["frame too large for the next link"] += 1
+            self._router.counters[DropReason.FRAME_TOO_LARGE] += 1
             return None
         if (origin.drop_when_full or self.origin.drop_when_full) and outbox.is_full:
-            self._router.counters["outbox full, to or from a trunk"] += 1
+            self._router.counters[DropReason.OUTBOX_FULL] += 1
             return None
         over_budget = outbox.put(frame, len(frame))
         if origin.link == self.encoded:
@@ -97,7 +98,7 @@ class NodeLink:
             self._end(reason)
         else:
             self._hang_up(reason)
-            self._router.counters["link hung up, its peer took nothing"] += self._outbox.discard()
+            self._router.counters[DropReason.LINK_STALLED] += self._outbox.discard()
 
     @property
     def is_open(self) -> bool:
@@ -151,7 +152,7 @@ class NodeLink:
                     if not onward:
                         continue  # a heartbeat (spec §3)
                     if len(onward) + len(back) >= MAX_HOPS:
-                        router.counters["route too long"] += 1
+                        router.counters[DropReason.ROUTE_TOO_LONG] += 1
                         continue
                     if back is not latest:
                         latest, returning = back, (encoded, *back)
@@ -168,7 +169,7 @@ class NodeLink:
             if self._hang_up is None:
                 raise error
             self._hang_up(str(error))
-        self._router.counters["undecodable frame"] += 1
+        self._router.counters[DropReason.FRAME_UNDECODABLE] += 1
         if self._undecodable == 1:
             log.warning(
                 "skipped a frame from %s: %s; more are counted, not shown", sanitize(self.peer), sanitize(error)

@@ -5,6 +5,7 @@ from typing import Self
 
 import trio
 
+from trionode.counters import DropReason
 from trionode.errors import MessageTooLargeError, UnknownAddressError
 from trionode.log import log
 from trionode.protocol.wire.address import Address, Encoded
@@ -86,11 +87,11 @@ class Mailbox:
         # Only a link's reader stops waiting: what comes from here or by a stream is owed by somebody who waits without end, and kept.
         if self._overrun and message.origin.link is not None:
             if inbox.size > inbox.bound // 2:
-                self._router.counters["mailbox overrun"] += 1
+                self._router.counters[DropReason.MAILBOX_STALLED] += 1
                 return None
             self._overrun = False
         if message.origin.drop_when_full and inbox.is_full:
-            self._router.counters["mailbox full, from a trunk"] += 1
+            self._router.counters[DropReason.MAILBOX_FULL] += 1
             return None
         # The routes count too: a peer can make them 32 KiB long around an empty payload.
         return inbox.put(message, len(message.payload) + sum(map(len, message.onward)) + sum(map(len, message.back)))
@@ -145,9 +146,9 @@ class Mailbox:
                 Message(message.back, self._sender.source, payload_of(body), LOCAL, message.deliveries)
             )
         except UnknownAddressError:
-            self._router.counters["reply to a way that is gone"] += 1
+            self._router.counters[DropReason.REPLY_PATH_GONE] += 1
         except MessageTooLargeError:
-            self._router.counters["reply too large for its way"] += 1
+            self._router.counters[DropReason.REPLY_TOO_LARGE] += 1
 
     def reply_nowait(self, message: Message, body: bytes) -> None:
         """Answer without waiting, as a service for strangers does: a link that does not take its answers is closed at its hard bound."""
@@ -163,7 +164,7 @@ class Mailbox:
                 Message(onward.encoded, message.back, message.payload, LOCAL, message.deliveries)
             )
         except MessageTooLargeError:
-            self._router.counters["message too large to forward"] += 1
+            self._router.counters[DropReason.FORWARD_TOO_LARGE] += 1
 
     def close(self) -> None:
         """Let nothing more in; the worker's iteration ends when what waits has been taken."""

@@ -4,8 +4,9 @@ from collections.abc import Awaitable, Callable, Sequence
 
 import trio
 
+from trionode.counters import Counters, DropReason
 from trionode.errors import ConnectionLost, RemoteError, TrionodeError
-from trionode.log import Counters, LogThrottle, log, sanitize
+from trionode.log import LogThrottle, log, sanitize
 from trionode.net.transport import Link
 from trionode.protocol.wire.current_codec import CURRENT
 from trionode.protocol.wire.version import ProtocolVersion
@@ -99,18 +100,18 @@ class OnDemandLink:
         async with self._sending:
             link = self._link or await self._dial()
             if link is None:
-                self._counters["dialled in vain"] += len(frames)
+                self._counters[DropReason.DIAL_FAILED] += len(frames)
                 return
             fitting = [frame for frame in frames if len(frame) <= link.max_frame]
             if len(fitting) < len(frames):
-                self._counters["frame too large for the next link"] += len(frames) - len(fitting)
+                self._counters[DropReason.FRAME_TOO_LARGE] += len(frames) - len(fitting)
             with trio.CancelScope() as self._burst:
                 try:
                     await link.send(fitting)
                 except ConnectionLost:
-                    self._counters["link lost while sending"] += len(fitting)
+                    self._counters[DropReason.LINK_LOST] += len(fitting)
             if self._burst.cancelled_caught:
-                self._counters["link lost while sending"] += len(fitting)
+                self._counters[DropReason.LINK_LOST] += len(fitting)
 
     async def _dial(self) -> Link | None:
         """Connect; None if that is not possible, or was not possible a moment ago."""

@@ -5,12 +5,12 @@ from collections.abc import Callable
 
 import attrs
 
+from trionode.counters import Counters, DropReason
 from trionode.errors import AddressInUseError, MessageTooLargeError, UnknownAddressError
-from trionode.log import Counters
+from trionode.protocol.rules.access import Access
 from trionode.protocol.wire.address import LOCAL_TYPE, Address, Encoded, decode_address, local
 from trionode.protocol.wire.message import LOCAL, Message
 from trionode.protocol.wire.route import Route
-from trionode.routing.access import Access
 from trionode.routing.byte_budget import ByteBudget
 
 #: Takes a message and delivers it on; synchronous, never waits. Returns the room that is over its bound because of the message, if
@@ -126,11 +126,11 @@ class Router:
                 self._nobody(message)
                 return None
         if not entry.allow(message.origin):
-            self.counters["access denied"] += 1
+            self.counters[DropReason.ACCESS_DENIED] += 1
             return None
         message.deliveries += 1
         if message.deliveries > MAX_DELIVERIES:
-            self.counters["too many local deliveries"] += 1
+            self.counters[DropReason.DELIVERY_LOOP] += 1
             return None
         return entry.hop(message)
 
@@ -142,7 +142,7 @@ class Router:
             return None
         message.deliveries += 1
         if message.deliveries > MAX_DELIVERIES:
-            self.counters["too many local deliveries"] += 1
+            self.counters[DropReason.DELIVERY_LOOP] += 1
             return None
         return entry.hop(message)
 
@@ -155,9 +155,9 @@ class Router:
         try:
             over_budget = self.deliver(Message(message.back, (source,), payload, LOCAL, message.deliveries))
         except UnknownAddressError:
-            self.counters["reply to a way that is gone"] += 1
+            self.counters[DropReason.REPLY_PATH_GONE] += 1
         except MessageTooLargeError:
-            self.counters["reply too large for its way"] += 1
+            self.counters[DropReason.REPLY_TOO_LARGE] += 1
         else:
             if over_budget is not None and over_budget.is_full:
                 over_budget.stalled()
@@ -170,4 +170,4 @@ class Router:
                 f"Start a worker there, connect first, or open the channel again if its link was lost"
             )
             raise UnknownAddressError(msg)
-        self.counters["unknown address"] += 1
+        self.counters[DropReason.UNKNOWN_ADDRESS] += 1

@@ -8,6 +8,7 @@ from typing import Self
 
 import trio
 
+from trionode.counters import DropReason
 from trionode.errors import (
     AnswerTimeout,
     ClosedError,
@@ -21,6 +22,7 @@ from trionode.errors import (
 )
 from trionode.log import LogThrottle, log, sanitize
 from trionode.protocol import stream as machine
+from trionode.protocol.rules.access import from_anywhere
 from trionode.protocol.stream import (
     MAX_RECORD,
     PULL_LIMIT,
@@ -44,7 +46,6 @@ from trionode.protocol.wire.classic_codec import CLASSIC
 from trionode.protocol.wire.current_codec import CURRENT
 from trionode.protocol.wire.message import Message, Origin
 from trionode.protocol.wire.route import MAX_HOPS
-from trionode.routing.access import from_anywhere
 from trionode.routing.byte_budget import ByteBudget
 from trionode.routing.memory_channel import MemoryChannel
 from trionode.routing.router import Router, random_address
@@ -291,12 +292,12 @@ class Stream:
 
     def _response(self, message: Message) -> Response | None:
         if not self._is_from_hub(message):
-            self._router.counters["stream answer from elsewhere"] += 1
+            self._router.counters[DropReason.STREAM_ANSWER_NOT_FROM_HUB] += 1
             return None
         try:
             response = decode_response(message.payload)
         except WireError:
-            self._router.counters["undecodable stream answer"] += 1
+            self._router.counters[DropReason.STREAM_ANSWER_UNDECODABLE] += 1
             return None
         self._silence = 0
         self._answered = True
@@ -392,7 +393,7 @@ class Stream:
             self._skip(str(error))
             return None
         if len(onward) + len(back) >= MAX_HOPS:
-            self._router.counters["route too long"] += 1
+            self._router.counters[DropReason.ROUTE_TOO_LONG] += 1
             return None
         message = Message(onward, (self.encoded, *back), payload, self._origin)
         if not onward:
@@ -408,7 +409,7 @@ class Stream:
         Otherwise whoever knows the stream's name could stop it with such records, where its owner never meant to read them.
         """
         if not self._is_read and self._inbox.size > self._inbox.bound:
-            self._router.counters["stream message that nobody reads"] += 1
+            self._router.counters[DropReason.STREAM_NOT_READ] += 1
             return None
         over_budget = self._inbox.put(message, len(message.payload))
         return over_budget if self._is_read else None

@@ -10,8 +10,10 @@ from hashlib import sha256
 import attrs
 import trio
 
+from trionode.counters import DropReason
 from trionode.errors import WireError
 from trionode.log import LogThrottle, log, sanitize
+from trionode.protocol.rules.access import Access, client_of
 from trionode.protocol.stream import (
     LONG_POLL_SECONDS,
     MAX_ANSWER,
@@ -39,7 +41,6 @@ from trionode.protocol.stream import (
 )
 from trionode.protocol.wire.address import LOCAL_TYPE, Encoded, decode_address, encode_address, local
 from trionode.protocol.wire.message import Message, Origin
-from trionode.routing.access import Access
 from trionode.routing.byte_budget import ByteBudget
 from trionode.routing.router import Router
 from trionode.stream.long_poll import WaitingPulls
@@ -209,7 +210,7 @@ class StreamService:
             case PullRequest():
                 self._take_pull(message, name, request)
             case _:
-                self._router.counters["stream request at the wrong address"] += 1
+                self._router.counters[DropReason.STREAM_REQUEST_MISPLACED] += 1
         return None
 
     def _read(self, message: Message) -> Request | None:
@@ -217,11 +218,11 @@ class StreamService:
             return decode_request(message.payload)
         except WireError:
             # No answer: to a producer it would be data (spec §11.6, 6), and to others an oracle.
-            self._router.counters["undecodable stream request"] += 1
+            self._router.counters[DropReason.STREAM_REQUEST_UNDECODABLE] += 1
             return None
 
     def _client(self, origin: Origin) -> _Client:
-        key = origin.identifier or origin.link or origin.stream
+        key = client_of(origin)
         client = self._clients.get(key)
         if client is None:
             if len(self._clients) >= 256:
@@ -238,7 +239,7 @@ class StreamService:
         """Run a request that may wait in a task of its own; False if that is over its client's limit."""
         client = self._client(message.origin)
         if client.requests >= self._limits.requests or self._nursery is None:
-            self._router.counters["too many stream requests"] += 1
+            self._router.counters[DropReason.TOO_MANY_STREAM_REQUESTS] += 1
             return False
         client.requests += 1
 

@@ -20,9 +20,9 @@ from trionode.identity.identity import Identity
 from trionode.identity.trust import trust_only
 from trionode.node.node import Node, open_node
 from trionode.protocol.identity.identity import Identifier
+from trionode.protocol.rules.access import Access, from_anywhere
 from trionode.protocol.wire.address import Address, parse_host_port
 from trionode.protocol.wire.message import Origin
-from trionode.routing.access import Access, from_anywhere
 from trionode.stream.service import StreamService
 from trionode.workers import echo
 

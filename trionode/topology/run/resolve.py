@@ -11,9 +11,8 @@ from typing import Any, cast
 from trionode import workers
 from trionode.identity.trust import TrustPolicy, trust_everyone, trust_only
 from trionode.protocol.identity.identity import Identifier
-from trionode.protocol.wire.message import Origin
+from trionode.protocol.rules.access import Access, from_anywhere, from_local, from_local_or_channels, is_local_or_named
 from trionode.protocol.wire.route import Route
-from trionode.routing.access import Access, from_anywhere, from_local, from_local_or_channels
 from trionode.routing.mailbox import Mailbox, Worker
 from trionode.topology.endpoints import parse_endpoint
 from trionode.topology.errors import KeyPath, Problem, SpecError, hint, keys_of, quoted
@@ -39,10 +38,7 @@ def access_of(spec: AccessSpec, known: Identifiers) -> Access:
         return _RULES[spec.who]
     allowed = frozenset(each.value for each in named(spec, known))
 
-    def rule(origin: Origin) -> bool:
-        return origin.identifier in allowed or from_local(origin)
-
-    return rule
+    return partial(is_local_or_named, identifiers=allowed)
 
 
 def trust_of(spec: TrustSpec, known: Identifiers) -> TrustPolicy:
