@@ -2,6 +2,7 @@
 
 from trionode.errors import ConfigError, ConnectionLost, LocalError, MessageTooLargeError, RemoteError, WireError
 from trionode.log import LogThrottle, log, sanitize
+from trionode.net.backoff import Backoff, reconnect
 from trionode.net.sockets import Greeters, join_host_port, open_listeners, reason_of
 from trionode.net.tls import client_context, reason_of_tls, server_context
 from trionode.net.transport import Link, Transport
@@ -29,6 +30,7 @@ __all__ = [
     "CURRENT",
     "MAX_RECORD",
     "MAX_STREAMS",
+    "Backoff",
     "ConfigError",
     "ConnectionLost",
     "FinalError",
@@ -60,6 +62,7 @@ __all__ = [
     "reason_of",
     "reason_of_tls",
     "recognise",
+    "reconnect",
     "sanitize",
     "server_context",
     "uuid7_hex",
