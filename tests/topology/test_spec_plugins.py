@@ -4,8 +4,7 @@ from typing import Literal
 import pytest
 
 from trionode.errors import LocalError
-from trionode.net.transport import GROUP
-from trionode.stream.store.base import GROUP as STORES
+from trionode.net.plugins import STREAM_STORES, TRANSPORTS
 from trionode.topology.check.plugins import _load, check_endpoint, installed, port_of, wrong_options
 from trionode.topology.spec import Option
 
@@ -40,7 +39,7 @@ def _plugins(monkeypatch: pytest.MonkeyPatch) -> None:
     def found(*, group: str, name: str | None = None) -> list[Entry]:
         return [Entry(each) for each in ("made", "strings") if name in {None, each}]
 
-    monkeypatch.setattr("trionode.topology.check.plugins.entry_points", found)
+    monkeypatch.setattr("trionode.net.plugins.entry_points", found)
     monkeypatch.setattr("trionode.topology.check.plugins._load", _load.__wrapped__)
     monkeypatch.setattr("trionode.topology.check.plugins.installed", installed.__wrapped__)
 
@@ -54,7 +53,7 @@ GOOD: list[Mapping[str, Option]] = [
 
 @pytest.mark.parametrize("options", GOOD)
 def test_options_that_a_plugin_takes_are_no_problem(options: Mapping[str, Option]) -> None:
-    assert list(wrong_options(GROUP, "made", options)) == []
+    assert list(wrong_options(TRANSPORTS, "made", options)) == []
 
 
 @pytest.mark.parametrize(
@@ -72,11 +71,11 @@ def test_options_that_a_plugin_takes_are_no_problem(options: Mapping[str, Option
     ],
 )
 def test_an_option_of_another_type_is_a_problem_of_its_value(option: str, value: Option, told: str) -> None:
-    assert list(wrong_options(GROUP, "made", {option: value})) == [(option, told, False)]
+    assert list(wrong_options(TRANSPORTS, "made", {option: value})) == [(option, told, False)]
 
 
 def test_an_unknown_option_is_a_problem_of_its_key_and_only_options_of_files_are_proposed() -> None:
-    assert list(wrong_options(GROUP, "made", {"clocks": 1})) == [
+    assert list(wrong_options(TRANSPORTS, "made", {"clocks": 1})) == [
         (
             "clocks",
             (
@@ -89,12 +88,12 @@ def test_an_unknown_option_is_a_problem_of_its_key_and_only_options_of_files_are
 
 
 def test_where_a_store_lies_is_no_option_of_it() -> None:
-    ((_, told, _),) = wrong_options(STORES, "made", {"size": 2})
+    ((_, told, _),) = wrong_options(STREAM_STORES, "made", {"size": 2})
     assert told.startswith('unknown option of the stream store "made"')
 
 
 def test_types_that_can_not_be_read_are_left_to_the_plugin() -> None:
-    assert list(wrong_options(GROUP, "strings", {"size": ("a",)})) == []
+    assert list(wrong_options(TRANSPORTS, "strings", {"size": ("a",)})) == []
 
 
 @pytest.mark.parametrize(

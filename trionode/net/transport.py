@@ -1,18 +1,14 @@
 """The one interface between a node and what moves its frames: transports make links, links move bursts of whole frames."""
 
-import re
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Sequence
-from importlib.metadata import EntryPoint, entry_points
 from typing import ClassVar, Never, Protocol
 
 import trio
 
-from trionode.errors import LocalError
+from trionode.errors import ConfigError
+from trionode.net.plugins import TRANSPORTS, load_plugin
 from trionode.protocol.wire.version import ProtocolVersion
-
-#: The entry-point group in which transports are found by name.
-GROUP = "trionode.transports"
 
 
 class Link(Protocol):
@@ -126,31 +122,21 @@ class Transport(ABC):
 
 
 def load_transport(name: str, **options: object) -> Transport:
-    """Return the transport that is installed under a name, made with its own options.
+    """Return the transport that is installed under a name.
 
-    LocalError names those that are installed, or the package that one of them lacks.
+    Args:
+      name: The name of the entry point, such as `tcp`.
+      options: The transport's own options.
+
+    Returns:
+      The transport, to be given to `open_node`.
+
+    Raises:
+      ConfigError: No such transport is installed, a package that it needs is missing, its import failed, or it refuses the options.
     """
-    found = {entry.name: entry for entry in entry_points(group=GROUP)}
-    if name not in found:
-        msg = f"no transport {name!r} is installed; installed are: {', '.join(sorted(found)) or 'none'}"
-        raise LocalError(msg)
-    try:
-        make = found[name].load()
-    except ModuleNotFoundError as missing:
-        package = (missing.name or "").partition(".")[0]
-        raise LocalError(
-            f"the transport {name!r} needs the package {package}, which is not installed: pip install {_brought_by(found[name], package)}"
-        ) from None
-    transport = make(**options)
+    transport = load_plugin(TRANSPORTS, name)(**options)
     if not isinstance(transport, Transport):
-        msg = f"the entry point {name!r} in {GROUP} makes {transport!r}, which is not a trionode.plugins.Transport: make its class a subclass"
-        raise LocalError(msg)
+        raise ConfigError(
+            f"the entry point {name!r} in {TRANSPORTS} makes {transport!r}, which is not a trionode.plugins.Transport: make its class a subclass"
+        )
     return transport
-
-
-def _brought_by(entry: EntryPoint, package: str) -> str:
-    """Name what brings a missing package: the extra that asks for it of the distribution that the plugin came with, or of the plugin's name."""
-    assert entry.dist is not None
-    wanted = re.compile(rf"""{re.escape(package)}\b.*extra == ["']([^"']+)""")
-    extras = [match[1] for requirement in entry.dist.requires or () if (match := wanted.match(requirement))]
-    return f"'{entry.dist.name}[{extras[0] if extras else entry.name}]'"

@@ -10,7 +10,7 @@ import attrs
 import trio
 
 from trionode.errors import LocalError
-from trionode.net.transport import GROUP
+from trionode.net.plugins import TRANSPORTS
 from trionode.testing.network import FaultyNetwork
 from trionode.topology.load.loader import load_topology
 from trionode.topology.run.topology import RunningTopology, run_topology
@@ -67,7 +67,7 @@ class Topologies:
             network = FaultyNetwork()
         else:
             # Faults are what is tested: the command line leads nobody around them.
-            swaps.update((each.name, "loopback") for each in entry_points(group=GROUP))
+            swaps.update((each.name, "loopback") for each in entry_points(group=TRANSPORTS))
         placed = {old: self._placed(new, is_store=old == STORE) for old, new in swaps.items()}
         swapped = _apart(swap(topology, store=placed.pop(STORE, None), **placed))
         async with run_topology(swapped, transports={"loopback": network.transport}) as running:

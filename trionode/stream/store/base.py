@@ -6,16 +6,13 @@ group `trionode.stream_stores` names. `trionode.testing.stream_store.check_strea
 
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractAsyncContextManager
-from importlib.metadata import entry_points
 from typing import Protocol
 
 import attrs
 
-from trionode.errors import LocalError, ServiceError
+from trionode.errors import ServiceError
+from trionode.net.plugins import STREAM_STORES, load_plugin
 from trionode.protocol.stream import Record
-
-#: The entry-point group in which stores are found by name.
-GROUP = "trionode.stream_stores"
 
 #: Streams that a store makes before it refuses: every name is a peer's choice, and each costs a row, a topic or a dictionary entry.
 MAX_STREAMS = 10_000
@@ -111,25 +108,21 @@ class OpenStore(Protocol):
 
 
 def load_store(spec: str, **options: object) -> AbstractAsyncContextManager[StreamStore]:
-    """Return the store that `memory`, `sqlite:PATH` or `kafka:HOST:PORT` names, to be opened by `async with`.
+    """Return the store that a text names, for `async with`.
 
-    `options` go to the store as they are, such as Kafka's `replication_factor`. LocalError names the stores that are installed, or the
-    package that one of them lacks.
+    Args:
+      spec: NAME:WHERE, such as `memory`, `sqlite:PATH` or `kafka:HOST:PORT`. NAME is an entry point of the group `trionode.stream_stores`.
+      options: The store's own options, such as Kafka's `replication_factor`.
+
+    Returns:
+      The async context manager that opens the store, and closes it at the end of its block.
+
+    Raises:
+      ConfigError: No such store is installed, a package that it needs is missing, or its import failed. Opening raises it too, if
+          the place or an option is wrong.
     """
     name, _, where = spec.partition(":")
-    found = {entry.name: entry for entry in entry_points(group=GROUP)}
-    if name not in found:
-        raise LocalError(
-            f"no stream store {name!r} is installed; installed are: {', '.join(sorted(found)) or 'none'}. "
-            f"A store is named NAME:WHERE, such as sqlite:streams.db"
-        )
-    try:
-        open_store = found[name].load()
-    except ModuleNotFoundError as missing:
-        raise LocalError(
-            f"the stream store {name!r} needs the package {missing.name}, which is not installed: pip install 'trionode[{name}]'"
-        ) from None
-    store: AbstractAsyncContextManager[StreamStore] = open_store(where, **options)
+    store: AbstractAsyncContextManager[StreamStore] = load_plugin(STREAM_STORES, name)(where, **options)
     return store
 
 

@@ -7,9 +7,8 @@ from importlib.util import find_spec
 import attrs
 
 from trionode.errors import LocalError
-from trionode.net import transport
+from trionode.net.plugins import STREAM_STORES, TRANSPORTS
 from trionode.protocol.wire.address import Address
-from trionode.stream.store import base
 from trionode.topology.check.names import Names
 from trionode.topology.check.plugins import installed, missing_plugin, port_of, wrong_options
 from trionode.topology.check.values import check_leaf
@@ -194,21 +193,19 @@ def _circles(names: Names, here: KeyPath, node: NodeSpec) -> Iterator[Problem]:
 def _plugins(names: Names, here: KeyPath, node: NodeSpec) -> Iterator[Problem]:
     """Tell of transports and stores that are not installed, and of options that they don't take."""
     for name, options in node.transports.items():
-        if name in names.transports or name not in installed(
-            transport.GROUP
-        ):  # that it isn't there is told by its name
+        if name in names.transports or name not in installed(TRANSPORTS):  # that it isn't there is told by its name
             continue
         path = (*here, "transports", name)
-        missing = missing_plugin(transport.GROUP, name)
+        missing = missing_plugin(TRANSPORTS, name)
         if missing is not None:
             yield names.problem(path, missing, of_key=True)
-        for option, text, of_key in wrong_options(transport.GROUP, name, options):
+        for option, text, of_key in wrong_options(TRANSPORTS, name, options):
             yield names.problem((*path, option), text, of_key=of_key)
     for service, spec in node.stream_services.items():
         path = (*here, "stream_services", service, "store", "options")
         name = spec.store.at.partition(":")[0]
-        if name in installed(base.GROUP):
-            for option, text, of_key in wrong_options(base.GROUP, name, spec.store.options):
+        if name in installed(STREAM_STORES):
+            for option, text, of_key in wrong_options(STREAM_STORES, name, spec.store.options):
                 yield names.problem((*path, option), text, of_key=of_key)
 
 

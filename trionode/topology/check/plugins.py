@@ -4,42 +4,28 @@ import inspect
 import types
 from collections.abc import Callable, Collection, Iterator, Mapping
 from functools import cache
-from importlib.metadata import entry_points
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from trionode.errors import LocalError
-from trionode.net import transport
+from trionode.net.plugins import KINDS, STREAM_STORES, load_plugin, plugin_names
 from trionode.protocol.wire.address import parse_host_port
-from trionode.stream.store import base
 from trionode.topology.errors import came, hint, quoted
 from trionode.topology.spec import Option
-
-#: The groups of entry points, and what a plugin of each is called.
-KINDS: Mapping[str, str] = {transport.GROUP: "transport", base.GROUP: "stream store"}
-#: The extras of trionode that bring what a plugin imports, where they are called otherwise.
-_EXTRAS: Mapping[str, str] = {"ws": "websocket", "wss": "websocket"}
 
 
 @cache
 def installed(group: str) -> tuple[str, ...]:
     """Return the names of the plugins that are installed."""
-    return tuple(sorted(entry.name for entry in entry_points(group=group)))
+    return tuple(plugin_names(group))
 
 
 @cache
 def _load(group: str, name: str) -> Callable[..., object] | str:
     """Return what makes the plugin, or what it lacks."""
-    (entry, *_) = entry_points(group=group, name=name)
     try:
-        make: Callable[..., object] = entry.load()
-    except ModuleNotFoundError as missing:
-        return (
-            f"the {KINDS[group]} {quoted(name)} needs the package {missing.name}, which is not installed: "
-            f"pip install 'trionode[{_EXTRAS.get(name, name)}]'"
-        )
-    except ImportError as error:
-        return f"the {KINDS[group]} {quoted(name)} can't be imported: {error}"
-    return make
+        return load_plugin(group, name)
+    except LocalError as error:
+        return str(error)
 
 
 def missing_plugin(group: str, name: str) -> str | None:
@@ -60,7 +46,7 @@ def wrong_options(group: str, name: str, options: Mapping[str, Option]) -> Itera
         for each in inspect.signature(make).parameters.values()
         if each.kind in {each.KEYWORD_ONLY, each.POSITIONAL_OR_KEYWORD}
     }
-    if group == base.GROUP:  # its first parameter is where the store lies
+    if group == STREAM_STORES:  # its first parameter is where the store lies
         known = dict(list(known.items())[1:])
     hints = _hints(make)
     told = [name for name in known if _in_words(hints.get(name, Any)) != _IN_PYTHON]

@@ -7,13 +7,12 @@ from typing import Any
 
 from trionode import workers
 from trionode.errors import IdentityError, LocalError
-from trionode.net import transport
+from trionode.net.plugins import STREAM_STORES, TRANSPORTS
 from trionode.protocol.identity.identity import Identifier
 from trionode.protocol.stream import valid_stream_name
 from trionode.protocol.wire.address import LOCAL_TYPE, MAX_VALUE, Address, parse_host_port
 from trionode.protocol.wire.route import MAX_HOPS
 from trionode.relay.service import is_relay_name
-from trionode.stream.store import base
 from trionode.topology.check.names import Names, node_of
 from trionode.topology.check.plugins import check_endpoint, installed, missing_plugin, port_of
 from trionode.topology.errors import KeyPath, Problem, came, hint, nearest, quoted
@@ -70,15 +69,15 @@ def _wrong_endpoint(names: Names, text: str, node: str) -> str | None:
     if _is_host_port(text):
         return f"the transport is missing: did you mean {quoted('tcp:' + text)}?"
     name, mark, where = text.partition(":")
-    if text in installed(transport.GROUP):
+    if text in installed(TRANSPORTS):
         return f"where is missing: a transport address reads {text}:WHERE"
     if not mark or not name.isidentifier():
         return (
             f'expected a transport address such as "tcp:127.0.0.1:4000"; this is the text {quoted(text)}. '
-            f"Installed are: {', '.join(installed(transport.GROUP))}"
+            f"Installed are: {', '.join(installed(TRANSPORTS))}"
         )
     if name not in names.transports and names.runs_here(node):
-        missing = missing_plugin(transport.GROUP, name)
+        missing = missing_plugin(TRANSPORTS, name)
         if missing is not None:
             return missing
     try:
@@ -94,7 +93,7 @@ def _is_host_port(text: str) -> bool:
         host, _ = parse_host_port(text)
     except LocalError:
         return False
-    return host not in installed(transport.GROUP) and (":" not in host or text.startswith("["))
+    return host not in installed(TRANSPORTS) and (":" not in host or text.startswith("["))
 
 
 def _route(names: Names, path: KeyPath, route: RouteSpec) -> Iterator[Problem]:
@@ -279,9 +278,9 @@ def _stream(names: Names, path: KeyPath, name: str) -> Iterator[Problem]:
 
 
 def _transport(names: Names, path: KeyPath, name: str) -> Iterator[Problem]:
-    if name in names.transports or name in installed(transport.GROUP) or not names.runs_here(node_of(path)):
+    if name in names.transports or name in installed(TRANSPORTS) or not names.runs_here(node_of(path)):
         return
-    yield names.problem(path, missing_plugin(transport.GROUP, name) or "", of_key=True)
+    yield names.problem(path, missing_plugin(TRANSPORTS, name) or "", of_key=True)
 
 
 # The rest
@@ -312,7 +311,7 @@ def _store(names: Names, path: KeyPath, text: str) -> Iterator[Problem]:
     name, mark, where = text.partition(":")
     if not names.runs_here(node_of(path)):
         return
-    missing = missing_plugin(base.GROUP, name)
+    missing = missing_plugin(STREAM_STORES, name)
     if missing is not None:
         is_file = not mark and ("." in name or "/" in name)
         told = f'{missing}. A store is written NAME:WHERE, such as "sqlite:{name if is_file else "streams.db"}"'
