@@ -16,9 +16,10 @@ from trionode.errors import AnswerTimeout, HandshakeError, LocalError, RemoteErr
 from trionode.protocol.handshake.classic_exchange import ClassicKeyExchange
 from trionode.protocol.handshake.exchange import Peer
 from trionode.protocol.rules.access import from_anywhere
-from trionode.protocol.wire import bare, classic_codec
+from trionode.protocol.wire import bare
 from trionode.protocol.wire.address import local
-from trionode.protocol.wire.current_codec import decode_message
+from trionode.protocol.wire.classic_codec import CLASSIC
+from trionode.protocol.wire.current_codec import CURRENT
 from trionode.routing.router import random_address
 from trionode_loopback import Loopback
 
@@ -95,8 +96,8 @@ async def test_a_listener_is_silent_to_the_generation_that_it_was_not_told_threa
         assert parties.bob.counters == {DropReason.HANDSHAKE_REFUSED: 3}
         assert not parties.listener._pending
         # Three first messages, on their way to Bob, are all that the hub has seen: not one byte from him.
-        assert len({decode_message(frame)[2] for frame in tap.held}) == 3
-        assert {decode_message(frame)[0][-1] for frame in tap.held} == {local("listener")}
+        assert len({CURRENT.decode(frame)[2] for frame in tap.held}) == 3
+        assert {CURRENT.decode(frame)[0][-1] for frame in tap.held} == {local("listener")}
 
 
 async def test_one_listener_answers_both_generations_at_once(autojump_clock: trio.testing.MockClock) -> None:
@@ -227,11 +228,11 @@ async def test_a_message_for_nobody_behind_the_channel_is_dropped_and_counted(
 ) -> None:
     async with open_parties(protocol_version="classic") as parties:
         alices, bobs = await parties.open()
-        plaintext = alices._cipher.write((local("handler"),), (), b"")
-        (bobs_self, handler), _, _ = classic_codec.decode_message(plaintext)
+        plaintext = alices._cipher.encode((local("handler"),), (), b"")
+        (bobs_self, handler), _, _ = CLASSIC.decode(plaintext)
         with trio.fail_after(STALL_TIMEOUT):
             for onward in ((bobs_self,), (), (handler,), (handler, bobs_self), (bobs.encoded, handler)):
-                wrong = alices._cipher.seal(classic_codec.encode_message(onward, (local("x"),), b"wrong"))
+                wrong = alices._cipher.encrypt(CLASSIC.encode(onward, (local("x"),), b"wrong"))
                 parties.alice.router.deliver(Message(alices._route, (), wrong))
             await parties.alice.send(Route(alices, "handler"), b"after")
             await parties.bob_handler.until(b"after")
@@ -260,7 +261,7 @@ async def test_closing_ends_this_side_alone_and_there_is_nothing_to_refresh(
     async with open_parties(protocol_version="classic") as parties:
         alices, bobs = await parties.open()
         before = alices._session._next
-        with pytest.raises(LocalError, match="generation='current'"):
+        with pytest.raises(LocalError, match="protocol_version='current'"):
             alices.refresh(parties.alices, ())
         await alices.aclose()
         await alices.aclose()
@@ -286,7 +287,7 @@ async def test_the_route_of_a_responder_follows_nobody_threat_20(autojump_clock:
         way = bobs._route
 
         def detour(frame: bytes) -> Sequence[bytes]:
-            onward, _, _ = decode_message(frame)
+            onward, _, _ = CURRENT.decode(frame)
             return [changed(frame, onward=(local("another way"), *onward[1:]))]
 
         tap.accepted = detour

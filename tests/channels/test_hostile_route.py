@@ -22,7 +22,7 @@ from tests.support.scripted_hub import FAULTS, Fault, Tamper, Wiretap, changed, 
 from trionode import Node, Route, SecureChannel, trust_everyone, trust_only
 from trionode.counters import DropReason
 from trionode.errors import AnswerTimeout, HandshakeError
-from trionode.protocol.wire.current_codec import decode_message
+from trionode.protocol.wire.current_codec import CURRENT
 from trionode_loopback import Loopback
 
 PAYLOADS = [b"message %d" % n for n in range(1000)]
@@ -116,7 +116,7 @@ async def test_a_splice_between_two_channels_is_refused_threat_10(
         swapped = {bobs_one.decryptor: bobs_other.decryptor, bobs_other.decryptor: bobs_one.decryptor}
 
         def splice(frame: bytes) -> Sequence[bytes]:
-            (to_bob, decryptor), _, _ = decode_message(frame)
+            (to_bob, decryptor), _, _ = CURRENT.decode(frame)
             return [changed(frame, onward=(to_bob, swapped[decryptor])), frame]
 
         tap.accepted = splice
@@ -138,7 +138,7 @@ async def test_a_message_sent_back_to_its_sender_is_refused_threat_12(
         blobs: list[bytes] = []
 
         def keep(frame: bytes) -> Sequence[bytes]:
-            blobs.append(decode_message(frame)[2])
+            blobs.append(CURRENT.decode(frame)[2])
             return [frame]
 
         def reflect(frame: bytes) -> Sequence[bytes]:
@@ -181,7 +181,7 @@ async def test_messages_of_an_earlier_channel_are_refused_by_a_later_one_threat_
             later, bobs_later = await parties.open()
 
             def replay(frame: bytes) -> Sequence[bytes]:
-                onward, _, _ = decode_message(frame)
+                onward, _, _ = CURRENT.decode(frame)
                 return [*kept, *(changed(old, onward=onward) for old in kept), frame]
 
             tap.accepted = replay
@@ -212,7 +212,7 @@ async def test_a_changed_handshake_message_moves_no_state_threat_3(
         bad = [flipped(random)(frame)[0] for _ in range(20 if number == 1 else 50)]
         if number == 1:
             # Message 1 of classic carries an address behind its 33 bytes of Noise, and a copy with another one is a message 1 too.
-            bad = [each for each in bad if decode_message(each)[2][33:] == decode_message(frame)[2][33:]]
+            bad = [each for each in bad if CURRENT.decode(each)[2][33:] == CURRENT.decode(frame)[2][33:]]
         return [*bad, frame]
 
     async with open_parties("a hub", tap=tap, protocol_version=protocol_version) as parties:
@@ -233,7 +233,7 @@ async def test_a_first_message_of_classic_with_another_address_costs_one_retry_t
     def another_address_first(frame: bytes) -> Sequence[bytes]:
         nonlocal seen
         seen += 1
-        payload = decode_message(frame)[2]
+        payload = CURRENT.decode(frame)[2]
         return [changed(frame, payload=payload[:-1] + bytes([payload[-1] ^ 1])), frame] if seen == 1 else [frame]
 
     async with open_parties("a hub", tap=tap, protocol_version="classic") as parties:

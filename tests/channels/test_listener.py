@@ -20,7 +20,7 @@ from trionode.identity.identity import StoredIdentity
 from trionode.protocol.handshake.exchange import KeyExchange, Peer
 from trionode.protocol.identity.identity import ChangeHistory, create_history, rotate
 from trionode.protocol.identity.keys import KeyKind
-from trionode.protocol.wire.current_codec import decode_message
+from trionode.protocol.wire.current_codec import CURRENT
 from trionode_loopback import Loopback
 
 #: Seconds within which a handshake that does not go on is forgotten: its own, and the time until somebody looks.
@@ -274,7 +274,7 @@ async def test_our_own_handshake_messages_sent_back_are_refused_threat_12(
     firsts: list[bytes] = []
 
     def keep(frame: bytes) -> Sequence[bytes]:
-        firsts.append(decode_message(frame)[2])
+        firsts.append(CURRENT.decode(frame)[2])
         return [frame]
 
     def reflect(frame: bytes) -> Sequence[bytes]:

@@ -17,7 +17,7 @@ from trionode.protocol.rules.access import from_anywhere, from_identities
 from trionode.protocol.stream import MAX_RECORD
 from trionode.protocol.wire import current_codec
 from trionode.protocol.wire.address import local
-from trionode.protocol.wire.current_codec import decode_message
+from trionode.protocol.wire.current_codec import CURRENT
 from trionode.routing.byte_budget import HARD_LIMIT
 from trionode_loopback import Loopback, LoopbackLink
 
@@ -400,7 +400,7 @@ async def test_refreshed_credentials_that_are_not_the_peers_are_refused_threat_1
         ]
         with trio.fail_after(STALL_TIMEOUT):
             for each in bad:
-                sealed = current_codec.seal_refresh(current_codec.RefreshCredentials(*each))
+                sealed = current_codec.encode_refresh(current_codec.RefreshCredentials(*each))
                 alices._send(sealed, (alices.encoded,))
             await parties.alice.send(Route(alices, "handler"), b"after")
             await parties.bob_handler.until(b"after")
@@ -492,13 +492,13 @@ async def test_the_responder_follows_the_initiator_to_a_new_link(autojump_clock:
         await parties.hub.connect("loopback:also_bob", name="another way")
 
         def detour(frame: bytes) -> Sequence[bytes]:
-            onward, _, _ = decode_message(frame)
+            onward, _, _ = CURRENT.decode(frame)
             return [changed(frame, onward=(local("another way"), *onward[1:]))]
 
         forged: list[bytes] = []
 
         def forged_detour(frame: bytes) -> Sequence[bytes]:
-            onward, _, payload = decode_message(frame)
+            onward, _, payload = CURRENT.decode(frame)
             forged.append(changed(frame, onward=(local("another way"), *onward[1:]), payload=payload[:-1]))
             return [forged[-1], frame]
 
@@ -582,7 +582,7 @@ async def test_nothing_is_delivered_behind_a_close_that_came_while_the_policy_de
         entries = len(parties.bob.router._table)
         await parties.alice.send(Route(channel, "handler"), b"before")
         # A peer that does not keep to the rules goes on behind its close.
-        channel._send(current_codec.seal_close(), (channel.encoded,))
+        channel._send(current_codec.CLOSE_PLAINTEXT, (channel.encoded,))
         await parties.alice.send(Route(channel, "handler"), b"after")
         await trio.sleep(10)
         assert parties.bob_handler.payloads == [b"before"]

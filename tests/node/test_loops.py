@@ -8,7 +8,7 @@ from trionode.counters import DropReason
 from trionode.net.transport import Link
 from trionode.protocol.rules.access import from_anywhere
 from trionode.protocol.wire.address import Address, local
-from trionode.protocol.wire.current_codec import encode_message
+from trionode.protocol.wire.current_codec import CURRENT
 from trionode.protocol.wire.route import MAX_HOPS
 from trionode.routing.mailbox import Worker
 from trionode.routing.router import MAX_DELIVERIES
@@ -100,7 +100,7 @@ async def test_a_node_takes_no_message_with_more_than_32_hops_its_own_link_inclu
     async with open_node(network) as node, node.open_mailbox("box", allow=from_anywhere) as box:
         await node.listen("loopback:node")
         link = await network.connect("node")
-        await link.send([encode_message((local("box"), *[local("x")] * (onward - 1)), (local("y"),) * back, b"")])
+        await link.send([CURRENT.encode((local("box"), *[local("x")] * (onward - 1)), (local("y"),) * back, b"")])
         await wait_all_tasks_blocked()
         assert len(box._inbox) == arrives
         assert node.counters == ({} if arrives else {DropReason.ROUTE_TOO_LONG: 1})
@@ -109,7 +109,7 @@ async def test_a_node_takes_no_message_with_more_than_32_hops_its_own_link_inclu
             assert len(message.onward) + len(message.back) == MAX_HOPS
             await box.reply(message, b"answer")
             (answer,) = await link.receive()
-            assert answer == encode_message((local("y"),) * back, (local("box"),), b"answer")
+            assert answer == CURRENT.encode((local("y"),) * back, (local("box"),), b"answer")
         await link.aclose()
 
 
@@ -123,7 +123,7 @@ async def test_a_forwarding_worker_drops_what_would_have_too_many_hops_for_the_n
         await node.listen("loopback:node")
         await node.start_worker("relay", forwarder([Route(link, *["x"] * 10)], []), allow=from_anywhere)
         stranger = await network.connect("node")
-        await stranger.send([encode_message((local("relay"),), (local("y"),) * 25, b"")])
+        await stranger.send([CURRENT.encode((local("relay"),), (local("y"),) * 25, b"")])
         await wait_all_tasks_blocked()
         assert node.counters == {DropReason.ROUTE_TOO_LONG: 1}
         await stranger.aclose()
@@ -145,7 +145,7 @@ async def test_a_message_from_afar_never_makes_the_node_dial(autojump_clock: Moc
         hub._transports["tcp"] = Watching()
         stranger = await network.connect("hub")
         tcp = Address("127.0.0.1:4000", "tcp").encoded
-        await stranger.send([encode_message((tcp, local("echoer")), (), b"")])
+        await stranger.send([CURRENT.encode((tcp, local("echoer")), (), b"")])
         await wait_all_tasks_blocked()
         assert not dialled
         assert hub.counters == {DropReason.UNKNOWN_ADDRESS: 1}

@@ -21,7 +21,7 @@ from trionode.log import sanitize
 from trionode.net.transport import Link
 from trionode.protocol.rules.access import from_anywhere
 from trionode.protocol.wire.address import local
-from trionode.protocol.wire.current_codec import CURRENT, encode_message
+from trionode.protocol.wire.current_codec import CURRENT
 from trionode.protocol.wire.message import Origin
 from trionode.stream.store.memory import MemoryStore
 from trionode.workers import echoer
@@ -376,7 +376,7 @@ async def test_what_a_peer_makes_too_large_for_the_next_link_is_dropped_and_coun
             await hub.connect(str(at), name="narrow")
             await hub.listen("loopback:hub")
             link = await network.connect("hub")
-            await link.send([encode_message((local("narrow"), local("x")), (), bytes(2000))])
+            await link.send([CURRENT.encode((local("narrow"), local("x")), (), bytes(2000))])
             await wait_all_tasks_blocked()
             assert hub.counters == {DropReason.FRAME_TOO_LARGE: 1}
             await link.aclose()
@@ -387,7 +387,7 @@ async def test_a_heartbeat_is_ignored(autojump_clock: MockClock) -> None:
     async with open_node(network) as bob:
         await bob.listen("loopback:bob")
         link = await network.connect("bob")
-        await link.send([encode_message((), (), b"")] * 1000)
+        await link.send([CURRENT.encode((), (), b"")] * 1000)
         await wait_all_tasks_blocked()
         assert not bob.counters
         assert len(bob._all_links) == 1
@@ -554,7 +554,7 @@ async def test_what_a_peer_sent_before_it_vanished_is_read_although_nothing_can_
         await bob.listen("loopback:bob")
         await bob.start_worker("answering", answering, allow=from_anywhere, bound=10_000)
         peer = await network.connect("bob")
-        await peer.send([encode_message((local("answering"),), (local("me"),), b"")] * 400)
+        await peer.send([CURRENT.encode((local("answering"),), (local("me"),), b"")] * 400)
         await peer.aclose()
         await trio.sleep(10)
         assert counted == 400

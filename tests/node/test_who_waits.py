@@ -16,7 +16,7 @@ from trionode.errors import ConnectionLost
 from trionode.net.transport import Link, Transport
 from trionode.protocol.rules.access import from_anywhere
 from trionode.protocol.wire.address import local
-from trionode.protocol.wire.current_codec import encode_message
+from trionode.protocol.wire.current_codec import CURRENT
 from trionode.routing.link import STALL_TIMEOUT as LINK_STALL_TIMEOUT
 from trionode.routing.link import NodeLink
 from trionode.routing.mailbox import STALL_TIMEOUT, Worker
@@ -234,7 +234,7 @@ async def test_a_client_that_never_reads_is_closed_and_others_are_served(
     make: Callable[[], Transport], watch: Watch
 ) -> None:
     transport, served = make(), [0]
-    frame = encode_message((local("service"),), (local("greedy"),), BODY)
+    frame = CURRENT.encode((local("service"),), (local("greedy"),), BODY)
     with trio.fail_after(10):
         async with open_node(transport) as hub, open_node(transport) as friend:
             at = await hub.listen("tcp:127.0.0.1:0" if transport.name == "tcp" else "loopback:hub")
@@ -274,8 +274,8 @@ async def test_a_peer_that_never_reads_and_sends_back_to_itself_is_bounded(
     async with open_node(network, forwards=True) as hub, hub.open_mailbox("tell", allow=from_anywhere) as tell:
         await hub.listen("loopback:hub", drop_when_full=drop_when_full)
         peer = await network.connect("hub")
-        await peer.send([encode_message((local("tell"),), (), b"")])
-        u_turn = encode_message(((await tell.receive()).back[0], local("me")), (), BODY)
+        await peer.send([CURRENT.encode((local("tell"),), (), b"")])
+        u_turn = CURRENT.encode(((await tell.receive()).back[0], local("me")), (), BODY)
         link = link_of(hub)
         with suppress(ConnectionLost):
             for _ in range(1000):

@@ -21,15 +21,15 @@ from trionode.protocol.portal import (
     PortalMessage,
     State,
 )
-from trionode.protocol.wire.classic_codec import decode_message as decode_classic
-from trionode.protocol.wire.current_codec import decode_message as decode_current
+from trionode.protocol.wire.classic_codec import CLASSIC
+from trionode.protocol.wire.current_codec import CURRENT
 
 _NAMES = {"ping": Ping(), "pong": Pong(), "disconnect": Disconnect()}
 
 
 @pytest.mark.parametrize("protocol_version", ["current", "classic"])
 def test_every_message_of_the_rust_transcripts_is_read_and_written_alike(protocol_version: str) -> None:
-    read, head = (decode_current, 4) if protocol_version == "current" else (decode_classic, 2)
+    read, head = (CURRENT.decode, 4) if protocol_version == "current" else (CLASSIC.decode, 2)
     (transcript,) = wire_vectors("portals.json", f"{protocol_version}.portal.transcript")
     for step in transcript["steps"]:
         payload = bytes.fromhex(step["payload"])

@@ -1,4 +1,4 @@
-"""The classic codec: the vectors byte for byte, whatever can be encoded, and what is refused (spec §2, §3.1)."""
+"""The classic codec: the vectors byte for byte, round trips, and what is refused (spec §2, §3.1)."""
 
 import pytest
 from hypothesis import given
@@ -7,9 +7,8 @@ from hypothesis import strategies as st
 from tests.support.vectors import load
 from trionode.errors import WireError
 from trionode.protocol.wire.address import MAX_VALUE, decode_address, encode_address, local
-from trionode.protocol.wire.classic_codec import CLASSIC, decode_full, decode_message, encode_full, encode_message
+from trionode.protocol.wire.classic_codec import CLASSIC, ClassicCodec
 from trionode.protocol.wire.framing import FrameDecoder, join_frames
-from trionode.protocol.wire.message import TransportMessage
 from trionode.protocol.wire.route import MAX_HOPS
 
 
@@ -18,17 +17,16 @@ def texts(route: tuple[bytes, ...]) -> list[str]:
 
 
 @pytest.mark.parametrize("file", ["wire/classic_tcp_frames.json", "wire/classic_stream_frames.json"])
-def test_captured_frames_are_read_and_written_byte_for_byte(file: str) -> None:
+def test_frames_in_vectors_decode_and_encode_byte_for_byte(file: str) -> None:
     vectors = load(file)
     assert vectors
     for vector in vectors:
         data, fields = bytes.fromhex(vector["hex"]), vector["fields"]
         (frame,) = FrameDecoder(CLASSIC).receive(data)
-        onward, back, payload = decode_message(frame)
+        onward, back, payload = CLASSIC.decode(frame)
         assert texts(onward) == fields["onward"], vector["name"]
         assert texts(back) == fields["return"], vector["name"]
-        assert join_frames(CLASSIC, [encode_message(onward, back, payload)]) == data, vector["name"]
-        assert encode_full(decode_full(frame)) == frame
+        assert join_frames(CLASSIC, [CLASSIC.encode(onward, back, payload)]) == data, vector["name"]
 
 
 addresses = st.builds(encode_address, st.integers(0, 255), st.binary(max_size=200))
@@ -36,30 +34,32 @@ routes = st.lists(addresses, max_size=MAX_HOPS).map(tuple)
 
 
 @given(routes, routes, st.binary(max_size=400), st.binary(max_size=5))
-def test_whatever_is_encoded_is_decoded_again_and_bytes_behind_are_ignored(
+def test_messages_round_trip_and_bytes_behind_them_are_ignored(
     onward: tuple[bytes, ...], back: tuple[bytes, ...], payload: bytes, behind: bytes
 ) -> None:
+    codec = ClassicCodec()
     for _ in range(2):  # the second time the routes are remembered
-        assert decode_message(encode_message(onward, back, payload) + behind) == (onward, back, payload)
+        assert codec.decode(codec.encode(onward, back, payload) + behind) == (onward, back, payload)
 
 
 @given(st.data())
-def test_a_message_cut_short_is_refused_and_not_remembered(data: st.DataObject) -> None:
+def test_a_truncated_message_is_refused_and_not_remembered(data: st.DataObject) -> None:
     onward, back = data.draw(routes), data.draw(routes)
-    encoded = encode_message(onward, back, b"payload")
+    codec = ClassicCodec()
+    encoded = codec.encode(onward, back, b"payload")
     cut = data.draw(st.integers(0, len(encoded) - 1))
     with pytest.raises(WireError):
-        decode_message(encoded[:cut])
-    assert decode_message(encoded) == (onward, back, b"payload")
+        codec.decode(encoded[:cut])
+    assert codec.decode(encoded) == (onward, back, b"payload")
 
 
 @given(st.binary(max_size=100))
-def test_junk_is_read_or_refused_and_nothing_else(junk: bytes) -> None:
+def test_arbitrary_bytes_are_decoded_or_raise_wire_error(junk: bytes) -> None:
     try:
-        onward, back, payload = decode_message(junk)
+        onward, back, payload = CLASSIC.decode(junk)
     except WireError:
         return
-    assert decode_message(encode_message(onward, back, payload)) == (onward, back, payload)
+    assert CLASSIC.decode(CLASSIC.encode(onward, back, payload)) == (onward, back, payload)
 
 
 REFUSED = {
@@ -79,18 +79,17 @@ REFUSED = {
 @pytest.mark.parametrize("encoded", REFUSED.values(), ids=REFUSED.keys())
 def test_a_message_out_of_bounds_is_refused(encoded: str) -> None:
     with pytest.raises(WireError):
-        decode_message(bytes.fromhex(encoded))
+        CLASSIC.decode(bytes.fromhex(encoded))
 
 
 def test_the_longest_address_passes() -> None:
     hop = local(b"x" * MAX_VALUE)
-    assert decode_message(encode_message((hop,), (), b"")) == ((hop,), (), b"")
+    assert CLASSIC.decode(CLASSIC.encode((hop,), (), b"")) == ((hop,), (), b"")
 
 
 def test_the_example_of_the_specification() -> None:
     encoded = bytes.fromhex("01 0100066563686f6572 010003617070 03026869")
-    assert encode_message((local("echoer"),), (local("app"),), b"\x02hi") == encoded
-    assert encode_full(TransportMessage((local("echoer"),), (local("app"),), b"\x02hi")) == encoded
+    assert CLASSIC.encode((local("echoer"),), (local("app"),), b"\x02hi") == encoded
 
 
 def test_an_empty_frame_is_handed_out_as_undecodable() -> None:

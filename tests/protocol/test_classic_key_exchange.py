@@ -22,11 +22,11 @@ from trionode.protocol.handshake.exchange import Event, State
 from trionode.protocol.handshake.noise import Role
 from trionode.protocol.identity.classic_identity import ClassicHistory, create_classic_history, verify_classic_history
 from trionode.protocol.identity.keys import KeyHandle, KeyKind
-from trionode.protocol.session.cipher import ChannelCipher, classic_cipher
+from trionode.protocol.session.cipher import ChannelCipher, ClassicCipher
 from trionode.protocol.session.session import Session
 from trionode.protocol.wire import bare
 from trionode.protocol.wire.address import MAX_VALUE, Encoded, local
-from trionode.protocol.wire.classic_codec import decode_message, encode_message
+from trionode.protocol.wire.classic_codec import CLASSIC
 from trionode.vault.memory import MemoryVault
 
 NOW = 1_700_000_000
@@ -84,11 +84,11 @@ def opened(alice: ClassicKeyExchange, bob: ClassicKeyExchange) -> tuple[ChannelC
 
 
 def sent(sender: ChannelCipher, payload: bytes, *onward: str) -> bytes:
-    return sender.seal(sender.write(tuple(map(local, onward or ("echoer",))), (local("app"),), payload))
+    return sender.encrypt(sender.encode(tuple(map(local, onward or ("echoer",))), (local("app"),), payload))
 
 
 def received(reader: ChannelCipher, message: bytes) -> bytes:
-    got = reader.read(reader.unseal(message))
+    got = reader.decode(reader.decrypt(message))
     assert isinstance(got, tuple)
     assert got[:2] == ((local("echoer"),), (local("app"),))
     return got[2]
@@ -163,21 +163,21 @@ def test_replays_and_the_identity_messages_come_again_are_refused_threat_5() -> 
         received(bobs, message)
     for message in (last, *messages):
         with pytest.raises(DecryptError):
-            bobs.unseal(message)
+            bobs.decrypt(message)
 
 
 def test_what_was_sealed_one_way_is_no_message_the_other_way_threat_12() -> None:
     alices, _ = opened(ALICE.initiate(), BOB.respond())
     with pytest.raises(DecryptError):
-        alices.unseal(sent(alices, b"reflected"))
+        alices.decrypt(sent(alices, b"reflected"))
 
 
 @pytest.mark.parametrize("onward", [(), (BOBS,), (ALICES, local("echoer")), (local("echoer"), BOBS)])
 def test_a_message_that_is_for_nobody_behind_the_channel_says_nothing(onward: tuple[Encoded, ...]) -> None:
     alices, bobs = opened(ALICE.initiate(), BOB.respond())
-    plaintext = bobs.unseal(alices.seal(encode_message(onward, (), b"")))
+    plaintext = bobs.decrypt(alices.encrypt(CLASSIC.encode(onward, (), b"")))
     with pytest.raises(WireError):
-        bobs.read(plaintext)
+        bobs.decode(plaintext)
     assert received(bobs, sent(alices, b"next")) == b"next"
 
 
@@ -190,7 +190,7 @@ def test_a_flipped_bit_anywhere_is_refused_and_moves_nothing_threat_3(data: st.D
     changed[bit // 8] ^= 1 << bit % 8
     for wrong in (bytes(changed), message[: bit // 8], message + b"\0"):
         with pytest.raises((DecryptError, WireError)):
-            bobs.unseal(wrong)
+            bobs.decrypt(wrong)
     received(bobs, message)
 
 
@@ -198,15 +198,15 @@ def test_a_flipped_bit_anywhere_is_refused_and_moves_nothing_threat_3(data: st.D
     st.binary(max_size=300), st.lists(st.binary(max_size=40), max_size=5), st.lists(st.binary(max_size=40), max_size=5)
 )
 def test_what_a_cipher_adds_is_within_its_overheads(payload: bytes, onward: list[bytes], back: list[bytes]) -> None:
-    cipher = classic_cipher(Session(bytes(32), bytes(32), rekey=False), ALICES, BOBS)
+    cipher = ClassicCipher(Session(bytes(32), bytes(32), rekey=False), ALICES, BOBS)
     routes = (tuple(map(local, [b"x", *onward])), tuple(map(local, back)))
-    plaintext = cipher.write(*routes, payload)
+    plaintext = cipher.encode(*routes, payload)
     # As the current generation encodes it, at least: four heads of a byte each.
     assert (
         len(plaintext)
-        <= 4 + sum(map(len, routes[0])) + sum(map(len, routes[1])) + len(payload) + 1 + cipher.plaintext_overhead
+        <= 4 + sum(map(len, routes[0])) + sum(map(len, routes[1])) + len(payload) + 1 + cipher.encoding_overhead
     )
-    assert len(cipher.seal(plaintext)) <= len(plaintext) + cipher.seal_overhead
+    assert len(cipher.encrypt(plaintext)) <= len(plaintext) + cipher.encryption_overhead
 
 
 # -- junk, and the right message after it ---------------------------------------------------------------------------------------------
@@ -355,7 +355,7 @@ Bad = Callable[[Somebody, ClassicKeyExchange, Encoded, Encoded, int], bytes]
 
 
 def _says(change: Callable[[Somebody, bytes, int], bytes]) -> Bad:
-    return lambda who, exchange, theirs, ours, kind: encode_message(
+    return lambda who, exchange, theirs, ours, kind: CLASSIC.encode(
         (theirs,), (ours,), change(who, exchange.handshake_hash, kind)
     )
 
@@ -383,19 +383,19 @@ BAD: dict[str, Bad] = {
     "a signature of another handshake": _says(
         lambda who, h, kind: said(kind, who.history.encoded, who.vault.sign(who.signing, h[::-1]))
     ),
-    "to another address": lambda who, exchange, _theirs, ours, kind: encode_message(
+    "to another address": lambda who, exchange, _theirs, ours, kind: CLASSIC.encode(
         (local("x"),), (ours,), _good(who, exchange.handshake_hash, kind)
     ),
-    "to somebody behind us": lambda who, exchange, theirs, ours, kind: encode_message(
+    "to somebody behind us": lambda who, exchange, theirs, ours, kind: CLASSIC.encode(
         (theirs, local("x")), (ours,), _good(who, exchange.handshake_hash, kind)
     ),
-    "from nowhere": lambda who, exchange, theirs, _ours, kind: encode_message(
+    "from nowhere": lambda who, exchange, theirs, _ours, kind: CLASSIC.encode(
         (theirs,), (), _good(who, exchange.handshake_hash, kind)
     ),
-    "from afar": lambda who, exchange, theirs, ours, kind: encode_message(
+    "from afar": lambda who, exchange, theirs, ours, kind: CLASSIC.encode(
         (theirs,), (ours, ours), _good(who, exchange.handshake_hash, kind)
     ),
-    "data": lambda _who, _exchange, theirs, ours, _kind: encode_message((theirs, local("echoer")), (ours,), b"data"),
+    "data": lambda _who, _exchange, theirs, ours, _kind: CLASSIC.encode((theirs, local("echoer")), (ours,), b"data"),
 }
 
 
@@ -421,16 +421,16 @@ def test_a_bad_identity_ends_the_exchange_with_one_text_for_all_causes_threat_25
 def test_a_response_from_another_address_than_message_1_said_ends_the_exchange() -> None:
     alice, bob = ALICE.initiate(), BOB.respond()
     up_to(5, alice, bob)
-    elsewhere = encode_message((BOBS,), (local("x"),), _good(ALICE, alice.handshake_hash, IdentityKind.RESPONSE))
+    elsewhere = CLASSIC.encode((BOBS,), (local("x"),), _good(ALICE, alice.handshake_hash, IdentityKind.RESPONSE))
     refuses(bob, sealed(alice, elsewhere), ends=True)
 
 
 def test_our_own_request_reflected_as_a_response_is_refused_threat_12() -> None:
     # What ockam 0.77.0 accepts: whoever shakes hands anonymously with Bob and sends his own signature back is "Bob" (spec §8, "Reflection").
     mallory, bob = somebody(3).initiate(), BOB.respond()
-    _, _, request = decode_message(opened_by(mallory, up_to(4, mallory, bob)))
+    _, _, request = CLASSIC.decode(opened_by(mallory, up_to(4, mallory, bob)))
     assert request[0] == IdentityKind.REQUEST
-    reflected = encode_message((BOBS,), (ALICES,), bytes([IdentityKind.RESPONSE]) + request[1:])
+    reflected = CLASSIC.encode((BOBS,), (ALICES,), bytes([IdentityKind.RESPONSE]) + request[1:])
     refuses(bob, sealed(mallory, reflected), ends=True)
 
 
@@ -450,7 +450,7 @@ def test_our_own_identity_is_refused_at_either_end_threat_12(role: Role) -> None
         # The initiator that does not mind: it accepts whom it should not.
         alice, bob = ALICE.initiate(), ALICE.respond()
         up_to(4, alice, bob)
-        own = encode_message((BOBS,), (ALICES,), _good(ALICE, alice.handshake_hash, IdentityKind.RESPONSE))
+        own = CLASSIC.encode((BOBS,), (ALICES,), _good(ALICE, alice.handshake_hash, IdentityKind.RESPONSE))
         refuses(bob, sealed(alice, own), ends=True)
 
 
@@ -477,7 +477,7 @@ def test_a_rotated_identity_signs_with_its_current_root_key_and_no_older_one_thr
     alice, bob = ALICE.initiate(), ClassicKeyExchange.responder(vault, new, history, BOBS)
     up_to(4, alice, bob)
     by_the_old = said(IdentityKind.REQUEST, history.encoded, vault.sign(old, bob.handshake_hash))
-    refuses(alice, sealed(bob, encode_message((ALICES,), (BOBS,), by_the_old)), ends=True)
+    refuses(alice, sealed(bob, CLASSIC.encode((ALICES,), (BOBS,), by_the_old)), ends=True)
 
 
 # -- verbs, and the keys ----------------------------------------------------------------------------------------------------------------
@@ -606,7 +606,7 @@ def test_transcripts_replay_through_our_exchange_and_cipher_byte_for_byte(side: 
         if each["fields"]["known_side"] == side.value
     ]
     fields, steps = transcript["fields"], transcript["steps"]
-    outer = {step["step"]: decode_message(bytes.fromhex(step["hex"])[2:])[2] for step in steps}
+    outer = {step["step"]: CLASSIC.decode(bytes.fromhex(step["hex"])[2:])[2] for step in steps}
     introduction = steps[3 if side is Role.RESPONDER else 4]
     ours = address(introduction["inner_return"][0])
     vault = MemoryVault()
@@ -647,13 +647,13 @@ def replay_data(
         payload = bytes.fromhex(str(step["inner_payload"]))
         if str(step["direction"]).startswith(side.value):
             while sent_so_far < nonce:
-                cipher.seal(b"left out of the transcript")
+                cipher.encrypt(b"left out of the transcript")
                 sent_so_far += 1
-            assert cipher.seal(cipher.write(onward[1:], back, payload)) == outer[number]
+            assert cipher.encrypt(cipher.encode(onward[1:], back, payload)) == outer[number]
             sent_so_far += 1
         else:
             assert onward[0] == ours
-            assert cipher.read(cipher.unseal(outer[number])) == (onward[1:], back, payload)
+            assert cipher.decode(cipher.decrypt(outer[number])) == (onward[1:], back, payload)
         checked += 1
     assert checked in (2, 9)
 
@@ -662,9 +662,9 @@ def test_the_blobs_of_the_vectors_are_those_of_the_cipher() -> None:
     for vector in load("wire/classic_cipher.json"):
         fields = vector["fields"]
         key, plaintext = bytes.fromhex(fields["key"]), bytes.fromhex(fields["plaintext"])
-        cipher = classic_cipher(Session(key, key, rekey=False), ALICES, BOBS)
-        assert cipher.unseal(bare.data(bytes.fromhex(vector["hex"]))) == plaintext
+        cipher = ClassicCipher(Session(key, key, rekey=False), ALICES, BOBS)
+        assert cipher.decrypt(bare.data(bytes.fromhex(vector["hex"]))) == plaintext
         if fields["nonce"] < 100:
             for _ in range(fields["nonce"]):
-                cipher.seal(b"")
-            assert cipher.seal(plaintext) == bare.data(bytes.fromhex(vector["hex"]))
+                cipher.encrypt(b"")
+            assert cipher.encrypt(plaintext) == bare.data(bytes.fromhex(vector["hex"]))

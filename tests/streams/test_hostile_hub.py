@@ -33,7 +33,7 @@ from trionode.protocol.stream import (
     Record,
     Response,
 )
-from trionode.protocol.wire.current_codec import decode_message
+from trionode.protocol.wire.current_codec import CURRENT
 from trionode_loopback import Loopback
 
 PAYLOADS = [b"message %d" % n for n in range(1000)]
@@ -126,7 +126,7 @@ async def test_two_conversations_that_are_spliced_are_refused_threat_10(autojump
 
         def splice_into(stream: str, opposite: str) -> Tamper:
             def tamper(record: bytes) -> Sequence[bytes]:
-                (decryptor,), _, _ = decode_message(record)
+                (decryptor,), _, _ = CURRENT.decode(record)
                 # As it is, and addressed to the channel whose stream it is in now; and the same in the other direction.
                 store.plant(opposite, changed(record, onward=(reverse[decryptor],)))
                 store.plant(stream, changed(record, onward=(addresses[decryptor],)))

@@ -33,7 +33,7 @@ from trionode.protocol.stream import (
     encode,
 )
 from trionode.protocol.wire.address import local
-from trionode.protocol.wire.current_codec import encode_message
+from trionode.protocol.wire.current_codec import CURRENT
 from trionode.stream.client import SILENCE
 from trionode.stream.store.base import Push, Stored, StoreError
 from trionode.stream.store.memory import MemoryStore
@@ -102,7 +102,7 @@ def numbered(count: int, size: int = 8) -> list[bytes]:
 
 
 def record(onward: Sequence[str], payload: bytes = b"", back: Sequence[str] = ()) -> bytes:
-    return encode_message(tuple(map(local, onward)), tuple(map(local, back)), payload)
+    return CURRENT.encode(tuple(map(local, onward)), tuple(map(local, back)), payload)
 
 
 async def put(store: MemoryStore, stream: str, records: Sequence[bytes], *, start: int = 0) -> None:
@@ -253,7 +253,7 @@ async def test_a_message_too_large_rises_at_the_caller_and_the_stream_goes_on(
 ) -> None:
     async with open_scene() as (_, _, alice, bob):
         ours, theirs = await open_pair(alice, bob)
-        largest = bytes(MAX_RECORD - len(encode_message((), (), bytes(MAX_RECORD))) + MAX_RECORD)
+        largest = bytes(MAX_RECORD - len(CURRENT.encode((), (), bytes(MAX_RECORD))) + MAX_RECORD)
         with pytest.raises(MessageTooLargeError, match="at most 64000 bytes with their routes, this one has 64001"):
             await alice.send(Route(ours), largest + b"x")
         await alice.send(Route(ours), largest)
@@ -501,7 +501,7 @@ async def test_answers_that_do_not_come_from_the_hub_are_counted_and_change_noth
         await alice.listen("loopback:alice")
         for target in (ours._consumer_address, ours.encoded):
             link = await network.connect("alice")
-            await link.send([encode_message((target,), (local("x"),), forged)])
+            await link.send([CURRENT.encode((target,), (local("x"),), forged)])
         await trio.testing.wait_all_tasks_blocked()
         assert alice.counters[DropReason.STREAM_ANSWER_NOT_FROM_HUB] == 2
         await bob.send(Route(theirs), b"real")
@@ -615,7 +615,7 @@ async def test_a_record_cannot_reach_what_is_only_for_this_node(autojump_clock: 
         await put(
             store,
             "to_bob",
-            [record(["private"], b"x"), encode_message((sender,), (), b"x"), record([], b"end")],
+            [record(["private"], b"x"), CURRENT.encode((sender,), (), b"x"), record([], b"end")],
         )
         assert await receive(theirs, 1) == [b"end"]
         assert bob.counters[DropReason.ACCESS_DENIED] == 1

@@ -35,7 +35,7 @@ from trionode.protocol.stream import (
     uuid7_hex,
 )
 from trionode.protocol.wire.address import Encoded, decode_address, encode_address, local
-from trionode.protocol.wire.current_codec import decode_message, encode_message
+from trionode.protocol.wire.current_codec import CURRENT
 from trionode.protocol.wire.message import Origin
 from trionode.routing.router import random_address
 from trionode.stream.service import StreamLimits, StreamService
@@ -70,7 +70,7 @@ class Client:
 
     async def tell(self, to: str | Encoded, payload: bytes, *, back: Sequence[str] = ("c",)) -> None:
         address = local(to) if isinstance(to, str) else to
-        await self._link.send([encode_message((address,), tuple(map(local, back)), payload)])
+        await self._link.send([CURRENT.encode((address,), tuple(map(local, back)), payload)])
 
     async def frame(self) -> bytes:
         """The next frame that is for somebody."""
@@ -79,12 +79,12 @@ class Client:
                 self._frames = list(await self._link.receive())
                 assert self._frames
             frame = self._frames.pop(0)
-            if decode_message(frame)[0]:
+            if CURRENT.decode(frame)[0]:
                 return frame
 
     async def hear(self) -> tuple[str, str, bytes]:
         """To whom, from whom, what."""
-        onward, back, payload = decode_message(await self.frame())
+        onward, back, payload = CURRENT.decode(await self.frame())
         (to,), (sender,) = onward, back
         return decode_address(to)[1].decode(), decode_address(sender)[1].decode(), payload
 
@@ -302,7 +302,7 @@ async def test_an_answer_has_at_most_65000_bytes_and_at_least_one_record(
             )
             frame = await client.frame()
             assert len(frame) <= MAX_ANSWER
-            answer = decode_response(decode_message(frame)[2])
+            answer = decode_response(CURRENT.decode(frame)[2])
             assert isinstance(answer, PullResponse)
             index = answer.records[-1].index + 1
             seen.append(len(answer.records))
@@ -559,7 +559,7 @@ async def test_saves_beyond_the_table_are_lost_and_nothing_else(
         await client.ask(SERVICE, CreateRequest("s"))
         link = client._link
         save = [
-            encode_message((local(INDEX_SERVICE),), (local("c"),), encode(IndexSave(f"i{number}", "s", 1)))
+            CURRENT.encode((local(INDEX_SERVICE),), (local("c"),), encode(IndexSave(f"i{number}", "s", 1)))
             for number in range(100)
         ]
         await link.send(save)

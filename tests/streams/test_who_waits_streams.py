@@ -15,7 +15,7 @@ from trionode.net.transport import Link
 from trionode.protocol.rules.access import from_anywhere
 from trionode.protocol.stream import CreateRequest, PullRequest, PushRequest, encode
 from trionode.protocol.wire.address import local
-from trionode.protocol.wire.current_codec import encode_message
+from trionode.protocol.wire.current_codec import CURRENT
 from trionode.routing.byte_budget import DEFAULT_BOUND, HARD_LIMIT, ByteBudget
 from trionode.stream.service import StreamLimits, StreamService
 from trionode.stream.store.base import StreamStore
@@ -130,7 +130,7 @@ def strangers(room: ByteBudget) -> int:
 
 
 def frame(to: str, payload: bytes, back: str = "c") -> bytes:
-    return encode_message((local(to),), (local(back),), payload)
+    return CURRENT.encode((local(to),), (local(back),), payload)
 
 
 async def send_until_closed(link: Link, frames: list[bytes]) -> bool:

@@ -11,13 +11,7 @@ from trionode.errors import WireError
 from trionode.net.transport import Link, Transport
 from trionode.protocol.stream import Record, Response, decode_response, encode
 from trionode.protocol.wire.address import Encoded, local
-from trionode.protocol.wire.current_codec import (
-    RefreshCredentials,
-    decode_message,
-    encode_message,
-    seal_close,
-    seal_refresh,
-)
+from trionode.protocol.wire.current_codec import CLOSE_PLAINTEXT, CURRENT, RefreshCredentials, encode_refresh
 from trionode.protocol.wire.version import ProtocolVersion
 from trionode.stream.store.base import Push, Stored, StoreError
 from trionode.stream.store.memory import MemoryStore
@@ -45,8 +39,8 @@ def changed(
     payload: bytes | None = None,
 ) -> bytes:
     """The message with other routes or another payload."""
-    was_onward, was_back, was_payload = decode_message(message)
-    return encode_message(
+    was_onward, was_back, was_payload = CURRENT.decode(message)
+    return CURRENT.encode(
         was_onward if onward is None else onward,
         was_back if back is None else back,
         was_payload if payload is None else payload,
@@ -175,7 +169,7 @@ def answering(change: Callable[[Response], Sequence[Response]]) -> Tamper:
 
     def tamper(frame: bytes) -> Sequence[bytes]:
         try:
-            response = decode_response(decode_message(frame)[2])
+            response = decode_response(CURRENT.decode(frame)[2])
         except WireError:
             return [frame]
         return [changed(frame, payload=encode(each)) for each in change(response)]
@@ -205,7 +199,7 @@ class Fault:
 
 def flipped(random: Random) -> Tamper:
     def tamper(message: bytes) -> Sequence[bytes]:
-        payload = bytearray(decode_message(message)[2])
+        payload = bytearray(CURRENT.decode(message)[2])
         bit = random.randrange(8 * len(payload))
         payload[bit // 8] ^= 1 << bit % 8
         return [changed(message, payload=bytes(payload))]
@@ -251,14 +245,14 @@ def _reversed(random: Random) -> Tamper:
 
 def _truncated(random: Random) -> Tamper:
     def tamper(message: bytes) -> Sequence[bytes]:
-        payload = decode_message(message)[2]
+        payload = CURRENT.decode(message)[2]
         return [changed(message, payload=payload[: random.randrange(len(payload))])]
 
     return tamper
 
 
 def _extended(random: Random) -> Tamper:
-    return lambda message: [changed(message, payload=decode_message(message)[2] + random.randbytes(1))]
+    return lambda message: [changed(message, payload=CURRENT.decode(message)[2] + random.randbytes(1))]
 
 
 def _garbage(random: Random) -> Tamper:
@@ -267,13 +261,13 @@ def _garbage(random: Random) -> Tamper:
 
 def _unsealed(random: Random) -> Tamper:
     """Control messages in the clear, and under a made-up seal with the right nonce."""
-    refresh = seal_refresh(RefreshCredentials(b"\x80", ()))
+    refresh = encode_refresh(RefreshCredentials(b"\x80", ()))
 
     def tamper(message: bytes) -> Sequence[bytes]:
-        nonce = decode_message(message)[2][:8]
+        nonce = CURRENT.decode(message)[2][:8]
         forged = [
             made
-            for control in (seal_close(), refresh)
+            for control in (CLOSE_PLAINTEXT, refresh)
             for made in (control, nonce + control + random.randbytes(16), bytes(8) + control)
         ]
         return [*(changed(message, payload=each) for each in forged), message]
@@ -286,7 +280,7 @@ def _renumbered(random: Random) -> Tamper:
     nonces = [0, 31, 32, 33, 1_000, 32_768, 2**32, 2**63, 2**64 - 2, 2**64 - 1]
 
     def tamper(message: bytes) -> Sequence[bytes]:
-        payload = decode_message(message)[2]
+        payload = CURRENT.decode(message)[2]
         nonce = int.from_bytes(payload[:8], "big")
         other = random.choice([n for n in nonces if n != nonce]).to_bytes(8, "big")
         return [changed(message, payload=other + payload[8:]), message]
@@ -324,7 +318,7 @@ def mixed(random: Random) -> Tamper:
     def tamper(message: bytes) -> Sequence[bytes]:
         seen.append(message)
         again = random.sample(seen, min(len(seen), random.choice([0, 0, 1, 3])))
-        if not decode_message(message)[2]:
+        if not CURRENT.decode(message)[2]:
             return again  # some faults need a bit that they can flip
         return [*random.choice(scripts)(message), *again]
 

@@ -16,7 +16,7 @@ from trionode.net.sockets import open_listeners
 from trionode.net.transport import Link
 from trionode.protocol.rules.access import from_anywhere
 from trionode.protocol.wire.address import local
-from trionode.protocol.wire.current_codec import CURRENT, encode_message
+from trionode.protocol.wire.current_codec import CURRENT
 from trionode.protocol.wire.framing import join_frames
 from trionode.testing.transport import CHECKS, SMALL, Check, Ground, run_check, the_largest_frame_arrives_whole
 from trionode.workers import echoer
@@ -178,12 +178,12 @@ async def test_a_peer_that_greets_slowly_and_sends_byte_by_byte_is_understood() 
     with trio.fail_after(5):
         async with node_with_a_friend() as (_, peer, _, _):
             host, _, port = peer.partition(":")
-            frame = join_frames(CURRENT, [encode_message((local("echoer"),), (local("app"),), b"payload")])
+            frame = join_frames(CURRENT, [CURRENT.encode((local("echoer"),), (local("app"),), b"payload")])
             async with await trio.open_tcp_stream(host, int(port)) as slow:
                 for byte in b"\x01" + HEARTBEAT + frame:
                     await slow.send_all(bytes((byte,)))
                     await trio.testing.wait_all_tasks_blocked()
-                answer = join_frames(CURRENT, [encode_message((local("app"),), (local("echoer"),), b"payload")])
+                answer = join_frames(CURRENT, [CURRENT.encode((local("app"),), (local("echoer"),), b"payload")])
                 received = b""
                 while len(received) < 1 + len(answer):
                     received += await slow.receive_some()

@@ -22,7 +22,7 @@ from trionode.net.tls import client_context, server_context
 from trionode.net.transport import Link, load_transport
 from trionode.protocol.rules.access import from_anywhere
 from trionode.protocol.wire.address import local
-from trionode.protocol.wire.current_codec import encode_message
+from trionode.protocol.wire.current_codec import CURRENT
 from trionode.testing.transport import CHECKS, SMALL, Check, Ground, run_check
 from trionode.workers import echoer
 from trionode_websocket import SecureWebSocket, WebSocket, handshake, link
@@ -31,8 +31,8 @@ from trionode_websocket.stream import READ_SIZE, ByteStream
 #: Port 1 of the loopback interface: nobody listens there on any machine that runs tests.
 NOBODY = "127.0.0.1:1"
 
-ASK = encode_message((local("echoer"),), (local("app"),), b"payload")
-ANSWER = encode_message((local("app"),), (local("echoer"),), b"payload")
+ASK = CURRENT.encode((local("echoer"),), (local("app"),), b"payload")
+ANSWER = CURRENT.encode((local("app"),), (local("echoer"),), b"payload")
 
 
 @pytest.fixture(scope="module")

@@ -26,12 +26,12 @@ from trionode.errors import ConnectionLost, WireError
 from trionode.net.transport import Link
 from trionode.protocol.rules.access import from_anywhere
 from trionode.protocol.wire.address import local
-from trionode.protocol.wire.current_codec import encode_message
+from trionode.protocol.wire.current_codec import CURRENT
 from trionode.workers import echoer
 from trionode_websocket import SUBPROTOCOL, SecureWebSocket, WebSocket, link
 
-ASK = encode_message((local("echoer"),), (local("app"),), b"payload")
-ANSWER = encode_message((local("app"),), (local("echoer"),), b"payload")
+ASK = CURRENT.encode((local("echoer"),), (local("app"),), b"payload")
+ANSWER = CURRENT.encode((local("app"),), (local("echoer"),), b"payload")
 
 SPOKEN = Subprotocol(SUBPROTOCOL)
 
@@ -97,14 +97,14 @@ async def test_a_client_of_websockets_sends_a_frame_gets_one_pings_and_closes() 
 
 async def test_large_frames_pass_in_both_directions_of_a_client_of_websockets() -> None:
     payload = bytes(range(256)) * 4000
-    ask = encode_message((local("echoer"),), (local("app"),), payload)
+    ask = CURRENT.encode((local("echoer"),), (local("app"),), payload)
 
     def client() -> None:
         with connect(url, subprotocols=[SPOKEN], max_size=2**24) as websocket:
             for _ in range(3):
                 websocket.send(ask)
             for _ in range(3):
-                assert websocket.recv() == encode_message((local("app"),), (local("echoer"),), payload)
+                assert websocket.recv() == CURRENT.encode((local("app"),), (local("echoer"),), payload)
 
     async with node_at(WebSocket()) as (_, url):
         await call(client)

@@ -17,7 +17,6 @@ from trionode.errors import (
     DecryptError,
     HandshakeError,
     IdentityError,
-    LocalError,
     MessageTooLargeError,
     UnknownAddressError,
     WireError,
@@ -33,8 +32,8 @@ from trionode.protocol.identity.identity import verify_history
 from trionode.protocol.identity.payload import MAX_CREDENTIALS
 from trionode.protocol.rules.access import from_anywhere, from_local
 from trionode.protocol.session.cipher import ChannelCipher
-from trionode.protocol.wire import current_codec
 from trionode.protocol.wire.address import Address, Encoded
+from trionode.protocol.wire.current_codec import RefreshCredentials
 from trionode.protocol.wire.message import LOCAL, Message, Origin
 from trionode.protocol.wire.route import MAX_HOPS, Route
 from trionode.routing.byte_budget import ByteBudget
@@ -78,9 +77,9 @@ class SecureChannel:
         self._route = route
         self._theirs = route[-1]
         #: Whether the route follows the peer to a new link: a responder's may, an initiator's never does (spec §7.2).
-        self._follows = follows and cipher.follows
+        self._follows = follows and cipher.follows_peer
         #: The outer return route of what is sent; where peers ignore it, it names the address that they write to anyway (spec §8).
-        self._back: tuple[Encoded, ...] = () if cipher.follows else (self.decryptor,)
+        self._back: tuple[Encoded, ...] = () if cipher.follows_peer else (self.decryptor,)
         self._identifier = peer.identifier.value
         self._origin: dict[Origin, Origin] = {}
         self._max_plaintext: int | None = None
@@ -101,13 +100,13 @@ class SecureChannel:
 
     def _measure(self) -> None:
         limit = self._router.limit(self._route[0])
-        outer = sum(map(len, self._route[1:])) + _HEADS + self._cipher.seal_overhead
+        outer = sum(map(len, self._route[1:])) + _HEADS + self._cipher.encryption_overhead
         self._max_plaintext = None if limit is None else limit - outer
 
     @property
     def _beside(self) -> int:
         """Bytes of an application message that are neither its own routes nor its payload."""
-        return self._cipher.plaintext_overhead + sum(map(len, self._back))
+        return self._cipher.encoding_overhead + sum(map(len, self._back))
 
     @property
     def _limit(self) -> int | None:
@@ -120,27 +119,27 @@ class SecureChannel:
             # The answer to a message with an empty return route, for one. It is for nobody, and classic Rust peers panic on it (spec §8).
             self._router.counters[DropReason.ENDS_AT_CHANNEL] += 1
             return None
-        return self._send(self._cipher.write(onward, message.back, message.payload), self._back, message.deliveries)
+        return self._send(self._cipher.encode(onward, message.back, message.payload), self._back, message.deliveries)
 
     def _send(self, plaintext: bytes, back: tuple[Encoded, ...], deliveries: int = 0) -> ByteBudget | None:
         route, limit = self._route, self._max_plaintext
         if limit is not None and len(plaintext) + sum(map(len, back)) > limit:
             raise MessageTooLargeError(
                 f"the way to {self.peer.identifier} carries messages of at most {limit - self._beside} bytes with their routes, "
-                f"this one has {len(plaintext) - self._cipher.plaintext_overhead}: send it in parts"
+                f"this one has {len(plaintext) - self._cipher.encoding_overhead}: send it in parts"
             )
         if route[0] not in self._router:
             # The error of every address that is gone: whoever answers a peer that went away drops the answer, and goes on.
             raise UnknownAddressError(
                 f"the way to {self.peer.identifier} is gone: its link or stream ended. Open the channel again"
             )
-        return self._router.deliver(Message(route, back, self._cipher.seal(plaintext), LOCAL, deliveries))
+        return self._router.deliver(Message(route, back, self._cipher.encrypt(plaintext), LOCAL, deliveries))
 
     def decrypt(self, message: Message) -> ByteBudget | None:
         """The hop that opens; nothing that does not verify has any effect (spec §7.3, §7.4)."""
         cipher = self._cipher
         try:
-            opened = cipher.read(cipher.unseal(message.payload))
+            opened = cipher.decode(cipher.decrypt(message.payload))
         except (DecryptError, WireError):
             self.refused += 1
             self._router.counters[DropReason.DECRYPT_FAILED] += 1
@@ -155,7 +154,7 @@ class SecureChannel:
                 return None
             origin = self._origin.get(message.origin) or self._know(message.origin)
             return self._router.deliver(Message(onward, (self.encoded, *back), payload, origin, message.deliveries))
-        if isinstance(opened, current_codec.RefreshCredentials):
+        if isinstance(opened, RefreshCredentials):
             self._refresh(opened)
         else:
             self._end("the peer closed it")
@@ -166,7 +165,7 @@ class SecureChannel:
         self._origin = {outer: attrs.evolve(outer, identifier=self._identifier)}
         return self._origin[outer]
 
-    def _refresh(self, refresh: current_codec.RefreshCredentials) -> None:
+    def _refresh(self, refresh: RefreshCredentials) -> None:
         try:
             history = verify_history(refresh.history)
             credentials = tuple(map(PresentedCredential.decode, refresh.credentials[: MAX_CREDENTIALS + 1]))
@@ -185,14 +184,8 @@ class SecureChannel:
 
         LocalError for a channel of a generation that has no credentials.
         """
-        if self._cipher.refresh is None:
-            raise LocalError(
-                f"the channel with {self.peer.identifier} carries no credentials: they exist on channels of generation='current' only"
-            )
-        refresh = current_codec.RefreshCredentials(
-            identity.history.encoded, tuple(each.encode() for each in credentials)
-        )
-        self._send(self._cipher.refresh(refresh), (self.encoded,))
+        refresh = RefreshCredentials(identity.history.encoded, tuple(each.encode() for each in credentials))
+        self._send(self._cipher.encode_refresh(refresh), (self.encoded,))
 
     def lose(self) -> None:
         """End this side without a word to the peer: the way to it is gone."""
@@ -210,9 +203,9 @@ class SecureChannel:
         """Tell the peer, if its way is still there and its generation can be told, and end this side; a second time it does nothing."""
         if not self.closed.is_set():
             # A peer that can't be told finds out by its own means.
-            if self._cipher.close is not None:
+            if self._cipher.close_plaintext is not None:
                 with suppress(UnknownAddressError, ClosedError):
-                    self._send(self._cipher.close, (self.encoded,))
+                    self._send(self._cipher.close_plaintext, (self.encoded,))
             self._end("this side closed it")
         await trio.lowlevel.checkpoint()
 

@@ -51,7 +51,7 @@ class NodeLink:
         self._router = router
         self._link = link
         self._hang_up = hang_up
-        self._encode = link.protocol_version.encode
+        self._codec = link.protocol_version.codec()
         self._max_frame = min(link.max_frame, link.protocol_version.max_sent)
         self._undecodable = 0
         self._outbox: MemoryChannel[bytes] = MemoryChannel(stall_timeout=STALL_TIMEOUT, on_stall=self._on_stall)
@@ -72,7 +72,7 @@ class NodeLink:
             # A worker that forwards can make a peer's long route longer: no error of this program.
             self._router.counters[DropReason.ROUTE_TOO_LONG] += 1
             return None
-        frame = self._encode(message.onward[1:], message.back, message.payload)
+        frame = self._codec.encode(message.onward[1:], message.back, message.payload)
         if len(frame) > self._max_frame:
             if origin is LOCAL:
                 msg = f"the link to {self.peer} carries frames of at most {self._max_frame} bytes, this message makes {len(frame)}"
@@ -138,7 +138,7 @@ class NodeLink:
 
     async def _read(self) -> None:
         link, router, origin, encoded = self._link, self._router, self.origin, self.encoded
-        decode, deliver, drop_when_full = link.protocol_version.decode, router.deliver, origin.drop_when_full
+        decode, deliver, drop_when_full = self._codec.decode, router.deliver, origin.drop_when_full
         latest: tuple[Encoded, ...] = ()
         returning: tuple[Encoded, ...] = (encoded,)
         try:

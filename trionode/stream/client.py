@@ -104,7 +104,8 @@ class Stream:
     ) -> None:
         if protocol_version not in _VERSIONS:
             raise LocalError(f"a stream writes the wire {' or '.join(map(repr, _VERSIONS))}, not {protocol_version!r}")
-        self._encode = _VERSIONS[protocol_version].encode
+        self._encode = _VERSIONS[protocol_version].codec().encode
+        self._codecs = {first: version.codec() for first, version in _WRITTEN_IN.items()}
         # A UUIDv7: what it says of its birth bounds how far back a hub looks for this producer's earlier pushes.
         self.encoded = local(producer_name(time.time_ns() // 1_000_000, secrets.token_bytes(10)))
         #: Records of sessions that are over, or for addresses that are nobody's: skipped.
@@ -383,12 +384,12 @@ class Stream:
             self._watch(self._consumer.next_deadline())
 
     def _deliver_record(self, record: Record) -> ByteBudget | None:
-        protocol_version = _WRITTEN_IN.get(record.message[0]) if record.message else None
-        if protocol_version is None:
+        codec = self._codecs.get(record.message[0]) if record.message else None
+        if codec is None:
             self._skip("a record of no known generation")
             return None
         try:
-            onward, back, payload = protocol_version.decode(record.message)
+            onward, back, payload = codec.decode(record.message)
         except WireError as error:
             self._skip(str(error))
             return None

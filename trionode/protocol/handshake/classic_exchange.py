@@ -14,11 +14,11 @@ from trionode.protocol.identity.classic_identity import ClassicHistory, verify_c
 from trionode.protocol.identity.identity import MAX_HISTORY
 from trionode.protocol.identity.keys import KeyHandle, KeyKind, Vault
 from trionode.protocol.identity.signatures import verify_ed25519
-from trionode.protocol.session.cipher import ChannelCipher, classic_cipher, only_data
+from trionode.protocol.session.cipher import ClassicCipher
 from trionode.protocol.session.session import Session
 from trionode.protocol.wire import bare
 from trionode.protocol.wire.address import MAX_VALUE, Encoded, decode_address, encode_address
-from trionode.protocol.wire.classic_codec import decode_message, encode_message
+from trionode.protocol.wire.classic_codec import CLASSIC
 
 #: Bytes of the three Noise messages, whose payloads are empty (spec §6.1).
 _FIRST, _SECOND, _THIRD = 32, 96, 64
@@ -177,13 +177,13 @@ class ClassicKeyExchange:
         """End the exchange and forget its keys; a second time, or on an open exchange, it does nothing."""
         self._on(Event.REFUSE)
 
-    def cipher(self) -> ChannelCipher:
+    def cipher(self) -> ClassicCipher:
         """Return what the channel reads and writes by, always around the same session; LocalError before `accept`."""
         if self.state is not State.OPEN:
             raise LocalError(f"the exchange is {self.state.value}: only an open one has a cipher")
         assert self._session is not None
         assert self._theirs is not None
-        return classic_cipher(self._session, self._ours, self._theirs)
+        return ClassicCipher(self._session, self._ours, self._theirs)
 
     @property
     def handshake_hash(self) -> bytes:
@@ -236,14 +236,14 @@ class ClassicKeyExchange:
 
     def _answer_second(self, message: bytes) -> bytes:
         attempt = copy.copy(self._noise)
-        attempt.read_message(_sized(only_data(message), _SECOND))
+        attempt.read_message(_sized(bare.only_data(message), _SECOND))
         third = attempt.write_message()
         self._agree(attempt)
         return bare.data(third)
 
     def _answer_third(self, message: bytes) -> bytes:
         attempt = copy.copy(self._noise)
-        attempt.read_message(_sized(only_data(message), _THIRD))
+        attempt.read_message(_sized(bare.only_data(message), _THIRD))
         signature = self._sign(attempt)  # the last thing that can fail
         self._agree(attempt)
         return self._introduce(IdentityKind.REQUEST, signature)
@@ -266,11 +266,11 @@ class ClassicKeyExchange:
         assert self._session is not None
         assert self._theirs is not None
         said = bare.uint(kind) + bare.data(self._history.encoded) + bare.data(signature)
-        return bare.data(self._session.encrypt(encode_message((self._theirs,), (self._ours,), said)))
+        return bare.data(self._session.encrypt(CLASSIC.encode((self._theirs,), (self._ours,), said)))
 
     def _read_identity(self, message: bytes) -> None:
         assert self._session is not None
-        blob = only_data(message)
+        blob = bare.only_data(message)
         if len(blob) > MAX_IDENTITY_MESSAGE or not blob.startswith(_FIRST_NONCE):
             raise WireError("no sealed identity message")
         plaintext = self._session.decrypt(blob)
@@ -281,7 +281,7 @@ class ClassicKeyExchange:
             raise HandshakeError(REFUSED) from error
 
     def _verified(self, plaintext: bytes) -> tuple[Encoded, Peer]:
-        onward, back, said = decode_message(plaintext)
+        onward, back, said = CLASSIC.decode(plaintext)
         # Message 4 is the first that names the responder's address; message 5 names the initiator's once more.
         if onward != (self._ours,) or len(back) != 1 or self._theirs not in (None, *back):
             raise WireError("an identity message that is not between the two sides of this channel")

@@ -14,7 +14,7 @@ from trionode.protocol.identity.history import History
 from trionode.protocol.identity.identity import Identifier
 from trionode.protocol.identity.keys import KeyHandle, KeyKind, Vault
 from trionode.protocol.identity.payload import IdentityPayload
-from trionode.protocol.session.cipher import ChannelCipher, current_cipher
+from trionode.protocol.session.cipher import ChannelCipher, CurrentCipher
 from trionode.protocol.session.session import Session
 
 #: What every failed message raises, whatever its cause: what the peer sees of it, and what a log says of it, is no oracle.
@@ -225,7 +225,7 @@ class KeyExchange:
 
     def cipher(self) -> ChannelCipher:
         """Return what the channel reads and writes by, around that session; LocalError before `accept`."""
-        return current_cipher(self.session())
+        return CurrentCipher(self.session())
 
     @property
     def handshake_hash(self) -> bytes:

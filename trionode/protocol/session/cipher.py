@@ -1,105 +1,132 @@
-"""What a generation makes of the messages of an open channel, told to the channel once, so that it never asks which generation it is of."""
+"""The messages of an open secure channel, in each protocol version: how they are encoded and encrypted (spec §7.2, §8)."""
 
-from collections.abc import Callable
+from abc import ABC, abstractmethod
+from typing import ClassVar
 
-import attrs
-
-from trionode.errors import WireError
+from trionode.errors import LocalError, WireError
 from trionode.protocol.session.session import OVERHEAD, Session
-from trionode.protocol.wire import bare, classic_codec, current_codec
+from trionode.protocol.wire import bare
 from trionode.protocol.wire.address import Encoded
+from trionode.protocol.wire.classic_codec import ClassicCodec
+from trionode.protocol.wire.current_codec import (
+    CLOSE_PLAINTEXT,
+    Close,
+    CurrentCodec,
+    RefreshCredentials,
+    encode_refresh,
+)
 from trionode.protocol.wire.version import Decoded
 
-#: Bytes of the length in front of a classic blob, at most (spec §8): enough for 32 GiB.
-_LENGTH = 5
-#: What the plaintext of a current application message has beside the message itself (spec §7.2).
+#: Bytes of the length before a classic ciphertext, at most (spec §8): enough for 32 GiB.
+_MAX_LENGTH_SIZE = 5
+#: Bytes that the plaintext of a current application message adds to the message (spec §7.2).
 _CURRENT_PLAINTEXT = 5
 
 
-@attrs.frozen(eq=False)
-class ChannelCipher:
-    """One side's way to write and read what a channel carries (spec §7.2, §8); made by an exchange once it is open.
+class ChannelCipher(ABC):
+    """Encodes and encrypts what one side of an open channel sends, and decrypts and decodes what it receives.
 
-    To send is to `write` and then to `seal`: whoever finds the plaintext too large for its way has used no nonce yet. To receive is to
-    `unseal` and then to `read`. The functions stand in fields, as those of a `Wire` do, because every message passes all four.
+    To send, `encode` and then `encrypt`: a plaintext that turns out too large for the route has not used a nonce. To receive, `decrypt`
+    and then `decode`.
     """
 
-    #: The keys and counts of both directions.
-    session: Session = attrs.field(repr=False)
-    #: onward, return, payload -> plaintext; the route has at least one hop.
-    write: Callable[[tuple[Encoded, ...], tuple[Encoded, ...], bytes], bytes] = attrs.field(repr=False)
-    #: plaintext -> payload of the message that carries it; ClosedError once the nonces are used up.
-    seal: Callable[[bytes], bytes] = attrs.field(repr=False)
-    #: payload -> plaintext; DecryptError or WireError, and no state has moved.
-    unseal: Callable[[bytes], bytes] = attrs.field(repr=False)
-    #: plaintext -> what it says; WireError if it says nothing.
-    read: Callable[[bytes], Decoded | current_codec.Close | current_codec.RefreshCredentials] = attrs.field(repr=False)
-    #: Bytes that `seal` adds, at most.
-    seal_overhead: int
-    #: Bytes that `write` adds to the message as a current peer would encode it, at most.
-    plaintext_overhead: int
-    #: The plaintext that tells the peer of the end; None where there is no such message and a dead channel is silence.
-    close: bytes | None = attrs.field(default=None, repr=False)
-    #: The plaintext that carries new credentials; None where there are none.
-    refresh: Callable[[current_codec.RefreshCredentials], bytes] | None = attrs.field(default=None, repr=False)
-    #: Whether a responder's route follows its peer to a new link; then the outer return route of data is empty (spec §7.2), else it is ours.
-    follows: bool = False
-    #: What whoever uses the channel has to know of it, and what to do; empty where there is nothing to warn of.
-    warning: str = ""
+    #: Bytes that `encrypt` adds, at most.
+    encryption_overhead: ClassVar[int] = OVERHEAD
+    #: The plaintext that tells the peer that this side has closed; None if the protocol version has no such message.
+    close_plaintext: ClassVar[bytes | None] = None
+    #: Whether a responder's route follows its peer to a new link. Then the outer return route of data is empty (spec §7.2).
+    follows_peer: ClassVar[bool] = False
+    #: What the user of the channel has to know, and what to do; empty if there is nothing to warn of.
+    warning: ClassVar[str] = ""
+
+    #: Bytes that `encode` adds to the message as the current version encodes it, at most.
+    encoding_overhead: int
+    #: The keys and nonces of both directions.
+    session: Session
+
+    @abstractmethod
+    def encode(self, onward: tuple[Encoded, ...], back: tuple[Encoded, ...], payload: bytes) -> bytes:
+        """Return the plaintext of an application message; `onward` has at least one hop."""
+
+    @abstractmethod
+    def encrypt(self, plaintext: bytes) -> bytes:
+        """Return the payload that carries the plaintext; ClosedError when no nonce is left."""
+
+    @abstractmethod
+    def decrypt(self, payload: bytes) -> bytes:
+        """Return the plaintext; after DecryptError or WireError the state is unchanged."""
+
+    @abstractmethod
+    def decode(self, plaintext: bytes) -> Decoded | Close | RefreshCredentials:
+        """Return the content of a plaintext; WireError if it has none."""
+
+    def encode_refresh(self, refresh: RefreshCredentials) -> bytes:  # noqa: ARG002 - the current version takes it
+        """Return the plaintext that carries new credentials; LocalError if the protocol version has none."""
+        raise LocalError("only channels with protocol_version='current' carry credentials, and this one is classic")
 
 
-def current_cipher(session: Session) -> ChannelCipher:
-    """Return the cipher of a channel of the current generation (spec §7.2)."""
-    return ChannelCipher(
-        session,
-        current_codec.seal_payload,
-        session.encrypt,
-        session.decrypt,
-        current_codec.open_plaintext,
-        seal_overhead=OVERHEAD,
-        plaintext_overhead=_CURRENT_PLAINTEXT,
-        close=current_codec.seal_close(),
-        refresh=current_codec.seal_refresh,
-        follows=True,
+class CurrentCipher(ChannelCipher):
+    """The cipher of a channel of the current protocol version (spec §7.2)."""
+
+    close_plaintext = CLOSE_PLAINTEXT
+    follows_peer = True
+    encoding_overhead = _CURRENT_PLAINTEXT
+
+    def __init__(self, session: Session) -> None:
+        self.session = session
+        self._codec = CurrentCodec()
+
+    def encode(self, onward: tuple[Encoded, ...], back: tuple[Encoded, ...], payload: bytes) -> bytes:
+        """Return the plaintext of an application message."""
+        return self._codec.encode_plaintext(onward, back, payload)
+
+    def encrypt(self, plaintext: bytes) -> bytes:
+        """Return the payload that carries the plaintext."""
+        return self.session.encrypt(plaintext)
+
+    def decrypt(self, payload: bytes) -> bytes:
+        """Return the plaintext."""
+        return self.session.decrypt(payload)
+
+    def decode(self, plaintext: bytes) -> Decoded | Close | RefreshCredentials:
+        """Return the content of a plaintext."""
+        return self._codec.decode_plaintext(plaintext)
+
+    def encode_refresh(self, refresh: RefreshCredentials) -> bytes:
+        """Return the plaintext that carries new credentials."""
+        return encode_refresh(refresh)
+
+
+class ClassicCipher(ChannelCipher):
+    """The cipher of a classic channel between the *self* addresses of both sides (spec §8)."""
+
+    encryption_overhead = OVERHEAD + _MAX_LENGTH_SIZE
+    warning = (
+        "this channel uses the classic protocol version: a Rust peer accepts replayed messages, and the keys never change. Send only what "
+        "may arrive twice, or number it; open a new channel from time to time; use protocol_version='current' if the peer supports it"
     )
 
+    def __init__(self, session: Session, ours: Encoded, theirs: Encoded) -> None:
+        self.session = session
+        self.encoding_overhead = len(theirs)
+        self._codec = ClassicCodec()
+        self._ours, self._theirs = ours, theirs
 
-def classic_cipher(session: Session, ours: Encoded, theirs: Encoded) -> ChannelCipher:
-    """Return the cipher of a classic channel between the *self* addresses of both sides (spec §8)."""
+    def encode(self, onward: tuple[Encoded, ...], back: tuple[Encoded, ...], payload: bytes) -> bytes:
+        """Return the plaintext of an application message."""
+        return self._codec.encode((self._theirs, *onward), back, payload)
 
-    def write(onward: tuple[Encoded, ...], back: tuple[Encoded, ...], payload: bytes) -> bytes:
-        return classic_codec.encode_message((theirs, *onward), back, payload)
+    def encrypt(self, plaintext: bytes) -> bytes:
+        """Return the payload that carries the plaintext."""
+        return bare.data(self.session.encrypt(plaintext))
 
-    def seal(plaintext: bytes) -> bytes:
-        return bare.data(session.encrypt(plaintext))
+    def decrypt(self, payload: bytes) -> bytes:
+        """Return the plaintext."""
+        return self.session.decrypt(bare.only_data(payload))
 
-    def unseal(payload: bytes) -> bytes:
-        return session.decrypt(only_data(payload))
-
-    def read(plaintext: bytes) -> Decoded:
-        onward, back, payload = classic_codec.decode_message(plaintext)
-        if len(onward) < 2 or onward[0] != ours:
-            raise WireError("a message that is not for somebody behind this side of the channel")
+    def decode(self, plaintext: bytes) -> Decoded:
+        """Return the content of a plaintext, without the *self* address before it."""
+        onward, back, payload = self._codec.decode(plaintext)
+        if len(onward) < 2 or onward[0] != self._ours:
+            raise WireError("a channel message must name this side of the channel and an address behind it")
         return onward[1:], back, payload
-
-    return ChannelCipher(
-        session,
-        write,
-        seal,
-        unseal,
-        read,
-        seal_overhead=OVERHEAD + _LENGTH,
-        plaintext_overhead=len(theirs),
-        warning=(
-            "it is of the classic generation: a Rust peer takes replayed messages for new ones, and the keys never change. Send only what may "
-            "arrive twice, or number it; open a new channel from time to time; and use generation='current' wherever the peer can"
-        ),
-    )
-
-
-def only_data(payload: bytes) -> bytes:
-    """Return the content of a payload that is one BARE `data` and nothing else; WireError otherwise."""
-    reader = bare.Reader(payload)
-    content = reader.data()
-    reader.end()
-    return content

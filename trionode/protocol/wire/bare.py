@@ -56,6 +56,14 @@ def optional(encoded: bytes | None) -> bytes:
     return b"\x00" if encoded is None else b"\x01" + encoded
 
 
+def only_data(source: bytes) -> bytes:
+    """Return the content of `data` that fills the whole input; WireError otherwise."""
+    reader = Reader(source)
+    content = reader.data()
+    reader.end()
+    return content
+
+
 class Reader:
     """Reads one value after the other from `source`; WireError for whatever is not there or not so. After an error it is of no more use."""
 

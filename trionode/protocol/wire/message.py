@@ -80,13 +80,3 @@ class Message:
 def payload_of(body: bytes | str) -> bytes:
     """Return the payload of what an application sends: bytes go as they are, a str as a BARE string (spec §5, current)."""
     return bare.string(body) if isinstance(body, str) else body
-
-
-@attrs.frozen
-class TransportMessage:
-    """The value of a transport message on the wire (spec §2.2), for those who look at bytes: codecs' tests, stored records."""
-
-    onward: tuple[Encoded, ...]
-    back: tuple[Encoded, ...]
-    payload: bytes
-    tracing: str | None = None
