@@ -3,6 +3,7 @@
 from trionode.errors import ConfigError, ConnectionLost, LocalError, MessageTooLargeError, RemoteError, WireError
 from trionode.log import LogThrottle, log, sanitize
 from trionode.net.backoff import Backoff, reconnect
+from trionode.net.endpoint import AddressParts, Exposure, parse_host_port_path
 from trionode.net.sockets import Greeters, join_host_port, open_listeners, reason_of
 from trionode.net.tls import client_context, reason_of_tls, server_context
 from trionode.net.transport import Link, Transport
@@ -21,8 +22,10 @@ from trionode.stream.store.base import (
     Push,
     Stored,
     StoreError,
+    StoreInfo,
     UnknownStreamError,
     fitting,
+    with_store_info,
 )
 
 __all__ = [
@@ -30,9 +33,11 @@ __all__ = [
     "CURRENT",
     "MAX_RECORD",
     "MAX_STREAMS",
+    "AddressParts",
     "Backoff",
     "ConfigError",
     "ConnectionLost",
+    "Exposure",
     "FinalError",
     "FrameDecoder",
     "Greeters",
@@ -47,6 +52,7 @@ __all__ = [
     "Record",
     "RemoteError",
     "StoreError",
+    "StoreInfo",
     "Stored",
     "Transport",
     "UnknownStreamError",
@@ -59,6 +65,7 @@ __all__ = [
     "log",
     "open_listeners",
     "parse_host_port",
+    "parse_host_port_path",
     "reason_of",
     "reason_of_tls",
     "recognise",
@@ -67,4 +74,5 @@ __all__ = [
     "server_context",
     "uuid7_hex",
     "valid_stream_name",
+    "with_store_info",
 ]

@@ -9,7 +9,9 @@ import trio
 from trionode.plugins import (
     CLASSIC,
     CURRENT,
+    AddressParts,
     ConnectionLost,
+    Exposure,
     Greeters,
     Link,
     LocalError,
@@ -48,12 +50,20 @@ class TCP(Transport):
     """
 
     name: ClassVar[str] = "tcp"
+    classic_name: ClassVar[str] = "tcp_classic"
+    binds_tcp_port: ClassVar[bool] = True
+    takes_sockets: ClassVar[bool] = True
     #: The generation that is spoken to whom this node dials.
     dials: ClassVar[ProtocolVersion] = CURRENT
 
     def __init__(self, *, max_frame: int = CURRENT.max_frame, sockets: Sequence[socket.socket] = ()) -> None:
         self._max_frame = max_frame
         self._sockets = sockets
+
+    @classmethod
+    def parse_address(cls, address: str) -> AddressParts:
+        """Return host and port of HOST:PORT."""
+        return AddressParts(*parse_host_port(address))
 
     async def connect(self, peer: str) -> Link:
         """Connect to HOST:PORT; ConnectionLost if nobody answers within CONNECT_TIMEOUT, or somebody else than a node does."""
@@ -149,6 +159,9 @@ class TLS(TCP):
     """
 
     name: ClassVar[str] = "tls"
+    classic_name: ClassVar[str] = ""
+    takes_certificates: ClassVar[bool] = True
+    exposure: ClassVar[Exposure] = Exposure.ENCRYPTED
 
     def __init__(
         self,

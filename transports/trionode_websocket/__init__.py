@@ -12,7 +12,9 @@ import trio
 
 from trionode.plugins import (
     CURRENT,
+    AddressParts,
     ConnectionLost,
+    Exposure,
     Greeters,
     Link,
     LocalError,
@@ -22,6 +24,7 @@ from trionode.plugins import (
     log,
     open_listeners,
     parse_host_port,
+    parse_host_port_path,
     reason_of,
     reason_of_tls,
     sanitize,
@@ -72,6 +75,7 @@ class WebSocket(Transport):
     """
 
     name: ClassVar[str] = "ws"
+    binds_tcp_port: ClassVar[bool] = True
 
     def __init__(self, *, max_frame: int = CURRENT.max_frame, origins: Sequence[str] = ()) -> None:
         self._max_frame = max_frame
@@ -81,6 +85,12 @@ class WebSocket(Transport):
                     f"origins are a list of SCHEME://HOST[:PORT], as browsers write them, such as https://app.example.org; this is {origin!r}"
                 )
         self._origins = frozenset(origins)
+
+    @classmethod
+    def parse_address(cls, address: str) -> AddressParts:
+        """Return the parts of HOST:PORT or HOST:PORT/PATH."""
+        _Endpoint.parse(address)
+        return parse_host_port_path(address)
 
     def _dialling(self) -> ssl.SSLContext | None:
         return None
@@ -170,6 +180,8 @@ class SecureWebSocket(WebSocket):
     """
 
     name: ClassVar[str] = "wss"
+    takes_certificates: ClassVar[bool] = True
+    exposure: ClassVar[Exposure] = Exposure.ENCRYPTED
 
     def __init__(
         self,

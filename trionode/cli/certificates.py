@@ -8,10 +8,7 @@ import attrs
 import click
 
 from trionode.errors import LocalError
-from trionode.net.transport import Transport, load_transport
-
-#: The transports that these options are for.
-WITH_TLS = frozenset({"tls", "wss"})
+from trionode.net.transport import Transport, load_transport, transport_class
 
 C = TypeVar("C", bound=Callable[..., Any])
 
@@ -29,10 +26,11 @@ class Certificates:
         """Return the transports of some names; those with TLS use the files. LocalError if there are files and none to use them."""
         names = set(names)
         given = attrs.asdict(self, filter=lambda _, value: value is not None)
-        if given and not names & WITH_TLS:
+        with_tls = {name for name in names if transport_class(name).takes_certificates}
+        if given and not with_tls:
             flags = " ".join(f"--{name.replace('_', '-')}" for name in given)
             raise LocalError(f"{flags}: that is for places with TLS, tls:HOST:PORT or wss:HOST:PORT, and none is given")
-        return [load_transport(name, **options, **(given if name in WITH_TLS else {})) for name in names]
+        return [load_transport(name, **options, **(given if name in with_tls else {})) for name in names]
 
 
 def certificate_options(*, dials: bool, listens: bool) -> Callable[[C], C]:

@@ -16,6 +16,7 @@ from trionode.cli.terminal import say
 from trionode.errors import IdentityError, LocalError
 from trionode.identity.identity import Identity
 from trionode.identity.trust import TrustPolicy, trust_everyone, trust_only
+from trionode.net.transport import transport_class
 from trionode.node.node import Hub, Node, open_node
 from trionode.protocol.identity.identity import Identifier
 from trionode.protocol.wire.address import Address, parse_host_port
@@ -38,8 +39,7 @@ def endpoint(text: str) -> str:
     """Return the text of a transport address, as an option's type."""
     try:
         address = Address.parse(text)
-        if address.transport in {"tcp", "tls"}:
-            parse_host_port(address.value.decode())
+        transport_class(address.transport).parse_address(address.value.decode())
     except LocalError as error:
         raise click.BadParameter(str(error)) from error
     if not address.transport:
@@ -104,9 +104,7 @@ class Client:
     @property
     def endpoints(self) -> list[str]:
         """Where the hubs are, as a node of the chosen generation dials them."""
-        if self.protocol_version == "classic":
-            return [f"tcp_classic:{hub.removeprefix('tcp:')}" if hub.startswith("tcp:") else hub for hub in self.hubs]
-        return list(self.hubs)
+        return [_classic(hub) if self.protocol_version == "classic" else hub for hub in self.hubs]
 
     def trust(self, without: str) -> TrustPolicy:
         """Return the policy that the user chose; if he named nobody, he is told what that means: `without`."""
@@ -133,6 +131,12 @@ class Client:
             return [Route(hub) for hub in self.endpoints]
         trust = trust_only(*self.hub_identities)
         return [_secured(node, hub, identity, trust) for hub in self.endpoints]
+
+
+def _classic(endpoint: str) -> str:
+    """Return the address by which the same listener is reached with the classic protocol version."""
+    name, _, where = endpoint.partition(":")
+    return f"{transport_class(name).classic_name or name}:{where}"
 
 
 def _secured(node: Node, hub: str, identity: Identity, trust: TrustPolicy) -> Hub:

@@ -1,12 +1,14 @@
 """The one interface between a node and what moves its frames: transports make links, links move bursts of whole frames."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable, Sequence
-from typing import ClassVar, Never, Protocol
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from functools import cache
+from typing import ClassVar, Never, Protocol, get_type_hints
 
 import trio
 
-from trionode.errors import ConfigError
+from trionode.errors import ConfigError, LocalError
+from trionode.net.endpoint import AddressParts, Exposure, parse_host_port_path
 from trionode.net.plugins import TRANSPORTS, load_plugin
 from trionode.protocol.wire.version import ProtocolVersion
 
@@ -68,10 +70,59 @@ class Transport(ABC):
 
     An entry point in the group `trionode.transports` names the class, or a function that returns an instance. A node calls `open` once and
     then connects and listens by what that returned.
+
+    The class attributes and class methods describe the transport without a connection, for the checks and proofs of topologies and for the
+    command line. The defaults are safe for a transport that says nothing: any address is valid, and the network can read every byte.
     """
 
     #: What an address begins with: `tcp` in `tcp:127.0.0.1:4000`.
     name: ClassVar[str]
+    #: Whether a listener binds the TCP port of its address. Addresses are then HOST:PORT, perhaps with a path.
+    binds_tcp_port: ClassVar[bool] = False
+    #: Whether the constructor takes `sockets`, listening sockets that `serve` uses in place of its address.
+    takes_sockets: ClassVar[bool] = False
+    #: Whether the constructor takes `certificate`, `key`, `ca_file` and `client_ca_file`, and uses them for TLS between nodes.
+    takes_certificates: ClassVar[bool] = False
+    #: Who observes the bytes of links between their two ends.
+    exposure: ClassVar[Exposure] = Exposure.NETWORK
+    #: The transport that connects to the same listeners by the classic protocol version; "" if there is none.
+    classic_name: ClassVar[str] = ""
+
+    @classmethod
+    def parse_address(cls, address: str) -> AddressParts:
+        """Return the parts of an address of this transport, without name resolution.
+
+        Args:
+          address: The text behind `name:`.
+
+        Raises:
+          LocalError: The address is not valid; the text says what was expected.
+        """
+        try:
+            return parse_host_port_path(address)
+        except LocalError:
+            return AddressParts(path=address)
+
+    @classmethod
+    def exposure_with(cls, options: Mapping[str, object]) -> Exposure:
+        """Return who observes the bytes of links, if that depends on options. By default it is `exposure`.
+
+        Args:
+          options: The options that the transport is made with.
+        """
+        del options
+        return cls.exposure
+
+    @classmethod
+    def local_address(cls, address: str, free_port: Callable[[], int]) -> str | None:
+        """Return an address of this machine that takes the place of another transport's address in tests, or None if there is no good guess.
+
+        Args:
+          address: The text behind `name:` of the address that is replaced; equal texts mean the same listener.
+          free_port: Returns a TCP port that is free, a new one each time.
+        """
+        del address
+        return f"127.0.0.1:{free_port()}" if cls.binds_tcp_port else None
 
     def open(self, nursery: trio.Nursery) -> "Transport":
         """Return the transport for one node, which may start the tasks of its connections in `nursery`.
@@ -119,6 +170,23 @@ class Transport(ABC):
 
         If cancelled, the address is free for the next listener.
         """
+
+
+@cache
+def transport_class(name: str) -> type[Transport]:
+    """Return the class of the transport that is installed under a name, for what it tells about itself.
+
+    If there is none, or it cannot be imported, the result is `Transport`, whose answers are safe defaults.
+
+    Args:
+      name: What addresses of the transport begin with.
+    """
+    try:
+        made = load_plugin(TRANSPORTS, name)
+        kind = made if isinstance(made, type) else get_type_hints(made).get("return")
+    except (ConfigError, NameError):  # a missing plugin is reported where it is needed
+        return Transport
+    return kind if isinstance(kind, type) and issubclass(kind, Transport) else Transport
 
 
 def load_transport(name: str, **options: object) -> Transport:

@@ -9,12 +9,11 @@ from typing import Any
 import attrs
 
 from trionode.errors import LocalError
+from trionode.net.transport import transport_class
 from trionode.topology.endpoints import Endpoint, parse_endpoint
 from trionode.topology.spec import AccessSpec, IdentitySpec, NodeSpec, TopologySpec, TrustSpec, ValueKind
 from trionode.topology.types import Form, ListOf, Record, Scalar, TableOf, record_of
 
-#: Transports whose places are HOST:PORT: they get one of this machine, at a port that was free a moment ago.
-_AT_PORTS = frozenset({"tcp", "tcp_classic", "tls", "ws", "wss"})
 #: What stands in a template for a text that is used for one place only.
 _EACH = "{}"
 
@@ -66,7 +65,7 @@ class _Swap:
                 for node in spec.nodes.values()
                 for inlet in node.inlets.values()
             }
-            if "tcp" in transports
+            if any(transport_class(name).binds_tcp_port for name in transports)
             else {}
         )
 
@@ -147,10 +146,8 @@ class _Swap:
             new = f"{name}:{_filled(template)}"
             if new not in {other for _, other in self._known}:
                 return new
-        elif name == "loopback":
-            return f"{name}:{endpoint.where}"
-        elif name in _AT_PORTS:
-            return f"{name}:127.0.0.1:{self._free_port()}"
+        elif (where := transport_class(name).local_address(endpoint.where, self._free_port)) is not None:
+            return f"{name}:{where}"
         raise LocalError(
             f"where {endpoint} shall be on the transport {name!r} can't be guessed: say it, with {_EACH} for what differs from place to place, such as "
             f'{endpoint.transport}="{name}:WHERE/{_EACH}"'

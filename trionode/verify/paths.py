@@ -5,6 +5,7 @@ from typing import Literal
 
 import attrs
 
+from trionode.net.endpoint import Exposure
 from trionode.topology.endpoints import is_within_machine
 from trionode.topology.spec import TopologySpec
 from trionode.verify.model.build import build
@@ -57,12 +58,12 @@ def watchers_of(step: Step) -> Iterator[tuple[Watcher, Seen]]:
     seen, endpoint = seen_in(step.message), step.endpoint
     if step.at.kind != "connection":
         yield step.at, seen
-        if step.at.kind == "store" and endpoint is not None and endpoint.exposure == "brokers":
+        if step.at.kind == "store" and endpoint is not None and endpoint.exposure:
             yield Watcher("connection", f"to store {step.at.name}"), seen if endpoint.is_seen_by_network else NOTHING
         return
-    if endpoint is None or endpoint.exposure == "private":
+    if endpoint is None or not endpoint.exposure:
         return
-    if endpoint.exposure == "brokers":
+    if Exposure.BROKERS in endpoint.exposure:
         yield Watcher("store", str(endpoint)), seen
     yield step.at, seen if endpoint.is_seen_by_network else NOTHING
 

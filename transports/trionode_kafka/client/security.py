@@ -1,12 +1,13 @@
 """How a Kafka's listener is spoken to: in the clear or under TLS, with a password or without, out of options that store and transport share."""
 
 import ssl
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Self
 
 import attrs
 
-from trionode.plugins import LocalError, client_context
+from trionode.plugins import Exposure, LocalError, client_context
 
 #: What a listener may demand, by Kafka's names for it in small letters.
 PROTOCOLS = ("plaintext", "ssl", "sasl_plaintext", "sasl_ssl")
@@ -97,6 +98,12 @@ class Security:
         if not text:
             raise LocalError(f"password_file {self.password_file} is empty: the password is its first line")
         return text.splitlines()[0]
+
+
+def exposure_of(options: Mapping[str, object]) -> Exposure:
+    """Return who observes what passes between a client with these options and the brokers."""
+    encrypts = str(options.get("security", PROTOCOLS[0])).endswith("ssl")
+    return Exposure.BROKERS if encrypts else Exposure.BROKERS | Exposure.NETWORK
 
 
 #: In the clear, without a password.

@@ -14,7 +14,10 @@ import trio
 
 from trionode.plugins import (
     CURRENT,
+    AddressParts,
+    ConfigError,
     ConnectionLost,
+    Exposure,
     Link,
     LocalError,
     LogThrottle,
@@ -26,7 +29,7 @@ from trionode.plugins import (
     valid_stream_name,
 )
 from trionode_kafka.client import Slot, parse_addresses
-from trionode_kafka.client.security import Security
+from trionode_kafka.client.security import Security, exposure_of
 from trionode_kafka.link import endpoint as endpoints
 from trionode_kafka.link.endpoint import Endpoint, fresh_id, taken
 from trionode_kafka.link.frames import Invitation, Word
@@ -125,6 +128,20 @@ class KafkaTransport(Transport):
                 mechanism=mechanism,
             )
         )
+
+    @classmethod
+    def parse_address(cls, address: str) -> AddressParts:
+        """Return the name as path, and host and port if there is one broker."""
+        at = _At.parse(address)
+        if not at.name:
+            raise ConfigError(f"expected HOST:PORT/NAME, such as 127.0.0.1:9092/alice; this is {address!r:.300}")
+        brokers = parse_addresses(at.bootstrap)
+        return AddressParts(*brokers[0], at.name) if len(brokers) == 1 else AddressParts(path=address)
+
+    @classmethod
+    def exposure_with(cls, options: Mapping[str, object]) -> Exposure:
+        """Return who observes the bytes: the brokers, and without TLS the network too."""
+        return exposure_of(options)
 
     async def connect(self, peer: str) -> Link:
         """Meet whoever listens at the place; ConnectionLost if nobody does, or Kafka does not let us."""

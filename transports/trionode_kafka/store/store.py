@@ -15,9 +15,20 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 
 import trio
 
-from trionode.plugins import FinalError, LocalError, Position, Push, Record, Stored, StoreError, valid_stream_name
-from trionode_kafka.client import Bridge, open_bridge
-from trionode_kafka.client.security import Security
+from trionode.plugins import (
+    FinalError,
+    LocalError,
+    Position,
+    Push,
+    Record,
+    Stored,
+    StoreError,
+    StoreInfo,
+    valid_stream_name,
+    with_store_info,
+)
+from trionode_kafka.client import Bridge, open_bridge, parse_addresses
+from trionode_kafka.client.security import Security, exposure_of
 from trionode_kafka.store.owners import Owners
 from trionode_kafka.store.reader import Reading
 from trionode_kafka.store.streams import OWNERS, Streams
@@ -111,6 +122,7 @@ class KafkaStore:
                 await trio.sleep(WATCH_SECONDS)
 
 
+@with_store_info(StoreInfo(parse_addresses, exposure_of))
 @contextlib.asynccontextmanager
 async def open_kafka_store(
     where: str,

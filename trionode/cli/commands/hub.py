@@ -2,6 +2,7 @@
 
 import os
 from functools import partial
+from inspect import signature
 from ipaddress import ip_address
 from pathlib import Path
 
@@ -15,13 +16,14 @@ from trionode.cli.socket_activation import Listening
 from trionode.cli.state import State
 from trionode.cli.stores import open_store, store_options
 from trionode.cli.terminal import Output, say
-from trionode.errors import LocalError
+from trionode.errors import ConfigError, LocalError
 from trionode.identity.identity import Identity
 from trionode.identity.trust import trust_only
+from trionode.net.transport import transport_class
 from trionode.node.node import Node, open_node
 from trionode.protocol.identity.identity import Identifier
 from trionode.protocol.rules.access import Access, from_anywhere
-from trionode.protocol.wire.address import Address, parse_host_port
+from trionode.protocol.wire.address import Address
 from trionode.protocol.wire.message import Origin
 from trionode.stream.service import StreamService
 from trionode.workers import echo
@@ -31,10 +33,6 @@ from trionode.workers import echo
 MAX_FRAME = 128 * 1024
 #: Seconds for what peers still send when the hub closes its links: less than the whole end may take, since the store comes last.
 DRAIN_SECONDS = 0.25
-#: The transports that listen at sockets which are handed to them.
-AT_SOCKETS = frozenset({"tcp", "tls"})
-#: The transports that are told MAX_FRAME, and whose places are HOST:PORT, perhaps with a path.
-BOUNDED = AT_SOCKETS | {"ws", "wss"}
 
 
 @click.command()
@@ -124,10 +122,13 @@ async def _hub(
     inherited = listening.inherit()
     spec = store_spec or f"sqlite:{default_path()}"
     (transport,) = transports(listen)
-    if inherited and transport not in AT_SOCKETS:
-        raise LocalError(f"LISTEN_FDS passes on sockets, at which tcp: and tls: can listen, and --listen says {listen}")
-    options_of: dict[str, object] = {"max_frame": MAX_FRAME} if transport in BOUNDED else {}
-    if transport in AT_SOCKETS:
+    kind = transport_class(transport)
+    if inherited and not kind.takes_sockets:
+        raise ConfigError(
+            f"LISTEN_FDS passes listening sockets, and the transport of --listen {listen} takes none: use one that does, such as tcp or tls"
+        )
+    options_of: dict[str, object] = {"max_frame": MAX_FRAME} if "max_frame" in signature(kind).parameters else {}
+    if kind.takes_sockets:
         # The list itself: it is filled before the transport listens.
         options_of["sockets"] = listening.sockets
     async with (
@@ -144,7 +145,7 @@ async def _hub(
         service = await node.serve_streams(store, allow=allow)
         await node.serve_relays(allow=allow)
         await node.start_worker("echo", echo, allow=allow)
-        if not inherited and transport in AT_SOCKETS:
+        if not inherited and kind.takes_sockets:
             await listening.open(listen.removeprefix(f"{transport}:"))
         bound = await node.listen(f"{transport}:127.0.0.1:0" if inherited else listen)
         say(f"streams are kept in {spec}")
@@ -175,9 +176,10 @@ def from_channels(origin: Origin) -> bool:
 
 def warn_beyond_loopback(bound: Address, *, authenticated: bool, certificates: Certificates) -> None:
     """Say what it means that others than this machine can reach the hub."""
-    if bound.transport not in BOUNDED:
+    kind = transport_class(bound.transport)
+    if not kind.binds_tcp_port:
         return
-    host, _ = parse_host_port(bound.value.decode().partition("/")[0])
+    host = kind.parse_address(bound.value.decode()).host
     if ip_address(host.partition("%")[0]).is_loopback:
         return
     if authenticated:

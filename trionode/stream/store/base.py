@@ -4,13 +4,15 @@ A store is opened by an async context manager of one shape, `open_…_store(wher
 group `trionode.stream_stores` names. `trionode.testing.stream_store.check_stream_store` is the contract as a test.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
-from typing import Protocol
+from functools import cache
+from typing import Protocol, TypeVar
 
 import attrs
 
-from trionode.errors import ServiceError
+from trionode.errors import ConfigError, ServiceError
+from trionode.net.endpoint import Exposure
 from trionode.net.plugins import STREAM_STORES, load_plugin
 from trionode.protocol.stream import Record
 
@@ -105,6 +107,53 @@ class OpenStore(Protocol):
     def __call__(self, where: str, /) -> AbstractAsyncContextManager[StreamStore]:
         """Open the store that lies at `where` (a path, a bootstrap address, "" for none), making it if there is none."""
         ...
+
+
+@attrs.frozen
+class StoreInfo:
+    """What a kind of store tells about itself without being opened. The defaults are safe for a store that says nothing.
+
+    Attributes:
+      check_address: Raises LocalError if the text behind `name:` is not a valid address of the store.
+      exposure: Returns who observes the bytes between a program and the store, if the store is opened with some options.
+    """
+
+    check_address: Callable[[str], object] = lambda _: None
+    exposure: Callable[[Mapping[str, object]], Exposure] = lambda _: Exposure.NETWORK
+
+
+#: For a store in the memory or in a file of this machine.
+LOCAL_STORE = StoreInfo(exposure=lambda _: Exposure.NONE)
+
+F = TypeVar("F", bound=Callable[..., object])
+
+
+def with_store_info(info: StoreInfo) -> Callable[[F], F]:
+    """Return a decorator for the function that an entry point of the group `trionode.stream_stores` names.
+
+    Args:
+      info: What the store tells about itself.
+    """
+
+    def add(open_store: F) -> F:
+        open_store.store_info = info  # type: ignore[attr-defined]  # a function has no declared attributes of its own
+        return open_store
+
+    return add
+
+
+@cache
+def store_info(name: str) -> StoreInfo:
+    """Return what the store that is installed under a name tells about itself, or safe defaults.
+
+    Args:
+      name: What addresses of the store begin with.
+    """
+    try:
+        info = getattr(load_plugin(STREAM_STORES, name), "store_info", None)
+    except ConfigError:  # a missing plugin is reported where it is needed
+        return StoreInfo()
+    return info if isinstance(info, StoreInfo) else StoreInfo()
 
 
 def load_store(spec: str, **options: object) -> AbstractAsyncContextManager[StreamStore]:

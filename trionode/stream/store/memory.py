@@ -8,6 +8,7 @@ import trio
 
 from trionode.protocol.stream import MAX_RECORD, Record
 from trionode.stream.store.base import (
+    LOCAL_STORE,
     MAX_POSITIONS,
     MAX_STREAMS,
     FinalError,
@@ -18,6 +19,7 @@ from trionode.stream.store.base import (
     StreamStore,
     UnknownStreamError,
     fitting,
+    with_store_info,
 )
 
 #: Bytes of all streams together: a hub on a small machine lives with that; whoever needs more has a disk.
@@ -107,6 +109,7 @@ class MemoryStore:
                 del self._positions[next(iter(self._positions))]
 
 
+@with_store_info(LOCAL_STORE)
 @asynccontextmanager
 async def open_memory_store(where: str = "", *, max_bytes: int = MAX_BYTES) -> AsyncIterator[StreamStore]:
     """Open an empty store; `where` is of no meaning, since memory is in no place."""

@@ -13,9 +13,10 @@ from typing import Final, TypeVar
 import attrs
 import trio
 
-from trionode.errors import LocalError
+from trionode.errors import ConfigError, LocalError
 from trionode.protocol.stream import MAX_RECORD, Record
 from trionode.stream.store.base import (
+    LOCAL_STORE,
     MAX_POSITIONS,
     MAX_STREAMS,
     FinalError,
@@ -23,9 +24,11 @@ from trionode.stream.store.base import (
     Push,
     Stored,
     StoreError,
+    StoreInfo,
     StreamStore,
     UnknownStreamError,
     fitting,
+    with_store_info,
 )
 
 #: Bytes of the file before it refuses: what peers push is kept for ever, and a full disk would take the machine's other services along.
@@ -275,6 +278,12 @@ def _opening_failed(path: Path, error: sqlite3.Error) -> str:
     return f"{path} can't be opened as a stream store: {error}"
 
 
+def _check_address(where: str) -> None:
+    if not where:
+        raise ConfigError('the path of the file is missing: write "sqlite:PATH"')
+
+
+@with_store_info(StoreInfo(_check_address, LOCAL_STORE.exposure))
 @asynccontextmanager
 async def open_sqlite_store(where: str, *, max_bytes: int = MAX_BYTES) -> AsyncIterator[StreamStore]:
     """Open the store in the file at path `where` (made with mode 0600 if there is none), and close it in the end.

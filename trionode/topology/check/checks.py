@@ -10,15 +10,13 @@ from trionode.errors import LocalError
 from trionode.net.plugins import STREAM_STORES, TRANSPORTS
 from trionode.protocol.wire.address import Address
 from trionode.topology.check.names import Names
-from trionode.topology.check.plugins import installed, missing_plugin, port_of, wrong_options
+from trionode.topology.check.plugins import host_port, installed, missing_plugin, port_of, wrong_options
 from trionode.topology.check.values import check_leaf
+from trionode.topology.endpoints import WILDCARDS
 from trionode.topology.errors import KeyPath, Problem, quoted
 from trionode.topology.positions import Positions
 from trionode.topology.spec import AccessSpec, AssertSpec, NodeSpec, RouteSpec, TopologySpec, TrustSpec
 from trionode.topology.types import leaves, record_of
-
-#: Hosts that stand for every address of a machine.
-_WILDCARDS = {"0.0.0.0", "::"}  # noqa: S104  # they are compared, and nothing is bound
 
 
 def check_spec(
@@ -231,9 +229,11 @@ def _endpoints(names: Names) -> Iterator[Problem]:
     claims: list[_Claim] = []
     for name, node in names.spec.nodes.items():
         for index, listener in enumerate(node.listen):
-            claims += _claims(name, ("nodes", name, "listen", index, "at"), listener.at)
+            transport_name, _, where = listener.at.partition(":")
+            bound = port_of(transport_name, where)
+            claims += _claims(name, ("nodes", name, "listen", index, "at"), listener.at, bound)
         for key, inlet in node.inlets.items():
-            claims += _claims(name, ("nodes", name, "inlets", key, "at"), f"tcp:{inlet.at}")
+            claims += _claims(name, ("nodes", name, "inlets", key, "at"), "", host_port(inlet.at))
     for later, claim in enumerate(claims):
         earlier = next((each for each in claims[:later] if _collide(each, claim)), None)
         if earlier is not None:
@@ -243,19 +243,17 @@ def _endpoints(names: Names) -> Iterator[Problem]:
             yield names.problem(claim.path, told)
 
 
-def _claims(node: str, path: KeyPath, at: str) -> list[_Claim]:
-    name, _, where = at.partition(":")
-    bound = port_of(name, where)
+def _claims(node: str, path: KeyPath, at: str, bound: tuple[str, int] | None) -> list[_Claim]:
     if bound is not None:
         host, port = bound
         return [_Claim(node, "127.0.0.1" if host == "localhost" else host, str(port), path)] if port else []
-    return [] if not where or where.endswith(":0") else [_Claim(node, "", at, path)]
+    return [] if not at.partition(":")[2] or at.endswith(":0") else [_Claim(node, "", at, path)]
 
 
 def _collide(one: _Claim, other: _Claim) -> bool:
     if one.what != other.what:
         return False
     if one.node == other.node:
-        return one.host == other.host or not _WILDCARDS.isdisjoint({one.host, other.host})
+        return one.host == other.host or not WILDCARDS.isdisjoint({one.host, other.host})
     # Two nodes may stand on two machines: then all addresses of each, and the inlets of each, are different places.
-    return one.host == other.host and one.host not in _WILDCARDS and "inlets" not in {one.path[2], other.path[2]}
+    return one.host == other.host and one.host not in WILDCARDS and "inlets" not in {one.path[2], other.path[2]}

@@ -7,8 +7,9 @@ from functools import cache
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from trionode.errors import LocalError
+from trionode.net.endpoint import AddressParts, parse_host_port_path
 from trionode.net.plugins import KINDS, STREAM_STORES, load_plugin, plugin_names
-from trionode.protocol.wire.address import parse_host_port
+from trionode.net.transport import transport_class
 from trionode.topology.errors import came, hint, quoted
 from trionode.topology.spec import Option
 
@@ -104,43 +105,28 @@ def _in_words(hint_: Any) -> str:
     return "whatever it is" if hint_ in {Any, object} else _IN_PYTHON
 
 
-# The places of the transports that ship with trionode; others judge theirs when they get them.
-
-
-def _host_port_and_path(where: str) -> tuple[str, int]:
-    return parse_host_port(where.partition("/")[0])
-
-
-def _brokers_and_name(where: str) -> None:
-    brokers, mark, name = where.rpartition("/")
-    if not mark or not name:
-        raise LocalError(f"expected HOST:PORT/NAME, such as 127.0.0.1:9092/alice; this is {where!r}")
-    for broker in brokers.split(","):
-        parse_host_port(broker)
-
-
-_PORTS: Mapping[str, Callable[[str], tuple[str, int]]] = {
-    "tcp": parse_host_port,
-    "tcp_classic": parse_host_port,
-    "tls": parse_host_port,
-    "ws": _host_port_and_path,
-    "wss": _host_port_and_path,
-}
-
-
-def check_endpoint(name: str, where: str) -> None:
-    """Raise LocalError, which says what was expected, for a place that a transport that ships can't mean."""
-    if (name in _PORTS or name == "kafka") and where.startswith("//"):
-        raise LocalError(f"there are no slashes before the host: did you mean '{name}:{where[2:]}'?")
-    if name in _PORTS:
-        _PORTS[name](where)
-    elif name == "kafka":
-        _brokers_and_name(where)
+def wrong_address(name: str, where: str) -> str | None:
+    """Say what is wrong with an address of a transport, as far as the transport itself can tell; None if it is valid."""
+    wrong = None
+    try:
+        has_port = transport_class(name).parse_address(where).port is not None
+    except LocalError as error:
+        has_port, wrong = True, str(error)
+    if where.startswith("//") and has_port:
+        return f"there are no slashes before the host: did you mean {quoted(f'{name}:{where[2:]}')}?"
+    return wrong
 
 
 def port_of(name: str, where: str) -> tuple[str, int] | None:
-    """Return the host and TCP port of a place; None for a transport that has none, or where the place is wrong."""
+    """Return the host and the TCP port that a listener at an address binds; None if it binds none, or the address is wrong."""
+    kind = transport_class(name)
+    return host_port(where, kind.parse_address) if kind.binds_tcp_port else None
+
+
+def host_port(text: str, parse: Callable[[str], AddressParts] = parse_host_port_path) -> tuple[str, int] | None:
+    """Return host and port of a text; None if it has none, or is wrong."""
     try:
-        return _PORTS[name](where) if name in _PORTS else None
+        parts = parse(text)
     except LocalError:
         return None
+    return None if parts.port is None else (parts.host, parts.port)

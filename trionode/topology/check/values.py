@@ -13,8 +13,9 @@ from trionode.protocol.stream import valid_stream_name
 from trionode.protocol.wire.address import LOCAL_TYPE, MAX_VALUE, Address, parse_host_port
 from trionode.protocol.wire.route import MAX_HOPS
 from trionode.relay.service import is_relay_name
+from trionode.stream.store.base import store_info
 from trionode.topology.check.names import Names, node_of
-from trionode.topology.check.plugins import check_endpoint, installed, missing_plugin, port_of
+from trionode.topology.check.plugins import installed, missing_plugin, port_of, wrong_address
 from trionode.topology.errors import KeyPath, Problem, came, hint, nearest, quoted
 from trionode.topology.spec import RouteSpec, ValueKind
 from trionode.topology.types import Choice, Leaf, ListOf, Scalar
@@ -80,11 +81,8 @@ def _wrong_endpoint(names: Names, text: str, node: str) -> str | None:
         missing = missing_plugin(TRANSPORTS, name)
         if missing is not None:
             return missing
-    try:
-        check_endpoint(name, where)
-    except LocalError as error:
-        return f"no place of the transport {quoted(name)}: {error}"
-    return None
+    wrong = wrong_address(name, where)
+    return None if wrong is None else f"not an address of the transport {quoted(name)}: {wrong}"
 
 
 def _is_host_port(text: str) -> bool:
@@ -316,14 +314,11 @@ def _store(names: Names, path: KeyPath, text: str) -> Iterator[Problem]:
         is_file = not mark and ("." in name or "/" in name)
         told = f'{missing}. A store is written NAME:WHERE, such as "sqlite:{name if is_file else "streams.db"}"'
         yield names.problem(path, told)
-    elif name == "sqlite" and not where:
-        yield names.problem(path, 'where its file lies is missing: write "sqlite:PATH"')
-    elif name == "kafka":
-        try:
-            for broker in where.split(","):
-                parse_host_port(broker)
-        except LocalError as error:
-            yield names.problem(path, f"where the Kafka is: {error}")
+        return
+    try:
+        store_info(name).check_address(where)
+    except LocalError as error:
+        yield names.problem(path, f"not an address of the store {quoted(name)}: {error}")
 
 
 def _positive(names: Names, path: KeyPath, number: float) -> Iterator[Problem]:

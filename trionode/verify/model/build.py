@@ -5,7 +5,7 @@ from functools import partial
 
 import attrs
 
-from trionode.topology.endpoints import is_within_machine, parse_endpoint
+from trionode.topology.endpoints import is_within_machine, parse_endpoint, service_endpoint, store_endpoint
 from trionode.topology.spec import OutletSpec, StreamServiceSpec, TopologySpec, WorkerSpec
 from trionode.verify.model.channels import open_channel, serve_channels
 from trionode.verify.model.messages import Message, Step, Watcher
@@ -50,7 +50,7 @@ def _store(node: Node, service: StreamServiceSpec, stores: dict[str, Store]) -> 
     if at == "memory":
         return Store(f"memory of {node.name}", None)
     # Elsewhere it is the same for all who name the same place.
-    return stores.setdefault(at, Store(at, parse_endpoint(at, service.store.options)))
+    return stores.setdefault(at, Store(at, store_endpoint(at, service.store.options)))
 
 
 def _at_worker(world: World, node: Node, name: str, spec: WorkerSpec, message: Message) -> None:
@@ -75,7 +75,7 @@ def _at_outlet(world: World, node: Node, name: str, spec: OutletSpec, message: M
     if is_within_machine(spec.target):  # so is whoever it is for: nobody else sees anything
         world.end("arrived", node, message)
         return
-    endpoint = parse_endpoint(f"tcp:{spec.target}")
+    endpoint = service_endpoint(spec.target)
     connection = Step(
         Watcher("connection", f"{node.name} → {spec.target}"), f"outlet {name} connects there", message, None, endpoint
     )

@@ -12,7 +12,7 @@ from trionode.protocol.stream import is_capability
 from trionode.protocol.wire.address import Address
 from trionode.protocol.wire.route import MAX_HOPS
 from trionode.routing.router import MAX_DELIVERIES
-from trionode.topology.endpoints import Endpoint, encrypts, parse_endpoint
+from trionode.topology.endpoints import Endpoint, parse_endpoint
 from trionode.topology.spec import AccessSpec, NodeSpec, TopologySpec, TrustSpec
 from trionode.verify.model.messages import LOCAL, RANDOM, End, Ending, Message, Origin, Step, Watcher, readable
 
@@ -236,10 +236,10 @@ class World:
             return node.links[key]
         found = self.listeners_at(endpoint)
         to = found[0] if len(found) == 1 else None
-        if to is not None and not encrypts(options_of(self.nodes[to].spec, str(endpoint))):
-            endpoint = attrs.evolve(
-                endpoint, is_encrypted=False
-            )  # each end has a connection of its own with the brokers
+        if to is not None:  # each end can have a connection of its own with brokers
+            at_listener = parse_endpoint(str(endpoint), options_of(self.nodes[to].spec, str(endpoint)))
+            assert at_listener is not None
+            endpoint = attrs.evolve(endpoint, exposure=endpoint.exposure | at_listener.exposure)
         here = name or self.random(f"link to {to or endpoint} at", node.name)
         link = Link(node.name, to, endpoint, here, self.random(f"link with {node.name} at", to or str(endpoint)), name)
         node.links[key] = link

@@ -15,6 +15,7 @@ import trio
 from trionode.plugins import (
     CURRENT,
     ConnectionLost,
+    Exposure,
     FrameDecoder,
     Link,
     LocalError,
@@ -110,6 +111,7 @@ class Unix(Transport):
     """The transport `unix:PATH`. `mode` is what the socket's file permits: its owner alone to connect; `max_frame` is in bytes."""
 
     name: ClassVar[str] = "unix"
+    exposure: ClassVar[Exposure] = Exposure.NONE  # the bytes never leave the machine
 
     def __init__(self, *, mode: int = 0o600, max_frame: int = CURRENT.max_frame) -> None:
         self._mode = mode
