@@ -13,8 +13,9 @@ from trionode import Identifier, Identity, Mailbox, Message, Route, open_node, t
 from trionode.channel.listener import HANDSHAKE_TIMEOUT, PENDING_PER_SOURCE, SWEEP_SECONDS
 from trionode.counters import DropReason
 from trionode.errors import AnswerTimeout, HandshakeError, LocalError, RemoteError
-from trionode.protocol.handshake.classic_exchange import ClassicKeyExchange
+from trionode.protocol.handshake.classic_exchange import ClassicExchange
 from trionode.protocol.handshake.exchange import Peer
+from trionode.protocol.handshake.noise import Role
 from trionode.protocol.rules.access import from_anywhere
 from trionode.protocol.wire import bare
 from trionode.protocol.wire.address import local
@@ -358,15 +359,15 @@ class Stranger:
     to_listener: Route
     identity: Identity
 
-    async def half_open(self) -> tuple[ClassicKeyExchange, Message]:
+    async def half_open(self) -> tuple[ClassicExchange, Message]:
         """A handshake up to message 3, which is the answer to what is returned."""
         face = await self.identity.classic()
-        exchange = ClassicKeyExchange.initiator(face.vault, face.signing_key, face.history, random_address())
+        exchange = ClassicExchange.create(Role.INITIATOR, face.vault, face.signing_key, face.history, random_address())
         await self.mailbox.send(self.to_listener, exchange.begin())
         with trio.fail_after(STALL_TIMEOUT):
             return exchange, await self.mailbox.receive()
 
-    async def agreed(self) -> tuple[ClassicKeyExchange, Route]:
+    async def agreed(self) -> tuple[ClassicExchange, Route]:
         """A handshake up to message 4, and the way that message 5 takes."""
         exchange, second = await self.half_open()
         third = exchange.receive(second.payload, int(time.time()))

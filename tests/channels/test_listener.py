@@ -17,7 +17,9 @@ from trionode.channel.listener import HANDSHAKE_TIMEOUT, PENDING_PER_SOURCE, SWE
 from trionode.counters import DropReason
 from trionode.errors import AnswerTimeout, HandshakeError, VaultError
 from trionode.identity.identity import StoredIdentity
-from trionode.protocol.handshake.exchange import KeyExchange, Peer
+from trionode.protocol.handshake.current_exchange import CurrentExchange
+from trionode.protocol.handshake.exchange import Peer
+from trionode.protocol.handshake.noise import Role
 from trionode.protocol.identity.identity import ChangeHistory, create_history, rotate
 from trionode.protocol.identity.keys import KeyKind
 from trionode.protocol.wire.current_codec import CURRENT
@@ -35,9 +37,9 @@ class Stranger:
     to_listener: Route
     identity: Identity
 
-    def begin(self) -> tuple[KeyExchange, bytes]:
+    def begin(self) -> tuple[CurrentExchange, bytes]:
         identity = self.identity
-        exchange = KeyExchange.initiator(identity.vault, identity.purpose_key, identity.payload())
+        exchange = CurrentExchange.create(Role.INITIATOR, identity.vault, identity.purpose_key, identity.payload())
         return exchange, exchange.begin()
 
     async def first(self, message: bytes) -> None:
@@ -47,7 +49,7 @@ class Stranger:
         with trio.fail_after(STALL_TIMEOUT):
             return await self.mailbox.receive()
 
-    async def half_open(self) -> tuple[KeyExchange, Message]:
+    async def half_open(self) -> tuple[CurrentExchange, Message]:
         """A handshake up to the answer: the exchange, which could go on, and the answer."""
         exchange, first = self.begin()
         await self.first(first)
@@ -55,7 +57,7 @@ class Stranger:
         exchange.receive(answer.payload, int(time.time()))
         return exchange, answer
 
-    async def third(self, exchange: KeyExchange, answer: Message) -> None:
+    async def third(self, exchange: CurrentExchange, answer: Message) -> None:
         third = exchange.accept()
         assert third is not None
         await self.mailbox.send(answer.return_route, third)
@@ -176,8 +178,8 @@ async def test_a_replayed_old_stream_of_first_messages_does_not_block_the_real_o
             # They come by Bob's own stream, as its records do.
             async with parties.alice.open_mailbox() as mailbox:
                 for _ in range(200):
-                    exchange = KeyExchange.initiator(
-                        parties.alices.vault, parties.alices.purpose_key, parties.alices.payload()
+                    exchange = CurrentExchange.create(
+                        Role.INITIATOR, parties.alices.vault, parties.alices.purpose_key, parties.alices.payload()
                     )
                     await mailbox.send(parties.route, exchange.begin())
                 channel, _ = await parties.open()
@@ -185,7 +187,9 @@ async def test_a_replayed_old_stream_of_first_messages_does_not_block_the_real_o
             identity = parties.alices
             listener = Route("onward", "listener").encoded
             for n in range(200):
-                exchange = KeyExchange.initiator(identity.vault, identity.purpose_key, identity.payload())
+                exchange = CurrentExchange.create(
+                    Role.INITIATOR, identity.vault, identity.purpose_key, identity.payload()
+                )
                 old.append(
                     changed(
                         b"\x83\x80\x80\x40",
@@ -394,8 +398,8 @@ async def test_a_flood_of_first_messages_in_one_read_lets_other_tasks_run_threat
         count = 50
         async with parties.alice.open_mailbox() as mailbox:
             for _ in range(count):
-                first = KeyExchange.initiator(
-                    parties.alices.vault, parties.alices.purpose_key, parties.alices.payload()
+                first = CurrentExchange.create(
+                    Role.INITIATOR, parties.alices.vault, parties.alices.purpose_key, parties.alices.payload()
                 ).begin()
                 parties.alice.router.deliver(Message(Route(link, "listener").encoded, (mailbox.encoded,), first))
             turns = 0

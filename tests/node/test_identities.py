@@ -10,7 +10,8 @@ import trio
 from trionode.errors import IdentityError, LocalError, VaultError
 from trionode.identity.identity import ATTESTATION_LIFETIME, MAX_NAME, Identity, IdentityVault, MemoryIdentities
 from trionode.identity.known_peers import KnownPeers, MemoryKnownPeers
-from trionode.protocol.handshake.exchange import KeyExchange
+from trionode.protocol.handshake.current_exchange import CurrentExchange
+from trionode.protocol.handshake.noise import Role
 from trionode.protocol.identity.classic_identity import ClassicHistory, create_classic_history, verify_classic_history
 from trionode.protocol.identity.identity import ChangeHistory, Identifier, create_history, rotate, verify_history
 from trionode.protocol.identity.keys import KeyKind
@@ -102,8 +103,8 @@ async def test_a_cancelled_creation_or_rotation_has_happened_whole_or_not_at_all
 
 async def test_an_identity_is_ready_for_a_handshake(vault: IdentityVault) -> None:
     alice, bob = await Identity.create(vault, "alice"), await Identity.create(vault, "bob")
-    initiator = KeyExchange.initiator(vault, alice.purpose_key, alice.payload())
-    responder = KeyExchange.responder(vault, bob.purpose_key, bob.payload())
+    initiator = CurrentExchange.create(Role.INITIATOR, vault, alice.purpose_key, alice.payload())
+    responder = CurrentExchange.create(Role.RESPONDER, vault, bob.purpose_key, bob.payload())
     now = time.time()
     second = responder.receive(initiator.begin(), int(now))
     assert second is not None

@@ -11,8 +11,7 @@ from trionode.errors import DecryptError, HandshakeError, LocalError, VaultError
 from trionode.protocol.handshake import noise
 from trionode.protocol.handshake.classic_exchange import (
     MAX_IDENTITY_MESSAGE,
-    TABLES,
-    ClassicKeyExchange,
+    ClassicExchange,
     IdentityKind,
     is_classic,
     read_first,
@@ -41,11 +40,11 @@ class Somebody:
     signing: KeyHandle
     history: ClassicHistory
 
-    def initiate(self, ours: Encoded = ALICES) -> ClassicKeyExchange:
-        return ClassicKeyExchange.initiator(self.vault, self.signing, self.history, ours)
+    def initiate(self, ours: Encoded = ALICES) -> ClassicExchange:
+        return ClassicExchange.create(Role.INITIATOR, self.vault, self.signing, self.history, ours)
 
-    def respond(self, ours: Encoded = BOBS) -> ClassicKeyExchange:
-        return ClassicKeyExchange.responder(self.vault, self.signing, self.history, ours)
+    def respond(self, ours: Encoded = BOBS) -> ClassicExchange:
+        return ClassicExchange.create(Role.RESPONDER, self.vault, self.signing, self.history, ours)
 
 
 def somebody(seed: int) -> Somebody:
@@ -57,14 +56,14 @@ def somebody(seed: int) -> Somebody:
 ALICE, BOB = somebody(1), somebody(2)
 
 
-def taken(exchange: ClassicKeyExchange, message: bytes) -> bytes:
+def taken(exchange: ClassicExchange, message: bytes) -> bytes:
     """The answer to a message that has one."""
     answer = exchange.receive(message, NOW)
     assert answer is not None
     return answer
 
 
-def up_to(number: int, alice: ClassicKeyExchange, bob: ClassicKeyExchange) -> bytes:
+def up_to(number: int, alice: ClassicExchange, bob: ClassicExchange) -> bytes:
     """Message `number`, after all before it have arrived."""
     message = alice.begin()
     for n in range(2, number + 1):
@@ -77,7 +76,7 @@ def up_to(number: int, alice: ClassicKeyExchange, bob: ClassicKeyExchange) -> by
     return message
 
 
-def opened(alice: ClassicKeyExchange, bob: ClassicKeyExchange) -> tuple[ChannelCipher, ChannelCipher]:
+def opened(alice: ClassicExchange, bob: ClassicExchange) -> tuple[ChannelCipher, ChannelCipher]:
     assert bob.receive(up_to(5, alice, bob), NOW) is None
     assert bob.accept() is None
     return alice.cipher(), bob.cipher()
@@ -94,7 +93,7 @@ def received(reader: ChannelCipher, message: bytes) -> bytes:
     return got[2]
 
 
-def refuses(exchange: ClassicKeyExchange, message: bytes, *, ends: bool = False) -> str:
+def refuses(exchange: ClassicExchange, message: bytes, *, ends: bool = False) -> str:
     """The text of the refusal; the exchange is as before, or it is over."""
     before = (exchange.state, exchange.peer, exchange._theirs)
     with pytest.raises(HandshakeError) as raised:
@@ -339,10 +338,10 @@ def test_no_first_message_of_the_current_generation_looks_like_a_classic_one_thr
 # -- identities that are not good enough ------------------------------------------------------------------------------------------------
 
 
-def sealed(exchange: ClassicKeyExchange, plaintext: bytes) -> bytes:
+def sealed(exchange: ClassicExchange, plaintext: bytes) -> bytes:
     """Any plaintext as the first message that this side seals."""
     to_initiator, to_responder = exchange._noise.split()
-    key = to_responder if exchange._role is Role.INITIATOR else to_initiator
+    key = to_responder if exchange._noise.role is Role.INITIATOR else to_initiator
     return bare.data(Session(key, key, rekey=False).encrypt(plaintext))
 
 
@@ -351,7 +350,7 @@ def said(kind: int, history: bytes, signature: bytes) -> bytes:
 
 
 #: Makes the bad identity of a case: its plaintext, from whoever sends it, both addresses (ours to him first) and the kind it should be.
-Bad = Callable[[Somebody, ClassicKeyExchange, Encoded, Encoded, int], bytes]
+Bad = Callable[[Somebody, ClassicExchange, Encoded, Encoded, int], bytes]
 
 
 def _says(change: Callable[[Somebody, bytes, int], bytes]) -> Bad:
@@ -434,10 +433,10 @@ def test_our_own_request_reflected_as_a_response_is_refused_threat_12() -> None:
     refuses(bob, sealed(mallory, reflected), ends=True)
 
 
-def opened_by(exchange: ClassicKeyExchange, message: bytes) -> bytes:
+def opened_by(exchange: ClassicExchange, message: bytes) -> bytes:
     """What a message says, opened with a copy of the session's key."""
     to_initiator, to_responder = exchange._noise.split()
-    key = to_initiator if exchange._role is Role.INITIATOR else to_responder
+    key = to_initiator if exchange._noise.role is Role.INITIATOR else to_responder
     return Session(key, key, rekey=False).decrypt(bare.Reader(message).data())
 
 
@@ -469,12 +468,12 @@ def rotated() -> tuple[MemoryVault, KeyHandle, KeyHandle, ClassicHistory]:
 def test_a_rotated_identity_signs_with_its_current_root_key_and_no_older_one_threat_15() -> None:
     vault, old, new, history = rotated()
     alice = ALICE.initiate()
-    opened(alice, ClassicKeyExchange.responder(vault, new, history, BOBS))
+    opened(alice, ClassicExchange.create(Role.RESPONDER, vault, new, history, BOBS))
     assert alice.peer is not None
     assert alice.peer.history == history
     with pytest.raises(LocalError, match="root key"):
-        ClassicKeyExchange.responder(vault, old, history, BOBS)
-    alice, bob = ALICE.initiate(), ClassicKeyExchange.responder(vault, new, history, BOBS)
+        ClassicExchange.create(Role.RESPONDER, vault, old, history, BOBS)
+    alice, bob = ALICE.initiate(), ClassicExchange.create(Role.RESPONDER, vault, new, history, BOBS)
     up_to(4, alice, bob)
     by_the_old = said(IdentityKind.REQUEST, history.encoded, vault.sign(old, bob.handshake_hash))
     refuses(alice, sealed(bob, CLASSIC.encode((ALICES,), (BOBS,), by_the_old)), ends=True)
@@ -534,7 +533,7 @@ def test_verbs_out_of_turn_are_this_programs_mistake() -> None:
 
 @pytest.mark.parametrize("role", Role)
 def test_the_table_ends_and_can_always_be_refused(role: Role) -> None:
-    table = TABLES[role]
+    table = ClassicExchange.TABLES[role]
     reached, waiting = {State.READY}, [State.READY]
     while waiting:
         state = waiting.pop()
@@ -615,8 +614,7 @@ def test_transcripts_replay_through_our_exchange_and_cipher_byte_for_byte(side: 
         vault.import_secret(KeyKind.X25519, bytes.fromhex(fields[f"{name}_secret"])) for name in ("static", "ephemeral")
     )
     history = create_classic_history(vault, signing)
-    make = ClassicKeyExchange.initiator if side is Role.INITIATOR else ClassicKeyExchange.responder
-    exchange = make(vault, signing, history, ours, keys=(static, ephemeral))
+    exchange = ClassicExchange.create(side, vault, signing, history, ours, keys=(static, ephemeral))
     if side is Role.INITIATOR:
         assert exchange.begin() == outer[1]
         assert exchange.receive(outer[2], NOW) == outer[3]

@@ -9,7 +9,9 @@ from hypothesis import strategies as st
 from tests.support.vectors import wire_vectors
 from trionode.errors import DecryptError, HandshakeError, LocalError, VaultError
 from trionode.protocol.handshake import noise
-from trionode.protocol.handshake.exchange import CURRENT_INITIATOR, CURRENT_RESPONDER, Event, KeyExchange, Part, State
+from trionode.protocol.handshake.current_exchange import CurrentExchange
+from trionode.protocol.handshake.exchange import Event, State
+from trionode.protocol.handshake.noise import Role
 from trionode.protocol.identity.attestation import PurposeKeyAttestation
 from trionode.protocol.identity.identity import create_history, rotate
 from trionode.protocol.identity.keys import KeyHandle, KeyKind
@@ -31,11 +33,11 @@ class Somebody:
     static: KeyHandle
     payload: IdentityPayload
 
-    def initiate(self) -> KeyExchange:
-        return KeyExchange.initiator(self.vault, self.static, self.payload)
+    def initiate(self) -> CurrentExchange:
+        return CurrentExchange.create(Role.INITIATOR, self.vault, self.static, self.payload)
 
-    def respond(self) -> KeyExchange:
-        return KeyExchange.responder(self.vault, self.static, self.payload)
+    def respond(self) -> CurrentExchange:
+        return CurrentExchange.create(Role.RESPONDER, self.vault, self.static, self.payload)
 
 
 def somebody(seed: int, *, created_at: int = NOW, expires_at: int = NOW + 1000) -> Somebody:
@@ -52,14 +54,14 @@ def somebody(seed: int, *, created_at: int = NOW, expires_at: int = NOW + 1000) 
 ALICE, BOB = somebody(1), somebody(2)
 
 
-def answered(alice: KeyExchange, bob: KeyExchange) -> bytes:
+def answered(alice: CurrentExchange, bob: CurrentExchange) -> bytes:
     """Message 2, after message 1 has been sent."""
     second = bob.receive(alice.begin(), NOW)
     assert second is not None
     return second
 
 
-def third(alice: KeyExchange, bob: KeyExchange) -> bytes:
+def third(alice: CurrentExchange, bob: CurrentExchange) -> bytes:
     """Message 3, after the initiator has accepted."""
     assert alice.receive(answered(alice, bob), NOW) is None
     last = alice.accept()
@@ -67,7 +69,7 @@ def third(alice: KeyExchange, bob: KeyExchange) -> bytes:
     return last
 
 
-def opened(alice: KeyExchange, bob: KeyExchange) -> None:
+def opened(alice: CurrentExchange, bob: CurrentExchange) -> None:
     assert bob.receive(third(alice, bob), NOW) is None
     assert bob.accept() is None
 
@@ -214,10 +216,10 @@ def test_points_of_small_order_are_refused(point: bytes) -> None:
 # Identities that are not good enough
 
 
-def says(somebody: Somebody, payload: bytes) -> Callable[[KeyExchange], bytes]:
+def says(somebody: Somebody, payload: bytes) -> Callable[[CurrentExchange], bytes]:
     """Return what makes message 2 for an initiator: good Noise by that party's keys around any payload."""
 
-    def answer(alice: KeyExchange) -> bytes:
+    def answer(alice: CurrentExchange) -> bytes:
         ephemeral = somebody.vault.generate(KeyKind.X25519, ephemeral=True)
         handshake = noise.HandshakeState(noise.Role.RESPONDER, somebody.vault, somebody.static, ephemeral)
         handshake.read_message(alice.begin())
@@ -331,7 +333,7 @@ def test_a_rotated_identity_is_accepted_with_its_new_attestation() -> None:
     attestation = PurposeKeyAttestation.make(history, bob.vault, key, bob.static, created_at=NOW, expires_at=NOW + 9)
     alice, responder = (
         ALICE.initiate(),
-        KeyExchange.responder(bob.vault, bob.static, IdentityPayload(history, attestation)),
+        CurrentExchange.create(Role.RESPONDER, bob.vault, bob.static, IdentityPayload(history, attestation)),
     )
     opened(alice, responder)
     assert alice.peer is not None
@@ -342,7 +344,7 @@ def test_a_rotated_identity_is_accepted_with_its_new_attestation() -> None:
 def test_the_payload_must_attest_the_static_key_that_is_used() -> None:
     other = ALICE.vault.generate(KeyKind.X25519)
     with pytest.raises(LocalError, match="attests another key"):
-        KeyExchange.initiator(ALICE.vault, other, ALICE.payload)
+        CurrentExchange.create(Role.INITIATOR, ALICE.vault, other, ALICE.payload)
 
 
 # Verbs, and the ephemeral key
@@ -353,8 +355,8 @@ def test_ephemeral_keys_are_forgotten_once_they_are_not_needed() -> None:
     bobs = somebody(8)
     ephemeral = vault.vault.generate(KeyKind.X25519, ephemeral=True)
     theirs = bobs.vault.generate(KeyKind.X25519, ephemeral=True)
-    alice = KeyExchange.initiator(vault.vault, vault.static, vault.payload, ephemeral)
-    bob = KeyExchange.responder(bobs.vault, bobs.static, bobs.payload, theirs)
+    alice = CurrentExchange.create(Role.INITIATOR, vault.vault, vault.static, vault.payload, ephemeral)
+    bob = CurrentExchange.create(Role.RESPONDER, bobs.vault, bobs.static, bobs.payload, theirs)
     opened(alice, bob)
     for holder, handle in ((vault, ephemeral), (bobs, theirs)):
         with pytest.raises(VaultError):
@@ -366,7 +368,7 @@ def test_a_refused_exchange_forgets_its_key_and_ends_whatever_its_state() -> Non
     for steps in range(3):
         party = somebody(7)
         ephemeral = party.vault.generate(KeyKind.X25519, ephemeral=True)
-        alice = KeyExchange.initiator(party.vault, party.static, party.payload, ephemeral)
+        alice = CurrentExchange.create(Role.INITIATOR, party.vault, party.static, party.payload, ephemeral)
         bob = BOB.respond()
         second = answered(alice, bob) if steps else b""
         if steps == 2:
@@ -393,20 +395,21 @@ def test_verbs_out_of_turn_are_this_programs_mistake() -> None:
         alice.begin()
 
 
-@pytest.mark.parametrize("part", [CURRENT_INITIATOR, CURRENT_RESPONDER], ids=["initiator", "responder"])
-def test_the_table_ends_and_can_always_be_refused(part: Part) -> None:
+@pytest.mark.parametrize("role", Role)
+def test_the_table_ends_and_can_always_be_refused(role: Role) -> None:
+    table = CurrentExchange.TABLES[role]
     reached, waiting = {State.READY}, [State.READY]
     while waiting:
         state = waiting.pop()
         for event in Event:
-            step = part.table.get((state, event))
+            step = table.get((state, event))
             if step and step[1] not in reached:
                 reached.add(step[1])
                 waiting.append(step[1])
     assert reached == set(State) - {State.AGREEING}
-    assert all((state, Event.REFUSE) in part.table for state in reached)
+    assert all((state, Event.REFUSE) in table for state in reached)
     assert all(
-        (state, event) not in part.table
+        (state, event) not in table
         for state, event in product((State.OPEN, State.REFUSED), Event)
         if event is not Event.REFUSE
     )
@@ -416,7 +419,7 @@ def test_no_secret_stands_in_a_repr() -> None:
     alice, bob = ALICE.initiate(), BOB.respond()
     opened(alice, bob)
     to_initiator, to_responder = alice._noise.split()
-    for text in (repr(alice), repr(bob.peer), repr(CURRENT_INITIATOR)):
+    for text in (repr(alice), repr(bob.peer)):
         for secret in (to_initiator, to_responder, bytes([1]) * 32, bytes([101]) * 32):
             assert secret.hex() not in text
             assert repr(secret)[2:-1] not in text
@@ -469,7 +472,7 @@ def test_transcripts_replay_through_our_exchange_and_session_byte_for_byte() -> 
     assert replayed == 3
 
 
-def replay_handshake(side: str, static: str, ephemeral: str, noises: dict[str, dict[str, str]]) -> KeyExchange:
+def replay_handshake(side: str, static: str, ephemeral: str, noises: dict[str, dict[str, str]]) -> CurrentExchange:
     vault = MemoryVault()
     keys = [vault.import_secret(KeyKind.X25519, bytes.fromhex(secret)) for secret in (static, ephemeral)]
     first, second, last = (bytes.fromhex(noises[f"noise {number}"]["noise"]) for number in (1, 2, 3))
@@ -478,12 +481,12 @@ def replay_handshake(side: str, static: str, ephemeral: str, noises: dict[str, d
     payload = IdentityPayload.decode(bytes.fromhex(said))
     now = payload.attestation.created_at
     if side == "initiator":
-        exchange = KeyExchange.initiator(vault, keys[0], payload, keys[1])
+        exchange = CurrentExchange.create(Role.INITIATOR, vault, keys[0], payload, keys[1])
         assert exchange.begin() == first
         exchange.receive(second, now)
         assert exchange.accept() == last
     else:
-        exchange = KeyExchange.responder(vault, keys[0], payload, keys[1])
+        exchange = CurrentExchange.create(Role.RESPONDER, vault, keys[0], payload, keys[1])
         assert exchange.receive(first, now) == second
         exchange.receive(last, now)
         assert exchange.accept() is None

@@ -6,8 +6,10 @@ import attrs
 
 from trionode.errors import LocalError
 from trionode.identity.identity import Identity
-from trionode.protocol.handshake.classic_exchange import ClassicKeyExchange, is_classic
-from trionode.protocol.handshake.exchange import Exchange, KeyExchange
+from trionode.protocol.handshake.classic_exchange import ClassicExchange, is_classic
+from trionode.protocol.handshake.current_exchange import CurrentExchange
+from trionode.protocol.handshake.exchange import Exchange
+from trionode.protocol.handshake.noise import Role
 from trionode.protocol.identity.identity import Identifier
 from trionode.routing.router import random_address
 
@@ -30,8 +32,8 @@ async def _current(identity: Identity) -> Handshaker:
     return Handshaker(
         "current",
         identity.identifier,
-        lambda: KeyExchange.initiator(identity.vault, identity.purpose_key, identity.payload()),
-        lambda: KeyExchange.responder(identity.vault, identity.purpose_key, identity.payload()),
+        lambda: CurrentExchange.create(Role.INITIATOR, identity.vault, identity.purpose_key, identity.payload()),
+        lambda: CurrentExchange.create(Role.RESPONDER, identity.vault, identity.purpose_key, identity.payload()),
         lambda first: not is_classic(first),
     )
 
@@ -41,8 +43,8 @@ async def _classic(identity: Identity) -> Handshaker:
     return Handshaker(
         "classic",
         face.identifier,
-        lambda: ClassicKeyExchange.initiator(face.vault, face.signing_key, face.history, random_address()),
-        lambda: ClassicKeyExchange.responder(face.vault, face.signing_key, face.history, random_address()),
+        lambda: ClassicExchange.create(Role.INITIATOR, face.vault, face.signing_key, face.history, random_address()),
+        lambda: ClassicExchange.create(Role.RESPONDER, face.vault, face.signing_key, face.history, random_address()),
         is_classic,
     )
 

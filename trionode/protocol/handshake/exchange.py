@@ -1,28 +1,24 @@
-"""The handshake that ends with two parties who know each other's identity and share session keys, as a table of (state, event) -> (action, state)."""
+"""The handshake of a secure channel as a state machine: what both protocol versions share (spec §7.1, §8)."""
 
-import copy
 import enum
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Protocol, Self
+from typing import ClassVar
 
 import attrs
 
-from trionode.errors import HandshakeError, IdentityError, LocalError
+from trionode.errors import DecryptError, HandshakeError, IdentityError, LocalError, WireError
 from trionode.protocol.handshake import noise
 from trionode.protocol.identity.credential import PresentedCredential
 from trionode.protocol.identity.history import History
 from trionode.protocol.identity.identity import Identifier
-from trionode.protocol.identity.keys import KeyHandle, KeyKind, Vault
-from trionode.protocol.identity.payload import IdentityPayload
-from trionode.protocol.session.cipher import ChannelCipher, CurrentCipher
+from trionode.protocol.identity.keys import KeyHandle, Vault
+from trionode.protocol.session.cipher import ChannelCipher
 from trionode.protocol.session.session import Session
-
-#: What every failed message raises, whatever its cause: what the peer sees of it, and what a log says of it, is no oracle.
-REFUSED = "a handshake message that does not verify"
 
 
 class State(enum.Enum):
-    """How far an exchange has come."""
+    """The states of an exchange."""
 
     READY = "ready"
     AGREEING = "awaiting the peer's keys"  # classic only: there the identities come afterwards
@@ -33,7 +29,7 @@ class State(enum.Enum):
 
 
 class Event(enum.Enum):
-    """What happens to an exchange: a message arrives, the others are verbs of this program."""
+    """The events of an exchange: a message arrives, or this program calls the method of that name."""
 
     BEGIN = "begin"
     RECEIVE = "receive"
@@ -42,159 +38,67 @@ class Event(enum.Enum):
 
 
 class Action(enum.Enum):
-    """What is done on the way from one state to the next; an action that fails leaves the exchange where it was."""
+    """What an exchange does on the way to the next state. If it fails, the state does not change."""
 
     WRITE_FIRST = "write message 1"
-    ANSWER_FIRST = "read message 1, write message 2 with our identity"
-    READ_IDENTITY = "read message 2 or 3, verify the identity in it"
-    WRITE_LAST = "write message 3 with our identity, make the session"
-    MAKE_SESSION = "make the session"
-    FORGET = "forget the ephemeral key"
+    ANSWER_FIRST = "read message 1, write message 2"
+    ANSWER_SECOND = "read message 2, write message 3"  # classic only
+    ANSWER_THIRD = "read message 3, write message 4"  # classic only
+    READ_IDENTITY = "read and verify the peer's identity"
+    WRITE_LAST = "write the last message, with our identity"
+    ACCEPT = "accept the peer; there is no message to write"
+    FORGET = "forget the keys of the handshake"
     NOTHING = "nothing"
 
 
-_Table = Mapping[tuple[State, Event], tuple[Action, State]]
+Table = Mapping[tuple[State, Event], tuple[Action, State]]
 
-_GIVE_UP: _Table = {
+#: An exchange can be refused in every state.
+REFUSE_ROWS: Table = {
     (State.READY, Event.REFUSE): (Action.FORGET, State.REFUSED),
+    (State.AGREEING, Event.REFUSE): (Action.FORGET, State.REFUSED),
     (State.AWAITING, Event.REFUSE): (Action.FORGET, State.REFUSED),
-    (State.DECIDING, Event.REFUSE): (Action.NOTHING, State.REFUSED),
+    (State.DECIDING, Event.REFUSE): (Action.FORGET, State.REFUSED),
     (State.REFUSED, Event.REFUSE): (Action.NOTHING, State.REFUSED),
     (State.OPEN, Event.REFUSE): (Action.NOTHING, State.OPEN),
 }
 
 
 @attrs.frozen
-class Part:
-    """One side of the exchange: which Noise role and protocol it plays, and what follows from what."""
-
-    role: noise.Role
-    protocol_name: bytes
-    table: _Table = attrs.field(repr=False)
-
-
-#: The current generation (spec §7.1), the side that opens the channel.
-CURRENT_INITIATOR = Part(
-    noise.Role.INITIATOR,
-    noise.OCKAM_CURRENT,
-    {
-        (State.READY, Event.BEGIN): (Action.WRITE_FIRST, State.AWAITING),
-        (State.AWAITING, Event.RECEIVE): (Action.READ_IDENTITY, State.DECIDING),
-        (State.DECIDING, Event.ACCEPT): (Action.WRITE_LAST, State.OPEN),
-        **_GIVE_UP,
-    },
-)
-
-#: The current generation, the side that was asked.
-CURRENT_RESPONDER = Part(
-    noise.Role.RESPONDER,
-    noise.OCKAM_CURRENT,
-    {
-        (State.READY, Event.RECEIVE): (Action.ANSWER_FIRST, State.AWAITING),
-        (State.AWAITING, Event.RECEIVE): (Action.READ_IDENTITY, State.DECIDING),
-        (State.DECIDING, Event.ACCEPT): (Action.MAKE_SESSION, State.OPEN),
-        **_GIVE_UP,
-    },
-)
-
-
-@attrs.frozen
 class Peer:
-    """Who is at the other end: proven to hold the identity. Its credentials are as presented, not verified."""
+    """The identity at the other end, which the handshake has proven. Its credentials are as presented, not yet verified."""
 
     history: History
     credentials: tuple[PresentedCredential, ...] = attrs.field(default=(), repr=False)
 
     @property
     def identifier(self) -> Identifier:
-        """The identity's name, which trust policies decide by."""
+        """The identifier of the peer, by which trust policies decide."""
         return self.history.identifier
 
 
-class Exchange(Protocol):
-    """One side of one exchange, of whatever generation: what the shell carries messages to and from."""
-
-    @property
-    def state(self) -> State:
-        """How far it has come: in DECIDING the peer is known, and REFUSED is the end."""
-        ...
-
-    @property
-    def peer(self) -> Peer | None:
-        """Who is at the other end, once that is proven."""
-        ...
-
-    def begin(self) -> bytes:
-        """Return message 1; only the initiator begins."""
-        ...
-
-    def receive(self, message: bytes, now: int) -> bytes | None:
-        """Take the peer's next message, and return the answer if one goes out at once; HandshakeError for whatever does not verify."""
-        ...
-
-    def accept(self) -> bytes | None:
-        """Take the peer for good, and return the last message if this side writes it."""
-        ...
-
-    def refuse(self) -> None:
-        """End the exchange and forget its keys; on an open one it does nothing."""
-        ...
-
-    def cipher(self) -> ChannelCipher:
-        """Return what the channel reads and writes by; LocalError before `accept`."""
-        ...
-
-
 @attrs.define(eq=False)
-class KeyExchange:
-    """One side of one exchange (spec §7.1); made by `initiator` or `responder`, used once.
+class Exchange(ABC):
+    """One side of one handshake. It takes and returns the payloads of messages, and is used once.
 
-    The initiator: `begin()` gives message 1; `receive(message 2)` sets `peer`; `accept()` gives message 3. The responder: `receive(message 1)`
-    gives message 2; `receive(message 3)` sets `peer`; `accept()`. Between `receive` and `accept` the shell asks its trust policy, in its own
-    time; then `session()` gives the ciphers, and the exchange, which still knows their first keys, is let go. Whoever gives it up before that,
-    at any point, calls `refuse()`: it forgets the ephemeral key.
+    `begin` (initiator only) and `receive` return the messages to send. When the state is DECIDING, `peer` is set, and the caller asks its
+    trust policy. Then it calls `accept`, or `refuse`. After `accept` the caller takes the `cipher` and drops the exchange, which still
+    holds the first keys. A caller that gives up earlier calls `refuse`, which forgets the keys of the handshake.
 
-    A message that is junk, does not verify or comes out of turn raises HandshakeError, with one text for all causes (the cause in words
-    is its `__cause__`), and changes nothing: the exchange goes on waiting for the right one. A verb out of turn is a LocalError.
+    A message that is not acceptable raises HandshakeError. Its text is the same for every cause, so neither a peer nor a log learns which
+    check failed; the cause is its `__cause__`. A method that is called out of turn raises LocalError.
     """
 
+    #: The transitions of each role.
+    TABLES: ClassVar[Mapping[noise.Role, Table]]
+
     _vault: Vault = attrs.field(repr=False)
-    _part: Part = attrs.field(repr=lambda part: part.role.value)
-    _payload: bytes = attrs.field(repr=False)
-    _own: Identifier = attrs.field(repr=str)
-    _ephemeral: KeyHandle = attrs.field(repr=False)
-    _noise: noise.HandshakeState = attrs.field(repr=False)
-    state: State = State.READY
-    peer: Peer | None = None
-    _session: Session | None = attrs.field(default=None, repr=False)
-
-    @classmethod
-    def initiator(
-        cls, vault: Vault, static: KeyHandle, payload: IdentityPayload, ephemeral: KeyHandle | None = None
-    ) -> Self:
-        """Return the exchange of the side that opens the channel.
-
-        `static` is the X25519 purpose key and `payload` says who we are and attests that key. A fresh ephemeral key is generated,
-        unless a test brings its own.
-        """
-        return cls._of(CURRENT_INITIATOR, vault, static, payload, ephemeral)
-
-    @classmethod
-    def responder(
-        cls, vault: Vault, static: KeyHandle, payload: IdentityPayload, ephemeral: KeyHandle | None = None
-    ) -> Self:
-        """Return the exchange of the side that was asked; the arguments are those of `initiator`."""
-        return cls._of(CURRENT_RESPONDER, vault, static, payload, ephemeral)
-
-    @classmethod
-    def _of(
-        cls, part: Part, vault: Vault, static: KeyHandle, payload: IdentityPayload, ephemeral: KeyHandle | None
-    ) -> Self:
-        if payload.attestation.key != static.public:
-            raise LocalError("the payload attests another key than `static`: take both from one identity, at one time")
-        ephemeral = vault.generate(KeyKind.X25519, ephemeral=True) if ephemeral is None else ephemeral
-        handshake = noise.HandshakeState(part.role, vault, static, ephemeral, part.protocol_name)
-        return cls(vault, part, payload.encode(), payload.history.identifier, ephemeral, handshake)
+    _noise: noise.HandshakeState = attrs.field(repr=lambda handshake: handshake.role.value)
+    #: The keys that only this handshake uses.
+    _keys: tuple[KeyHandle, ...] = attrs.field(repr=False)
+    state: State = attrs.field(init=False, default=State.READY)
+    peer: Peer | None = attrs.field(init=False, default=None)
+    _session: Session | None = attrs.field(init=False, default=None, repr=False)
 
     def begin(self) -> bytes:
         """Return message 1; only the initiator begins."""
@@ -203,95 +107,60 @@ class KeyExchange:
         return message
 
     def receive(self, message: bytes, now: int) -> bytes | None:
-        """Take the peer's next message at `now`, seconds since 1970; return the answer, if one goes out at once.
+        """Take the peer's next message at `now`, seconds since 1970; return the answer, if there is one.
 
-        HandshakeError, and nothing has changed, if the message is not the one that is waited for or does not verify.
+        HandshakeError if it is not the expected message, or is not valid. VaultError if our own key is gone. Nothing has changed then, but
+        for a classic peer whose identity is not valid: the exchange is REFUSED.
         """
         return self._on(Event.RECEIVE, message, now)
 
     def accept(self) -> bytes | None:
-        """Take the peer for good, after it was found trustworthy; return message 3, if this side writes it."""
+        """Accept the peer, which is trusted; return the last message, if this side writes it."""
         return self._on(Event.ACCEPT)
 
     def refuse(self) -> None:
-        """End the exchange and forget its key; a second time, or on an open exchange, it does nothing."""
+        """End the exchange and forget its keys. On an exchange that is open or refused already it does nothing."""
         self._on(Event.REFUSE)
 
     def session(self) -> Session:
-        """Return the ciphers of the channel, always the same object, so that no nonce is used twice; LocalError before `accept`."""
-        if self._session is None:
+        """Return the keys of the channel, always the same object, so no nonce is used twice; LocalError before `accept`."""
+        if self.state is not State.OPEN or self._session is None:
             raise LocalError(f"the exchange is {self.state.value}: only an open one has a session")
         return self._session
 
+    @abstractmethod
     def cipher(self) -> ChannelCipher:
-        """Return what the channel reads and writes by, around that session; LocalError before `accept`."""
-        return CurrentCipher(self.session())
+        """Return a new cipher around the session; LocalError before `accept`."""
 
     @property
     def handshake_hash(self) -> bytes:
-        """The 32 bytes that name this channel and no other, the same on both sides; LocalError before `accept`."""
-        self.session()
+        """The 32 bytes that name this channel, the same on both sides; LocalError before the last Noise message."""
         return self._noise.handshake_hash
 
     def _on(self, event: Event, message: bytes = b"", now: int = 0) -> bytes | None:
-        step = self._part.table.get((self.state, event))
+        step = self.TABLES[self._noise.role].get((self.state, event))
         if step is None and event is Event.RECEIVE:
-            raise HandshakeError(REFUSED)
+            raise HandshakeError(noise.REFUSED)
         if step is None:
-            raise LocalError(f"{event.value}() has no place here: the {self._part.role.value} is {self.state.value}")
+            raise LocalError(f"{event.value}() is out of turn: the {self._noise.role.value} is {self.state.value}")
         action, state = step
-        answer = self._do(action, message, now)
+        try:
+            answer = self._do(action, message, now)
+        except (WireError, DecryptError, IdentityError) as error:
+            raise HandshakeError(noise.REFUSED) from error
         self.state = state
         return answer
 
+    @abstractmethod
     def _do(self, action: Action, message: bytes, now: int) -> bytes | None:
-        match action:
-            case Action.WRITE_FIRST:
-                return self._noise.write_message()
-            case Action.ANSWER_FIRST:
-                return self._answer_first(message)
-            case Action.READ_IDENTITY:
-                self._read_identity(message, now)
-            case Action.WRITE_LAST:
-                last = self._noise.write_message(self._payload)
-                self._make_session()
-                return last
-            case Action.MAKE_SESSION:
-                self._make_session()
-            case Action.FORGET:
-                self._vault.forget(self._ephemeral)
-            case Action.NOTHING:
-                pass
-        return None
+        """Do what the table says, and return the message to send, if any."""
 
-    # What comes from the peer is read by a copy of the handshake: a message that is good Noise around a bad identity, or one that
-    # can't be answered, may be anybody's and must not cost us the right one.
+    def _forget_keys(self) -> None:
+        for key in self._keys:
+            self._vault.forget(key)
 
-    def _answer_first(self, message: bytes) -> bytes:
-        attempt = copy.copy(self._noise)
-        attempt.read_message(message)
-        answer = attempt.write_message(self._payload)
-        self._noise = attempt
-        return answer
-
-    def _read_identity(self, message: bytes, now: int) -> None:
-        attempt = copy.copy(self._noise)
-        payload = attempt.read_message(message)
-        try:
-            self.peer = self._verified(payload, attempt.remote_static, now)
-        except IdentityError as error:
-            raise HandshakeError(REFUSED) from error
-        self._noise = attempt
-        self._vault.forget(self._ephemeral)  # all that it agrees on is mixed in by now
-
-    def _verified(self, payload: bytes, static: bytes, now: int) -> Peer:
-        said = IdentityPayload.decode(payload)
-        said.verify(static, now)
-        if said.history.identifier == self._own:
-            raise IdentityError("the peer shows our own identity: a reflection, or one identity at both ends")
-        return Peer(said.history, said.credentials)
-
-    def _make_session(self) -> None:
+    def _make_session(self, *, rekey: bool) -> Session:
         to_initiator, to_responder = self._noise.split()
-        initiates = self._part.role is noise.Role.INITIATOR
-        self._session = Session(to_responder, to_initiator) if initiates else Session(to_initiator, to_responder)
+        if self._noise.role is noise.Role.INITIATOR:
+            return Session(to_responder, to_initiator, rekey=rekey)
+        return Session(to_initiator, to_responder, rekey=rekey)

@@ -24,9 +24,8 @@ TAG_SIZE = 16
 HASH_SIZE = 32
 
 _IV = struct.Struct(">4xQ")
-_REFUSED = (
-    "a handshake message that does not verify"  # one text for every cause: the peer learns nothing, not even from logs
-)
+#: The text of every HandshakeError, for every cause, so neither a peer nor a log learns which check failed.
+REFUSED = "a handshake message that does not verify"
 
 
 class Role(enum.Enum):
@@ -207,7 +206,7 @@ class HandshakeState:
         symmetric, rest = self._symmetric, message
         ephemeral, static = self._remote_ephemeral, self._remote_static
         if len(message) > MAX_MESSAGE:
-            raise HandshakeError(_REFUSED)
+            raise HandshakeError(REFUSED)
         try:
             for token in tokens:
                 if token is Token.E:
@@ -220,7 +219,7 @@ class HandshakeState:
                     symmetric = symmetric.mix_key(self._agree(token, ephemeral, static))
             symmetric, payload = symmetric.decrypt_and_hash(rest)
         except InvalidTag:
-            raise HandshakeError(_REFUSED) from None
+            raise HandshakeError(REFUSED) from None
         self._symmetric, self._remote_ephemeral, self._remote_static = symmetric, ephemeral, static
         self._done += 1
         return payload
@@ -243,7 +242,7 @@ class HandshakeState:
         try:
             return self._vault.x25519(own, remote_ephemeral if token.value[theirs] == "e" else remote_static)
         except HandshakeError:
-            raise HandshakeError(_REFUSED) from None
+            raise HandshakeError(REFUSED) from None
 
     def _require_finished(self, what: str) -> None:
         if not self.finished:
@@ -254,5 +253,5 @@ class HandshakeState:
 
 def _cut(data: bytes, size: int) -> tuple[bytes, bytes]:
     if len(data) < size:
-        raise HandshakeError(_REFUSED)
+        raise HandshakeError(REFUSED)
     return data[:size], data[size:]
