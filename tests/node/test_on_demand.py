@@ -13,13 +13,13 @@ import trio.testing
 from trionode import Node, Route, open_node
 from trionode.counters import DropReason
 from trionode.errors import AddressInUseError, ConnectionLost, LocalError
+from trionode.net.backoff import STEADY_SECONDS
 from trionode.net.transport import Link
 from trionode.protocol.rules.access import from_anywhere
 from trionode.protocol.wire.address import Address
 from trionode.protocol.wire.classic_codec import CLASSIC
 from trionode.routing.link import STALL_TIMEOUT
 from trionode.routing.on_demand_link import DIAL_SECONDS, GRACE, PAUSES, OnDemandLink
-from trionode.stream.client import STEADY_SECONDS
 from trionode.workers import echoer
 from trionode_loopback import Loopback, LoopbackLink
 

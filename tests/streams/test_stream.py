@@ -34,7 +34,7 @@ from trionode.protocol.stream import (
 )
 from trionode.protocol.wire.address import local
 from trionode.protocol.wire.current_codec import CURRENT
-from trionode.stream.client import SILENCE
+from trionode.stream.hub_client import MAX_UNANSWERED
 from trionode.stream.store.base import Push, Stored, StoreError
 from trionode.stream.store.memory import MemoryStore
 from trionode.workers import echoer
@@ -170,7 +170,7 @@ async def test_what_one_side_sends_comes_out_of_the_others_iteration_until_it_cl
         assert await receive(theirs, 2) == [b"one", b"two"]
         await theirs.aclose()
         assert [message async for message in theirs] == []
-        assert theirs.encoded not in bob.router
+        assert theirs._client.address not in bob.router
         await theirs.aclose()  # a second time does nothing
 
 
@@ -218,7 +218,7 @@ async def test_a_hub_without_the_service_is_no_answer(autojump_clock: trio.testi
     network = Network()
     async with open_node(network) as hub, open_node(network) as alice:
         await hub.listen("loopback:hub")
-        with pytest.raises(AnswerTimeout, match=r"does it offer the service 0#stream_kafka"):
+        with pytest.raises(AnswerTimeout, match=r"check that it offers the service 0#stream_kafka"):
             await alice.open_stream(HUB, sends="to_bob", receives="to_alice", timeout=30)
         assert trio.current_time() == pytest.approx(30, abs=1.5)
 
@@ -294,7 +294,7 @@ async def test_a_full_window_holds_the_sender_and_releases_him(
             held = sent
             # A window of pushes or of bytes, the queue's bound, and one message more for each.
             assert held <= MAX_PUSHES + 256 * 1024 // (512 + size) + 2
-            assert ours._queued.size <= ours._queued.bound + size + 1024
+            assert ours._client._queued.size <= ours._client._queued.bound + size + 1024
             await trio.sleep(120)
             assert sent == held
             store.gate.set()
@@ -350,11 +350,11 @@ async def test_over_lost_links_every_message_arrives_once_in_order_and_the_log_s
                 if len(arrived) % 300 == 0:
                     network.cut()
         assert arrived == bodies
-        assert ours.dead_records == theirs.dead_records == 0
+        assert ours.skipped_records == theirs.skipped_records == 0
     said = [entry.getMessage() for entry in caplog.records]
-    lost = [line for line in said if "was lost: connecting again" in line]
-    assert len(lost) >= 6
-    assert any("unconfirmed pushes kept" in line for line in lost)
+    lost = [line for line in said if "was lost, connecting again" in line]
+    assert len(lost) >= 3
+    assert any("unconfirmed pushes" in line for line in lost)
     assert any(
         line.startswith("connected to the hub 0#") or "connected to the hub loopback:hub again" in line for line in said
     )
@@ -369,7 +369,7 @@ async def test_while_the_hub_is_away_both_sides_try_again_with_growing_pauses(
             ours, theirs = await open_pair(alice, bob)
         await alice.send(Route(ours), b"meanwhile")
         await trio.sleep(60)
-        tries = [entry for entry in caplog.records if entry.getMessage().startswith("no way to the hub")]
+        tries = [entry for entry in caplog.records if entry.getMessage().startswith("no connection to the hub")]
         assert 16 <= len(tries) <= 60  # both sides together: 0.1, 0.2, 0.5, 1, 2, then every 5 s
         async with open_hub(network, store):
             before = trio.current_time()
@@ -452,7 +452,7 @@ async def test_a_hub_that_accepts_and_never_answers_is_left_for_the_next(
         open_node(network) as alice,
     ):
         ours = await alice.open_stream(hubs, sends="echo", receives="echo")
-        assert trio.current_time() <= SILENCE * ANSWER_SECONDS + 1
+        assert trio.current_time() <= MAX_UNANSWERED * ANSWER_SECONDS + 1
         await alice.send(Route(ours), b"after all")
         assert await receive(ours, 1) == [b"after all"]
 
@@ -499,7 +499,7 @@ async def test_answers_that_do_not_come_from_the_hub_are_counted_and_change_noth
         ours, theirs = await open_pair(alice, bob)
         forged = encode(PullResponse(0, (Record(0, record([], b"forged")),)))
         await alice.listen("loopback:alice")
-        for target in (ours._consumer_address, ours.encoded):
+        for target in (ours._client._receiving.address, ours._client.address):
             link = await network.connect("alice")
             await link.send([CURRENT.encode((target,), (local("x"),), forged)])
         await trio.testing.wait_all_tasks_blocked()
@@ -568,7 +568,7 @@ async def test_whoever_iterates_can_answer_along_the_return_route(autojump_clock
 
             async def serve() -> None:
                 async for message in theirs:
-                    assert message.back[0] == theirs.encoded
+                    assert message.back[0] == theirs._client.address
                     await answer(message)
 
             nursery.start_soon(serve)
@@ -583,10 +583,10 @@ async def test_records_of_dead_sessions_are_counted_reported_once_and_skipped(
         await put(store, "to_bob", [record([f"decryptor{n}\x1b"], b"old") for n in range(250)] + [record([], b"new")])
         theirs = await bob.open_stream(HUB, sends="to_alice", receives="to_bob")
         assert await receive(theirs, 1) == [b"new"]
-        assert theirs.dead_records == 250
+        assert theirs.skipped_records == 250
     said = [entry.getMessage() for entry in caplog.records if "skipped a record" in entry.getMessage()]
     assert len(said) == 1
-    assert "0#decryptor0\\x1b, which is nobody here" in said[0]
+    assert "0#decryptor0\\x1b no longer exists on this node" in said[0]
 
 
 @pytest.mark.parametrize(
@@ -599,7 +599,7 @@ async def test_records_of_no_known_generation_are_skipped(
         await put(store, "to_bob", [strange, record([], b"ours")])
         theirs = await bob.open_stream(HUB, sends="to_alice", receives="to_bob")
         assert await receive(theirs, 1) == [b"ours"]
-        assert theirs.dead_records == 1
+        assert theirs.skipped_records == 1
 
 
 async def test_a_record_cannot_reach_what_is_only_for_this_node(autojump_clock: trio.testing.MockClock) -> None:
@@ -611,7 +611,7 @@ async def test_a_record_cannot_reach_what_is_only_for_this_node(autojump_clock: 
 
         await bob.start_worker("private", private)
         theirs = await bob.open_stream(HUB, sends="to_alice", receives="to_bob")
-        sender = theirs.encoded
+        sender = theirs._client.address
         await put(
             store,
             "to_bob",
@@ -683,7 +683,7 @@ async def test_undecodable_answers_of_the_hub_are_counted_and_change_nothing(
     async with open_scene() as (_, _, alice, bob):
         ours, theirs = await open_pair(alice, bob)
         (link,) = alice._all_links
-        for target in (ours.encoded, ours._consumer_address):
+        for target in (ours._client.address, ours._client._receiving.address):
             alice.router.deliver(Message((target,), (link.encoded, local("x")), b"\xff\xff", link.origin))
         assert alice.counters[DropReason.STREAM_ANSWER_UNDECODABLE] == 2
         await alice.send(Route(ours), b"on")
@@ -710,7 +710,7 @@ async def test_a_refused_push_rests_and_arrives_in_order(autojump_clock: trio.te
         await send_all(alice, Route(ours), numbered(5))
         await trio.sleep(3)
         assert stored == list(range(10))
-        assert ours._outstanding == 0
+        assert ours._client._unconfirmed == 0
 
 
 # -- a hub behind a secure channel -------------------------------------------------------------------------------------------------------

@@ -17,6 +17,7 @@ from trionode.protocol.stream import CreateRequest, PullRequest, PushRequest, en
 from trionode.protocol.wire.address import local
 from trionode.protocol.wire.current_codec import CURRENT
 from trionode.routing.byte_budget import DEFAULT_BOUND, HARD_LIMIT, ByteBudget
+from trionode.stream.hub_client import HubClient
 from trionode.stream.service import StreamLimits, StreamService
 from trionode.stream.store.base import StreamStore
 from trionode.stream.store.memory import MemoryStore
@@ -53,10 +54,10 @@ class Scene:
                 owner = getattr(entry.hop, "__self__", None)
                 if isinstance(owner, Mailbox):
                     found[f"{name}'s mailbox {owner.address}"] = owner._inbox
-                if isinstance(owner, Stream):
-                    found[f"what {owner.address} of {name} sends"] = owner._queued
-                    found[f"what {owner.address} of {name} pulled"] = owner._arrived
-                    found[f"what came out of {owner.address} of {name}"] = owner._inbox
+                if isinstance(owner, HubClient):
+                    found[f"what {owner.address!r} of {name} sends"] = owner._queued
+                    found[f"what {owner.address!r} of {name} pulled"] = owner._arrived
+                    found[f"what came out of {owner.address!r} of {name}"] = owner._inbox
         for number, client in enumerate(self.service._clients.values()):
             found[f"pushes of client {number}"] = client.room
         return found

@@ -15,8 +15,8 @@ from tests.support.running_parts import ALICE_BOB, DIRECT, TAKEN, Counting, runn
 from trionode import Identity, Route, open_node
 from trionode.counters import DropReason
 from trionode.errors import AnswerTimeout, ConnectionLost, HandshakeError, LocalError, ServiceError, UnknownAddressError
+from trionode.net.backoff import STEADY_SECONDS
 from trionode.routing.on_demand_link import PAUSES
-from trionode.stream.client import STEADY_SECONDS
 from trionode.stream.store.base import load_store
 from trionode.topology import RunningNode, SpecError, parse_topology
 from trionode.topology.run.resolve import raised_by

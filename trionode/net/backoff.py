@@ -27,7 +27,7 @@ class Backoff:
     __slots__ = ("_first", "_jitter", "_longest", "_peers", "failures")
 
     def __init__(
-        self, first: float = FIRST_DELAY, longest: float = LONGEST_DELAY, *, jitter: float = 0.5, peers: int = 1
+        self, first: float = FIRST_DELAY, longest: float = LONGEST_DELAY, *, jitter: float = 0.2, peers: int = 1
     ) -> None:
         """Begin without failures.
 

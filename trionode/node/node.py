@@ -25,11 +25,13 @@ from trionode.protocol.wire.route import Route
 from trionode.relay.client import Relay
 from trionode.relay.service import EPHEMERAL_SERVICE, NAMED_SERVICE, PREFIX, RelayLimits, RelayService, is_relay_name
 from trionode.routing.byte_budget import DEFAULT_BOUND
+from trionode.routing.hub_connection import OpenPath
 from trionode.routing.link import NodeLink
 from trionode.routing.mailbox import STALL_TIMEOUT, Mailbox, Sender, Worker
 from trionode.routing.on_demand_link import OnDemandLink
 from trionode.routing.router import Router, random_address
-from trionode.stream.client import OpenWay, Stream
+from trionode.stream.client import Stream
+from trionode.stream.hub_client import HubClient
 from trionode.stream.service import INDEX_SERVICE, SERVICE, StreamLimits, StreamService
 from trionode.stream.store.base import StreamStore
 from trionode.vault.memory import MemoryVault
@@ -363,7 +365,7 @@ class Node:
         AnswerTimeout after `timeout` seconds. Cancelled, no stream stays.
         """
         deadline = trio.current_time() + timeout
-        stream = Stream(
+        client = HubClient(
             self.router,
             self._ways(hub),
             sends=sends,
@@ -374,16 +376,16 @@ class Node:
             start=start,
             protocol_version=protocol_version,
         )
-        await self.start(stream.run)
+        await self.start(client.run)
         try:
-            await stream.ready(deadline)
+            await client.wait_ready(deadline)
         except BaseException:  # also when cancelled: what can't be returned must not stay behind
             with trio.CancelScope(shield=True):
-                await stream.aclose()
+                await client.aclose()
             raise
-        return stream
+        return Stream(client)
 
-    def _ways(self, hub: Hub | Sequence[Hub]) -> list[tuple[str, OpenWay]]:
+    def _ways(self, hub: Hub | Sequence[Hub]) -> list[tuple[str, OpenPath]]:
         """Return, for each hub, a name for logs and what opens the way to it."""
         hubs = [hub] if isinstance(hub, Route) or callable(hub) else list(hub)
         return [

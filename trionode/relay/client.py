@@ -9,6 +9,7 @@ import trio
 from trionode.counters import DropReason
 from trionode.errors import AnswerTimeout, ClosedError, ConnectionLost, RemoteError, UnknownAddressError, WireError
 from trionode.log import log, sanitize
+from trionode.net.backoff import STEADY_SECONDS
 from trionode.protocol.rules.access import from_anywhere
 from trionode.protocol.rules.relay import origin_behind_relay
 from trionode.protocol.wire import bare
@@ -17,8 +18,10 @@ from trionode.protocol.wire.message import Message, Origin
 from trionode.relay.return_path import PathEntry, ReturnPaths
 from trionode.relay.service import REGISTER
 from trionode.routing.byte_budget import ByteBudget
+from trionode.routing.hub_connection import OpenPath as OpenWay
 from trionode.routing.router import Router, random_address
-from trionode.stream.client import BACKOFF, STEADY_SECONDS, OpenWay
+
+BACKOFF = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 
 #: Seconds without an answer before a registration is sent again, the last one for ever: a hub that has not noticed yet that this node's former
 #: link is dead keeps the name for that. Once answered it is never sent again on the same way: a 0.77 service would take the relay away.

@@ -37,7 +37,7 @@ class HubConnection:
         Args:
           next_hub: Try the next hub, although this one has answered before.
         """
-        self._next_hub = next_hub
+        self._next_hub |= next_hub
         self._scope.cancel()
 
     async def keep(

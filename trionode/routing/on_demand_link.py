@@ -7,10 +7,10 @@ import trio
 from trionode.counters import Counters, DropReason
 from trionode.errors import ConnectionLost, RemoteError, TrionodeError
 from trionode.log import LogThrottle, log, sanitize
+from trionode.net.backoff import STEADY_SECONDS
 from trionode.net.transport import Link
 from trionode.protocol.wire.current_codec import CURRENT
 from trionode.protocol.wire.version import ProtocolVersion
-from trionode.stream.client import STEADY_SECONDS
 
 #: Seconds that dialling may take: less than a link's reader waits for another link (PATIENCE in link.py), so that nobody gives this one up for it.
 DIAL_SECONDS = 5.0

@@ -9,7 +9,7 @@ import trio
 
 from trionode.errors import ConnectionLost, RemoteError, TrionodeError, UnknownAddressError
 from trionode.log import log, sanitize
-from trionode.stream.client import STEADY_SECONDS
+from trionode.net.backoff import STEADY_SECONDS
 from trionode.topology.run.startup_order import Part
 
 #: Seconds before the next try, the last for ever; each takes between a half and all of it, so that those who lost the same hub don't come back at once.
