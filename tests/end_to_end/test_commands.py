@@ -275,7 +275,7 @@ async def test_identity_and_streams_outlive_a_restart(tmp_path: Path) -> None:
         async with Commands(tmp_path) as commands:
             hub, at = await commands.hub("--store", f"sqlite:{tmp_path / 'streams.db'}")
             bobs = ("bob", "--hub", at, "--state", tmp_path / "bob.vault", "--passphrase-file", passphrase)
-            alices = ("alice", "--hub", at, "--state", tmp_path / "alice.vault", "--unsealed")
+            alices = ("alice", "--hub", at, "--state", tmp_path / "alice.vault", "--unencrypted")
             bob, alice = await commands.start(*bobs), await commands.start(*alices)
             first = await addresses(bob)
             await alice.write(*first[:2], "before")
@@ -302,7 +302,9 @@ async def test_identity_and_streams_outlive_a_restart(tmp_path: Path) -> None:
 async def test_a_hub_with_an_identity_serves_those_whom_it_trusts_and_nobody_else(tmp_path: Path) -> None:
     with trio.fail_after(60):
         async with Commands(tmp_path) as commands:
-            vaults = {name: ("--state", tmp_path / f"{name}.vault", "--unsealed") for name in ("hub", "bob", "alice")}
+            vaults = {
+                name: ("--state", tmp_path / f"{name}.vault", "--unencrypted") for name in ("hub", "bob", "alice")
+            }
             made = [await commands.start("identity", "create", *state) for state in vaults.values()]
             hub_id, bob_id, alice_id = [await each.line() for each in made]
             trusted = ("--trust", bob_id, "--trust", alice_id)
@@ -325,7 +327,7 @@ async def test_a_hub_with_an_identity_serves_those_whom_it_trusts_and_nobody_els
 async def test_identities_are_made_shown_listed_exported_and_rotated(tmp_path: Path) -> None:
     with trio.fail_after(60):
         async with Commands(tmp_path) as commands:
-            state = ("--state", tmp_path / "vault", "--unsealed")
+            state = ("--state", tmp_path / "vault", "--unencrypted")
 
             async def said(*arguments: str) -> list[str]:
                 command = await commands.start("identity", *arguments, *state)
@@ -362,7 +364,7 @@ async def test_identities_are_made_shown_listed_exported_and_rotated(tmp_path: P
         (("hub", "--store", "memory", "--store-option", "password=x"), "others can see a password in a command"),
         (("demo", "--store-option", "nonsense"), "expected NAME=VALUE, not 'nonsense'"),
         (("bob", "--state", "vault"), "--passphrase-file FILE or TRIONODE_PASSPHRASE"),
-        (("bob", "--unsealed"), "--state PATH: name one"),
+        (("bob", "--unencrypted"), "--state PATH: name one"),
     ],
 )
 def test_what_is_not_understood_is_said_and_exits_with_2(

@@ -62,7 +62,7 @@ async def test_inlet_and_outlet_meet_over_tls(tmp_path: Path) -> None:
     with trio.fail_after(60), socket.create_server(("127.0.0.1", 0)) as service:
         async with Commands(tmp_path) as commands:
             outlet = await commands.start(
-                *("outlet", f"127.0.0.1:{service.getsockname()[1]}", "--listen", "tls:127.0.0.1:0", "--anyone"),
+                *("outlet", f"127.0.0.1:{service.getsockname()[1]}", "--listen", "tls:127.0.0.1:0", "--trust-everyone"),
                 *("--certificate", own.certificate, "--client-ca-file", authority.path),
             )
             at, identifier = await listening(outlet), await outlet.line()

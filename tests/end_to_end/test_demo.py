@@ -40,7 +40,9 @@ async def test_the_scripted_demo_shows_echoes_a_stored_record_and_a_verdict(tmp_
 @pytest.mark.kafka
 async def test_the_demo_goes_through_a_real_kafka(tmp_path: Path, kafka_broker: KafkaBroker) -> None:
     async with Commands(tmp_path) as commands:
-        code, lines = await ended(await commands.start("demo", "--kafka", kafka_broker.bootstrap, "--messages", "5"))
+        code, lines = await ended(
+            await commands.start("demo", "--store", f"kafka:{kafka_broker.bootstrap}", "--messages", "5")
+        )
     assert code == 0
     assert f"kafka:{kafka_broker.bootstrap}" in lines[0]
     assert "✓ 5 of 5 echoes came" in lines[-1]
@@ -50,7 +52,7 @@ async def test_without_the_kafka_that_was_named_the_demo_says_so(tmp_path: Path)
     with socket.socket() as held:
         held.bind(("127.0.0.1", 0))
         async with Commands(tmp_path) as commands:
-            demo = await commands.start("demo", "--kafka", f"127.0.0.1:{held.getsockname()[1]}")
+            demo = await commands.start("demo", "--store", f"kafka:127.0.0.1:{held.getsockname()[1]}")
             code, lines = await ended(demo)
             assert (code, lines) == (1, [])
             (error,) = demo.complaints.splitlines()

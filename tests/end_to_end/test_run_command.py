@@ -15,13 +15,13 @@ listen = "{hub}"
 stream_services.stream_kafka.store = "memory"
 
 [nodes.bob]
-identity = {{ vault = "sqlite:{folder}/bob.db", unsealed = true, identifier = "{bob}" }}
+identity = {{ vault = "sqlite:{folder}/bob.db", unencrypted = true, identifier = "{bob}" }}
 secure_channel_listeners.api.trust.nodes = "alice"
 workers.echoer = "echoer"
 streams.alice = {{ via = ["{hub}"], sends = "bob_to_alice", receives = "alice_to_bob" }}
 
 [nodes.alice]
-identity = {{ vault = "sqlite:{folder}/alice.db", unsealed = true, identifier = "{alice}" }}
+identity = {{ vault = "sqlite:{folder}/alice.db", unencrypted = true, identifier = "{alice}" }}
 streams.hub = {{ via = ["{hub}"], sends = "alice_to_bob", receives = "bob_to_alice" }}
 secure_channels.bob = {{ to = ["@hub", "api"], trust.nodes = "bob" }}
 # What is imported from the folder of this file.
@@ -54,12 +54,12 @@ async def topology(folder: Path) -> Path:
     """Write the topology, at a free port, with identities that are there already."""
     names = {}
     for name in ("alice", "bob"):
-        async with open_sqlite_vault(folder / f"{name}.db", unsealed=True) as vault:
+        async with open_sqlite_vault(folder / f"{name}.db", unencrypted=True) as vault:
             names[name] = (await Identity.create(vault)).identifier
     file = folder / "topology.toml"
     text = TOPOLOGY.format(hub="tcp:127.0.0.1:4000", folder=folder, **names)
     file.write_text(text)
-    endpoint = swap(load_topology(file), tcp="tcp").nodes["hub"].listen[0].at
+    endpoint = swap(load_topology(file), tcp="tcp").nodes["hub"].listen[0].address
     file.write_text(text.replace("tcp:127.0.0.1:4000", endpoint))
     (folder / "talking.py").write_text(TALKING)
     return file
@@ -82,7 +82,7 @@ async def test_nodes_of_one_file_run_in_processes_of_their_own_and_come_in_any_o
         assert await bob.line() == f"bob: identifier {spec.nodes['bob'].identity.identifier}"
         hub = await commands.start("run", file, "--node", "hub")
         assert (await lines_until_open(hub))[1:] == [
-            f"hub: listening on {spec.nodes['hub'].listen[0].at}",
+            f"hub: listening on {spec.nodes['hub'].listen[0].address}",
             "all is open",
         ]
         assert await bob.line() == "all is open"

@@ -54,7 +54,7 @@ def topologies_in_the_docs() -> list[str]:
 async def test_those_in_the_docs_are_whole() -> None:
     first, processes, tenants = map(parse_topology, topologies_in_the_docs())
     assert verify(first).holds
-    assert processes.nodes["bob"].identity.unsealed
+    assert processes.nodes["bob"].identity.unencrypted
     assert tenants.nodes["hub"].stream_services["tenants"].owners == {"alice_notes": "alice", "bob_notes": "bob"}
 
 

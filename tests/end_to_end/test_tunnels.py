@@ -47,7 +47,7 @@ async def test_an_inlet_reaches_an_outlet_that_listens(tmp_path: Path, protocol_
     with trio.fail_after(60):
         async with Commands(tmp_path) as commands, shouting_service() as service:
             speaks = ("--protocol-version", protocol_version)
-            outlet = await commands.start("outlet", service, "--listen", "tcp:127.0.0.1:0", "--anyone", *speaks)
+            outlet = await commands.start("outlet", service, "--listen", "tcp:127.0.0.1:0", "--trust-everyone", *speaks)
             at = await listening(outlet)
             identifier = await outlet.line()
             inlet = await commands.start("inlet", "127.0.0.1:0", "--to", at, "--trust", identifier, *speaks)
@@ -62,7 +62,9 @@ async def test_an_inlet_reaches_an_outlet_behind_a_relay(tmp_path: Path, protoco
         async with Commands(tmp_path) as commands, shouting_service() as service:
             _, at = await commands.hub("--store", "memory")
             speaks = ("--protocol-version", protocol_version)
-            outlet = await commands.start("outlet", service, "--hub", at, "--relay", "shouts", "--anyone", *speaks)
+            outlet = await commands.start(
+                "outlet", service, "--hub", at, "--relay", "shouts", "--trust-everyone", *speaks
+            )
             assert await outlet.line() == "relay: 0#forward_to_shouts"
             identifier = await outlet.line()
             way = f"{at} => forward_to_shouts"
@@ -74,7 +76,7 @@ async def test_an_inlet_reaches_an_outlet_through_two_streams(tmp_path: Path) ->
     with trio.fail_after(60):
         async with Commands(tmp_path) as commands, shouting_service() as service:
             _, at = await commands.hub("--store", f"sqlite:{tmp_path / 'streams.db'}")
-            outlet = await commands.start("outlet", service, "--hub", at, "--streams", "--anyone")
+            outlet = await commands.start("outlet", service, "--hub", at, "--streams", "--trust-everyone")
             names = (await outlet.line()).removeprefix("streams: ").split()
             identifier = await outlet.line()
             inlet = await commands.start(
@@ -87,7 +89,7 @@ async def test_a_relay_makes_a_node_reachable_that_the_hub_can_not_dial(tmp_path
     with trio.fail_after(60):
         async with Commands(tmp_path) as commands, shouting_service() as service:
             _, at = await commands.hub("--store", "memory")
-            outlet = await commands.start("outlet", service, "--listen", "tcp:127.0.0.1:0", "--anyone")
+            outlet = await commands.start("outlet", service, "--listen", "tcp:127.0.0.1:0", "--trust-everyone")
             endpoint, identifier = await listening(outlet), await outlet.line()
             relay = await commands.start("relay", "inside", "--to", endpoint, "--hub", at)
             assert await relay.line() == "relay: 0#forward_to_inside"

@@ -36,7 +36,7 @@ async def vault(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator
     if request.param == "memory":
         yield RememberingVault()
     else:
-        async with open_sqlite_vault(tmp_path / "vault", unsealed=True) as opened:
+        async with open_sqlite_vault(tmp_path / "vault", unencrypted=True) as opened:
             yield opened
 
 
@@ -302,7 +302,7 @@ async def test_identifiers_of_two_generations_are_two_peers_even_with_the_same_b
 
 
 async def test_known_peers_are_bounded_and_the_longest_unchanged_is_forgotten(tmp_path: Path) -> None:
-    async with open_sqlite_vault(tmp_path / "vault", unsealed=True) as opened:
+    async with open_sqlite_vault(tmp_path / "vault", unencrypted=True) as opened:
         bounded: tuple[KnownPeers, ...] = (MemoryKnownPeers(2), SqliteKnownPeers(opened._file, 2))
         for peers in bounded:
             (old, new, _), (other_old, other_new, _) = histories(1), histories(2)

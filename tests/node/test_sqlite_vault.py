@@ -50,7 +50,7 @@ async def test_keys_identities_and_peers_outlive_the_process(path: Path, sealed:
     other = MemoryVault()
     first, second = other.generate(KeyKind.ED25519), other.generate(KeyKind.ED25519)
     old = create_history(other, first, 1_700_000_000)
-    async with open_sqlite_vault(path, passphrase=passphrase, unsealed=not sealed) as vault:
+    async with open_sqlite_vault(path, passphrase=passphrase, unencrypted=not sealed) as vault:
         alice = await Identity.create(vault, "alice")
         classic = await alice.classic()
         await vault.known_peers.check(classic.history)
@@ -59,7 +59,7 @@ async def test_keys_identities_and_peers_outlive_the_process(path: Path, sealed:
         shared = vault.x25519(agreeing, alice.purpose_key.public)
         await vault.known_peers.check(rotate(old, other, first, second, 1_700_000_001))
         kept = [same(handle) for handle in vault.keys()]
-    async with open_sqlite_vault(str(path), passphrase=passphrase, unsealed=not sealed) as vault:
+    async with open_sqlite_vault(str(path), passphrase=passphrase, unencrypted=not sealed) as vault:
         assert [same(handle) for handle in vault.keys()] == kept
         again = await Identity.load(vault, "alice")
         assert again.identifier == alice.identifier
@@ -81,13 +81,13 @@ async def test_a_sealed_file_holds_no_secret_and_an_unsealed_one_says_so_by_its_
         assert SECRET.hex() not in repr(vault)
     assert SECRET not in path.read_bytes()
     assert PASSPHRASE.encode() not in path.read_bytes()
-    async with open_sqlite_vault(tmp_path / "open", unsealed=True) as vault:
+    async with open_sqlite_vault(tmp_path / "open", unencrypted=True) as vault:
         vault.import_secret(KeyKind.X25519, SECRET)
     assert SECRET in (tmp_path / "open").read_bytes()
 
 
 async def test_a_forgotten_key_is_gone_from_the_file_and_from_its_free_pages(path: Path) -> None:
-    async with open_sqlite_vault(path, unsealed=True) as vault:
+    async with open_sqlite_vault(path, unencrypted=True) as vault:
         handle = vault.import_secret(KeyKind.X25519, SECRET)
         vault.forget(handle)
         vault.forget(handle)
@@ -98,7 +98,7 @@ async def test_a_forgotten_key_is_gone_from_the_file_and_from_its_free_pages(pat
 
 
 async def test_ephemeral_keys_never_touch_the_file(path: Path) -> None:
-    async with open_sqlite_vault(path, unsealed=True) as vault:
+    async with open_sqlite_vault(path, unencrypted=True) as vault:
         before = path.read_bytes()
         handle = vault.generate(KeyKind.X25519, ephemeral=True)
         assert handle not in vault.keys()
@@ -108,14 +108,14 @@ async def test_ephemeral_keys_never_touch_the_file(path: Path) -> None:
 
 
 async def test_a_key_is_in_the_file_when_generate_returns(path: Path) -> None:
-    async with open_sqlite_vault(path, unsealed=True) as vault:
+    async with open_sqlite_vault(path, unencrypted=True) as vault:
         handle = vault.generate(KeyKind.ED25519)
-        async with open_sqlite_vault(path, unsealed=True) as crashed:
+        async with open_sqlite_vault(path, unencrypted=True) as crashed:
             assert [same(each) for each in crashed.keys()] == [same(handle)]
 
 
 async def test_a_key_is_kept_once(path: Path) -> None:
-    async with open_sqlite_vault(path, unsealed=True) as vault:
+    async with open_sqlite_vault(path, unencrypted=True) as vault:
         vault.import_secret(KeyKind.X25519, SECRET)
         with pytest.raises(VaultError, match="already"):
             vault.import_secret(KeyKind.X25519, SECRET)
@@ -126,7 +126,7 @@ async def test_a_key_is_kept_once(path: Path) -> None:
 
 
 async def test_misuse_of_a_key_is_refused_as_in_memory(path: Path) -> None:
-    async with open_sqlite_vault(path, unsealed=True) as vault:
+    async with open_sqlite_vault(path, unencrypted=True) as vault:
         handle = vault.generate(KeyKind.X25519)
         with pytest.raises(VaultError):
             vault.sign(handle, b"")
@@ -150,14 +150,14 @@ async def test_a_wrong_passphrase_is_a_helpful_error_and_changes_nothing(path: P
 
 
 async def make(path: Path, passphrase: str | None) -> None:
-    async with open_sqlite_vault(path, passphrase=passphrase, unsealed=passphrase is None):
+    async with open_sqlite_vault(path, passphrase=passphrase, unencrypted=passphrase is None):
         pass
 
 
 async def test_a_vault_is_unsealed_only_if_somebody_says_so(path: Path) -> None:
-    for passphrase, unsealed in ((None, False), (PASSPHRASE, True), ("", False)):
-        with pytest.raises(VaultError, match="unsealed=True"):
-            async with open_sqlite_vault(path, passphrase=passphrase, unsealed=unsealed):
+    for passphrase, unencrypted in ((None, False), (PASSPHRASE, True), ("", False)):
+        with pytest.raises(VaultError, match="unencrypted=True"):
+            async with open_sqlite_vault(path, passphrase=passphrase, unencrypted=unencrypted):
                 pass
     assert not path.exists()
 
@@ -209,7 +209,7 @@ async def test_a_new_file_is_its_owners_alone_whatever_the_umask(tmp_path: Path)
 
 @pytest.mark.usefixtures("umask")
 async def test_the_journal_is_its_owners_alone_too(path: Path) -> None:
-    async with open_sqlite_vault(path, unsealed=True) as vault:
+    async with open_sqlite_vault(path, unencrypted=True) as vault:
         with vault._file.transaction() as database:
             database.execute("INSERT INTO identities (name, history) VALUES ('a', x'00')")
             (journal,) = [each for each in path.parent.iterdir() if each != path]
@@ -249,7 +249,7 @@ async def test_foreign_files_are_refused_and_left_alone(path: Path) -> None:
 
 async def make_version_1(path: Path, passphrase: str | None) -> str:
     """Make a file as the first version of vaults wrote it, with an identity and a known peer; return its identifier."""
-    async with open_sqlite_vault(path, passphrase=passphrase, unsealed=passphrase is None) as vault:
+    async with open_sqlite_vault(path, passphrase=passphrase, unencrypted=passphrase is None) as vault:
         alice = await Identity.create(vault, "alice")
         await vault.known_peers.check(alice.history)
     with sqlite(path) as database:
@@ -272,14 +272,14 @@ async def test_a_file_of_the_first_version_is_upgraded_with_all_that_is_in_it(
     path: Path, passphrase: str | None
 ) -> None:
     identifier = await make_version_1(path, passphrase)
-    async with open_sqlite_vault(path, passphrase=passphrase, unsealed=passphrase is None) as vault:
+    async with open_sqlite_vault(path, passphrase=passphrase, unencrypted=passphrase is None) as vault:
         alice = await Identity.load(vault, "alice")
         assert str(alice.identifier) == identifier
         await vault.known_peers.check(alice.history)
         classic = await alice.classic()
         await alice.rotate()
     assert version_of(path) == 2
-    async with open_sqlite_vault(path, passphrase=passphrase, unsealed=passphrase is None) as vault:
+    async with open_sqlite_vault(path, passphrase=passphrase, unencrypted=passphrase is None) as vault:
         assert (await (await Identity.load(vault, "alice")).classic()).history == classic.history
 
 
@@ -361,18 +361,18 @@ async def test_a_failed_write_changes_nothing(path: Path) -> None:
             database.execute("DELETE FROM keys")
             database.execute("no statement")
 
-    async with open_sqlite_vault(path, unsealed=True) as vault:
+    async with open_sqlite_vault(path, unencrypted=True) as vault:
         alice = await Identity.create(vault)
         with pytest.raises(VaultError, match="syntax error"):
             fail(vault)
         vault.generate(KeyKind.X25519)
         assert (await Identity.load(vault)).identifier == alice.identifier
-    async with open_sqlite_vault(path, unsealed=True) as vault:
+    async with open_sqlite_vault(path, unencrypted=True) as vault:
         assert len(vault.keys()) == 3
 
 
 async def test_a_closed_vault_gives_no_key_away(path: Path) -> None:
-    async with open_sqlite_vault(path, unsealed=True) as vault:
+    async with open_sqlite_vault(path, unencrypted=True) as vault:
         handle = vault.generate(KeyKind.ED25519)
     with pytest.raises(VaultError):
         vault.sign(handle, b"")
@@ -389,7 +389,7 @@ async def test_many_tasks_use_one_vault_at_once(path: Path) -> None:
         await identity.rotate()
         await vault.known_peers.check(identity.history)
 
-    async with open_sqlite_vault(path, unsealed=True) as vault:
+    async with open_sqlite_vault(path, unencrypted=True) as vault:
         async with trio.open_nursery() as nursery:
             for number in range(8):
                 nursery.start_soon(work, vault, number)

@@ -176,11 +176,11 @@ def test_a_command_takes_the_options_of_its_store_and_the_password_from_where_no
     broker: KafkaBroker,
 ) -> None:
     kafka = scram(broker.secure)
-    environment = {**os.environ, "TRIONODE_KAFKA_PASSWORD": kafka.options.pop("password")}
+    environment = {**os.environ, "TRIONODE_STORE_PASSWORD": kafka.options.pop("password")}
     options = [word for name, value in kafka.options.items() for word in ("--store-option", f"{name}={value}")]
     program = "from trionode.cli import main; main()"
     done = subprocess.run(
-        [sys.executable, "-c", program, "demo", "--kafka", kafka.where, "--messages", "1", *options],
+        [sys.executable, "-c", program, "demo", "--store", f"kafka:{kafka.where}", "--messages", "1", *options],
         env=environment,
         capture_output=True,
         text=True,

@@ -291,7 +291,7 @@ async def run(spec: TopologySpec, unopened: Collection[tuple[str, str, str]]) ->
     network = Loopback()
     SPY.__init__()  # type: ignore[misc]
     _DIALLERS.clear()
-    names = {listener.at.partition(":")[0] for node in spec.nodes.values() for listener in node.listen}
+    names = {listener.address.partition(":")[0] for node in spec.nodes.values() for listener in node.listen}
     transports = {name: spied(name, network) for name in names}
     async with run_topology(_without(spec, unopened), transports=transports) as running:
         for each in running:

@@ -109,7 +109,7 @@ def topologies(draw: Callable[..., Any]) -> TopologySpec:
         if often(anyone):
             return AccessSpec("anyone")
         if often(12):
-            return AccessSpec("here")
+            return AccessSpec("local")
         return AccessSpec("named", nodes=[one_of(names)]) if often(20) else AccessSpec("channels")
 
     def trust() -> TrustSpec:

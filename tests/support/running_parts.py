@@ -56,14 +56,14 @@ trust.nodes = "bob"
 async def running(
     spec: TopologySpec | str,
     *,
-    only: Sequence[str] | None = None,
+    nodes: Sequence[str] | None = None,
     transports: Mapping[str, TransportOf] | None = None,
     **options: Any,
 ) -> AsyncIterator[RunningTopology]:
     """Run a topology in a network of its own, unless it is given one."""
-    parsed = parse_topology(spec, only=only) if isinstance(spec, str) else spec
+    parsed = parse_topology(spec, nodes=nodes) if isinstance(spec, str) else spec
     async with run_topology(
-        parsed, only=only, transports={"loopback": Loopback()} if transports is None else transports, **options
+        parsed, nodes=nodes, transports={"loopback": Loopback()} if transports is None else transports, **options
     ) as topology:
         yield topology
 

@@ -102,7 +102,7 @@ async def test_streams_of_two_tests_do_not_meet_in_one_kafka(tmp_path: Path, kaf
         async with topology.start(spec(), tcp="loopback") as running:
             await require_answer(running)
             store = running.spec.nodes["hub"].stream_services["stream_kafka"].store
-            assert store.at == f"kafka:{kafka_broker.bootstrap}"
+            assert store.address == f"kafka:{kafka_broker.bootstrap}"
 
 
 @pytest.mark.parametrize("network", range(3), indirect=True)

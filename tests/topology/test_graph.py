@@ -27,7 +27,7 @@ secure_channel_listeners.api = { trust = { nodes = ["alice"] } }
 
 
 def report(text: str) -> Report:
-    return verify(parse_topology(text, only=()))
+    return verify(parse_topology(text, nodes=()))
 
 
 def test_columns_follow_the_flows() -> None:

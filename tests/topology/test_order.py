@@ -15,7 +15,7 @@ secure_channels.other = { to = ["loopback:hub", "next", "api"], trust = "everyon
 streams.s = { via = ["loopback:hub"], sends = "back", receives = "there" }
 [nodes.alice]
 streams.s = { via = ["loopback:hub"], sends = "there", receives = "back" }
-inlets.web = { at = "127.0.0.1:0", to = ["@outer", "web"] }
+inlets.web = { listen = "127.0.0.1:0", to = ["@outer", "web"] }
 [nodes.alice.secure_channels]
 inner = { to = ["@outer", "api"], trust = "everyone" }
 outer = { to = ["@s", "api"], trust = "everyone" }

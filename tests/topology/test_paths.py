@@ -25,7 +25,7 @@ trust = { nodes = ["bob"] }
 
 
 def path(text: str, node: str, *route: str) -> Path:
-    return walk(parse_topology(text, only=()), node, route)
+    return walk(parse_topology(text, nodes=()), node, route)
 
 
 def seen(way: Path, name: str, kind: str = "node") -> str:
@@ -101,7 +101,7 @@ def test_whoever_is_trusted_for_the_other_end_could_read() -> None:
 
 
 def test_a_channel_that_its_listener_refuses_is_not_open_and_says_why() -> None:
-    world = build(parse_topology(HUB.replace('trust = { nodes = ["alice"] }', 'trust = { nodes = ["hub"] }'), only=()))
+    world = build(parse_topology(HUB.replace('trust = { nodes = ["alice"] }', 'trust = { nodes = ["hub"] }'), nodes=()))
     assert world.unopened == {("alice", "secure_channels", "bob"): "the listener bob/api does not trust alice"}
     way = walk(world, "alice", ["@bob", "echoer"])
     assert not way.arrives
@@ -150,7 +150,7 @@ def test_a_message_does_not_pass_where_a_node_does_not_forward() -> None:
 )
 def test_who_sees_a_wire_follows_from_its_transport(endpoint: str, watchers: dict[str, str]) -> None:
     text = CHAIN.format(one="loopback:b", two=endpoint, forwards="true")
-    way = walk(parse_topology(text, only=()), "a", ["loopback:b", "c", "open"])
+    way = walk(parse_topology(text, nodes=()), "a", ["loopback:b", "c", "open"])
     assert way.arrives
     assert {each.at.kind: each.seen.payload for each in way.there.passed if each.at.kind != "node"} == watchers
 

@@ -303,7 +303,7 @@ def compare_many(number: int, start: int) -> "Counter[str]":
     )
     @given(topologies())
     def agree(spec: TopologySpec) -> None:
-        assert list(check_spec(spec, only=())) == []
+        assert list(check_spec(spec, nodes=())) == []
         assert compare(spec, tally) == []
 
     agree()
@@ -327,7 +327,7 @@ def test_what_the_proof_says_of_a_thousand_random_topologies_is_what_happens(
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_what_the_proof_says_of_a_known_topology_is_what_happens(stage: str) -> None:
-    assert compare(parse_topology(STAGES[stage], only=()), Counter()) == []
+    assert compare(parse_topology(STAGES[stage], nodes=()), Counter()) == []
 
 
 def test_there_are_twenty_lies_and_more() -> None:
@@ -338,7 +338,7 @@ def test_there_are_twenty_lies_and_more() -> None:
 def test_a_lie_is_caught(lie: str) -> None:
     for stage in STAGES.values():
         with LIES[lie]():
-            found = compare(parse_topology(stage, only=()), Counter())
+            found = compare(parse_topology(stage, nodes=()), Counter())
         if found:
             return
     pytest.fail("nobody noticed")
@@ -349,7 +349,7 @@ async def test_whoever_would_be_taken_for_the_other_end_reads_and_nobody_else(tr
     """The hub answers for Bob: what the verifier calls `could read`."""
     trusted = 'trust = "everyone"' if trust == "everyone" else 'trust = { nodes = ["bob"] }'
     text = re.sub(r'(relayed = .*"ls-bob"\], )trust = .*\}(?= \})', rf"\1{trusted}", STAGES["hub"])
-    said = walk(parse_topology(text, only=()), "alice", ["@relayed", "wk-bob"]).there.at(Watcher("node", "hub"))
+    said = walk(parse_topology(text, nodes=()), "alice", ["@relayed", "wk-bob"]).there.at(Watcher("node", "hub"))
     assert said is not None
 
     network = Loopback()

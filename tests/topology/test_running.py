@@ -135,7 +135,7 @@ async def test_inlets_and_outlets_carry_connections() -> None:
             target = "127.0.0.1:{port}"
             allow.nodes = "alice"
             [nodes.alice.inlets.web]
-            at = "127.0.0.1:0"
+            listen = "127.0.0.1:0"
             to = ["@bob", "web"]
         """
         )
@@ -187,7 +187,7 @@ async def test_what_a_hub_refuses_in_silence_is_told_with_a_reason(
     spec = f"""
         [nodes.hub]
         listen = "loopback:hub"
-        relay_service.allow = "here"
+        relay_service.allow = "local"
         [nodes.bob]
         {refused}
     """
@@ -223,12 +223,12 @@ async def test_what_a_worker_raises_ends_the_topology() -> None:
 
 
 async def test_an_inlet_that_cannot_listen_is_told_with_its_keys() -> None:
-    spec = DIRECT + '[nodes.alice.inlets.web]\nat = "nowhere.invalid:4000"\nto = ["@bob", "web"]\n'
+    spec = DIRECT + '[nodes.alice.inlets.web]\nlisten = "nowhere.invalid:4000"\nto = ["@bob", "web"]\n'
     with pytest.raises(SpecError) as raised:
         async with running(spec):
             raise AssertionError
     (problem,) = raised.value.problems
-    assert problem.path == ("nodes", "alice", "inlets", "web", "at")
+    assert problem.path == ("nodes", "alice", "inlets", "web", "listen")
     assert "nowhere.invalid:4000" in problem.text
     assert "port" not in problem.text
 
@@ -242,7 +242,7 @@ async def test_access_and_ownership_go_by_the_names_of_nodes(autojump_clock: tri
         + f"""
         [nodes.bob.workers]
         echoer = {{ run = "echoer", allow.nodes = ["alice"] }}
-        here = {{ run = "{LOCAL}:noting", allow = "here" }}
+        here = {{ run = "{LOCAL}:noting", allow = "local" }}
         [nodes.bob.stream_services.orders]
         store = "memory"
         owners = {{ hers = "alice", mine = "bob" }}
@@ -278,14 +278,14 @@ async def test_access_and_ownership_go_by_the_names_of_nodes(autojump_clock: tri
 
 async def test_identities_live_in_their_vaults_and_have_to_be_the_expected_ones(tmp_path: Path) -> None:
     path = tmp_path / "bob.db"
-    async with open_sqlite_vault(path, unsealed=True) as vault:
+    async with open_sqlite_vault(path, unencrypted=True) as vault:
         identity = await Identity.create(vault, "bob")
         classic = await identity.classic()
     spec = f"""
         [nodes.bob.identity]
         vault = "sqlite:{path}"
         name = "bob"
-        unsealed = true
+        unencrypted = true
         identifier = "{{}}"
     """
     for right in (identity.identifier, classic.identifier):
@@ -316,7 +316,7 @@ async def test_a_vault_is_sealed_unless_it_is_said_not_to_be(tmp_path: Path, mon
     async with running(spec) as topology:
         assert topology["bob"].identity.identifier == identifier
     with pytest.raises(SpecError, match="leave out one of the two"):
-        async with running(sealed + "identity.unsealed = true"):
+        async with running(sealed + "identity.unencrypted = true"):
             raise AssertionError
 
 
@@ -339,12 +339,12 @@ async def test_streams_that_belong_to_another_are_not_taken(tmp_path: Path) -> N
 
 async def test_who_runs_elsewhere_has_to_have_an_identifier() -> None:
     with pytest.raises(SpecError) as raised:
-        async with running(DIRECT, only=["alice"]):
+        async with running(DIRECT, nodes=["alice"]):
             raise AssertionError
     (problem,) = raised.value.problems
     assert str(problem).startswith(
         'nodes.alice.secure_channels.bob.trust.nodes[0]: node "bob" does not run here, so it has to be told who that is: make '
-        'its identity by `trionode identity create --state bob.db --unsealed`, and write vault = "sqlite:bob.db", unsealed = true and the identifier'
+        'its identity by `trionode identity create --state bob.db --unencrypted`, and write vault = "sqlite:bob.db", unencrypted = true and the identifier'
     )
 
 
@@ -352,10 +352,10 @@ async def test_a_stranger_at_the_place_of_a_peer_elsewhere_ends_nobody(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     path = tmp_path / "bob.db"
-    async with open_sqlite_vault(path, unsealed=True) as vault:
+    async with open_sqlite_vault(path, unencrypted=True) as vault:
         bob = (await Identity.create(vault)).identifier
     spec = DIRECT.replace('trust.nodes = "alice"', 'trust = "everyone"')
-    told = spec + f'[nodes.bob.identity]\nvault = "sqlite:{path}"\nunsealed = true\nidentifier = "{bob}"\n'
+    told = spec + f'[nodes.bob.identity]\nvault = "sqlite:{path}"\nunencrypted = true\nidentifier = "{bob}"\n'
     network = {"loopback": Loopback()}
     comes, refused = trio.Event(), trio.Event()
 
@@ -367,10 +367,10 @@ async def test_a_stranger_at_the_place_of_a_peer_elsewhere_ends_nobody(
         return True
 
     async def come_first() -> None:
-        async with running(spec, only=["bob"], transports=network):
+        async with running(spec, nodes=["bob"], transports=network):
             comes.set()
             await refused.wait()
-        async with running(told, only=["bob"], transports=network):
+        async with running(told, nodes=["bob"], transports=network):
             await trio.sleep_forever()
 
     caplog.handler.addFilter(notice)
@@ -379,7 +379,7 @@ async def test_a_stranger_at_the_place_of_a_peer_elsewhere_ends_nobody(
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(come_first)
                 await comes.wait()
-                async with running(told, only=["alice"], transports=network) as topology:
+                async with running(told, nodes=["alice"], transports=network) as topology:
                     assert topology["alice"].channel("bob").peer.identifier == bob
                 nursery.cancel_scope.cancel()
     finally:
@@ -387,13 +387,13 @@ async def test_a_stranger_at_the_place_of_a_peer_elsewhere_ends_nobody(
 
 
 @pytest.mark.parametrize(
-    ("only", "message"),
+    ("nodes", "message"),
     [(["bo"], 'no node "bo" to run; did you mean "bob"'), (["carol"], "somebody else runs this node")],
 )
-async def test_only_nodes_of_this_topology_can_run(only: list[str], message: str) -> None:
+async def test_only_nodes_of_this_topology_can_run(nodes: list[str], message: str) -> None:
     spec = parse_topology(DIRECT + "[nodes.carol]\nexternal = true")
     with pytest.raises(SpecError, match=message):
-        async with running(spec, only=only):
+        async with running(spec, nodes=nodes):
             raise AssertionError
 
 
@@ -409,7 +409,7 @@ async def test_who_comes_first_tries_again_until_the_other_is_there(
     async def run_bob() -> None:
         await bob_is_wanted.wait()
         await trio.sleep(600)
-        async with running(spec, only=["bob"], transports=network):
+        async with running(spec, nodes=["bob"], transports=network):
             await trio.sleep_forever()
 
     async def listening(node: RunningNode) -> None:
@@ -418,7 +418,7 @@ async def test_who_comes_first_tries_again_until_the_other_is_there(
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(run_bob)
-        async with running(spec, only=["alice"], transports=network, listening=listening) as topology:
+        async with running(spec, nodes=["alice"], transports=network, listening=listening) as topology:
             assert 600 <= trio.current_time() < 610
             assert (await topology["alice"].ask(["@bob", "echoer"], "hello")).text == "hello"
         nursery.cancel_scope.cancel()

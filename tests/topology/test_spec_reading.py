@@ -46,7 +46,7 @@ to = ["@bob", "echoer"]
 
 [[assert]]
 flow = "hello"
-proven_to = "bob"
+sender_authenticated_to = "bob"
 """
 PYTHON = TopologySpec(
     {
@@ -60,7 +60,7 @@ PYTHON = TopologySpec(
         ),
     },
     flows={"hello": FlowSpec("alice", ["@bob", "echoer"])},
-    assertions=[AssertSpec(flow="hello", proven_to="bob")],
+    assertions=[AssertSpec(flow="hello", sender_authenticated_to="bob")],
 )
 
 
@@ -75,11 +75,11 @@ def test_a_file_and_the_classes_say_the_same() -> None:
 
 
 def test_several_files_are_one_topology(tmp_path: Path) -> None:
-    (tmp_path / "bob.toml").write_text(BOB + '[[assert]]\nno_dials_by_strangers = "bob"\n')
+    (tmp_path / "bob.toml").write_text(BOB + '[[assert]]\nno_unauthenticated_dials_by = "bob"\n')
     (tmp_path / "alice.toml").write_text(ALICE)
     reading = read_topology(tmp_path / "bob.toml", tmp_path / "alice.toml")
     assert reading.spec.nodes == PYTHON.nodes
-    assert reading.spec.assertions == (AssertSpec(no_dials_by_strangers=["bob"]), *PYTHON.assertions)
+    assert reading.spec.assertions == (AssertSpec(no_unauthenticated_dials_by=["bob"]), *PYTHON.assertions)
     assert reading.positions["assert", 1, "flow"].key == Position(str(tmp_path / "alice.toml"), 10, 1)
 
 
@@ -110,15 +110,15 @@ def test_what_two_say_of_a_node_of_somebody_else_is_the_same(tmp_path: Path) -> 
 
 
 def test_problems_of_several_files_come_in_the_order_of_the_files(tmp_path: Path) -> None:
-    (tmp_path / "bob.toml").write_text(BOB + '[[assert]]\nproven_to = "nobody"\n')
-    (tmp_path / "alice.toml").write_text(ALICE + '[[assert]]\nflow = "hallo"\nproven_to = "rob"\n' + BOB)
+    (tmp_path / "bob.toml").write_text(BOB + '[[assert]]\nsender_authenticated_to = "nobody"\n')
+    (tmp_path / "alice.toml").write_text(ALICE + '[[assert]]\nflow = "hallo"\nsender_authenticated_to = "rob"\n' + BOB)
     with pytest.raises(SpecError) as caught:
         load_topology(tmp_path / "bob.toml", tmp_path / "alice.toml")
     told = str(caught.value).replace(f"{tmp_path}/", "").split("\n")
     assert told == [
-        'bob.toml:6:13: assert[0].proven_to: there is no node "nobody"; known are: alice, bob',
+        'bob.toml:6:27: assert[0].sender_authenticated_to: there is no node "nobody"; known are: alice, bob',
         'alice.toml:13:8: assert[2].flow: there is no flow "hallo"; did you mean "hello"? known are: hello',
-        'alice.toml:14:13: assert[2].proven_to: there is no node "rob"; did you mean "bob"? known are: alice, bob',
+        'alice.toml:14:27: assert[2].sender_authenticated_to: there is no node "rob"; did you mean "bob"? known are: alice, bob',
         "alice.toml:15:8: nodes.bob: is described at bob.toml:1:8 already: each node and flow stands in one file",
     ]
 
@@ -151,10 +151,10 @@ def test_columns_count_characters() -> None:
 
 
 def test_what_could_not_be_read_is_not_told_to_be_missing() -> None:
-    text = BOB.replace('"alice"', "5") + "[[assert]]\nproven_to = 5\n[[assert]]\nproved_to = 5\n"
+    text = BOB.replace('"alice"', "5") + "[[assert]]\nsender_authenticated_to = 5\n[[assert]]\nproved_to = 5\n"
     assert [told.split(": ")[1] for told in problems_of(text)] == [
         "nodes.bob.secure_channel_listeners.api.trust.nodes",
-        "assert[0].proven_to",
+        "assert[0].sender_authenticated_to",
         "assert[1].proved_to",
     ]
 
@@ -176,7 +176,7 @@ def test_where_one_table_is_broken_what_refers_to_it_is_not() -> None:
 def test_only_those_who_run_here_need_their_plugins() -> None:
     text = BOB + ALICE + '[nodes.carol]\nlisten = "pigeon:roof"\n'
     assert "pigeon" in problems_of(text)[0]
-    parse_topology(text, only=["alice"])
+    parse_topology(text, nodes=["alice"])
     spec = TopologySpec({"carol": NodeSpec(listen="pigeon:roof")})
     assert len(check_spec(spec)) == 1
     assert check_spec(spec, transports=["pigeon"]) == ()
@@ -212,7 +212,7 @@ def test_constructors_refuse_a_text_for_a_route_and_words_that_they_do_not_know(
         FlowSpec("alice", "@bob")
     with pytest.raises(LocalError, match="trust is 'everyone', or"):
         ChannelSpec(["@bob", "api"], "anyone")
-    with pytest.raises(LocalError, match="access is 'here', 'channels', 'anyone', or"):
+    with pytest.raises(LocalError, match="access is 'local', 'channels', 'anyone', or"):
         WorkerSpec("echoer", allow="everyone")
     with pytest.raises(LocalError, match="expected a list of routes"):
         WorkerSpec("echoer", sends="@bob")
@@ -232,9 +232,9 @@ def test_a_spec_made_in_python_is_checked_without_positions() -> None:
 
 
 def test_an_access_word_with_names_beside_it_is_a_problem() -> None:
-    spec = TopologySpec({"bob": NodeSpec(workers={"e": WorkerSpec("echoer", allow=AccessSpec("here", nodes="bob"))})})
+    spec = TopologySpec({"bob": NodeSpec(workers={"e": WorkerSpec("echoer", allow=AccessSpec("local", nodes="bob"))})})
     assert [str(problem) for problem in check_spec(spec)] == [
-        'nodes.bob.workers.e.allow: it is "here", and names some as well: keep one of the two'
+        'nodes.bob.workers.e.allow: it is "local", and names some as well: keep one of the two'
     ]
 
 
@@ -242,10 +242,12 @@ def test_nodes_on_two_machines_may_listen_at_all_their_addresses() -> None:
     node = NodeSpec(listen="tcp:0.0.0.0:4000")
     assert check_spec(TopologySpec({"a": node, "b": node})) == ()
     local = NodeSpec(listen=["tcp:127.0.0.1:4000", "ws:127.0.0.1:4000/x"])
-    assert [problem.path for problem in check_spec(TopologySpec({"a": local}))] == [("nodes", "a", "listen", 1, "at")]
+    assert [problem.path for problem in check_spec(TopologySpec({"a": local}))] == [
+        ("nodes", "a", "listen", 1, "address")
+    ]
     loop = NodeSpec(listen=["loopback:a", "loopback:", "loopback:"])
     assert [problem.path for problem in check_spec(TopologySpec({"a": loop, "b": loop}))] == [
-        ("nodes", "b", "listen", 0, "at")
+        ("nodes", "b", "listen", 0, "address")
     ]
 
 

@@ -67,7 +67,7 @@ def test_messages_take_the_same_ways() -> None:
 def test_what_is_about_the_old_place_is_left_out() -> None:
     spec = load_topology(GOOD)
     swapped = swap(spec, tcp="loopback", store="memory")
-    assert swapped.nodes["hub"].listen[0].at == "loopback:127.0.0.1:4000"
+    assert swapped.nodes["hub"].listen[0].address == "loopback:127.0.0.1:4000"
     assert swapped.nodes["hub"].transports == {}
     assert swapped.nodes["hub"].stream_services["stream"].store.options == {}
     assert swapped.nodes["bob"].identity == IdentitySpec()
@@ -89,7 +89,7 @@ def test_places_of_machines_and_other_spellings_of_them_are_the_same_listener() 
     """)
     swapped = swap(spec, tcp="loopback", tcp_classic="loopback")
     links = {name: link.to for name, link in swapped.nodes["alice"].links.items()}
-    assert links["here"] == links["there"] == links["classic"] == swapped.nodes["hub"].listen[0].at
+    assert links["here"] == links["there"] == links["classic"] == swapped.nodes["hub"].listen[0].address
     assert links["other"] == "loopback:hub.example:4001"
 
 
@@ -100,15 +100,15 @@ def test_whoever_had_an_identifier_is_then_meant_by_his_name() -> None:
         listen = "tcp:127.0.0.1:4000"
         identity = {{ vault = "sqlite:bob.db", passphrase_file = "bob.pass", identifier = "{bobs}" }}
         stream_services.orders = {{ store = "memory", owners = {{ mine = "{bobs}", his = "{somebodys}" }} }}
-        workers.echoer = {{ run = "echoer", allow.only = ["{bobs}"] }}
+        workers.echoer = {{ run = "echoer", allow.identifiers = ["{bobs}"] }}
         secure_channel_listeners.api.trust.nodes = "alice"
         [nodes.alice.secure_channels.bob]
         to = ["tcp:127.0.0.1:4000", "api"]
-        trust = {{ only = ["{bobs}", "{somebodys}"] }}
+        trust = {{ identifiers = ["{bobs}", "{somebodys}"] }}
     """)
     swapped = swap(spec)
     channel = swapped.nodes["alice"].secure_channels["bob"]
-    assert (channel.trust.only, channel.trust.nodes) == ((somebodys,), ("bob",))
+    assert (channel.trust.identifiers, channel.trust.nodes) == ((somebodys,), ("bob",))
     assert swapped.nodes["bob"].workers["echoer"].allow.nodes == ("bob",)
     assert swapped.nodes["bob"].stream_services["orders"].owners == {"mine": "bob", "his": somebodys}
     assert swapped.nodes["bob"].identity == IdentitySpec()
@@ -125,17 +125,17 @@ def test_ports_are_free_and_each_listener_has_its_own() -> None:
         outlets.web.target = "127.0.0.1:8080"
         outlets.other.target = "127.0.0.1:8081"
         [nodes.alice.inlets.web]
-        at = "127.0.0.1:8080"
+        listen = "127.0.0.1:8080"
         to = ["tcp:127.0.0.1:4001", "web"]
     """)
     swapped = swap(spec, tcp="ws")
-    listeners = [listener.at for listener in swapped.nodes["hub"].listen]
+    listeners = [listener.address for listener in swapped.nodes["hub"].listen]
     inlet = swapped.nodes["alice"].inlets["web"]
     assert inlet.to[0] == listeners[1]
-    assert swapped.nodes["hub"].outlets["web"].target == inlet.at
+    assert swapped.nodes["hub"].outlets["web"].target == inlet.listen
     assert swapped.nodes["hub"].outlets["other"].target == "127.0.0.1:8081"
-    assert len({*listeners, inlet.at}) == 4
-    for at in (*(each.removeprefix("ws:") for each in listeners), inlet.at):
+    assert len({*listeners, inlet.listen}) == 4
+    for at in (*(each.removeprefix("ws:") for each in listeners), inlet.listen):
         host, _, port = at.rpartition(":")
         with socket.create_server((host, int(port))):
             pass
@@ -150,7 +150,7 @@ def test_where_else_has_to_be_said_for_each_place(tcp: str) -> None:
     with pytest.raises(LocalError, match=r"can't be guessed: say it, with {} for what differs from place to place, such as tcp=\"(kafka|unix):WHERE/{}\""):  # fmt: skip
         swap(two, tcp=tcp)
     swapped = swap(two, tcp="kafka:127.0.0.1:9092/{}")
-    (hub, dora) = (swapped.nodes[name].listen[0].at for name in ("hub", "dora"))
+    (hub, dora) = (swapped.nodes[name].listen[0].address for name in ("hub", "dora"))
     assert hub != dora
     assert hub.startswith("kafka:127.0.0.1:9092/")
     assert swapped.nodes["bob"].links["hub"].to == hub

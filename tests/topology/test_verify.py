@@ -39,14 +39,14 @@ to = ["@bob", "echoer"]
 no_plaintext_at = ["hub", "network", "stores"]
 no_inner_addresses_at = ["hub", "network"]
 no_injection_by = ["hub", "network"]
-proven_to = "bob"
-not_reached_by_strangers = "bob/echoer"
-no_dials_by_strangers = ["hub", "bob"]
+sender_authenticated_to = "bob"
+no_unauthenticated_access_to = "bob/echoer"
+no_unauthenticated_dials_by = ["hub", "bob"]
 """
 
 
 def report(text: str) -> Report:
-    return verify(parse_topology(text, only=()))
+    return verify(parse_topology(text, nodes=()))
 
 
 def found(text: str, kind: str) -> list[Finding]:
@@ -63,7 +63,12 @@ def test_nothing_is_found_in_a_good_topology_and_what_it_asserts_holds() -> None
 @pytest.mark.parametrize(
     ("change", "instead", "asserted", "text"),
     [
-        ('"@bob", "echoer"]', '"@bob", "nobody"]', {"flow": "hello", "proven_to": "bob"}, "hello does not arrive"),
+        (
+            '"@bob", "echoer"]',
+            '"@bob", "nobody"]',
+            {"flow": "hello", "sender_authenticated_to": "bob"},
+            "hello does not arrive",
+        ),
         (
             'trust = { nodes = ["bob"] }\n[flows',
             'trust = "everyone"\n[flows',
@@ -85,7 +90,7 @@ def test_nothing_is_found_in_a_good_topology_and_what_it_asserts_holds() -> None
         (
             'echoer = "echoer"',
             'echoer = { run = "echoer", allow = "anyone" }',
-            {"not_reached_by_strangers": "bob/echoer"},
+            {"no_unauthenticated_access_to": "bob/echoer"},
             "a stranger reaches bob/echoer by a bare link",
         ),
         (
@@ -103,7 +108,7 @@ def test_nothing_is_found_in_a_good_topology_and_what_it_asserts_holds() -> None
         (
             "[flows",
             '[nodes.bob.outlets.web]\ntarget = "127.0.0.1:80"\nallow = "anyone"\n[flows',
-            {"no_dials_by_strangers": "bob"},
+            {"no_unauthenticated_dials_by": "bob"},
             "a stranger can make bob connect to 127.0.0.1:80, by outlets.web",
         ),
     ],
@@ -131,9 +136,9 @@ def test_what_is_required_of_nobody_is_a_mistake() -> None:
 
 def test_a_sender_is_proven_only_to_those_who_have_a_channel_with_him() -> None:
     with pytest.raises(AssertionError, match="nothing proves to hub that hello comes from alice"):
-        report(GOOD).require(proven_to="hub")
+        report(GOOD).require(sender_authenticated_to="hub")
     with pytest.raises(AssertionError, match="no flow comes to stranger"):
-        report(GOOD + "\n[nodes.stranger]").require(proven_to="stranger")
+        report(GOOD + "\n[nodes.stranger]").require(sender_authenticated_to="stranger")
 
 
 CASES: list[tuple[str, str, str, str]] = [
@@ -179,12 +184,12 @@ CASES: list[tuple[str, str, str, str]] = [
         "nodes.alice.secure_channels.bob.trust",
         GOOD.replace('{ nodes = ["bob"] }\n[flows', '"everyone"\n[flows'),
     ),
-    ("open listener", "note", "nodes.hub.listen[0].at", GOOD.replace("127.0.0.1", "hub.example")),
+    ("open listener", "note", "nodes.hub.listen[0].address", GOOD.replace("127.0.0.1", "hub.example")),
     (
         "dial by strangers",
         "warning",
         "nodes.bob.inlets.in",
-        GOOD + '\n[nodes.bob.inlets.in]\nat = "0.0.0.0:80"\nto = ["@hub", "out"]',
+        GOOD + '\n[nodes.bob.inlets.in]\nlisten = "0.0.0.0:80"\nto = ["@hub", "out"]',
     ),
     (
         "dial by strangers",
@@ -365,7 +370,7 @@ def test_without_flows_each_channel_is_followed_to_each_worker_that_it_reaches_a
 [nodes.bob.outlets.web]
 target = "10.0.0.1:80"
 [nodes.alice.inlets.web]
-at = "127.0.0.1:8080"
+listen = "127.0.0.1:8080"
 to = ["@bob", "web"]
 """
     )
@@ -389,19 +394,19 @@ secure_channel_listeners.api.trust.nodes = "home"
 outlets.web.target = "127.0.0.1:8401"
 [nodes.home]
 secure_channels.office = { to = ["tcp:127.0.0.1:4400", "api"], trust.nodes = "office" }
-inlets.web = { at = "127.0.0.1:4902", to = ["@office", "web"] }
+inlets.web = { listen = "127.0.0.1:4902", to = ["@office", "web"] }
 """
 SAFE = {
     "no_plaintext_at": "network",
     "no_injection_by": "network",
-    "not_reached_by_strangers": "office/web",
-    "no_dials_by_strangers": "office",
+    "no_unauthenticated_access_to": "office/web",
+    "no_unauthenticated_dials_by": "office",
 }
 
 
 def test_a_tunnel_between_services_of_two_machines_shows_nothing_to_the_network() -> None:
     tunnel = report(TUNNEL)
-    tunnel.require(**SAFE, proven_to="office")
+    tunnel.require(**SAFE, sender_authenticated_to="office")
     assert tunnel.findings == ()
     with pytest.raises(AssertionError, match="sees the payload of inlet home/web in the clear"):
         report(TUNNEL.replace("127.0.0.1:8401", "10.0.0.1:8401")).require(no_plaintext_at="network")
@@ -427,7 +432,7 @@ def test_what_an_inlet_leads_to_is_open_to_declared_flows_and_behind_workers_too
 
 def test_a_relay_is_reached_by_strangers_as_by_everybody() -> None:
     with pytest.raises(AssertionError, match="a stranger reaches hub/forward_to_bob by a bare link"):
-        report(GOOD).require(not_reached_by_strangers="hub/forward_to_bob")
+        report(GOOD).require(no_unauthenticated_access_to="hub/forward_to_bob")
 
 
 @pytest.mark.parametrize(

@@ -159,7 +159,7 @@ def client_options(whom: str | None, *, anyone: str | None = None, listens: bool
     """Add what Alice, Bob and the other clients of hubs are told alike: the command gets a `client`.
 
     `whom` is the help of --trust, None for a command that makes no channel of its own. Where `anyone` says what strangers could do, nobody is
-    trusted unless --trust names somebody, or --anyone says so. Where it `listens`, it can demand certificates.
+    trusted unless --trust names somebody, or --trust-everyone says so. Where it `listens`, it can demand certificates.
     """
 
     def add(command: C) -> C:
@@ -178,7 +178,7 @@ def client_options(whom: str | None, *, anyone: str | None = None, listens: bool
         ) -> object:
             if anyone is not None and bool(trusted) == everyone:
                 raise click.UsageError(
-                    f"say who may {anyone}: give --trust IDENTIFIER, or --anyone to let whoever gets there do it"
+                    f"say who may {anyone}: give --trust IDENTIFIER, or --trust-everyone to let whoever gets there do it"
                 )
             client = Client(hubs, hub_identities, trusted, identity_name, protocol_version, state, certificates)
             return command(client=client, **options)
@@ -187,9 +187,9 @@ def client_options(whom: str | None, *, anyone: str | None = None, listens: bool
         for option in reversed(_CLIENT_OPTIONS):
             decorated = option(decorated)
         if anyone is not None:
-            decorated = click.option("--anyone", "everyone", is_flag=True, help=f"Let whoever gets there {anyone}.")(
-                decorated
-            )
+            decorated = click.option(
+                "--trust-everyone", "everyone", is_flag=True, help=f"Let whoever gets there {anyone}."
+            )(decorated)
         if whom is not None:
             decorated = click.option(
                 "--trust",
@@ -249,15 +249,15 @@ def state_options(*, required: bool = False) -> Callable[[C], C]:
     def add(command: C) -> C:
         @wraps(command)
         def with_state(
-            *, state_path: Path | None, passphrase_file: Path | None, unsealed: bool, **options: Any
+            *, state_path: Path | None, passphrase_file: Path | None, unencrypted: bool, **options: Any
         ) -> object:
-            passphrase = read_passphrase(state_path, passphrase_file, unsealed=unsealed)
+            passphrase = read_passphrase(state_path, passphrase_file, unencrypted=unencrypted)
             return command(state=State(state_path, passphrase), **options)
 
         decorated: Any = with_state
         for option in (
             click.option(
-                "--unsealed", is_flag=True, help="Keep the keys in the open: whoever can read the file has them."
+                "--unencrypted", is_flag=True, help="Keep the keys in the open: whoever can read the file has them."
             ),
             click.option(
                 "--passphrase-file",

@@ -47,8 +47,8 @@ class State:
         if self.path is None:
             yield MemoryVault()
             return
-        unsealed = self.passphrase is None
-        async with open_sqlite_vault(self.path, passphrase=self.passphrase, unsealed=unsealed) as vault:
+        unencrypted = self.passphrase is None
+        async with open_sqlite_vault(self.path, passphrase=self.passphrase, unencrypted=unencrypted) as vault:
             yield vault
 
     def conversation(self) -> Conversation | None:
@@ -107,18 +107,18 @@ def _parse(path: Path, data: bytes) -> Conversation:
     raise LocalError(f"{path} keeps no streams as this program writes them: remove it to begin with new ones")
 
 
-def read_passphrase(path: Path | None, file: Path | None, *, unsealed: bool) -> str | None:
-    """Return the passphrase of the vault at `path`, None for one that is unsealed or in memory.
+def read_passphrase(path: Path | None, file: Path | None, *, unencrypted: bool) -> str | None:
+    """Return the passphrase of the vault at `path`, None for one that is unencrypted or in memory.
 
     It comes from the file, from TRIONODE_PASSPHRASE, or from whoever sits at the terminal; UsageError if from nowhere.
     """
     if path is None:
-        if file is not None or unsealed:
-            raise click.UsageError("--passphrase-file and --unsealed are about the file of --state PATH: name one")
+        if file is not None or unencrypted:
+            raise click.UsageError("--passphrase-file and --unencrypted are about the file of --state PATH: name one")
         return None
-    if unsealed:
+    if unencrypted:
         if file is not None:
-            raise click.UsageError("--unsealed has no passphrase: leave out one of the two options")
+            raise click.UsageError("--unencrypted has no passphrase: leave out one of the two options")
         return None
     if file is not None:
         try:
@@ -138,5 +138,5 @@ def read_passphrase(path: Path | None, file: Path | None, *, unsealed: bool) -> 
         return answer
     raise click.UsageError(
         f"the vault {path} is sealed with a passphrase: give it by --passphrase-file FILE or {PASSPHRASE_VARIABLE}, "
-        f"or say --unsealed to let whoever can read the file have its keys"
+        f"or say --unencrypted to let whoever can read the file have its keys"
     )

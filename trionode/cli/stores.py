@@ -13,7 +13,7 @@ from trionode.errors import LocalError
 from trionode.stream.store.base import StreamStore, load_store
 
 #: Where the password for a Kafka may stand, if it is in no file.
-VARIABLE = "TRIONODE_KAFKA_PASSWORD"
+VARIABLE = "TRIONODE_STORE_PASSWORD"
 
 C = TypeVar("C", bound=Callable[..., Any])
 

@@ -85,7 +85,9 @@ def _apart(spec: TopologySpec) -> TopologySpec:
 
     def of(store: StoreSpec) -> StoreSpec:
         return (
-            attrs.evolve(store, options={**store.options, "prefix": prefix}) if store.at.startswith("kafka:") else store
+            attrs.evolve(store, options={**store.options, "prefix": prefix})
+            if store.address.startswith("kafka:")
+            else store
         )
 
     def changed(node: NodeSpec) -> NodeSpec:

@@ -123,7 +123,7 @@ class TrustSpec:
     """Whom a channel or its listener trusts: `"everyone"`, or a table of identifiers and of nodes of this topology."""
 
     everyone: Annotated[bool, Doc("Trust whoever proves any identity at all.")] = False
-    only: Annotated[tuple[IdentifierText, ...], Doc("Identifiers, I… or P…, that are trusted.")] = attrs.field(
+    identifiers: Annotated[tuple[IdentifierText, ...], Doc("Identifiers, I… or P…, that are trusted.")] = attrs.field(
         default=(), converter=_texts
     )
     nodes: Annotated[tuple[IdentifiedNode, ...], Doc("Nodes of this topology whose identities are trusted.")] = (
@@ -148,31 +148,31 @@ def _trust(value: TrustSpec | str) -> TrustSpec:
         return TrustSpec.from_word(value)
     except ValueError:
         raise LocalError(
-            f"trust is 'everyone', or TrustSpec(only=[…], nodes=[…]) with those who are trusted; this is {value!r}"
+            f"trust is 'everyone', or TrustSpec(identifiers=[…], nodes=[…]) with those who are trusted; this is {value!r}"
         ) from None
 
 
-Who = Literal["here", "channels", "anyone", "named"]
+AccessRule = Literal["local", "channels", "anyone", "named"]
 
 
 @attrs.frozen
 class AccessSpec:
-    """Who reaches an address: `"here"`, `"channels"` (this node and who comes through a secure channel), `"anyone"`, or a table of those who may."""
+    """Who reaches an address: `"local"`, `"channels"` (this node and who comes through a secure channel), `"anyone"`, or a table of those who may."""
 
-    who: Annotated[Who, NotInFile()] = "named"
-    only: Annotated[tuple[IdentifierText, ...], Doc("Identifiers, I… or P…, that may, beside this node itself.")] = (
-        attrs.field(default=(), converter=_texts)
-    )
+    rule: Annotated[AccessRule, NotInFile()] = "named"
+    identifiers: Annotated[
+        tuple[IdentifierText, ...], Doc("Identifiers, I… or P…, that may, beside this node itself.")
+    ] = attrs.field(default=(), converter=_texts)
     nodes: Annotated[tuple[IdentifiedNode, ...], Doc("Nodes of this topology that may, beside this node itself.")] = (
         attrs.field(default=(), converter=_texts)
     )
 
-    WORDS: ClassVar = ("here", "channels", "anyone")
+    WORDS: ClassVar = ("local", "channels", "anyone")
 
     @classmethod
     def from_word(cls, word: str) -> Self:
         """Return what a word stands for; ValueError for another one."""
-        for each in ("here", "channels", "anyone"):
+        for each in ("local", "channels", "anyone"):
             if word == each:
                 return cls(each)
         raise ValueError(word)
@@ -185,11 +185,11 @@ def _access(value: AccessSpec | str) -> AccessSpec:
         return AccessSpec.from_word(value)
     except ValueError:
         raise LocalError(
-            f"access is 'here', 'channels', 'anyone', or AccessSpec(only=[…], nodes=[…]) with those who may; this is {value!r}"
+            f"access is 'local', 'channels', 'anyone', or AccessSpec(identifiers=[…], nodes=[…]) with those who may; this is {value!r}"
         ) from None
 
 
-LOCAL = AccessSpec("here")
+LOCAL = AccessSpec("local")
 CHANNELS = AccessSpec("channels")
 ANYONE = AccessSpec("anyone")
 
@@ -198,13 +198,13 @@ ANYONE = AccessSpec("anyone")
 class ListenerSpec:
     """A place to listen at: `"tcp:127.0.0.1:4000"`, or a table."""
 
-    at: Annotated[str, ValueKind.LISTENING_ENDPOINT, Doc("A transport address; port 0 takes a free one.")]
+    address: Annotated[str, ValueKind.LISTENING_ENDPOINT, Doc("A transport address; port 0 takes a free one.")]
     drop_when_full: Annotated[bool, Doc("Its links are hub to hub: their readers never wait, they drop and count.")] = (
         False
     )
 
     #: The key that a text in place of the table stands for.
-    SHORT: ClassVar = "at"
+    SHORT: ClassVar = "address"
 
 
 def _listeners(value: ListenerSpec | str | Iterable[ListenerSpec | str]) -> tuple[ListenerSpec, ...]:
@@ -223,7 +223,7 @@ class IdentitySpec:
     passphrase_file: Annotated[
         str | None, Doc("A file with the passphrase of the vault; without one TRIONODE_PASSPHRASE has it.")
     ] = None
-    unsealed: Annotated[
+    unencrypted: Annotated[
         bool, Doc("The keys lie in the vault's file in the open: whoever can read the file has them.")
     ] = False
     identifier: Annotated[
@@ -264,12 +264,12 @@ class StreamSpec:
 class StoreSpec:
     """Where streams are kept: `"memory"`, `"sqlite:PATH"`, `"kafka:HOST:PORT"`, or a table with the options of that store."""
 
-    at: Annotated[str, ValueKind.STORE, Doc("The name of an installed store, and behind a colon where it lies.")]
+    address: Annotated[str, ValueKind.STORE, Doc("The name of an installed store, and behind a colon where it lies.")]
     options: Annotated[Mapping[str, Option], Doc("Options of the store.")] = attrs.field(
         factory=dict, converter=_options
     )
 
-    SHORT: ClassVar = "at"
+    SHORT: ClassVar = "address"
 
 
 def _store(value: StoreSpec | str) -> StoreSpec:
@@ -366,7 +366,7 @@ def _workers(value: Mapping[str, WorkerSpec | str]) -> Mapping[str, WorkerSpec]:
 class InletSpec:
     """A TCP port whose connections go to an outlet."""
 
-    at: Annotated[HostPort, Doc("HOST:PORT to listen at.")]
+    listen: Annotated[HostPort, Doc("HOST:PORT to listen at.")]
     to: Annotated[RouteSpec, Doc("The route to the outlet, whose address comes last.")] = attrs.field(converter=_route)
     limits: Annotated[PortalLimits, Doc("What it holds at most.")] = attrs.field(factory=PortalLimits)
 
@@ -445,14 +445,14 @@ class AssertSpec:
     no_injection_by: Annotated[tuple[Watcher, ...], Doc("Those that may not be able to invent messages.")] = (
         attrs.field(default=(), converter=_texts)
     )
-    proven_to: Annotated[tuple[NodeName, ...], Doc("Nodes to which the sender's identity has to be proven.")] = (
-        attrs.field(default=(), converter=_texts)
-    )
-    not_reached_by_strangers: Annotated[
+    sender_authenticated_to: Annotated[
+        tuple[NodeName, ...], Doc("Nodes to which the sender's identity has to be proven.")
+    ] = attrs.field(default=(), converter=_texts)
+    no_unauthenticated_access_to: Annotated[
         tuple[Annotated[str, ValueKind.ADDRESS_OF_NODE], ...],
         Doc("Addresses, NODE/NAME, that nobody reaches without a secure channel."),
     ] = attrs.field(default=(), converter=_texts)
-    no_dials_by_strangers: Annotated[tuple[NodeName, ...], Doc("Nodes that no stranger may cause to dial.")] = (
+    no_unauthenticated_dials_by: Annotated[tuple[NodeName, ...], Doc("Nodes that no stranger may cause to dial.")] = (
         attrs.field(default=(), converter=_texts)
     )
 

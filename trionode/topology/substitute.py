@@ -57,11 +57,11 @@ class _Swap:
         }
         for node in spec.nodes.values():
             for listener in node.listen:
-                self._moved(listener.at)
+                self._moved(listener.address)
         #: Where inlets listen, and what that becomes.
         self._inlets = (
             {
-                inlet.at: f"127.0.0.1:{self._free_port()}"
+                inlet.listen: f"127.0.0.1:{self._free_port()}"
                 for node in spec.nodes.values()
                 for inlet in node.inlets.values()
             }
@@ -123,9 +123,9 @@ class _Swap:
 
     def _named(self, named: TrustSpec | AccessSpec) -> TrustSpec | AccessSpec:
         """Return who is trusted, or let in, by the nodes' names where those had the identifiers."""
-        moved = [self._owners[each] for each in named.only if each in self._owners]
-        left = [each for each in named.only if each not in self._owners]
-        return attrs.evolve(named, only=left, nodes=dict.fromkeys((*named.nodes, *moved)))
+        moved = [self._owners[each] for each in named.identifiers if each in self._owners]
+        left = [each for each in named.identifiers if each not in self._owners]
+        return attrs.evolve(named, identifiers=left, nodes=dict.fromkeys((*named.nodes, *moved)))
 
     def _moved(self, text: str) -> str:
         """Return what takes the place of a place; of any other text the text."""

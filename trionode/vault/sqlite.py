@@ -40,7 +40,7 @@ _SMALLEST = 512  # bytes in the smallest page of SQLite
 _PROOF = b"trionode vault"
 
 _SCHEMA = (
-    "CREATE TABLE seal (salt BLOB, operations INTEGER, memory INTEGER, proof BLOB)",  # one row; all null if unsealed
+    "CREATE TABLE seal (salt BLOB, operations INTEGER, memory INTEGER, proof BLOB)",  # one row; all null if unencrypted
     "CREATE TABLE keys (number INTEGER PRIMARY KEY, kind TEXT, public BLOB, secret BLOB, UNIQUE (kind, public))",
     "CREATE TABLE identities (name TEXT PRIMARY KEY, history BLOB, purpose_key BLOB, classic BLOB)",
     "CREATE TABLE known_peers (number INTEGER PRIMARY KEY AUTOINCREMENT, identifier BLOB UNIQUE, history BLOB)",
@@ -54,22 +54,22 @@ T = TypeVar("T")
 
 @asynccontextmanager
 async def open_sqlite_vault(
-    path: str | os.PathLike[str], *, passphrase: str | None = None, unsealed: bool = False
+    path: str | os.PathLike[str], *, passphrase: str | None = None, unencrypted: bool = False
 ) -> AsyncIterator["SqliteVault"]:
     """Open the vault in the file at `path`, made if there is none, until the end of the block.
 
-    Its secrets are sealed with `passphrase` (Argon2id, XSalsa20-Poly1305), or lie there in the open if the caller says `unsealed=True`; a
+    Its secrets are sealed with `passphrase` (Argon2id, XSalsa20-Poly1305), or lie there in the open if the caller says `unencrypted=True`; a
     file stays what it was made as. The file is its owner's alone, mode 0600.
 
     VaultError for a wrong passphrase, looser permissions, and a file that is damaged or no vault. Unsealing takes about a second, in a
     thread that is waited for even when this is cancelled.
     """
-    if (passphrase is None) is not unsealed:
+    if (passphrase is None) is not unencrypted:
         raise VaultError(
-            "give a passphrase, or say unsealed=True to let everyone who can read the file have its keys: one of the two"
+            "give a passphrase, or say unencrypted=True to let everyone who can read the file have its keys: one of the two"
         )
     if passphrase is not None and not passphrase:
-        raise VaultError("an empty passphrase seals nothing: give one, or say unsealed=True")
+        raise VaultError("an empty passphrase seals nothing: give one, or say unencrypted=True")
     vault = await trio.to_thread.run_sync(SqliteVault, Path(path), passphrase)
     try:
         yield vault
@@ -155,7 +155,7 @@ class SqliteVault:
             secret = self._file.blob(sealed) if self._seal is None else self._seal.decrypt(self._file.blob(sealed))
             handle = self._keys.import_secret(KeyKind(kind), secret)
         except (CryptoError, ValueError) as error:
-            raise self._file.damaged("a key can't be unsealed") from error
+            raise self._file.damaged("a key can't be unencrypted") from error
         if handle.public != public:
             raise self._file.damaged("a key is not the one its entry names")
 
@@ -360,7 +360,7 @@ def _open_seal(file: _File, passphrase: str | None) -> SecretBox | None:
         raise VaultError(
             f"the vault {file.path} is sealed: give its passphrase"
             if passphrase is None
-            else f"the vault {file.path} is not sealed: open it with unsealed=True, or make a new one with a passphrase"
+            else f"the vault {file.path} is not sealed: open it with unencrypted=True, or make a new one with a passphrase"
         )
     return None if passphrase is None else _unlock(file, passphrase, row)
 

@@ -51,11 +51,11 @@ def judge(proof: Proof, index: int, assertion: AssertSpec) -> Verdict:
         violations += (_unproven(flow) for flow in flows if not flow.path.arrives)
     for flow in flows:
         violations += _of_flow(proof, flow, assertion)
-    for word in assertion.proven_to:
+    for word in assertion.sender_authenticated_to:
         violations += _not_proven(proof, flows, word, named=assertion.flow is not None)
-    for address in assertion.not_reached_by_strangers:
+    for address in assertion.no_unauthenticated_access_to:
         violations += _reached(proof, address)
-    for node in assertion.no_dials_by_strangers:
+    for node in assertion.no_unauthenticated_dials_by:
         for dial in proof.strangers.dials.values():
             if dial.node == node:
                 violations.append(

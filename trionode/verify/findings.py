@@ -333,7 +333,7 @@ def _bare(proof: Proof, node: Node) -> Iterator[Finding]:
                 "reached without a channel",
                 "warning",
                 ("nodes", node.name, *keys, "allow"),
-                f"{by}, since it lets in {'everybody' if allow.who == 'anyone' else allow.who}: what it gets is from nobody in particular",
+                f"{by}, since it lets in {'everybody' if allow.rule == 'anyone' else allow.rule}: what it gets is from nobody in particular",
                 'Write allow = "channels", or name those who may',
                 () if reached is None else reached.way,
             )
@@ -373,7 +373,7 @@ def _services(proof: Proof, node: Node) -> Iterator[Finding]:
 
 def _listeners(proof: Proof, name: str, node: NodeSpec) -> Iterator[Finding]:
     for index, listener in enumerate(node.listen):
-        endpoint = parse_endpoint(listener.at)
+        endpoint = parse_endpoint(listener.address)
         if endpoint is None or endpoint.is_of_machine:
             continue
         links = sorted(node.links) if node.forwards else []
@@ -391,7 +391,7 @@ def _listeners(proof: Proof, name: str, node: NodeSpec) -> Iterator[Finding]:
         yield Finding(
             "open listener",
             "note",
-            ("nodes", name, "listen", index, "at"),
+            ("nodes", name, "listen", index, "address"),
             f"{_whence(endpoint)} can connect to {endpoint} and reaches {offered}",
             "If all who should come are on this machine, listen at 127.0.0.1",
         )
@@ -414,7 +414,7 @@ def _carried_on(name: str, node: NodeSpec) -> Iterator[Finding]:
                 "Let what is there take secure channels only",
             )
     for key, worker in node.workers.items():
-        if worker.sends and worker.allow.who == "anyone":
+        if worker.sends and worker.allow.rule == "anyone":
             yield Finding(
                 "strangers carried on",
                 "warning",
@@ -432,7 +432,7 @@ def _dials(proof: Proof) -> Iterator[Finding]:
             "dial by strangers",
             "warning",
             ("nodes", dial.node, *dial.by),
-            f"whoever connects to {proof.world.spec.nodes[dial.node].inlets[dial.by[1]].at} is carried on to {dial.to} as {dial.node}"
+            f"whoever connects to {proof.world.spec.nodes[dial.node].inlets[dial.by[1]].listen} is carried on to {dial.to} as {dial.node}"
             if dial.by[0] == "inlets"
             else f"a stranger can make {dial.node} connect to {dial.to}",
             {

@@ -63,12 +63,12 @@ def draw(report: Report) -> Drawing:
     for name, node in world.nodes.items():
         spec = node.spec
         holds = (
-            *(f"listens at {listener.at}" for listener in spec.listen),
+            *(f"listens at {listener.address}" for listener in spec.listen),
             *(f"worker {key}" for key in spec.workers),
             *(f"channel listener {key}" for key in spec.secure_channel_listeners),
             *(f"stream service {key}" for key in spec.stream_services),
             *(("relay service",) if spec.relay_service is not None else ()),
-            *(f"inlet {key} at {inlet.at}" for key, inlet in spec.inlets.items()),
+            *(f"inlet {key} at {inlet.listen}" for key, inlet in spec.inlets.items()),
             *(f"outlet {key} to {outlet.target}" for key, outlet in spec.outlets.items()),
             *(("forwards",) if spec.forwards else ()),
         )
@@ -92,7 +92,7 @@ def draw(report: Report) -> Drawing:
             edges.setdefault((name, outlet.target, key), Edge(name, outlet.target, f"outlet {key}", "idle"))
         for key, inlet in node.spec.inlets.items():
             clients = clients_of(name, key).name
-            if not is_within_machine(inlet.at):
+            if not is_within_machine(inlet.listen):
                 boxes.setdefault(clients, _box(report, clients, "outsider", ()))
                 edges.setdefault((clients, name, key), Edge(clients, name, f"inlet {key}", "idle"))
     channels = [

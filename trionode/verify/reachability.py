@@ -88,11 +88,12 @@ def strangers_in(world: World) -> Strangers:
     for name, spec in world.spec.nodes.items():
         for listener in spec.listen:
             enter(
-                _Endpoint(name, Origin(link=f"{RANDOM}stranger at {name}")), (f"connects to {name} at {listener.at}",)
+                _Endpoint(name, Origin(link=f"{RANDOM}stranger at {name}")),
+                (f"connects to {name} at {listener.address}",),
             )
         for key, inlet in spec.inlets.items():
-            if not is_within_machine(inlet.at):
-                way = (f"connects to the inlet {name}/{key} at {inlet.at}",)
+            if not is_within_machine(inlet.listen):
+                way = (f"connects to the inlet {name}/{key} at {inlet.listen}",)
                 found.dials[name, ("inlets", key)] = Dial(name, ("inlets", key), " => ".join(inlet.to), way)
                 _follow_inlet(world, name, inlet, way, found)
     while waiting:

@@ -51,9 +51,9 @@ class Report:
         no_plaintext_at: str | Iterable[str] = (),
         no_inner_addresses_at: str | Iterable[str] = (),
         no_injection_by: str | Iterable[str] = (),
-        proven_to: str | Iterable[str] = (),
-        not_reached_by_strangers: str | Iterable[str] = (),
-        no_dials_by_strangers: str | Iterable[str] = (),
+        sender_authenticated_to: str | Iterable[str] = (),
+        no_unauthenticated_access_to: str | Iterable[str] = (),
+        no_unauthenticated_dials_by: str | Iterable[str] = (),
     ) -> None:
         """Do what `[[assert]]` in the file does; AssertionError with the way that violates it, SpecError where a name is nobody's."""
         assertion = AssertSpec(
@@ -61,9 +61,9 @@ class Report:
             no_plaintext_at=no_plaintext_at,
             no_inner_addresses_at=no_inner_addresses_at,
             no_injection_by=no_injection_by,
-            proven_to=proven_to,
-            not_reached_by_strangers=not_reached_by_strangers,
-            no_dials_by_strangers=no_dials_by_strangers,
+            sender_authenticated_to=sender_authenticated_to,
+            no_unauthenticated_access_to=no_unauthenticated_access_to,
+            no_unauthenticated_dials_by=no_unauthenticated_dials_by,
         )
         asked = attrs.evolve(self.proof.world.spec, assertions=(assertion,))
         problems = [problem for problem in check_spec(asked) if problem.path[:1] == ("assert",)]
@@ -94,7 +94,7 @@ def _flows(world: World) -> Iterator[Flow]:
         yield Flow(name, flow, walk(world, flow.node, flow.to), is_declared=True)
     for name, node in spec.nodes.items():
         for key, inlet in node.inlets.items():
-            path = from_clients(walk(world, name, inlet.to), key, inlet.at)
+            path = from_clients(walk(world, name, inlet.to), key, inlet.listen)
             yield Flow(f"inlet {name}/{key}", FlowSpec(name, inlet.to), path, is_declared=False)
     if spec.flows:
         return

@@ -54,7 +54,7 @@ def check(context: click.Context, *, files: tuple[Path, ...], strict: bool, is_j
 
 
 def _report(files: tuple[Path, ...]) -> Report:
-    reading = read_topology(*files, only=())
+    reading = read_topology(*files, nodes=())
     folders = [str(file.resolve().parent) for file in files]
     missing = check_here(reading.spec, positions=reading.positions, folders=folders)
     return verify(reading.spec).with_findings(missing_here(missing))

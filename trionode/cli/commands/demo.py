@@ -42,7 +42,9 @@ _COLORS = {"hub": "yellow", "bob": "green", "alice": "cyan", "": "magenta"}
 
 @click.command()
 @click.option(
-    "--kafka", metavar="HOST:PORT", help="Keep the streams in this Kafka, and not in a temporary SQLite file."
+    "--store",
+    metavar="STORE",
+    help="Where the hub keeps the streams, such as kafka:HOST:PORT. By default in a temporary SQLite file.",
 )
 @store_options
 @click.option(
@@ -51,15 +53,14 @@ _COLORS = {"hub": "yellow", "bob": "green", "alice": "cyan", "": "magenta"}
     metavar="N",
     help=f"Send N messages and end, also on a terminal. By default {MESSAGES} where there is none.",
 )
-def demo(*, kafka: str | None, store_options: dict[str, object], messages: int | None) -> None:
+def demo(*, store: str | None, store_options: dict[str, object], messages: int | None) -> None:
     """See Alice and Bob talk through a hub, end to end encrypted.
 
     All three run in this one process and talk over TCP on this machine. On a terminal you type Alice's messages; otherwise she has some
     of her own. The last line is the verdict.
     """
     with tempfile.TemporaryDirectory(prefix="trionode-demo-", ignore_cleanup_errors=True) as folder:
-        store = f"kafka:{kafka}" if kafka else f"sqlite:{Path(folder) / 'hub.db'}"
-        run(partial(_demo, store, store_options, messages))
+        run(partial(_demo, store or f"sqlite:{Path(folder) / 'hub.db'}", store_options, messages))
 
 
 async def _demo(

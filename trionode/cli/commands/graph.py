@@ -28,7 +28,7 @@ def graph(context: click.Context, *, files: tuple[Path, ...], output: Path | Non
     if output is not None and output.suffix not in _FORMATS:
         raise click.BadParameter(f"expected a name that ends in {' or '.join(_FORMATS)}; this is {output.name!r}")
     try:
-        report = verify(load_topology(*files, only=()))
+        report = verify(load_topology(*files, nodes=()))
         if output is None:
             for line in as_text(report):
                 print_out(printable(line))

@@ -37,15 +37,15 @@ def run(*, files: tuple[Path, ...], names: tuple[str, ...]) -> None:
 
     Workers are imported from where Python finds them, and from the folders of the FILEs.
     """
-    only = names or None
+    nodes = names or None
     try:
-        spec = load_topology(*files, only=only)
+        spec = load_topology(*files, nodes=nodes)
     except SpecError as error:
         _tell(error)
         sys.exit(1)
     for folder in dict.fromkeys(str(file.resolve().parent) for file in files):
         sys.path.append(folder)
-    run_command(partial(_run, spec, only))
+    run_command(partial(_run, spec, nodes))
 
 
 def _tell(error: SpecError) -> None:
@@ -53,7 +53,7 @@ def _tell(error: SpecError) -> None:
         say(printable(str(problem)))
 
 
-async def _run(spec: TopologySpec, only: tuple[str, ...] | None, working: trio.CancelScope) -> bool:
+async def _run(spec: TopologySpec, nodes: tuple[str, ...] | None, working: trio.CancelScope) -> bool:
     output = Output()
 
     async def tell(node: RunningNode) -> None:
@@ -75,7 +75,7 @@ async def _run(spec: TopologySpec, only: tuple[str, ...] | None, working: trio.C
         nursery.start_soon(wait_for_signal)
         with opening:
             try:
-                async with run_topology(spec, only=only, listening=tell):
+                async with run_topology(spec, nodes=nodes, listening=tell):
                     is_open = True
                     await output.line("all is open")
                     await stopped.wait()

@@ -22,18 +22,18 @@ from trionode.topology.types import leaves, record_of
 def check_spec(
     spec: TopologySpec,
     *,
-    only: Collection[str] | None = None,
+    nodes: Collection[str] | None = None,
     transports: Collection[str] = (),
     positions: Positions | None = None,
     broken: Collection[KeyPath] = (),
 ) -> tuple[Problem, ...]:
     """Return all that is wrong with a spec, whose classes and types are right; with positions where it came from a file.
 
-    `only` are the nodes that are to run here, by default all that are not external: only their transports and stores have to be installed.
+    `nodes` are the nodes that are to run here, by default all that are not external: only their transports and stores have to be installed.
     `transports` are names of transports that the program brings beside those that are installed. Of a file, `positions` tell where all stands,
     and `broken` where something could not be read, which is told already.
     """
-    names = Names(spec, only=only, transports=transports, positions=positions or {}, broken=broken)
+    names = Names(spec, nodes=nodes, transports=transports, positions=positions or {}, broken=broken)
     problems: list[Problem] = []
     for leaf in leaves(spec, record_of(TopologySpec)):
         problems += check_leaf(names, leaf)
@@ -123,11 +123,13 @@ def _claimed_names(names: Names, name: str, node: NodeSpec) -> Iterator[Problem]
 
 
 def _trust(names: Names, path: KeyPath, trust: TrustSpec) -> Iterator[Problem]:
-    is_named = bool(trust.only or trust.nodes)
+    is_named = bool(trust.identifiers or trust.nodes)
     if trust.everyone and is_named:
         yield names.problem(path, "it trusts everyone, and names some as well: keep one of the two")
     if not trust.everyone and not is_named and not names.is_broken_within(path):
-        yield names.problem(path, 'it trusts nobody: name nodes = ["bob"], or only = ["I…"], or write "everyone"')
+        yield names.problem(
+            path, 'it trusts nobody: name nodes = ["bob"], or identifiers = ["I…"], or write "everyone"'
+        )
 
 
 def _accesses(here: KeyPath, node: NodeSpec) -> Iterator[tuple[KeyPath, AccessSpec]]:
@@ -145,11 +147,11 @@ def _accesses(here: KeyPath, node: NodeSpec) -> Iterator[tuple[KeyPath, AccessSp
 
 
 def _access(names: Names, path: KeyPath, access: AccessSpec) -> Iterator[Problem]:
-    is_named = bool(access.only or access.nodes)
-    if access.who != "named" and is_named:
-        yield names.problem(path, f"it is {quoted(access.who)}, and names some as well: keep one of the two")
-    if access.who == "named" and not is_named and not names.is_broken_within(path):
-        told = 'it names nobody: name nodes = ["bob"], or only = ["I…"], or write "here" for this node alone'
+    is_named = bool(access.identifiers or access.nodes)
+    if access.rule != "named" and is_named:
+        yield names.problem(path, f"it is {quoted(access.rule)}, and names some as well: keep one of the two")
+    if access.rule == "named" and not is_named and not names.is_broken_within(path):
+        told = 'it names nobody: name nodes = ["bob"], or identifiers = ["I…"], or write "local" for this node alone'
         yield names.problem(path, told)
 
 
@@ -201,7 +203,7 @@ def _plugins(names: Names, here: KeyPath, node: NodeSpec) -> Iterator[Problem]:
             yield names.problem((*path, option), text, of_key=of_key)
     for service, spec in node.stream_services.items():
         path = (*here, "stream_services", service, "store", "options")
-        name = spec.store.at.partition(":")[0]
+        name = spec.store.address.partition(":")[0]
         if name in installed(STREAM_STORES):
             for option, text, of_key in wrong_options(STREAM_STORES, name, spec.store.options):
                 yield names.problem((*path, option), text, of_key=of_key)
@@ -229,11 +231,11 @@ def _endpoints(names: Names) -> Iterator[Problem]:
     claims: list[_Claim] = []
     for name, node in names.spec.nodes.items():
         for index, listener in enumerate(node.listen):
-            transport_name, _, where = listener.at.partition(":")
+            transport_name, _, where = listener.address.partition(":")
             bound = port_of(transport_name, where)
-            claims += _claims(name, ("nodes", name, "listen", index, "at"), listener.at, bound)
+            claims += _claims(name, ("nodes", name, "listen", index, "address"), listener.address, bound)
         for key, inlet in node.inlets.items():
-            claims += _claims(name, ("nodes", name, "inlets", key, "at"), "", host_port(inlet.at))
+            claims += _claims(name, ("nodes", name, "inlets", key, "listen"), "", host_port(inlet.listen))
     for later, claim in enumerate(claims):
         earlier = next((each for each in claims[:later] if _collide(each, claim)), None)
         if earlier is not None:

@@ -18,7 +18,7 @@ class Names:
         self,
         spec: TopologySpec,
         *,
-        only: Collection[str] | None,
+        nodes: Collection[str] | None,
         transports: Collection[str],
         positions: Positions,
         broken: Collection[KeyPath],
@@ -26,7 +26,7 @@ class Names:
         self.spec = spec
         #: Names of transports that a program brings itself.
         self.transports = transports
-        self._only = only
+        self._nodes_here = nodes
         self._positions = positions
         self._broken = broken
         self._written: dict[KeyPath, set[str]] = {}
@@ -62,7 +62,7 @@ class Names:
     def runs_here(self, node: str) -> bool:
         """Whether a node is to run here, so that its plugins have to be installed."""
         spec = self.spec.nodes.get(node)
-        return spec is not None and not spec.external and (self._only is None or node in self._only)
+        return spec is not None and not spec.external and (self._nodes_here is None or node in self._nodes_here)
 
     def own(self, node: str) -> set[str]:
         """Return the names of a node's secure channels and streams, which its routes name by `@name`."""

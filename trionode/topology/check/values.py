@@ -198,7 +198,7 @@ def _node(names: Names, path: KeyPath, name: str) -> Iterator[Problem]:
 
 def _identified_node(names: Names, path: KeyPath, name: str) -> Iterator[Problem]:
     if name not in names.nodes and _is_identifier(name):
-        yield names.problem(path, f"this is an identifier, and no name of a node: write only = [{quoted(name)}]")
+        yield names.problem(path, f"this is an identifier, and no name of a node: write identifiers = [{quoted(name)}]")
         return
     yield from _node(names, path, name)
     node = names.spec.nodes.get(name)

@@ -217,7 +217,7 @@ def _remedy(form: Form, value: object, path: KeyPath) -> str:
             meant = nearest(value, words) or next((word for word in words if {word, value} <= _EVERYBODY), None)
             if meant:
                 return f"Did you mean {quoted(meant)}?"
-            kind = "only" if re.fullmatch(r"[IP][0-9a-f]{6,}", value) else "nodes"
+            kind = "identifiers" if re.fullmatch(r"[IP][0-9a-f]{6,}", value) else "nodes"
             return f"Name them in a table: {{ {kind} = [{quoted(value)}] }}"
         case Record(words=words), [*items] if words and all(isinstance(each, str) for each in items):
             return f"Name them in a table: {{ nodes = [{', '.join(quoted(str(each)) for each in items)}] }}"

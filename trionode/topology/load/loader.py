@@ -47,21 +47,21 @@ class Reading:
     positions: Positions
 
 
-def load_topology(*paths: str | Path, only: Collection[str] | None = None) -> TopologySpec:
+def load_topology(*paths: str | Path, nodes: Collection[str] | None = None) -> TopologySpec:
     """Return the topology that one file, or several together, describe; SpecError with all that is wrong.
 
-    Every operator may have a file of his own; a node is described in one of them, beside which others may describe it as external. `only` are the
+    Every operator may have a file of his own; a node is described in one of them, beside which others may describe it as external. `nodes` are the
     nodes that are to run here: only their transports and stores have to be installed.
     """
-    return read_topology(*paths, only=only).spec
+    return read_topology(*paths, nodes=nodes).spec
 
 
-def parse_topology(text: str, name: str = "topology.toml", *, only: Collection[str] | None = None) -> TopologySpec:
+def parse_topology(text: str, name: str = "topology.toml", *, nodes: Collection[str] | None = None) -> TopologySpec:
     """Return the topology that a text describes, as `load_topology` does; `name` stands for the file in messages."""
-    return _read([(name, text)], only, []).spec
+    return _read([(name, text)], nodes, []).spec
 
 
-def read_topology(*paths: str | Path, only: Collection[str] | None = None) -> Reading:
+def read_topology(*paths: str | Path, nodes: Collection[str] | None = None) -> Reading:
     """Do what `load_topology` does, and tell as well where each key and value stands."""
     texts: list[tuple[str, str]] = []
     problems: list[Problem] = []
@@ -73,10 +73,10 @@ def read_topology(*paths: str | Path, only: Collection[str] | None = None) -> Re
         except (OSError, ValueError) as error:  # ValueError: a path with a NUL in it
             reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
             problems.append(_of_file(str(path), f"can't be read: {reason}"))
-    return _read(texts, only, problems)
+    return _read(texts, nodes, problems)
 
 
-def _read(texts: Sequence[tuple[str, str]], only: Collection[str] | None, problems: list[Problem]) -> Reading:
+def _read(texts: Sequence[tuple[str, str]], nodes: Collection[str] | None, problems: list[Problem]) -> Reading:
     parsed: list[tuple[dict[str, object], Positions]] = []
     is_whole = not problems
     for name, text in texts:
@@ -100,7 +100,7 @@ def _read(texts: Sequence[tuple[str, str]], only: Collection[str] | None, proble
     spec, wrong = structure(merged.tables, merged.positions)
     problems += wrong
     if is_whole:
-        problems += check_spec(spec, only=only, positions=merged.positions, broken=[each.path for each in wrong])
+        problems += check_spec(spec, nodes=nodes, positions=merged.positions, broken=[each.path for each in wrong])
         if not problems and not spec.nodes:
             problems.append(
                 _of_file(files[0] if files else "", "no node is described: a node begins with [nodes.NAME]")

@@ -259,7 +259,7 @@ class RunningNode:
     async def _listen(self, node: Node, index: int) -> Address:
         spec = self.spec.listen[index]
         try:
-            return await node.listen(spec.at, drop_when_full=spec.drop_when_full)
+            return await node.listen(spec.address, drop_when_full=spec.drop_when_full)
         except LocalError as error:
             raise SpecError([Problem(("nodes", self.name, "listen", index), str(error))]) from error
 
@@ -360,11 +360,11 @@ class RunningNode:
 
         async def open_(_: int) -> Inlet:
             try:
-                return await self.node.open_inlet(spec.at, partial(self._way, spec.to), limits=spec.limits)
+                return await self.node.open_inlet(spec.listen, partial(self._way, spec.to), limits=spec.limits)
             except ClosedError:
                 raise  # the node has ended meanwhile
             except LocalError as error:
-                raise SpecError([Problem(("nodes", self.name, "inlets", key, "at"), str(error))]) from error
+                raise SpecError([Problem(("nodes", self.name, "inlets", key, "listen"), str(error))]) from error
 
         await self._inlets[key].keep(open_, _for_ever, task_status=task_status)
 

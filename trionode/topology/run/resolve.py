@@ -24,18 +24,18 @@ Identifiers = Mapping[str, tuple[Identifier, ...]]
 #: What the note begins with that tells which worker has raised an error.
 RAISED_BY = "raised by "
 
-_RULES: Mapping[str, Access] = {"here": from_local, "channels": from_local_or_channels, "anyone": from_anywhere}
+_RULES: Mapping[str, Access] = {"local": from_local, "channels": from_local_or_channels, "anyone": from_anywhere}
 
 
 def named(spec: AccessSpec | TrustSpec, known: Identifiers) -> list[Identifier]:
     """Return the identifiers that are meant."""
-    return [*map(Identifier.parse, spec.only), *(each for node in spec.nodes for each in known[node])]
+    return [*map(Identifier.parse, spec.identifiers), *(each for node in spec.nodes for each in known[node])]
 
 
 def access_of(spec: AccessSpec, known: Identifiers) -> Access:
     """Return the rule that a spec means; identities that it names come through a secure channel, and this node itself always may."""
-    if spec.who in _RULES:
-        return _RULES[spec.who]
+    if spec.rule in _RULES:
+        return _RULES[spec.rule]
     allowed = frozenset(each.value for each in named(spec, known))
 
     return partial(is_local_or_named, identifiers=allowed)
@@ -142,7 +142,7 @@ def transports_of(spec: TopologySpec, name: str) -> set[str]:
     node = spec.nodes[name]
     routes = [*routes_of(node), *(flow.to for flow in spec.flows.values() if flow.node == name)]
     texts = [
-        *(listener.at for listener in node.listen),
+        *(listener.address for listener in node.listen),
         *(link.to for link in node.links.values()),
         *(route[0] for route in routes if route),
     ]

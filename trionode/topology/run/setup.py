@@ -67,7 +67,7 @@ async def _identity(node: str, spec: IdentitySpec, stack: AsyncExitStack) -> Ide
         passphrase = await _passphrase(node, spec)
         path = spec.vault.removeprefix("sqlite:")
         vault = await stack.enter_async_context(
-            open_sqlite_vault(path, passphrase=passphrase, unsealed=passphrase is None)
+            open_sqlite_vault(path, passphrase=passphrase, unencrypted=passphrase is None)
         )
     identity = await Identity.load_or_create(vault, spec.name)
     if spec.identifier is not None:
@@ -91,9 +91,9 @@ async def _require(node: str, spec: IdentitySpec, identity: Identity, expected: 
 async def _passphrase(node: str, spec: IdentitySpec) -> str | None:
     """Return what a vault's file is sealed with; None where the spec says that it isn't."""
     path = ("nodes", node, "identity", "passphrase_file")
-    if spec.unsealed:
+    if spec.unencrypted:
         if spec.passphrase_file is not None:
-            raise SpecError([Problem(path, "a vault that is unsealed has no passphrase: leave out one of the two")])
+            raise SpecError([Problem(path, "a vault that is unencrypted has no passphrase: leave out one of the two")])
         return None
     if spec.passphrase_file is not None:
         try:
@@ -104,7 +104,7 @@ async def _passphrase(node: str, spec: IdentitySpec) -> str | None:
         return passphrase
     told = (
         f'the vault {spec.vault} is sealed with a passphrase: give it by passphrase_file = "FILE" or {PASSPHRASE_VARIABLE}, '
-        f"or write unsealed = true to let whoever can read the file have its keys"
+        f"or write unencrypted = true to let whoever can read the file have its keys"
     )
     raise SpecError([Problem(path[:-1], told)])
 
@@ -149,12 +149,14 @@ async def _stores(spec: NodeSpec, identifiers: Identifiers, stack: AsyncExitStac
     """Open a node's stores, and make the streams there that belong to somebody."""
     stores: dict[str, StreamStore] = {}
     for name, service in spec.stream_services.items():
-        stores[name] = store = await stack.enter_async_context(load_store(service.store.at, **service.store.options))
+        stores[name] = store = await stack.enter_async_context(
+            load_store(service.store.address, **service.store.options)
+        )
         for stream, owner in service.owners.items():
             (identifier, *_) = identifiers.get(owner) or (Identifier.parse(owner),)
             first = await store.create(stream, identifier.value.hex())
             if first != identifier.value.hex():
                 raise LocalError(
-                    f"the stream {stream} in {service.store.at} belongs to {first or 'nobody'} already, and not to {owner}"
+                    f"the stream {stream} in {service.store.address} belongs to {first or 'nobody'} already, and not to {owner}"
                 )
     return stores

@@ -123,12 +123,12 @@ class RunningTopology:
 async def run_topology(
     spec: TopologySpec,
     *,
-    only: Iterable[str] | None = None,
+    nodes: Iterable[str] | None = None,
     transports: Mapping[str, TransportOf] | None = None,
     timeout: float | None = None,  # noqa: ASYNC109  # whether others answer is known only by a deadline
     listening: Tell | None = None,
 ) -> AsyncIterator[RunningTopology]:
-    """Run the nodes of a spec, all that are not external or `only` some, for the length of a block; everything in them is open when it begins.
+    """Run the nodes of a spec, all that are not external or those in `nodes`, for the length of a block; everything in them is open when it begins.
 
     `transports` take the place of installed ones, by name: an object for all nodes, or a function that makes one for each node by its name.
     Links, channels, streams and relays that are lost are opened again. `listening` is called with each node when it listens, which is before what
@@ -140,10 +140,10 @@ async def run_topology(
     exception group, with a note that names the worker. Cancelled, all nodes end at once; at the end of the block in order.
     """
     given = transports or {}
-    if only is None:
-        only = [name for name, node in spec.nodes.items() if not node.external]
-    names = [only] if isinstance(only, str) else list(dict.fromkeys(only))
-    if problems := [*check_spec(spec, only=names, transports=tuple(given)), *_unknown(spec, names)]:
+    if nodes is None:
+        nodes = [name for name, node in spec.nodes.items() if not node.external]
+    names = [nodes] if isinstance(nodes, str) else list(dict.fromkeys(nodes))
+    if problems := [*check_spec(spec, nodes=names, transports=tuple(given)), *_unknown(spec, names)]:
         raise SpecError(problems)
     if timeout is None:
         timeout = START_TIMEOUT if len(names) == len(spec.nodes) else math.inf
@@ -196,17 +196,17 @@ def _told_who(node: str, identity: IdentitySpec) -> str:
     """Say how it becomes known who a node is that runs elsewhere."""
     vault = f"sqlite:{node}.db" if identity.vault == "memory" else identity.vault
     name = "" if identity.name == IdentitySpec().name else f" {identity.name}"
-    options = f"--state {vault.removeprefix('sqlite:')}" + (" --unsealed" if _is_unsealed(identity) else "")
-    unsealed = ", unsealed = true" if _is_unsealed(identity) else ""
+    options = f"--state {vault.removeprefix('sqlite:')}" + (" --unencrypted" if _is_unencrypted(identity) else "")
+    unencrypted = ", unencrypted = true" if _is_unencrypted(identity) else ""
     return (
         f"node {quoted(node)} does not run here, so it has to be told who that is: make its identity by `trionode identity create {options}{name}`, and "
-        f'write vault = {quoted(vault)}{unsealed} and the identifier that this prints, identifier = "I…", in {keys_of(("nodes", node, "identity"))}'
+        f'write vault = {quoted(vault)}{unencrypted} and the identifier that this prints, identifier = "I…", in {keys_of(("nodes", node, "identity"))}'
     )
 
 
-def _is_unsealed(identity: IdentitySpec) -> bool:
+def _is_unencrypted(identity: IdentitySpec) -> bool:
     """Whether its vault is, or would be, if it had one."""
-    return identity.unsealed or identity.vault == "memory"
+    return identity.unencrypted or identity.vault == "memory"
 
 
 def _named_nodes(name: str, node: NodeSpec) -> Iterator[tuple[KeyPath, str]]:

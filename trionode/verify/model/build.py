@@ -46,7 +46,7 @@ def _furnish(world: World, node: Node, stores: dict[str, Store]) -> None:
 
 
 def _store(node: Node, service: StreamServiceSpec, stores: dict[str, Store]) -> Store:
-    at = service.store.at
+    at = service.store.address
     if at == "memory":
         return Store(f"memory of {node.name}", None)
     # Elsewhere it is the same for all who name the same place.

@@ -46,13 +46,13 @@ def from_local_or_links(origin: Origin) -> bool:
 
 def describe(access: AccessSpec) -> str:
     """Say whom a rule lets in."""
-    named = ", ".join((*access.nodes, *access.only))
+    named = ", ".join((*access.nodes, *access.identifiers))
     return {
-        "here": "what begins at this node",
+        "local": "what begins at this node",
         "channels": "this node and who comes through a secure channel",
         "anyone": "everybody",
         "named": f"this node and who comes through a secure channel of {named}",
-    }[access.who]
+    }[access.rule]
 
 
 # What nodes hold
@@ -176,7 +176,7 @@ class World:
             (endpoint, name)
             for name, node in spec.nodes.items()
             for listener in node.listen
-            if (endpoint := parse_endpoint(listener.at)) is not None
+            if (endpoint := parse_endpoint(listener.address)) is not None
         ]
         #: What keeps the streams of a service: by node and address.
         self.services: dict[tuple[str, str], Store] = {}
@@ -203,20 +203,20 @@ class World:
 
     def allow(self, access: AccessSpec) -> Allow:
         """Return the rule that a spec names."""
-        match access.who:
-            case "here":
+        match access.rule:
+            case "local":
                 return from_local
             case "channels":
                 return lambda origin: origin.identifier is not None or origin.is_local
             case "anyone":
                 return from_anywhere
             case "named":
-                named = self._identities(access.only, access.nodes)
+                named = self._identities(access.identifiers, access.nodes)
                 return lambda origin: origin.is_local or origin.identifier in named
 
     def trusts(self, trust: TrustSpec, identity: str) -> bool:
         """Whether a policy takes a peer with this identity."""
-        return trust.everyone or identity in self._identities(trust.only, trust.nodes)
+        return trust.everyone or identity in self._identities(trust.identifiers, trust.nodes)
 
     def listeners_at(self, endpoint: Endpoint) -> list[str]:
         """Return the nodes that may be meant by a place that is dialled: the one that listens at just that, or all that could."""
