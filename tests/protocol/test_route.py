@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trionode.errors import LocalError
+from trionode.errors import ConfigError, LocalError
 from trionode.protocol.wire.address import Address, encode_address, local
 from trionode.protocol.wire.route import MAX_HOPS, Routable, Route
 
@@ -15,7 +15,7 @@ class Channel:
     address: Address
 
 
-def test_a_route_is_made_of_texts_addresses_routables_and_routes() -> None:
+def test_a_route_accepts_texts_addresses_routables_and_routes() -> None:
     channel = Channel(Address("channel"))
     assert isinstance(channel, Routable)
     route = Route("tcp:hub:1", Address("relay"), channel, Route("a", Route("b")), "0#echoer")
@@ -37,17 +37,27 @@ def test_a_route_may_be_empty() -> None:
 
 
 @given(st.lists(encoded_addresses, max_size=MAX_HOPS - 1).map(tuple))
-def test_an_encoded_route_comes_back_as_it_was(hops: tuple[bytes, ...]) -> None:
+def test_encoded_routes_round_trip(hops: tuple[bytes, ...]) -> None:
     assert Route.from_encoded(hops).encoded == hops
 
 
-def test_a_route_that_leaves_no_hop_for_the_sender_is_refused_when_it_is_sent() -> None:
+def test_a_route_needs_a_free_hop_for_the_sender() -> None:
     longest = Route(*["x"] * (MAX_HOPS - 1))
     assert longest.encoded == (local("x"),) * (MAX_HOPS - 1)
     with pytest.raises(LocalError, match="at most 31 hops"):
         _ = Route(longest, "x").encoded
 
 
-def test_a_transport_that_others_do_not_know_can_not_be_named_in_a_message() -> None:
+def test_an_address_of_a_transport_without_a_number_cannot_be_encoded() -> None:
     with pytest.raises(LocalError, match="first hop of a route"):
         _ = Route("a", "loopback:hub").encoded
+
+
+def test_lists_and_tuples_stand_for_their_hops() -> None:
+    assert Route(["a", Address("b")], ("c", Route("d"))) == Route("a", "b", "c", "d")
+
+
+@pytest.mark.parametrize("hop", [b"echoer", 7, None, object()])
+def test_a_hop_of_another_type_is_refused(hop: object) -> None:
+    with pytest.raises(ConfigError, match="a hop is an address, a text"):
+        Route(hop)  # type: ignore[arg-type]

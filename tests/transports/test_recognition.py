@@ -56,7 +56,7 @@ def test_what_speaks_neither_is_refused_in_words_that_show_it(start: bytes) -> N
 
 @pytest.mark.parametrize("version", ["0300", "0301", "0302", "0303"])
 def test_tls_is_refused_in_words_whatever_version_its_first_record_says(version: str) -> None:
-    with pytest.raises(WireError, match="it speaks TLS, and this listener does not"):
+    with pytest.raises(WireError, match="the peer speaks TLS, and this listener does not"):
         recognise(bytes.fromhex(f"16{version}02000100 01fc0303"))
 
 

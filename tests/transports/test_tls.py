@@ -471,7 +471,7 @@ async def test_a_listener_without_tls_dialled_with_it(authority: Authority, capl
         TCP(),
         TLS(ca_file=authority.path),
         "ended the connection in the TLS handshake: does it listen with TLS",
-        "it speaks TLS, and this listener does not",
+        "the peer speaks TLS, and this listener does not",
         caplog,
     )
 

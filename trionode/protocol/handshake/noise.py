@@ -12,11 +12,11 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from trionode.errors import HandshakeError, LocalError, MessageTooLargeError
 from trionode.protocol.identity.keys import KeyHandle, Vault
 
-#: Protocol names of the two generations (spec §6); the classic one is Noise's own, padded to 32 bytes by Noise's own rule.
+#: The Noise protocol names of both protocol versions (spec §6). Noise pads the classic one to 32 bytes.
 OCKAM_CURRENT = b"OCKAM_XX_25519_AES256_GCM_SHA256"
 CLASSIC = b"Noise_XX_25519_AESGCM_SHA256"
 
-#: The longest handshake message (Noise §3); a longer one is refused before anything is computed over it.
+#: Bytes in the longest handshake message (Noise §3). A longer one is refused before anything is computed over it.
 MAX_MESSAGE = 65535
 
 KEY_SIZE = 32
@@ -29,14 +29,14 @@ REFUSED = "a handshake message that does not verify"
 
 
 class Role(enum.Enum):
-    """Who wrote the first message, and who answers."""
+    """The two sides of a handshake: the initiator writes the first message."""
 
     INITIATOR = "initiator"
     RESPONDER = "responder"
 
 
 class Token(enum.Enum):
-    """What a message does: send a key, or mix in what two keys agree on, the initiator's named first."""
+    """A step of a message: send a key, or mix in the shared secret of two keys, the initiator's named first."""
 
     E = "e"
     S = "s"
@@ -54,7 +54,7 @@ XX = (
 
 
 def hkdf(chaining_key: bytes, material: bytes) -> tuple[bytes, bytes]:
-    """Two 32-byte outputs of HKDF-SHA-256 (RFC 5869) with the chaining key as salt and no info (Noise §4.3)."""
+    """Return two 32-byte outputs of HKDF-SHA-256 (RFC 5869) with the chaining key as salt and no info (Noise §4.3)."""
     secret = hmac.digest(chaining_key, material, "sha256")
     first = hmac.digest(secret, b"\x01", "sha256")
     return first, hmac.digest(secret, first + b"\x02", "sha256")
@@ -62,7 +62,7 @@ def hkdf(chaining_key: bytes, material: bytes) -> tuple[bytes, bytes]:
 
 @attrs.frozen
 class CipherState:
-    """A 32-byte key and the nonce it is to be used with next; each use gives the state to go on with."""
+    """A 32-byte key and the next nonce. Each use returns the next state."""
 
     key: bytes = attrs.field(repr=False)
     nonce: int = 0
@@ -81,9 +81,9 @@ class CipherState:
 
 @attrs.frozen
 class SymmetricState:
-    """What both sides have seen (`transcript`, the running hash h) and agreed on (the chaining key, and a cipher if any).
+    """The running hash h of all messages (`transcript`), the chaining key, and the cipher once there is one.
 
-    It is a value: every step gives the next state, so that a message which fails half-way has changed nothing.
+    It is a value: every step returns the next state, so a message that fails half-way changes nothing.
     """
 
     chaining_key: bytes = attrs.field(repr=False)
@@ -92,29 +92,29 @@ class SymmetricState:
 
     @classmethod
     def start(cls, protocol_name: bytes, prologue: bytes) -> "SymmetricState":
-        """Return the state before the first message (Noise §5.2); spec §6.1's start is the one with an empty prologue."""
+        """Return the state before the first message (Noise §5.2); spec §6.1 has an empty prologue."""
         name = protocol_name.ljust(HASH_SIZE, b"\0")
         chaining_key = name if len(name) == HASH_SIZE else hashlib.sha256(name).digest()
         return cls(chaining_key, chaining_key).mix_hash(prologue)
 
     def mix_hash(self, data: bytes) -> "SymmetricState":
-        """Add what was sent in the open to the transcript."""
+        """Add bytes that were sent unencrypted to the transcript."""
         return attrs.evolve(self, transcript=hashlib.sha256(self.transcript + data).digest())
 
     def mix_key(self, agreed: bytes) -> "SymmetricState":
-        """Add an agreed secret; what follows is sealed with a new key."""
+        """Add a shared secret; everything after it is encrypted with a new key."""
         chaining_key, key = hkdf(self.chaining_key, agreed)
         return attrs.evolve(self, chaining_key=chaining_key, cipher=CipherState(key))
 
     def encrypt_and_hash(self, plaintext: bytes) -> tuple["SymmetricState", bytes]:
-        """Return the next state and what to send: the ciphertext, or the plaintext as long as nothing is agreed."""
+        """Return the next state and the bytes to send: the ciphertext, or the plaintext while there is no key."""
         if self.cipher is None:
             return self.mix_hash(plaintext), plaintext
         cipher, ciphertext = self.cipher.encrypt(self.transcript, plaintext)
         return attrs.evolve(self.mix_hash(ciphertext), cipher=cipher), ciphertext
 
     def decrypt_and_hash(self, ciphertext: bytes) -> tuple["SymmetricState", bytes]:
-        """Return the next state and the plaintext of what came; InvalidTag if it does not verify."""
+        """Return the next state and the plaintext of the received bytes; InvalidTag if they do not verify."""
         if self.cipher is None:
             return self.mix_hash(ciphertext), ciphertext
         cipher, plaintext = self.cipher.decrypt(self.transcript, ciphertext)
@@ -125,9 +125,9 @@ class SymmetricState:
 class HandshakeState:
     """One side of one XX handshake.
 
-    `static` and `ephemeral` are X25519 keys of `vault`; the ephemeral one must be fresh, and whoever generated it forgets it when the
-    handshake is over. A message that does not verify raises HandshakeError and changes nothing: it can be dropped, and the right one
-    is still accepted afterwards. A call out of turn is the caller's mistake, a LocalError.
+    `static` and `ephemeral` are X25519 keys of `vault`. The ephemeral key must be new; the caller that generated it forgets it after the
+    handshake. A message that does not verify raises HandshakeError and changes nothing: drop it, and the right one is still accepted.
+    A call out of turn raises LocalError.
     """
 
     role: Role
@@ -137,7 +137,7 @@ class HandshakeState:
     _protocol_name: bytes = OCKAM_CURRENT
     _prologue: bytes = b""
     _symmetric: SymmetricState = attrs.field(init=False)
-    _done: int = attrs.field(init=False, default=0)  # messages of XX so far
+    _done: int = attrs.field(init=False, default=0)  # messages so far
     _remote_ephemeral: bytes = attrs.field(init=False, default=b"")
     _remote_static: bytes = attrs.field(init=False, default=b"")
 
@@ -151,33 +151,33 @@ class HandshakeState:
 
     @property
     def handshake_hash(self) -> bytes:
-        """The 32 bytes of h that name this handshake and no other; LocalError before it is finished."""
+        """The 32 bytes of h, which name this handshake; LocalError before it is finished."""
         self._require_finished("handshake_hash")
         return self._symmetric.transcript
 
     @property
     def remote_static(self) -> bytes:
-        """The peer's static public key, 32 bytes, which it has proven to hold; LocalError before it has come.
+        """The peer's static public key, 32 bytes; LocalError before it has arrived.
 
-        The responder's is proven once message 2 is read, the initiator's once message 3 is.
+        The responder has proven that it holds its key with message 2, the initiator with message 3.
         """
         if not self._remote_static:
-            raise LocalError("remote_static is known only after the message that brings it: read that first")
+            raise LocalError("remote_static is known only after the message that contains it: read that first")
         return self._remote_static
 
     def split(self) -> tuple[bytes, bytes]:
         """Return the two session keys (k1, k2), 32 bytes each; LocalError before the handshake is finished.
 
-        Noise's document lets k1 encrypt what the initiator sends. Ockam has it the other way round: k1 is for responder to initiator, k2
-        for initiator to responder (spec §6.1, "Direction"). The caller chooses.
+        In Noise the initiator sends with k1. In Ockam it is reversed: k1 is for responder to initiator, k2 for initiator to responder
+        (spec §6.1, "Direction"). The caller assigns them.
         """
         self._require_finished("split")
         return hkdf(self._symmetric.chaining_key, b"")
 
     def write_message(self, payload: bytes = b"") -> bytes:
-        """Return the next message, carrying `payload` (which only messages 2 and 3 encrypt).
+        """Return the next message with `payload`, which only messages 2 and 3 encrypt.
 
-        HandshakeError if the peer's key makes an all-zero secret, MessageTooLargeError over 65,535 bytes.
+        HandshakeError if the secret shared with the peer's key is all zero, MessageTooLargeError over 65,535 bytes.
         """
         symmetric = self._symmetric
         parts: list[bytes] = []
@@ -194,14 +194,14 @@ class HandshakeState:
         message = b"".join((*parts, part))
         if len(message) > MAX_MESSAGE:
             raise MessageTooLargeError(
-                f"a handshake message takes {MAX_MESSAGE} bytes, this one has {len(message)}: shorten the payload"
+                f"a handshake message has at most {MAX_MESSAGE} bytes, this one has {len(message)}: shorten the payload"
             )
         self._symmetric = symmetric
         self._done += 1
         return message
 
     def read_message(self, message: bytes) -> bytes:
-        """Return the payload of the peer's next message; HandshakeError, and nothing changed, if it does not verify."""
+        """Return the payload of the peer's next message. If it does not verify, HandshakeError, and nothing has changed."""
         tokens = self._tokens(writing=False)
         symmetric, rest = self._symmetric, message
         ephemeral, static = self._remote_ephemeral, self._remote_static
@@ -225,9 +225,9 @@ class HandshakeState:
         return payload
 
     def _tokens(self, *, writing: bool) -> tuple[Token, ...]:
-        """Return the tokens of the next message, if it is ours to write, or the peer's to be read."""
+        """Return the tokens of the next message; LocalError if it is the other side's turn."""
         if self.finished:
-            raise LocalError("this handshake is finished: split() gives the keys for what follows")
+            raise LocalError("this handshake is finished: split() returns the keys of the session")
         if writing != ((self.role is Role.INITIATOR) == (self._done % 2 == 0)):
             verb, other = ("write", "read") if writing else ("read", "write")
             raise LocalError(
@@ -236,7 +236,7 @@ class HandshakeState:
         return XX[self._done]
 
     def _agree(self, token: Token, remote_ephemeral: bytes, remote_static: bytes) -> bytes:
-        """Return what the two keys that the token names agree on."""
+        """Return the shared secret of the two keys that the token names."""
         ours, theirs = (0, 1) if self.role is Role.INITIATOR else (1, 0)
         own = self._ephemeral if token.value[ours] == "e" else self._static
         try:
@@ -247,7 +247,7 @@ class HandshakeState:
     def _require_finished(self, what: str) -> None:
         if not self.finished:
             raise LocalError(
-                f"{what} exists only after the last of {len(XX)} messages, and {self._done} are done: finish the handshake"
+                f"{what} exists only after message {len(XX)}, and only {self._done} are done: finish the handshake"
             )
 
 

@@ -1,4 +1,4 @@
-"""What a vault is: keys that can be used by their handles while their secrets never leave it."""
+"""The interface of a vault: keys that are used through handles while their secrets stay inside."""
 
 import enum
 from collections.abc import Sequence
@@ -8,7 +8,7 @@ import attrs
 
 
 class KeyKind(enum.Enum):
-    """What a key is for: Ed25519 keys sign, X25519 keys agree on secrets."""
+    """The kinds of keys: Ed25519 keys sign, X25519 keys agree on shared secrets."""
 
     ED25519 = "ed25519"
     X25519 = "x25519"
@@ -24,14 +24,14 @@ class KeyHandle:
 
 
 class Vault(Protocol):
-    """The holder of secret keys; handles go out, secrets never do, and no secret stands in a repr, a log or an error.
+    """The holder of secret keys. Secrets never leave it, and never appear in a repr, a log or an error.
 
-    Every method is synchronous and does its work at once, so that the sans-IO handshakes can call it. Each raises `VaultError` for
-    a handle that is not (or no longer) in this vault, or that is of the wrong kind.
+    Every method is synchronous, because the sans-IO handshakes call it. Each raises `VaultError` for a handle that is not (or no longer) in
+    this vault, or that is of the wrong kind.
     """
 
     def generate(self, kind: KeyKind, *, ephemeral: bool = False) -> KeyHandle:
-        """Return a new random key; an ephemeral one is never stored durably and is not in `keys()`."""
+        """Return a new random key; an ephemeral key is never stored on disk and is not in `keys()`."""
         ...
 
     def sign(self, handle: KeyHandle, data: bytes) -> bytes:
@@ -39,14 +39,14 @@ class Vault(Protocol):
         ...
 
     def x25519(self, handle: KeyHandle, public: bytes) -> bytes:
-        """Return the 32-byte secret that an X25519 key shares with the peer's `public` 32 bytes (RFC 7748).
+        """Return the 32-byte shared secret of an X25519 key and the peer's 32-byte `public` key (RFC 7748).
 
-        Raises `HandshakeError` if `public` is not 32 bytes long or the result is all zero (a point of small order).
+        HandshakeError if `public` does not have 32 bytes, or if the result is all zero (a point of small order).
         """
         ...
 
     def forget(self, handle: KeyHandle) -> None:
-        """Delete the key for good; to forget one that is gone already does nothing."""
+        """Delete the key for good. If it is gone already, this does nothing."""
         ...
 
     def keys(self) -> Sequence[KeyHandle]:

@@ -1,4 +1,4 @@
-"""Whether a signature verifies: Ed25519, and P-256 for the peers that sign with it."""
+"""Signature verification: Ed25519, and P-256 for peers that sign with it."""
 
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric import ec, utils
@@ -11,10 +11,10 @@ _P256_PUBLIC_SIZE = 65
 
 
 def verify_ed25519(public: bytes, data: bytes, signature: bytes) -> bool:
-    """Whether the 64-byte `signature` of `data` is by the 32-byte `public` key (RFC 8032).
+    """Whether the 32-byte `public` key made the 64-byte `signature` of `data` (RFC 8032).
 
-    Keys of small order, encodings that are not canonical, and signatures whose scalar was moved by the group order are refused: libsodium
-    takes exactly one encoding of each. Wrong sizes are False, not an error: all of it comes from the peer.
+    libsodium accepts exactly one encoding of each key and signature. It refuses keys of small order, encodings that are not canonical, and
+    signatures with the group order added to the scalar. A wrong size gives False, not an error: all arguments come from the peer.
     """
     if len(public) != 32 or len(signature) != 64:
         return False
@@ -28,7 +28,7 @@ def verify_ed25519(public: bytes, data: bytes, signature: bytes) -> bool:
 def verify_p256(public: bytes, data: bytes, signature: bytes) -> bool:
     """Whether `signature` (64 bytes, r || s, low or high s) is an ECDSA signature of SHA-256 of `data` by `public`.
 
-    `public` is the 65-byte uncompressed point (04 || x || y); a point off the curve and wrong sizes are False.
+    `public` is the 65-byte uncompressed point (04 || x || y); a point off the curve or a wrong size gives False.
     """
     if len(public) != _P256_PUBLIC_SIZE or public[0] != _P256_UNCOMPRESSED or len(signature) != 64:
         return False

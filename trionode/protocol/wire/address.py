@@ -1,30 +1,30 @@
-"""One hop of a route: a type and a value, as an object at the public interface and as encoded bytes inside."""
+"""An address: one hop of a route, as an object in the public interface and as encoded bytes inside the library."""
 
 from typing import Self
 
 import attrs
 
-from trionode.errors import LocalError
+from trionode.errors import ConfigError
 
-#: Bytes in one address value; the longest that peers make have 65 (spec §14 suggests this bound).
+#: Bytes in one address value (spec §14). The longest of known peers have 65.
 MAX_VALUE = 1024
 
 #: The type of a local worker on the wire (spec §2.1).
 LOCAL_TYPE = 0
-#: The type of a TCP address on the wire (spec §2.1), and the only transport that has a number there.
+#: The type of a TCP address on the wire (spec §2.1). No other transport has a number there.
 TCP = 1
 
-#: An address as the router, the mailboxes and the links hold it: the array `[type, bytes]` in CBOR with shortest heads (spec §2.1).
-#: Half the throughput of a node is lost where objects take the place of these bytes, so objects are made only when asked for.
+#: An address inside the library: the array `[type, bytes]` in CBOR with shortest heads (spec §2.1). Objects in place of these bytes would cost
+#: half the throughput of a node, so `Address` objects are made only on request.
 Encoded = bytes
 
 
 def encode_address(kind: int, value: bytes) -> Encoded:
-    """Return the canonical bytes of an address: what the router's table is keyed by (spec §2.1, current)."""
+    """Return the canonical bytes of an address, which are the keys of the router's table (spec §2.1, current)."""
     length = len(value)
     if length > MAX_VALUE:
         msg = f"an address value has at most {MAX_VALUE} bytes, this one has {length}"
-        raise LocalError(msg)
+        raise ConfigError(msg)
     if length < 24:
         head = bytes((0x40 | length,))
     elif length < 256:
@@ -33,12 +33,12 @@ def encode_address(kind: int, value: bytes) -> Encoded:
         head = b"\x59" + length.to_bytes(2, "big")
     if not 0 <= kind < 256:
         msg = f"an address type is a number from 0 to 255, not {kind}"
-        raise LocalError(msg)
+        raise ConfigError(msg)
     return (bytes((0x82, kind)) if kind < 24 else bytes((0x82, 0x18, kind))) + head + value
 
 
 def decode_address(encoded: Encoded) -> tuple[int, bytes]:
-    """Return type and value of canonical address bytes, as `encode_address` made them."""
+    """Return type and value of the canonical bytes of an address."""
     start = 2 if encoded[1] < 24 else 3
     head = encoded[start]
     skip = 1 if head < 0x58 else 2 if head == 0x58 else 3
@@ -62,8 +62,11 @@ def _kind_of(address: "Address") -> int:
 class Address:
     """One hop of a route.
 
-    `value` is any byte string, text in practice. `transport` names the transport that reaches it ("tcp", "loopback"), or is
-    empty for a local worker. `kind` is the number on the wire: 0 local, 1 TCP; others are kept as they came (spec §2.1).
+    Args:
+      value: The name of a worker, or what a transport connects to. Any bytes or text.
+      transport: The name of the transport that reaches it, such as "tcp"; empty for a local worker.
+      kind: The type on the wire (spec §2.1): 0 local, 1 TCP. Other numbers of peers are kept unchanged. By default it follows from
+        `transport`.
     """
 
     value: bytes = attrs.field(converter=_as_bytes)
@@ -72,37 +75,58 @@ class Address:
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """Read `echoer`, `0#echoer`, `1#127.0.0.1:4000` or `tcp:127.0.0.1:4000` (spec §2.1)."""
+        """Parse an address (spec §2.1).
+
+        Args:
+          text: `echoer`, `0#echoer`, `1#127.0.0.1:4000` or `tcp:127.0.0.1:4000`.
+
+        Returns:
+          The address.
+
+        Raises:
+          ConfigError: The text is empty, or its type is not a number from 0 to 255.
+        """
         kind, mark, value = text.partition("#")
         if mark:
             if "#" in value or not kind.isdecimal() or len(kind) > 3 or int(kind) > 255:
-                msg = f"an address reads TYPE#VALUE with a number before the only #, such as 0#echoer; this is {text!r}"
-                raise LocalError(msg)
+                msg = f"expected an address TYPE#VALUE with a number before the only #, such as 0#echoer; this is {text!r:.200}"
+                raise ConfigError(msg)
             number = int(kind)
             return cls(value, "tcp" if number == TCP else "", number)
         transport, mark, value = text.partition(":")
         if mark and transport.isidentifier() and value:
             return cls(value, transport)
         if not text:
-            msg = "an address can't be empty: expected a name such as echoer, or a transport address such as tcp:127.0.0.1:4000"
-            raise LocalError(msg)
+            msg = "expected an address: a name such as echoer, or a transport address such as tcp:127.0.0.1:4000; this is empty"
+            raise ConfigError(msg)
         return cls(text)
 
     @classmethod
     def from_encoded(cls, encoded: Encoded) -> Self:
-        """Return the object of canonical address bytes."""
+        """Decode an address.
+
+        Args:
+          encoded: The canonical bytes, as in `encoded`.
+
+        Returns:
+          The address.
+        """
         kind, value = decode_address(encoded)
         return cls(value, "tcp" if kind == TCP else "", kind)
 
     @property
     def encoded(self) -> Encoded:
-        """The canonical bytes; LocalError for a transport that has no number on the wire and so can't be any hop but the first."""
+        """The canonical bytes (spec §2.1).
+
+        Raises:
+          ConfigError: The transport has no number on the wire, so the address can't be encoded. Or the value is too long.
+        """
         if self.transport and self.kind == LOCAL_TYPE:
             msg = (
-                f"{self} can only be the first hop of a route that a node sends by, which connects to it (a mailbox does not: connect first, "
-                f"and begin the route with the link): of all transports only tcp can be named to others (spec §2.1)"
+                f"{self} can only be the first hop of a route that you give to a node, which then connects. For a mailbox, connect first and "
+                f"start the route with the link. Only tcp addresses can be sent to other nodes (spec §2.1)"
             )
-            raise LocalError(msg)
+            raise ConfigError(msg)
         return encode_address(self.kind, self.value)
 
     def __str__(self) -> str:
@@ -111,9 +135,19 @@ class Address:
 
 
 def parse_host_port(peer: str) -> tuple[str, int]:
-    """Return host and port of `127.0.0.1:4000` or `[::1]:4000`; LocalError says what was expected."""
+    """Split an address of a host and a port.
+
+    Args:
+      peer: Text such as `127.0.0.1:4000` or `[::1]:4000`.
+
+    Returns:
+      The host, without brackets, and the port.
+
+    Raises:
+      ConfigError: The text has another form.
+    """
     host, mark, port = peer.rpartition(":")
     if not mark or not host or not port.isdecimal() or len(port) > 5 or int(port) > 65535:
         msg = f"expected HOST:PORT, such as 127.0.0.1:4000 or [::1]:4000; this is {peer!r}"
-        raise LocalError(msg)
+        raise ConfigError(msg)
     return host.removeprefix("[").removesuffix("]"), int(port)

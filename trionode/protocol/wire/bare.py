@@ -1,6 +1,6 @@
-"""BARE as far as Ockam uses it: encoders that return bytes, and a Reader that checks before it takes (spec §1.1, §14)."""
+"""The part of BARE that Ockam uses: encoders, and a Reader that checks each length before it reads (spec §1.1, §14)."""
 
-from trionode.errors import LocalError, WireError
+from trionode.errors import ConfigError, WireError
 
 #: Largest `uint`: 64 bits.
 MAX_UINT = (1 << 64) - 1
@@ -11,11 +11,11 @@ _SHORT = tuple(bytes([value]) for value in range(0x80))
 
 
 def uint(value: int) -> bytes:
-    """Encode the shortest `uint`; LocalError outside 0 … 2^64-1."""
+    """Encode the shortest `uint`; ConfigError outside 0 … 2^64-1."""
     if 0 <= value < 0x80:
         return _SHORT[value]
     if not 0 <= value <= MAX_UINT:
-        raise LocalError(f"a BARE uint holds 0 … 2^64-1, not {value}")
+        raise ConfigError(f"a BARE uint holds 0 … 2^64-1, not {value}")
     groups = bytearray()
     while value >= 0x80:
         groups.append(value & 0x7F | 0x80)
@@ -25,34 +25,34 @@ def uint(value: int) -> bytes:
 
 
 def u8(value: int) -> bytes:
-    """Encode one byte; LocalError outside 0 … 255."""
+    """Encode one byte; ConfigError outside 0 … 255."""
     if not 0 <= value <= 0xFF:
-        raise LocalError(f"a BARE u8 holds 0 … 255, not {value}")
+        raise ConfigError(f"a BARE u8 holds 0 … 255, not {value}")
     return bytes([value])
 
 
 def u32(value: int) -> bytes:
-    """Encode four bytes, little endian; LocalError outside 0 … 2^32-1."""
+    """Encode four bytes, little endian; ConfigError outside 0 … 2^32-1."""
     if not 0 <= value <= 0xFFFFFFFF:
-        raise LocalError(f"a BARE u32 holds 0 … 2^32-1, not {value}")
+        raise ConfigError(f"a BARE u32 holds 0 … 2^32-1, not {value}")
     return value.to_bytes(4, "little")
 
 
 def data(content: bytes) -> bytes:
-    """Encode `data`: the length, then the bytes."""
+    """Encode `data`: the length and the bytes."""
     return uint(len(content)) + content
 
 
 def string(text: str) -> bytes:
-    """Encode a `string`: like `data`, in UTF-8; LocalError for a str that has none (lone surrogates)."""
+    """Encode a `string`: like `data`, in UTF-8; ConfigError for a str with lone surrogates."""
     try:
         return data(text.encode())
     except UnicodeEncodeError as error:
-        raise LocalError(f"a BARE string is UTF-8, and this str can't be written in it: {error}") from None
+        raise ConfigError(f"this str can't be encoded in UTF-8: {error}") from None
 
 
 def optional(encoded: bytes | None) -> bytes:
-    """Encode `optional<T>` of a T that is encoded already, or of None."""
+    """Encode `optional<T>`: None, or a T that is encoded already."""
     return b"\x00" if encoded is None else b"\x01" + encoded
 
 
@@ -65,7 +65,7 @@ def only_data(source: bytes) -> bytes:
 
 
 class Reader:
-    """Reads one value after the other from `source`; WireError for whatever is not there or not so. After an error it is of no more use."""
+    """Reads the values of `source` in order. WireError if a value is missing or invalid; do not use the reader after that."""
 
     __slots__ = ("_at", "_source")
 
@@ -84,11 +84,11 @@ class Reader:
         return len(self._source) - self._at
 
     def fixed(self, length: int) -> bytes:
-        """Read `fixed[length]`: so many bytes."""
+        """Read `fixed[length]`: exactly `length` bytes."""
         start = self._at
-        # The bound comes before the slice, and the slice is what allocates.
+        # The slice allocates, so the check comes first.
         if length > len(self._source) - start:
-            raise WireError(f"{length} bytes announced, {self.left} there")
+            raise WireError(f"a length of {length} bytes, but {self.left} bytes are left")
         self._at = start + length
         return self._source[start : self._at]
 
@@ -101,7 +101,7 @@ class Reader:
         return int.from_bytes(self.fixed(4), "little")
 
     def uint(self) -> int:
-        """Read a `uint` of at most 10 bytes and 64 bits; a longer form than the shortest is taken, since old peers take it too."""
+        """Read a `uint` of at most 10 bytes and 64 bits. Like old peers, accept forms that are not the shortest."""
         value = 0
         for shift in range(0, 7 * MAX_UINT_BYTES, 7):
             group = self.u8()
@@ -113,11 +113,11 @@ class Reader:
         raise WireError("a uint beyond 64 bits")
 
     def data(self) -> bytes:
-        """Read a length, then so many bytes."""
+        """Read a length and that many bytes."""
         return self.fixed(self.uint())
 
     def string(self) -> str:
-        """Read a length, then so many bytes of strict UTF-8."""
+        """Read a length and that many bytes of strict UTF-8."""
         try:
             return self.data().decode()
         except UnicodeDecodeError:
@@ -127,24 +127,24 @@ class Reader:
         """Read the number of one of the `count` variants of a union or enum."""
         variant = self.uint()
         if variant >= count:
-            raise WireError(f"variant {variant} of a union that has {count}")
+            raise WireError(f"variant {variant} of a union of {count} variants")
         return variant
 
     def optional(self) -> bool:
-        """Read whether the value of an `optional<T>` follows; anything but 00 and 01 is refused."""
+        """Read whether the value of an `optional<T>` follows; WireError unless the byte is 00 or 01."""
         flag = self.u8()
         if flag > 1:
             raise WireError(f"an optional that begins with {flag:#04x}")
         return flag == 1
 
     def count(self, smallest: int) -> int:
-        """Read the number of a list's items, refused if so many of `smallest` bytes (at least 1) can't be in what is left."""
+        """Read the number of items in a list; WireError if that many items of `smallest` bytes (at least 1) do not fit into the rest."""
         count = self.uint()
         if count * smallest > self.left:
-            raise WireError(f"{count} items announced, {self.left} bytes there")
+            raise WireError(f"a list of {count} items, but {self.left} bytes are left")
         return count
 
     def end(self) -> None:
-        """Refuse whatever stands behind the value."""
+        """WireError if anything is left."""
         if self.left:
             raise WireError(f"{self.left} bytes behind the value")

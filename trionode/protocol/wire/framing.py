@@ -1,4 +1,4 @@
-"""Frames out of a byte stream and into it: a length, then a message; lengths are checked before anything is kept (spec §3)."""
+"""Frames in a byte stream: a length and a message each. A length is checked before anything is buffered (spec §3)."""
 
 from collections.abc import Sequence
 from typing import Final
@@ -8,11 +8,15 @@ from trionode.protocol.wire.version import ProtocolVersion
 
 
 class FrameDecoder:
-    """Bytes in, whole frames out, for one direction of one connection. `max_frame` bounds them below what the wire allows.
+    """Turns the bytes of one direction of a connection into frames.
 
-    The peer's preface is expected first, where the generation has one. What is kept never exceeds one frame and one read. An error
-    is final: the stream has lost its place, and the connection is to be closed. An empty frame is an error, but where the generation
-    tolerates undecodable frames it is one of those (spec §3.1), and handed out like any other.
+    If the protocol version has a preface, it is expected first. The buffer never exceeds one frame and one read. After a WireError the
+    position in the stream is lost: close the connection. An empty frame is an error, but in a version that tolerates undecodable frames it
+    is returned like any other (spec §3.1).
+
+    Args:
+      protocol_version: The version that the peer speaks.
+      max_frame: Bytes in the largest frame, if that is less than the version allows.
     """
 
     __slots__ = ("_buffer", "_expected", "_length_size", "_max_frame", "_name", "_smallest")
@@ -26,12 +30,22 @@ class FrameDecoder:
         self._name: Final = protocol_version.name
 
     def receive(self, data: bytes) -> Sequence[bytes]:
-        """Return the frames that `data` completes, in order, perhaps none. WireError at a wrong preface, an empty or too long frame."""
+        """Take the next bytes of the stream.
+
+        Args:
+          data: What was read.
+
+        Returns:
+          The frames that are complete now, in order.
+
+        Raises:
+          WireError: A wrong preface, or a frame that is empty or too long.
+        """
         if self._expected:
             data = self._greet(data)
         buffer: bytes | bytearray
         if self._buffer:
-            # A large frame arrives in many reads: a bytearray grows in place where bytes would be copied each time.
+            # A large frame arrives in many reads. A bytearray grows in place; bytes would be copied each time.
             if isinstance(self._buffer, bytes):
                 self._buffer = bytearray(self._buffer)
             self._buffer += data
@@ -69,7 +83,7 @@ class FrameDecoder:
     def _greet(self, data: bytes) -> bytes:
         greeting = data[: len(self._expected)]
         if not self._expected.startswith(greeting):
-            msg = f"the peer does not speak the wire's generation {self._name}: it began with {greeting.hex()}, expected {self._expected.hex()}"
+            msg = f"the peer does not speak the {self._name} protocol version: it began with {greeting.hex()}, expected {self._expected.hex()}"
             raise WireError(msg)
         self._expected = self._expected[len(greeting) :]
         return data[len(greeting) :]
@@ -81,12 +95,20 @@ class FrameDecoder:
 
     @property
     def is_between_frames(self) -> bool:
-        """Whether no part of a frame is waiting for its rest, so that an end of the stream here is an orderly one."""
+        """Whether no part of a frame is buffered, so the stream may end here in an orderly way."""
         return not self._buffer
 
 
 def join_frames(protocol_version: ProtocolVersion, frames: Sequence[bytes]) -> bytes:
-    """Return the bytes of a burst of frames, each behind its length."""
+    """Encode frames for a byte stream.
+
+    Args:
+      protocol_version: The version that both sides speak.
+      frames: The frames, without their lengths.
+
+    Returns:
+      The bytes to send: each frame behind its length.
+    """
     size = protocol_version.length_size
     parts = []
     for frame in frames:

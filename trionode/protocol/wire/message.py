@@ -1,4 +1,4 @@
-"""A message on its way: two routes and a payload, and what this node knows of where it came from."""
+"""A message: two routes, a payload, and what this node knows about its origin."""
 
 import attrs
 
@@ -9,34 +9,42 @@ from trionode.protocol.wire.route import Route
 
 @attrs.frozen(eq=False)
 class Origin:
-    """What this node knows of a message's origin; local, never on the wire. One object serves all messages of one origin.
+    """What this node knows about the origin of a message. It is never on the wire. All messages of one origin share one object.
 
-    `link` is the link's address that the message came in by, and None where it began on this node; `stream` likewise for a stream's
-    sender; `identifier` is the authenticated identifier of the innermost secure channel's peer (32 bytes), None where there was no channel.
+    Args:
+      link: The encoded address of the link that the message arrived by; None if it did not arrive by a link.
+      stream: The encoded address of the stream that the message arrived by; None if it did not arrive by a stream.
+      identifier: The 32 bytes of the authenticated identifier of the innermost secure channel's peer; None without a channel.
+      drop_when_full: Whether the link is between hubs: its reader never waits, and messages for a full queue are dropped.
+      resends: Whether clients of the link's protocol version resend unanswered requests and understand `error` (spec §11.6). True for local
+        messages.
     """
 
     link: Encoded | None = None
     stream: Encoded | None = None
     identifier: bytes | None = None
-    #: Whether the link is a trunk, hub to hub, whose reader never waits.
     drop_when_full: bool = False
-    #: Whether clients of the generation that the link speaks send an unanswered request again and understand `error` (spec §11.6); so does what begins here.
     resends: bool = True
 
     @property
     def is_local(self) -> bool:
-        """Whether the message began on this node."""
+        """Whether the message was sent on this node."""
         return self.link is None and self.stream is None and self.identifier is None
 
 
-#: The facts of every message that begins on this node.
+#: The origin of every message that was sent on this node.
 LOCAL = Origin()
 
 
 class Message:
-    """A message: `onward` and `back` are tuples of encoded addresses, `payload` is bytes; objects are made only when asked for.
+    """A message. Treat it as a value: a hop that changes a route makes a new message.
 
-    It is treated as a value: a hop that changes a route makes a new one. `deliveries` counts the local deliveries it has had.
+    Args:
+      onward: The encoded addresses of the onward route.
+      back: The encoded addresses of the return route.
+      payload: The payload.
+      origin: What this node knows about the origin.
+      deliveries: The number of local deliveries so far.
     """
 
     __slots__ = ("back", "deliveries", "onward", "origin", "payload")
@@ -57,17 +65,21 @@ class Message:
 
     @property
     def onward_route(self) -> Route:
-        """Where it goes."""
+        """The hops that the message still has to pass."""
         return Route.from_encoded(self.onward)
 
     @property
     def return_route(self) -> Route:
-        """Where an answer goes, exactly as it arrived (spec §4.1)."""
+        """The route for an answer, exactly as it arrived (spec §4.1)."""
         return Route.from_encoded(self.back)
 
     @property
     def text(self) -> str:
-        """The payload read as a BARE string (spec §5); WireError if it is none."""
+        """The payload, decoded as a BARE string (spec §5).
+
+        Raises:
+          WireError: The payload is not exactly one BARE string.
+        """
         reader = bare.Reader(self.payload)
         text = reader.string()
         reader.end()
@@ -78,5 +90,5 @@ class Message:
 
 
 def payload_of(body: bytes | str) -> bytes:
-    """Return the payload of what an application sends: bytes go as they are, a str as a BARE string (spec §5, current)."""
+    """Return the payload for a body: bytes unchanged, a str as a BARE string (spec §5, current)."""
     return bare.string(body) if isinstance(body, str) else body

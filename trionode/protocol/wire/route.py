@@ -1,21 +1,21 @@
-"""A route: the hops that a message passes, in order, as people write it."""
+"""A route: the addresses that a message passes, in order."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from typing import Protocol, runtime_checkable
 
 import attrs
 
-from trionode.errors import LocalError
+from trionode.errors import ConfigError
 from trionode.protocol.wire.address import Address, Encoded
 
-#: Hops in the onward and the return route together, checked on every receive: what ends a loop between nodes (spec §14).
+#: Hops in the onward and the return route together, checked on every receive. This ends a loop between nodes (spec §14).
 MAX_HOPS = 32
 
 
 @runtime_checkable
 class Routable(Protocol):
-    """What can stand in a route as a hop: a stream, a secure channel, a link; each knows the address it has on this node."""
+    """An object that can be a hop of a route: a stream, a secure channel, a link."""
 
     @property
     def address(self) -> Address:
@@ -25,37 +25,55 @@ class Routable(Protocol):
 
 @attrs.frozen(init=False)
 class Route:
-    """The addresses that a message visits, first to last. `Route("tcp:127.0.0.1:4000", "echoer")`, `Route(channel, "echoer")`.
+    """The addresses that a message passes, first to last: `Route("tcp:127.0.0.1:4000", "echoer")` or `Route(channel, "echoer")`.
 
-    Every hop is an Address, a text (see `Address.parse`), something routable, or a whole Route whose hops are taken over.
+    Args:
+      *hops: Addresses, texts (see `Address.parse`), streams, secure channels or links. A Route, a list or a tuple stands for its hops.
+
+    Raises:
+      ConfigError: A hop is none of these, or its text is not an address.
     """
 
     hops: tuple[Address, ...]
 
-    def __init__(self, *hops: "Address | str | Routable | Route") -> None:
+    def __init__(self, *hops: "Address | str | Routable | Route | Sequence[Address | str | Routable | Route]") -> None:
         flat: list[Address] = []
         for hop in hops:
-            if isinstance(hop, Route):
-                flat.extend(hop.hops)
+            if isinstance(hop, Address):
+                flat.append(hop)
             elif isinstance(hop, str):
                 flat.append(Address.parse(hop))
-            elif isinstance(hop, Address):
-                flat.append(hop)
-            else:
+            elif isinstance(hop, Route | list | tuple):
+                flat.extend(Route(*hop))
+            elif isinstance(hop, Routable):
                 flat.append(hop.address)
+            else:
+                msg = f"a hop is an address, a text, a stream, a secure channel or a link, not {hop!r:.100}"
+                raise ConfigError(msg)
         self.__attrs_init__(tuple(flat))  # pyright: ignore[reportAttributeAccessIssue]  # attrs makes it because of init=False
 
     @classmethod
     def from_encoded(cls, route: tuple[Encoded, ...]) -> "Route":
-        """Return the object of a route as messages hold it."""
+        """Decode a route.
+
+        Args:
+          route: The encoded addresses, as a `Message` holds them.
+
+        Returns:
+          The route.
+        """
         return cls(*map(Address.from_encoded, route))
 
     @cached_property
     def encoded(self) -> tuple[Encoded, ...]:
-        """The hops as messages hold them; LocalError for more of them than a message may have."""
+        """The encoded addresses, as a `Message` holds them.
+
+        Raises:
+          ConfigError: The route has too many hops, or one of them can't be encoded.
+        """
         if len(self.hops) >= MAX_HOPS:
-            msg = f"a route to send by has at most {MAX_HOPS - 1} hops (the sender's address makes {MAX_HOPS}), this one has {len(self.hops)}"
-            raise LocalError(msg)
+            msg = f"a route has at most {MAX_HOPS - 1} hops (with the sender's address {MAX_HOPS}), this one has {len(self.hops)}"
+            raise ConfigError(msg)
         return tuple(hop.encoded for hop in self.hops)
 
     def __iter__(self) -> Iterator[Address]:
