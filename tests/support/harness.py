@@ -1,4 +1,4 @@
-"""Topologies that really run, in memory and in virtual time, with everybody who carries something watched: what the proof is held against."""
+"""Topologies that run in memory and in virtual time, with every observer recorded: the net under the analysis."""
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
@@ -26,58 +26,56 @@ from trionode.topology.run.node import RunningNode
 from trionode.topology.run.resolve import trust_of
 from trionode.topology.run.topology import RunningTopology, run_topology
 from trionode.topology.spec import NodeSpec, TopologySpec
-from trionode.verify.model.messages import RANDOM, Watcher
-from trionode.verify.paths import Passed, Path
+from trionode.verify.model.messages import RANDOM, Observer
+from trionode.verify.paths import Observation, Path
 from trionode_loopback import Loopback, LoopbackLink
 
-#: What is sent, what is answered, and what somebody puts in; all as long as one another.
+#: The payload that is sent, its answer, and the payload that an attacker injects; all have the same length.
 MARKER, ANSWER, EVIL = b"\x00the-plain-marker\x00", b"\x00the-plain-answer\x00", b"\x00the-evil--marker\x00"
-#: Seconds of virtual time for what may not come.
+#: Seconds of virtual time to wait for answers that may not come.
 SOON, LATE = 3.0, 14.0
 
 
-@attrs.define(eq=False)
+@attrs.define
 class Sighting:
-    """What somebody has seen since it was cleared."""
+    """What an observer sees: the message, the answer, and which names."""
 
-    there: bool = False
-    back: bool = False
-    evil: bool = False
+    request: bool = False
+    reply: bool = False
     names: set[bytes] = attrs.Factory(set)
 
 
 @attrs.define(eq=False)
-class Spy:
-    """Sees all frames, all messages within nodes, and all records, and who took what; can change what passes."""
+class Recorder:
+    """Records all frames, all messages within nodes, all records of streams, and what workers took; can change what passes."""
 
     names: frozenset[bytes] = frozenset()
-    seen: dict[Watcher, Sighting] = attrs.Factory(dict)
-    #: Node, worker, payload and facts of what workers took.
+    seen: dict[Observer, Sighting] = attrs.Factory(dict)
+    #: Node, worker, payload and origin of the messages that workers took.
     taken: list[tuple[str, str, bytes, Origin]] = attrs.Factory(list)
     routers: dict[Router, str] = attrs.Factory(dict)
-    #: Payloads that nodes exchange for themselves, as they are on the wire.
+    #: Payloads of the protocols between nodes, as they are on the wire.
     control: set[bytes] = attrs.Factory(set)
     in_control: int = 0
-    #: Changes frames on a wire, by the wire's name and direction, or records in a store.
-    tamper: "Callable[[Watcher, bytes], tuple[bytes, ...] | None] | None" = None
+    #: Changes what passes an observer.
+    tamper: "Callable[[Observer, bytes], tuple[bytes, ...] | None] | None" = None
     stores: dict[int, str] = attrs.Factory(dict)
-    #: Who listens at a place.
+    #: The node that listens at each address.
     listeners: dict[str, str] = attrs.Factory(dict)
 
     def clear(self) -> None:
         self.seen.clear()
         self.taken.clear()
 
-    def look(self, watcher: Watcher, *parts: bytes) -> None:
-        sighting = self.seen.setdefault(watcher, Sighting())
+    def record(self, observer: Observer, *parts: bytes) -> None:
+        sighting = self.seen.setdefault(observer, Sighting())
         for part in parts:
-            sighting.there |= MARKER in part
-            sighting.back |= ANSWER in part
-            sighting.evil |= EVIL in part
+            sighting.request |= MARKER in part
+            sighting.reply |= ANSWER in part
             sighting.names.update(name for name in self.names if name in part)
 
     def is_control(self, payload: bytes) -> bool:
-        """Whether a payload is what nodes say for their own purposes, also within records of a stream that leads over another."""
+        """Whether a payload belongs to a protocol between nodes, also in records of a stream over another stream."""
         if payload in self.control:
             return True
         try:
@@ -93,8 +91,8 @@ class Spy:
         records = response.records if isinstance(response, PullResponse) else ()
         return all(self._holds_control(record.message) for record in records)
 
-    def shown(self, payload: bytes) -> bytes:
-        """What a payload shows, but for what nodes say for their own purposes, which may lie beside it in one answer."""
+    def without_control(self, payload: bytes) -> bytes:
+        """Return a payload without the records that belong to protocols between nodes."""
         try:
             response = decode_response(payload)
         except WireError:
@@ -109,43 +107,43 @@ class Spy:
             return False
 
     def message(self, router: Router, message: Message) -> None:
-        """See a message within a node, and change it if that node lies."""
+        """Record a message within a node, and change it if the node is the attacker."""
         if self.in_control:
             self.control.add(message.payload)
         name = self.routers.get(router)
         if name is not None and not self.is_control(message.payload):
-            watcher = Watcher("node", name)
-            self.look(watcher, *message.onward, *message.back, self.shown(message.payload))
-            (message.payload,) = self.changed(watcher, message.payload)
+            observer = Observer("node", name)
+            self.record(observer, *message.onward, *message.back, self.without_control(message.payload))
+            (message.payload,) = self.changed(observer, message.payload)
 
     def frame(self, dialler: str, where: str, frame: bytes) -> tuple[bytes, ...]:
         onward, back, payload = CURRENT.decode(frame)
         if not onward or self.is_control(payload):
             return (frame,)
-        for watcher, is_seen in self.observers(dialler, where):
-            self.look(watcher, *((*onward, *back, self.shown(payload)) if is_seen else ()))
+        for observer, is_seen in self.observers(dialler, where):
+            self.record(observer, *((*onward, *back, self.without_control(payload)) if is_seen else ()))
         return self.changed(self.connection(dialler, where), frame)
 
-    def changed(self, at: Watcher, data: bytes) -> tuple[bytes, ...]:
+    def changed(self, at: Observer, data: bytes) -> tuple[bytes, ...]:
         return (None if self.tamper is None else self.tamper(at, data)) or (data,)
 
-    def connection(self, dialler: str, where: str) -> Watcher:
-        return Watcher("connection", f"{dialler} → {self.listeners[where]} ({where.partition(':')[0]})")
+    def connection(self, dialler: str, where: str) -> Observer:
+        return Observer("connection", f"{dialler} → {self.listeners[where]} ({where.partition(':')[0]})")
 
-    def observers(self, dialler: str, where: str) -> Iterator[tuple[Watcher, bool]]:
-        """Who sees frames on a wire, and whether he sees what they say."""
+    def observers(self, dialler: str, where: str) -> Iterator[tuple[Observer, bool]]:
+        """Yield who sees the frames of a connection, and whether in plaintext."""
         transport = where.partition(":")[0]
         if transport == "kafka":
-            yield Watcher("store", where), True
+            yield Observer("store", where), True
         if transport != "loopback":
             yield self.connection(dialler, where), transport not in {"tls", "wss"}
 
 
-SPY = Spy()
+RECORDER = Recorder()
 
 
-class SpiedLink:
-    """A link whose frames SPY sees, and can change."""
+class RecordedLink:
+    """A link whose frames RECORDER sees, and can change."""
 
     def __init__(self, link: Link, dialler: str, where: str) -> None:
         self._link, self._dialler, self._where = link, dialler, where
@@ -153,11 +151,11 @@ class SpiedLink:
         self.receive, self.send_eof, self.aclose = link.receive, link.send_eof, link.aclose
 
     async def send(self, frames: Sequence[bytes]) -> None:
-        await self._link.send([each for frame in frames for each in SPY.frame(self._dialler, self._where, frame)])
+        await self._link.send([each for frame in frames for each in RECORDER.frame(self._dialler, self._where, frame)])
 
 
-class SpiedTransport(Transport):
-    """A transport of any name, in memory, of one node."""
+class RecordedTransport(Transport):
+    """One node's transport of any name, in memory."""
 
     name: ClassVar[str] = ""
 
@@ -168,7 +166,7 @@ class SpiedTransport(Transport):
         link = await self._network.connect(f"{self.name}/{peer}")
         assert isinstance(link, LoopbackLink)
         _DIALLERS[id(link._incoming)] = self._node
-        return SpiedLink(link, self._node, f"{self.name}:{peer}")
+        return RecordedLink(link, self._node, f"{self.name}:{peer}")
 
     async def serve(
         self,
@@ -177,21 +175,21 @@ class SpiedTransport(Transport):
         *,
         task_status: trio.TaskStatus[str] = trio.TASK_STATUS_IGNORED,
     ) -> Never:
-        SPY.listeners[f"{self.name}:{at}"] = self._node
+        RECORDER.listeners[f"{self.name}:{at}"] = self._node
 
         async def take(link: Link) -> None:
             assert isinstance(link, LoopbackLink)
-            await accept(SpiedLink(link, _DIALLERS[id(link._outgoing)], f"{self.name}:{at}"))
+            await accept(RecordedLink(link, _DIALLERS[id(link._outgoing)], f"{self.name}:{at}"))
 
         await self._network.serve(f"{self.name}/{at}", take, task_status=_Renamed(task_status, at))
 
 
-#: Who has dialled, by the memory channel that he reads.
+#: The node that dialled, by the memory channel that it reads.
 _DIALLERS: dict[int, str] = {}
 
 
 class _Renamed(trio.TaskStatus[str]):
-    """Reports a place as its transport names it."""
+    """Reports an address without the name that loopback gave it."""
 
     def __init__(self, status: trio.TaskStatus[str], at: str) -> None:
         self._status, self._at = status, at
@@ -201,9 +199,9 @@ class _Renamed(trio.TaskStatus[str]):
         self._status.started(self._at)
 
 
-def spied(name: str, network: Loopback) -> Callable[[str], Transport]:
-    """What makes a transport of any name for each node."""
-    of_name = type(f"Spied_{name}", (SpiedTransport,), {"name": name})
+def recorded(name: str, network: Loopback) -> Callable[[str], Transport]:
+    """Return a function that makes a transport of any name for a node."""
+    of_name = type(f"Recorded_{name}", (RecordedTransport,), {"name": name})
 
     def make(node: str) -> Transport:
         made: Transport = of_name(name, network, node)
@@ -213,65 +211,65 @@ def spied(name: str, network: Loopback) -> Callable[[str], Transport]:
 
 
 @contextmanager
-def watching() -> Iterator[None]:
-    """Let SPY see all that passes."""
+def recording() -> Iterator[None]:
+    """Let RECORDER see all that passes."""
     deliver, bridge, encrypt, append = Router.deliver, Router.bridge, SecureChannel.encrypt, MemoryStore._append
 
-    def spied_deliver(router: Router, message: Message) -> ByteBudget | None:
-        SPY.message(router, message)
+    def recorded_deliver(router: Router, message: Message) -> ByteBudget | None:
+        RECORDER.message(router, message)
         return deliver(router, message)
 
-    def spied_bridge(router: Router, message: Message) -> ByteBudget | None:
-        SPY.message(router, message)
+    def recorded_bridge(router: Router, message: Message) -> ByteBudget | None:
+        RECORDER.message(router, message)
         return bridge(router, message)
 
-    def spied_encrypt(channel: SecureChannel, message: Message) -> ByteBudget | None:
-        is_control = SPY.is_control(message.payload)
-        SPY.in_control += is_control
+    def recorded_encrypt(channel: SecureChannel, message: Message) -> ByteBudget | None:
+        is_control = RECORDER.is_control(message.payload)
+        RECORDER.in_control += is_control
         try:
             return encrypt(channel, message)
         finally:
-            SPY.in_control -= is_control
+            RECORDER.in_control -= is_control
 
-    def spied_append(store: MemoryStore, push: Push) -> Stored | StoreError:
-        if id(store) not in SPY.stores or SPY._holds_control(push.record):
+    def recorded_append(store: MemoryStore, push: Push) -> Stored | StoreError:
+        if id(store) not in RECORDER.stores or RECORDER._holds_control(push.record):
             return append(store, push)
-        watcher = Watcher("store", f"memory of {SPY.stores[id(store)]}")
-        SPY.look(watcher, push.stream.encode(), push.record)
-        first, *more = SPY.changed(watcher, push.record)
+        observer = Observer("store", f"memory of {RECORDER.stores[id(store)]}")
+        RECORDER.record(observer, push.stream.encode(), push.record)
+        first, *more = RECORDER.changed(observer, push.record)
         for record in more:
-            append(store, Push(push.stream, b"a stranger", len(store._streams[push.stream].records), record))
+            append(store, Push(push.stream, b"an attacker", len(store._streams[push.stream].records), record))
         return append(store, attrs.evolve(push, record=first))
 
     with (
-        patch.object(Router, "deliver", spied_deliver),
-        patch.object(Router, "bridge", spied_bridge),
-        patch.object(SecureChannel, "encrypt", spied_encrypt),
-        patch.object(MemoryStore, "_append", spied_append),
+        patch.object(Router, "deliver", recorded_deliver),
+        patch.object(Router, "bridge", recorded_bridge),
+        patch.object(SecureChannel, "encrypt", recorded_encrypt),
+        patch.object(MemoryStore, "_append", recorded_append),
     ):
         yield
 
 
 async def noting(mailbox: Mailbox, *, node: str, name: str, sends: Sequence[Callable[[], Route]] = ()) -> None:
-    """Note what comes, answer it, and pass it on."""
+    """A worker that notes each message, answers it, and passes it on."""
     async for message in mailbox:
-        SPY.taken.append((node, name, message.payload, message.origin))
+        RECORDER.taken.append((node, name, message.payload, message.origin))
         if message.payload in {MARKER, EVIL} and message.back:
             await mailbox.reply(message, ANSWER)
         for way in sends:
             try:
                 await mailbox.send(way(), message.payload)
             except TrionodeError:
-                SPY.taken.append((node, name, b"lost", message.origin))
+                RECORDER.taken.append((node, name, b"lost", message.origin))
 
 
 @attrs.define(eq=False)
-class Ground:
-    """A topology that runs, with all that can be opened."""
+class Harness:
+    """A running topology with everything open that can be opened."""
 
     spec: TopologySpec
     running: RunningTopology
-    #: What could not be opened, though it was tried: node, kind, name.
+    #: What could not be opened when it was tried: node, kind, name.
     unopened: set[tuple[str, str, str]] = attrs.Factory(set)
 
     async def ask(self, node: str, hops: Sequence[str], payload: bytes = MARKER) -> bytes | None:
@@ -286,30 +284,30 @@ class Ground:
 
 
 @asynccontextmanager
-async def run(spec: TopologySpec, unopened: Collection[tuple[str, str, str]]) -> AsyncIterator[Ground]:
-    """Run a topology without what is said to be impossible to open; then try that as well."""
+async def run(spec: TopologySpec, unopened: Collection[tuple[str, str, str]]) -> AsyncIterator[Harness]:
+    """Run a topology without what the analysis says cannot be opened; then try to open that too."""
     network = Loopback()
-    SPY.__init__()  # type: ignore[misc]
+    RECORDER.__init__()  # type: ignore[misc]
     _DIALLERS.clear()
     names = {listener.address.partition(":")[0] for node in spec.nodes.values() for listener in node.listen}
-    transports = {name: spied(name, network) for name in names}
+    transports = {name: recorded(name, network) for name in names}
     async with run_topology(_without(spec, unopened), transports=transports) as running:
         for each in running:
-            SPY.routers[each.node.router] = each.name
-            SPY.stores.update((id(store), each.name) for store in _stores(each.node))
+            RECORDER.routers[each.node.router] = each.name
+            RECORDER.stores.update((id(store), each.name) for store in _stores(each.node))
         await wait_all_tasks_blocked()
-        ground = Ground(spec, running)
+        harness = Harness(spec, running)
         for each in running:
             for name in running.spec.nodes[each.name].secure_channels:
-                if not _is_taken(ground, each, each.channel(name)):
-                    ground.unopened.add((each.name, "secure_channels", name))
+                if not _is_taken(harness, each, each.channel(name)):
+                    harness.unopened.add((each.name, "secure_channels", name))
         for node, kind, name in unopened:
-            if not await _opens(ground, node, kind, name):
-                ground.unopened.add((node, kind, name))
+            if not await _opens(harness, node, kind, name):
+                harness.unopened.add((node, kind, name))
         await trio.sleep(
             71.37
         )  # whatever was begun twice is over, and the pulls of those who could not be opened whole
-        yield ground
+        yield harness
 
 
 def _without(spec: TopologySpec, unopened: Collection[tuple[str, str, str]]) -> TopologySpec:
@@ -335,9 +333,9 @@ def _without(spec: TopologySpec, unopened: Collection[tuple[str, str, str]]) -> 
     return attrs.evolve(spec, nodes=nodes, flows={})
 
 
-async def _opens(ground: Ground, where: str, kind: str, key: str) -> bool:
-    """Whether something can be opened after all."""
-    running, node_spec = ground.running[where], ground.spec.nodes[where]
+async def _opens(harness: Harness, where: str, kind: str, key: str) -> bool:
+    """Return whether something can be opened, whatever the analysis says."""
+    running, node_spec = harness.running[where], harness.spec.nodes[where]
     node = running.node
     try:
         match kind:
@@ -357,13 +355,13 @@ async def _opens(ground: Ground, where: str, kind: str, key: str) -> bool:
                 )
             case _:
                 channel_spec = node_spec.secure_channels[key]
-                known = {each.name: (each.identity.identifier,) for each in ground.running}
+                known = {each.name: (each.identity.identifier,) for each in harness.running}
                 trust = trust_of(channel_spec.trust, known)
                 channel = await node.open_secure_channel(
                     running.route(*channel_spec.to), running.identity, trust=trust, timeout=LATE
                 )
                 await wait_all_tasks_blocked()
-                is_taken = _is_taken(ground, running, channel)
+                is_taken = _is_taken(harness, running, channel)
                 if not is_taken:
                     await channel.aclose()
                 return is_taken
@@ -372,11 +370,11 @@ async def _opens(ground: Ground, where: str, kind: str, key: str) -> bool:
     return True
 
 
-def _is_taken(ground: Ground, opener: RunningNode, channel: SecureChannel) -> bool:
-    """Whether a channel has another side: who opens it can't know that a listener refuses him."""
+def _is_taken(harness: Harness, opener: RunningNode, channel: SecureChannel) -> bool:
+    """Return whether a channel has another side. Its opener cannot know that a listener refused it."""
     return any(
         channel._route[-1] == side.decryptor and side.peer.identifier == opener.identity.identifier
-        for each in ground.running
+        for each in harness.running
         for side in _channels(each.node)
     )
 
@@ -395,20 +393,11 @@ def _channels(node: Node) -> Iterator[SecureChannel]:
             yield owner
 
 
-# What the proof says, in the same terms
-
-
-@attrs.frozen
-class Told:
-    """What somebody sees: of the message, of the answer, and which names."""
-
-    there: bool
-    back: bool
-    names: frozenset[bytes]
+# What the analysis says, in the same form
 
 
 def names_of(spec: TopologySpec) -> frozenset[bytes]:
-    """All names that messages could show; each is part of no other."""
+    """Return all names that messages could show; none is part of another."""
     names: set[str] = set()
     for node in spec.nodes.values():
         names |= {*node.workers, *node.secure_channel_listeners, *node.links, *node.relays, *node.stream_services}
@@ -416,24 +405,16 @@ def names_of(spec: TopologySpec) -> frozenset[bytes]:
     return frozenset(name.encode() for name in names)
 
 
-def told(spec: TopologySpec, path: Path) -> dict[Watcher, Told]:
-    """What the proof says that each sees of a path."""
+def predicted(spec: TopologySpec, path: Path) -> dict[Observer, Sighting]:
+    """Return what each observer of a path sees, according to the analysis."""
     names = names_of(spec)
-    return {each.at: _told(names, path, each) for each in path.passed if each.at.kind != "outsider"}
+    return {each.at: _predicted(names, path, each) for each in path.observations if each.at.kind != "outsider"}
 
 
-def _told(names: frozenset[bytes], path: Path, passed: Passed) -> Told:
-    def reads(found: Passed | None) -> bool:
-        return found is not None and found.seen.payload == "plaintext"
+def _predicted(names: frozenset[bytes], path: Path, observation: Observation) -> Sighting:
+    def reads(found: Observation | None) -> bool:
+        return found is not None and found.visible.payload == "plaintext"
 
-    visible = [each.encode() for each in passed.seen.addresses if not each.startswith(RANDOM)]
-    found = frozenset(name for name in names if any(name in each for each in visible))
-    return Told(reads(path.there.at(passed.at)), reads(path.back.at(passed.at)), found)
-
-
-def really() -> dict[Watcher, Told]:
-    """What each has really seen."""
-    return {
-        watcher: Told(sighting.there, sighting.back, frozenset(sighting.names))
-        for watcher, sighting in SPY.seen.items()
-    }
+    visible = [each.encode() for each in observation.visible.addresses if not each.startswith(RANDOM)]
+    found = {name for name in names if any(name in each for each in visible)}
+    return Sighting(reads(path.request.at(observation.at)), reads(path.reply.at(observation.at)), found)

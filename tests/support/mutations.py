@@ -1,4 +1,4 @@
-"""Lies: in each of them the proof, or one part of a running node, says or does something else than it should, in one place."""
+"""Mutations: each changes the analysis, or one part of a running node, in one place. Every one has to be noticed."""
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -8,7 +8,7 @@ from unittest.mock import patch
 import attrs
 
 from trionode.channel import listener, secure_channel
-from trionode.protocol.rules.access import from_anywhere
+from trionode.protocol.rules.access import from_anywhere, from_local
 from trionode.protocol.wire.address import local
 from trionode.protocol.wire.message import Message, Origin
 from trionode.relay import client, return_path
@@ -17,174 +17,165 @@ from trionode.stream import service
 from trionode.topology.endpoints import Endpoint
 from trionode.verify import paths
 from trionode.verify.model import build, channels, messages, network, relays, streams
-from trionode.verify.model.messages import LOCAL, Clear, Record, Sealed
+from trionode.verify.model.messages import Clear, Record
 
-Lie = Callable[[], AbstractContextManager[object]]
-LIES: dict[str, Lie] = {}
-
-
-def lie(make: Callable[[], Iterator[None]]) -> Lie:
-    LIES[make.__name__] = contextmanager(make)
-    return LIES[make.__name__]
+Mutation = Callable[[], AbstractContextManager[object]]
+MUTATIONS: dict[str, Mutation] = {}
 
 
-# Of the proof
+def mutation(make: Callable[[], Iterator[None]]) -> Mutation:
+    MUTATIONS[make.__name__] = contextmanager(make)
+    return MUTATIONS[make.__name__]
 
 
-@lie
-def the_proof_lets_everybody_use_links() -> Iterator[None]:
-    with patch.object(network, "from_local", network.from_anywhere):
+# In the analysis
+
+
+@mutation
+def analysis_lets_every_peer_use_links() -> Iterator[None]:
+    with patch.object(network, "link_access", lambda **_: from_anywhere):
         yield
 
 
-@lie
-def the_proof_lets_nobody_use_the_links_of_hubs() -> Iterator[None]:
-    with patch.object(network, "from_local_or_links", network.from_local):
+@mutation
+def analysis_lets_no_peer_use_links_of_hubs() -> Iterator[None]:
+    with patch.object(network, "link_access", lambda **_: from_local):
         yield
 
 
-@lie
-def the_proof_trusts_whoever_comes() -> Iterator[None]:
-    with patch.object(network.World, "trusts", lambda *_: True):
+@mutation
+def analysis_trusts_everyone() -> Iterator[None]:
+    with patch.object(network.SymbolicNetwork, "trusts", lambda *_: True):
         yield
 
 
-@lie
-def the_proof_takes_channels_for_bare_links() -> Iterator[None]:
+@mutation
+def analysis_forgets_the_identity_of_a_channel() -> Iterator[None]:
     decrypt = channels._Side.decrypt
 
-    def forgets(side: Any, message: messages.Message) -> None:
+    def forgets(side: Any, message: messages.SymbolicMessage) -> None:
         decrypt(attrs.evolve(side, peer=None), message)
 
     with patch.object(channels._Side, "decrypt", forgets):
         yield
 
 
-@lie
-def the_proof_reads_what_is_sealed() -> Iterator[None]:
-    seen_in = paths.seen_in
+@mutation
+def analysis_reads_ciphertext() -> Iterator[None]:
+    visible_in = paths.visible_in
 
-    def reads(message: messages.Message) -> paths.Seen:
-        seen = seen_in(message)
-        return attrs.evolve(seen, payload="plaintext") if seen.payload == "ciphertext" else seen
+    def reads(message: messages.SymbolicMessage) -> paths.Visible:
+        visible = visible_in(message)
+        return attrs.evolve(visible, payload="plaintext") if visible.payload == "ciphertext" else visible
 
-    with patch.object(paths, "seen_in", reads):
+    with patch.object(paths, "visible_in", reads):
         yield
 
 
-@lie
-def the_proof_sees_no_addresses_in_records() -> Iterator[None]:
-    seen_in = paths.seen_in
+@mutation
+def analysis_sees_no_addresses_in_records() -> Iterator[None]:
+    visible_in = paths.visible_in
 
-    def overlooks(message: messages.Message) -> paths.Seen:
+    def overlooks(message: messages.SymbolicMessage) -> paths.Visible:
         body = message.body
         hidden = attrs.evolve(body, onward=(), back=()) if isinstance(body, Record) else body
-        return seen_in(attrs.evolve(message, body=hidden))
+        return visible_in(attrs.evolve(message, body=hidden))
 
-    with patch.object(paths, "seen_in", overlooks):
+    with patch.object(paths, "visible_in", overlooks):
         yield
 
 
-@lie
-def the_proof_hides_all_wires() -> Iterator[None]:
+@mutation
+def analysis_hides_all_connections() -> Iterator[None]:
     with patch.object(Endpoint, "is_seen_by_network", False):
         yield
 
 
-@lie
-def the_proof_opens_all_wires() -> Iterator[None]:
+@mutation
+def analysis_shows_all_connections() -> Iterator[None]:
     with patch.object(Endpoint, "is_seen_by_network", True):
         yield
 
 
-@lie
-def the_proof_overlooks_stores() -> Iterator[None]:
-    watchers_of = paths.watchers_of
+@mutation
+def analysis_overlooks_stores() -> Iterator[None]:
+    observers_of = paths.observers_of
 
     def overlooks(step: messages.Step) -> Any:
-        return ((at, seen) for at, seen in watchers_of(step) if at.kind != "store")
+        return ((at, visible) for at, visible in observers_of(step) if at.kind != "store")
 
-    with patch.object(paths, "watchers_of", overlooks):
+    with patch.object(paths, "observers_of", overlooks):
         yield
 
 
-@lie
-def the_proof_lends_relayed_strangers_an_identity() -> Iterator[None]:
-    def lends(holder: Any, message: messages.Message) -> None:
-        origin = attrs.evolve(message.origin, identifier=holder._node.identity)
-        holder._world.deliver(holder._node, attrs.evolve(message, onward=message.onward[1:], origin=origin))
-
-    pass_ = relays._Holder._pass
-
-    def first(holder: Any, message: messages.Message) -> None:
-        (pass_ if len(message.onward) == 1 else lends)(holder, message)
-
-    with patch.object(relays._Holder, "_pass", first):
+@mutation
+def analysis_gives_relayed_messages_an_identity() -> Iterator[None]:
+    with patch.object(relays, "origin_behind_relay", lambda origin, _: attrs.evolve(origin, identifier="node hub")):
         yield
 
 
-@lie
-def the_proof_knows_no_passages() -> Iterator[None]:
-    def pass_on(return_paths: Any, message: messages.Message, way: Any, rest: tuple[str, ...]) -> None:
-        onward = (way.first, *rest)
-        return_paths._world.deliver(return_paths._node, attrs.evolve(message, onward=onward), by_own_authority=True)
+@mutation
+def analysis_has_no_return_paths() -> Iterator[None]:
+    def pass_on(return_paths: Any, message: messages.SymbolicMessage, entry: Any, rest: tuple[str, ...]) -> None:
+        out = attrs.evolve(message, onward=(entry.first, *rest))
+        return_paths._network.deliver(return_paths._node, out, by_own_authority=True)
 
     with patch.object(relays._ReturnPaths, "pass_on", pass_on):
         yield
 
 
-@lie
-def the_proof_gives_streams_to_everybody() -> Iterator[None]:
+@mutation
+def analysis_gives_streams_to_everyone() -> Iterator[None]:
     with patch.object(streams.StreamService, "_may_use", lambda *_: True):
         yield
 
 
-@lie
-def the_proof_lets_nobody_put_in_anything() -> Iterator[None]:
+@mutation
+def analysis_lets_no_observer_inject() -> Iterator[None]:
     with patch.object(paths, "_injection", lambda *_: None):
         yield
 
 
-@lie
-def the_proof_lets_everybody_put_in_everything() -> Iterator[None]:
+@mutation
+def analysis_lets_every_observer_inject() -> Iterator[None]:
     with patch.object(paths, "_injection", lambda *_: "as the sender"):
         yield
 
 
-@lie
-def the_proof_forgets_what_workers_pass_on() -> Iterator[None]:
+@mutation
+def analysis_forgets_what_workers_pass_on() -> Iterator[None]:
     at_worker = build._at_worker
 
-    def keeps(world_: Any, node: Any, name: str, spec: Any, message: messages.Message) -> None:
-        at_worker(world_, node, name, attrs.evolve(spec, sends=()), message)
+    def keeps(model: Any, node: Any, name: str, spec: Any, message: messages.SymbolicMessage) -> None:
+        at_worker(model, node, name, attrs.evolve(spec, sends=()), message)
 
     with patch.object(build, "_at_worker", keeps):
         yield
 
 
-@lie
-def the_proof_lets_answers_go_astray() -> Iterator[None]:
-    run = network.World.run
+@mutation
+def analysis_loses_answers() -> Iterator[None]:
+    run = network.SymbolicNetwork.run
 
-    def loses(world_: Any, node: Any, message: messages.Message) -> Any:
+    def loses(model: Any, node: Any, message: messages.SymbolicMessage) -> Any:
         return (
             ()
             if message.onward
             and message.back
             and isinstance(message.body, Clear)
             and node.table.get(message.back[0]) is not None
-            else run(world_, node, message)
+            else run(model, node, message)
         )
 
-    with patch.object(network.World, "run", loses):
+    with patch.object(network.SymbolicNetwork, "run", loses):
         yield
 
 
-# Of running nodes
+# In running nodes
 
 
-@lie
-def a_node_lets_everybody_reach_everything() -> Iterator[None]:
+@mutation
+def router_skips_access_rules() -> Iterator[None]:
     def deliver(self: router.Router, message: Message) -> Any:
         entry = (
             (self._table.get(message.onward[0]) or self._prefix_entry(message.onward[0])) if message.onward else None
@@ -195,8 +186,8 @@ def a_node_lets_everybody_reach_everything() -> Iterator[None]:
         yield
 
 
-@lie
-def a_node_lets_everybody_use_its_links() -> Iterator[None]:
+@mutation
+def links_admit_every_message() -> Iterator[None]:
     init = link.NodeLink.__init__
 
     def opens(self: link.NodeLink, *args: Any, **options: Any) -> None:
@@ -206,8 +197,8 @@ def a_node_lets_everybody_use_its_links() -> Iterator[None]:
         yield
 
 
-@lie
-def a_channel_sends_its_plaintext_too() -> Iterator[None]:
+@mutation
+def channel_also_sends_plaintext() -> Iterator[None]:
     encrypt = secure_channel.SecureChannel.encrypt
 
     def leaks(self: secure_channel.SecureChannel, message: Message) -> Any:
@@ -218,8 +209,8 @@ def a_channel_sends_its_plaintext_too() -> Iterator[None]:
         yield
 
 
-@lie
-def a_channel_sends_its_inner_route_too() -> Iterator[None]:
+@mutation
+def channel_also_sends_its_inner_route() -> Iterator[None]:
     encrypt = secure_channel.SecureChannel.encrypt
 
     def leaks(self: secure_channel.SecureChannel, message: Message) -> Any:
@@ -230,14 +221,14 @@ def a_channel_sends_its_inner_route_too() -> Iterator[None]:
         yield
 
 
-@lie
-def a_channel_forgets_who_its_peer_is() -> Iterator[None]:
+@mutation
+def channel_forgets_its_peer() -> Iterator[None]:
     with patch.object(secure_channel.SecureChannel, "_know", lambda _, outer: outer):
         yield
 
 
-@lie
-def a_listener_trusts_everybody() -> Iterator[None]:
+@mutation
+def listener_trusts_everyone() -> Iterator[None]:
     async def trusts(*_: object) -> bool:
         return True
 
@@ -245,8 +236,8 @@ def a_listener_trusts_everybody() -> Iterator[None]:
         yield
 
 
-@lie
-def an_initiator_trusts_nobody() -> Iterator[None]:
+@mutation
+def initiator_trusts_no_peer() -> Iterator[None]:
     async def refuses(*_: object) -> bool:
         return False
 
@@ -254,14 +245,14 @@ def an_initiator_trusts_nobody() -> Iterator[None]:
         yield
 
 
-@lie
-def a_relay_takes_strangers_for_its_hub() -> Iterator[None]:
+@mutation
+def relay_takes_every_peer_for_its_hub() -> Iterator[None]:
     with patch.object(client, "origin_behind_relay", lambda origin, _: attrs.evolve(origin, identifier=b"hub" * 10)):
         yield
 
 
-@lie
-def a_relay_gives_out_no_passages() -> Iterator[None]:
+@mutation
+def relay_makes_no_aliases() -> Iterator[None]:
     def pass_on(
         self: return_path.ReturnPaths, message: Message, entry: return_path.PathEntry, rest: tuple[bytes, ...]
     ) -> Any:
@@ -273,14 +264,14 @@ def a_relay_gives_out_no_passages() -> Iterator[None]:
         yield
 
 
-@lie
-def a_hub_gives_everybody_every_stream() -> Iterator[None]:
+@mutation
+def stream_service_ignores_owners() -> Iterator[None]:
     with patch.object(service.StreamService, "_may_use", lambda *_: True):
         yield
 
 
-@lie
-def a_hub_keeps_a_stranger_s_answers() -> Iterator[None]:
+@mutation
+def worker_answers_streams_only() -> Iterator[None]:
     reply = mailbox.Mailbox.reply
 
     async def silent(self: mailbox.Mailbox, message: Message, body: bytes) -> None:
@@ -291,8 +282,8 @@ def a_hub_keeps_a_stranger_s_answers() -> Iterator[None]:
         yield
 
 
-@lie
-def a_link_loses_the_identity_of_its_messages() -> Iterator[None]:
+@mutation
+def link_makes_messages_local() -> Iterator[None]:
     init = link.NodeLink.__init__
 
     def loses(self: link.NodeLink, *args: Any, **options: Any) -> None:
@@ -301,6 +292,3 @@ def a_link_loses_the_identity_of_its_messages() -> Iterator[None]:
 
     with patch.object(link.NodeLink, "__init__", loses):
         yield
-
-
-__all__ = ["LIES", "LOCAL", "Sealed"]

@@ -24,7 +24,7 @@ from trionode.topology.spec import (
     WorkerSpec,
 )
 from trionode.verify.model.build import build
-from trionode.verify.paths import walk
+from trionode.verify.paths import trace_route
 
 #: Transports by the forms of their places; in a test all of them run in memory.
 ENDPOINTS = {
@@ -216,7 +216,7 @@ def topologies(draw: Callable[..., Any]) -> TopologySpec:
                 route = (*hops, one_of(list(draft.nodes[to]["workers"])))
                 worker = draft.nodes[name]["workers"][key]
                 draft.nodes[name]["workers"][key] = attrs.evolve(worker, sends=(route,))
-    world = build(draft.spec())
+    network = build(draft.spec())
     for number in range(draw(st.integers(2, 4))):
         senders = [name for name in names if draft.ways[name]]
         name = one_of(senders)
@@ -227,7 +227,7 @@ def topologies(draw: Callable[..., Any]) -> TopologySpec:
         for _ in range(4):
             hops, to = one_of([(hops, to) for hops, to in ways if to != name or often(20)] or ways)
             flow = FlowSpec(name, (*hops, one_of(list(draft.nodes[to]["workers"]))))
-            if not wanted or walk(world, name, flow.to).arrives:
+            if not wanted or trace_route(network, name, flow.to).arrives:
                 break
         flows[f"flow{number}"] = flow
     return draft.spec(flows)

@@ -9,7 +9,7 @@ from click.testing import CliRunner
 from tests.support.stages import STAGES
 from trionode.cli import main
 from trionode.topology.load.loader import parse_topology
-from trionode.verify.graph import as_mermaid, as_svg, as_text, draw
+from trionode.verify.graph import as_mermaid, as_svg, as_text, lay_out
 from trionode.verify.report import Report, verify
 
 HUB = """
@@ -31,13 +31,13 @@ def report(text: str) -> Report:
 
 
 def test_columns_follow_the_flows() -> None:
-    assert [[box.name for box in column] for column in draw(report(HUB)).columns] == [["alice"], ["hub"], ["bob"]]
+    assert [[box.name for box in column] for column in lay_out(report(HUB)).columns] == [["alice"], ["hub"], ["bob"]]
 
 
 def test_text_says_what_each_holds_and_sees() -> None:
     lines = list(as_text(report(HUB)))
     assert "● hub" in lines
-    assert "│   sees alice → bob/echoer by @bob: ciphertext; may drop" in lines
+    assert "│   sees alice → bob/echoer by @bob: ciphertext; can drop" in lines
     assert "├── tcp ──▶ hub" in lines
     assert lines[-1] == "secure channel @bob: alice ⇄ bob"
 
@@ -47,7 +47,7 @@ def test_an_svg_is_well_formed_and_names_all_nodes(stage: str) -> None:
     told = report(STAGES[stage])
     root = ET.fromstring(as_svg(told))
     texts = {each.text for each in root.iter("{http://www.w3.org/2000/svg}text")}
-    assert set(told.proof.world.nodes) <= texts
+    assert set(told.analysis.network.nodes) <= texts
 
 
 def test_boxes_of_an_svg_lie_within_the_picture_and_apart_from_one_another() -> None:
@@ -58,7 +58,7 @@ def test_boxes_of_an_svg_lie_within_the_picture_and_apart_from_one_another() -> 
         for each in root.iter("{http://www.w3.org/2000/svg}rect")
         if each.get("x") and float(each.get("width", 0)) > 50
     ]
-    assert len(boxes) == len(report(STAGES["chain"]).proof.world.nodes)
+    assert len(boxes) == len(report(STAGES["chain"]).analysis.network.nodes)
     for number, (x, y, width, height) in enumerate(boxes):
         assert x >= 0
         assert y >= 0

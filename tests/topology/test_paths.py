@@ -5,8 +5,8 @@ import pytest
 from trionode.topology.endpoints import parse_endpoint
 from trionode.topology.load.loader import parse_topology
 from trionode.verify.model.build import build
-from trionode.verify.model.messages import Watcher
-from trionode.verify.paths import Path, walk
+from trionode.verify.model.messages import Observer
+from trionode.verify.paths import Path, trace_route
 
 HUB = """
 [nodes.hub]
@@ -25,12 +25,12 @@ trust = { nodes = ["bob"] }
 
 
 def path(text: str, node: str, *route: str) -> Path:
-    return walk(parse_topology(text, nodes=()), node, route)
+    return trace_route(parse_topology(text, nodes=()), node, route)
 
 
 def seen(way: Path, name: str, kind: str = "node") -> str:
-    found = next(each for each in way.passed if each.at.kind == kind and each.at.name == name)
-    return found.seen.payload
+    found = next(each for each in way.observations if each.at.kind == kind and each.at.name == name)
+    return found.visible.payload
 
 
 def test_a_hub_sees_ciphertext_of_what_passes_through_a_channel_and_no_inner_address() -> None:
@@ -38,25 +38,25 @@ def test_a_hub_sees_ciphertext_of_what_passes_through_a_channel_and_no_inner_add
     assert way.receiver == ("bob", "echoer")
     assert way.returns
     assert way.inner == {"echoer"}
-    assert [each.at.name for each in way.there.passed] == [
+    assert [each.at.name for each in way.request.observations] == [
         "alice",
         "alice → hub (tcp)",
         "hub",
         "bob → hub (tcp)",
         "bob",
     ]
-    assert {each.at.name: each.seen.payload for each in way.there.passed} == {
+    assert {each.at.name: each.visible.payload for each in way.request.observations} == {
         "alice": "plaintext",
         "alice → hub (tcp)": "ciphertext",
         "hub": "ciphertext",
         "bob → hub (tcp)": "ciphertext",
         "bob": "plaintext",
     }
-    hub = way.there.at(Watcher("node", "hub"))
+    hub = way.request.at(Observer("node", "hub"))
     assert hub is not None
-    assert (hub.may_drop, hub.may_inject, hub.may_read) == (True, None, False)
-    assert "echoer" not in hub.seen.addresses
-    bob = way.there.at(Watcher("node", "bob"))
+    assert (hub.can_drop, hub.can_inject, hub.can_decrypt) == (True, None, False)
+    assert "echoer" not in hub.visible.addresses
+    bob = way.request.at(Observer("node", "bob"))
     assert bob is not None
     assert bob.proven == ("alice",)
 
@@ -65,47 +65,49 @@ def test_a_hub_sees_what_passes_without_a_channel_and_can_put_in_more() -> None:
     way = path(HUB, "alice", "tcp:127.0.0.1:4000", "forward_to_bob", "open")
     assert way.returns
     assert seen(way, "hub") == "plaintext"
-    hub = way.there.at(Watcher("node", "hub"))
+    hub = way.request.at(Observer("node", "hub"))
     assert hub is not None
-    assert hub.may_inject == "as the sender"
+    assert hub.can_inject == "as the sender"
 
 
 def test_behind_a_channel_a_hub_reaches_a_worker_that_is_open_to_everybody_but_not_as_the_sender() -> None:
-    hub = path(HUB, "alice", "@bob", "open").there.at(Watcher("node", "hub"))
+    hub = path(HUB, "alice", "@bob", "open").request.at(Observer("node", "hub"))
     assert hub is not None
-    assert hub.may_inject == "as a stranger"
+    assert hub.can_inject == "unauthenticated"
 
 
 def test_a_worker_refuses_what_comes_by_a_relay_without_a_channel() -> None:
     way = path(HUB, "alice", "tcp:127.0.0.1:4000", "forward_to_bob", "echoer")
     assert not way.arrives
-    assert way.there.trouble == (
-        "echoer at bob lets in this node and who comes through a secure channel; this comes by a bare link"
+    assert way.request.trouble == (
+        "echoer at bob admits this node and peers with a secure channel; this comes by a bare link"
     )
 
 
 def test_whoever_is_trusted_for_the_other_end_could_read() -> None:
     text = HUB.replace('trust = { nodes = ["bob"] }', 'trust = "everyone"')
     way = path(text, "alice", "@bob", "echoer")
-    hub = way.there.at(Watcher("node", "hub"))
-    connection = way.there.at(Watcher("connection", "alice → hub (tcp)"))
+    hub = way.request.at(Observer("node", "hub"))
+    connection = way.request.at(Observer("connection", "alice → hub (tcp)"))
     assert hub is not None
     assert connection is not None
-    assert hub.may_read
-    assert connection.may_read
-    assert hub.may_pose == ("@bob of alice",)
-    assert hub.may_learn == {"echoer"}
-    answer = way.back.at(Watcher("node", "hub"))
+    assert hub.can_decrypt
+    assert connection.can_decrypt
+    assert hub.can_impersonate == ("@bob of alice",)
+    assert hub.can_learn == {"echoer"}
+    answer = way.reply.at(Observer("node", "hub"))
     assert answer is not None
-    assert not answer.may_read, "bob trusts alice alone, so nobody can stand between the two"
+    assert not answer.can_decrypt, "bob trusts alice alone, so nobody can stand between the two"
 
 
 def test_a_channel_that_its_listener_refuses_is_not_open_and_says_why() -> None:
-    world = build(parse_topology(HUB.replace('trust = { nodes = ["alice"] }', 'trust = { nodes = ["hub"] }'), nodes=()))
-    assert world.unopened == {("alice", "secure_channels", "bob"): "the listener bob/api does not trust alice"}
-    way = walk(world, "alice", ["@bob", "echoer"])
+    network = build(
+        parse_topology(HUB.replace('trust = { nodes = ["alice"] }', 'trust = { nodes = ["hub"] }'), nodes=())
+    )
+    assert network.unopened == {("alice", "secure_channels", "bob"): "the listener bob/api does not trust alice"}
+    way = trace_route(network, "alice", ["@bob", "echoer"])
     assert not way.arrives
-    assert way.there.trouble == "@bob of alice is not open: the listener bob/api does not trust alice"
+    assert way.request.trouble == "@bob of alice is not open: the listener bob/api does not trust alice"
 
 
 CHAIN = """
@@ -133,7 +135,7 @@ def test_a_message_passes_from_link_to_link_where_a_node_forwards_and_the_answer
 
 
 def test_a_message_does_not_pass_where_a_node_does_not_forward() -> None:
-    assert chain(forwards=False).there.trouble == "c at b lets in what begins at this node; this comes by a bare link"
+    assert chain(forwards=False).request.trouble == "c at b admits this node only; this comes by a bare link"
 
 
 @pytest.mark.parametrize(
@@ -150,9 +152,11 @@ def test_a_message_does_not_pass_where_a_node_does_not_forward() -> None:
 )
 def test_who_sees_a_wire_follows_from_its_transport(endpoint: str, watchers: dict[str, str]) -> None:
     text = CHAIN.format(one="loopback:b", two=endpoint, forwards="true")
-    way = walk(parse_topology(text, nodes=()), "a", ["loopback:b", "c", "open"])
+    way = trace_route(parse_topology(text, nodes=()), "a", ["loopback:b", "c", "open"])
     assert way.arrives
-    assert {each.at.kind: each.seen.payload for each in way.there.passed if each.at.kind != "node"} == watchers
+    assert {
+        each.at.kind: each.visible.payload for each in way.request.observations if each.at.kind != "node"
+    } == watchers
 
 
 @pytest.mark.parametrize(
@@ -177,16 +181,16 @@ workers.open = {{ run = "echoer", allow = "anyone" }}
 
 
 def test_the_network_can_put_in_nothing_where_tls_protects_a_wire_but_cut_it() -> None:
-    connection = chain(two="tls:127.0.0.1:4002").there.at(Watcher("connection", "b → c (tls)"))
+    connection = chain(two="tls:127.0.0.1:4002").request.at(Observer("connection", "b → c (tls)"))
     assert connection is not None
-    assert (connection.may_drop, connection.may_inject) == (True, None)
+    assert (connection.can_drop, connection.can_inject) == (True, None)
 
 
 def test_what_leaves_the_topology_is_seen_by_whoever_is_there() -> None:
     way = path('[nodes.a.links.out]\nto = "tcp:example.org:4000"', "a", "out", "echoer")
     assert not way.arrives
     assert seen(way, "tcp:example.org:4000", "outsider") == "plaintext"
-    assert way.there.trouble == "it leaves the topology for tcp:example.org:4000"
+    assert way.request.trouble == "it leaves the topology for tcp:example.org:4000"
 
 
 def test_workers_that_pass_messages_on_to_one_another_run_in_a_circle() -> None:
@@ -197,8 +201,8 @@ workers.one = { run = "echoer", sends = [["two"]] }
 workers.two = { run = "echoer", sends = [["one"]] }
 """
     way = path(text, "a", "one")
-    assert [end.text for end in way.there.ends if end.what == "circles"] == [
-        "the worker one gets again what it has passed on"
+    assert [outcome.text for outcome in way.request.outcomes if outcome.what == "loops"] == [
+        "the worker one receives again what it has passed on"
     ]
 
 
@@ -235,8 +239,8 @@ secure_channels.bob = { to = ["@hub", "forward_to_bob", "api"], trust = { nodes 
     way = path(text, "alice", "@bob", "echoer")
     assert way.returns
     assert seen(way, "hub") == "ciphertext"
-    hub = way.there.at(Watcher("node", "hub"))
-    bob = way.there.at(Watcher("node", "bob"))
+    hub = way.request.at(Observer("node", "hub"))
+    bob = way.request.at(Observer("node", "bob"))
     assert hub is not None
     assert bob is not None
     assert hub.proven == ("alice",)
@@ -266,7 +270,7 @@ def test_an_answer_that_goes_into_a_stream_that_nobody_reads_does_not_come_back(
     way = path(STREAMS.format(store="memory", back="elsewhere"), "alice", "@bob", "open")
     assert way.arrives
     assert not way.returns
-    assert way.back.trouble == "nobody reads the stream elsewhere of memory of hub"
+    assert way.reply.trouble == "no node reads the stream elsewhere of memory of hub"
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from trionode.errors import LocalError
 from trionode.topology import IdentitySpec, TopologySpec, check_spec, load_topology, parse_topology, swap
 from trionode.topology.endpoints import Endpoint, parse_endpoint
 from trionode.topology.types import Leaf, leaves, record_of
-from trionode.verify.paths import walk
+from trionode.verify.paths import trace_route
 
 GOOD = Path(__file__).parent / "good" / "alice_bob_and_a_hub.toml"
 
@@ -60,7 +60,7 @@ def test_messages_take_the_same_ways() -> None:
     spec = load_topology(GOOD)
     swapped = swap(spec, tcp="loopback", store="memory")
     for name, flow in spec.flows.items():
-        before, after = walk(spec, flow.node, flow.to), walk(swapped, flow.node, swapped.flows[name].to)
+        before, after = trace_route(spec, flow.node, flow.to), trace_route(swapped, flow.node, swapped.flows[name].to)
         assert (before.receiver, before.returns) == (after.receiver, after.returns)
 
 

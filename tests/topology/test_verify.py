@@ -13,7 +13,7 @@ from trionode.cli import main
 from trionode.topology.errors import SpecError, keys_of
 from trionode.topology.load.loader import parse_topology
 from trionode.verify.findings import Finding
-from trionode.verify.render import as_json, tell
+from trionode.verify.render import as_json, render
 from trionode.verify.report import Report, verify
 
 GOOD = """
@@ -73,31 +73,31 @@ def test_nothing_is_found_in_a_good_topology_and_what_it_asserts_holds() -> None
             'trust = { nodes = ["bob"] }\n[flows',
             'trust = "everyone"\n[flows',
             {"no_plaintext_at": "hub"},
-            "hub can take the place",
+            "hub can impersonate the peer of",
         ),
         (
             'trust = { nodes = ["bob"] }\n[flows',
             'trust = "everyone"\n[flows',
             {"no_inner_addresses_at": "network"},
-            "can take the place",
+            "can impersonate the peer of",
         ),
         (
             'echoer = "echoer"',
             'echoer = { run = "echoer", allow = "anyone" }',
             {"no_injection_by": "hub"},
-            "arrive as a stranger",
+            "into hello unauthenticated",
         ),
         (
             'echoer = "echoer"',
             'echoer = { run = "echoer", allow = "anyone" }',
             {"no_unauthenticated_access_to": "bob/echoer"},
-            "a stranger reaches bob/echoer by a bare link",
+            "an unauthenticated peer reaches bob/echoer by a bare link",
         ),
         (
             '["@bob", "echoer"]',
             '["tcp:127.0.0.1:4000", "forward_to_bob", "echoer"]',
             {"no_plaintext_at": "hub"},
-            "hub sees the payload of hello in the clear",
+            "hub sees the payload of hello in plaintext",
         ),
         (
             '["@bob", "echoer"]',
@@ -109,7 +109,7 @@ def test_nothing_is_found_in_a_good_topology_and_what_it_asserts_holds() -> None
             "[flows",
             '[nodes.bob.outlets.web]\ntarget = "127.0.0.1:80"\nallow = "anyone"\n[flows',
             {"no_unauthenticated_dials_by": "bob"},
-            "a stranger can make bob connect to 127.0.0.1:80, by outlets.web",
+            "an unauthenticated peer can make bob connect to 127.0.0.1:80, by outlets.web",
         ),
     ],
 )
@@ -135,9 +135,9 @@ def test_what_is_required_of_nobody_is_a_mistake() -> None:
 
 
 def test_a_sender_is_proven_only_to_those_who_have_a_channel_with_him() -> None:
-    with pytest.raises(AssertionError, match="nothing proves to hub that hello comes from alice"):
+    with pytest.raises(AssertionError, match="no channel proves to hub that hello comes from alice"):
         report(GOOD).require(sender_authenticated_to="hub")
-    with pytest.raises(AssertionError, match="no flow comes to stranger"):
+    with pytest.raises(AssertionError, match="no flow reaches stranger"):
         report(GOOD + "\n[nodes.stranger]").require(sender_authenticated_to="stranger")
 
 
@@ -148,11 +148,11 @@ CASES: list[tuple[str, str, str, str]] = [
         "flows.hello",
         GOOD.replace('echoer = "echoer"', 'echoer = { run = "echoer", sends = [["echoer"]] }'),
     ),
-    ("no way there", "error", "flows.hello", GOOD.replace('"@bob", "echoer"', '"@bob", "echo"')),
-    ("unopened", "error", "nodes.alice.secure_channels.bob", GOOD.replace('nodes = ["alice"]', 'nodes = ["hub"]')),
-    ("unknown place", "warning", "nodes.alice.links.x", GOOD + '\n[nodes.alice.links.x]\nto = "tcp:elsewhere:4000"'),
+    ("no route", "error", "flows.hello", GOOD.replace('"@bob", "echoer"', '"@bob", "echo"')),
+    ("cannot open", "error", "nodes.alice.secure_channels.bob", GOOD.replace('nodes = ["alice"]', 'nodes = ["hub"]')),
+    ("unknown address", "warning", "nodes.alice.links.x", GOOD + '\n[nodes.alice.links.x]\nto = "tcp:elsewhere:4000"'),
     (
-        "ambiguous place",
+        "ambiguous address",
         "warning",
         "nodes.alice.links.x",
         GOOD
@@ -167,39 +167,39 @@ CASES: list[tuple[str, str, str, str]] = [
         ),
     ),
     (
-        "reached without a channel",
+        "reachable without channel",
         "warning",
         "nodes.bob.workers.echoer.allow",
         GOOD.replace('echoer = "echoer"', 'echoer = { run = "echoer", allow = "anyone" }'),
     ),
     (
-        "trust in everyone",
+        "trusts everyone",
         "warning",
         "nodes.bob.secure_channel_listeners.api.trust",
         GOOD.replace('{ nodes = ["alice"] }', '"everyone"'),
     ),
     (
-        "trust in everyone",
+        "trusts everyone",
         "warning",
         "nodes.alice.secure_channels.bob.trust",
         GOOD.replace('{ nodes = ["bob"] }\n[flows', '"everyone"\n[flows'),
     ),
     ("open listener", "note", "nodes.hub.listen[0].address", GOOD.replace("127.0.0.1", "hub.example")),
     (
-        "dial by strangers",
+        "unauthenticated dial",
         "warning",
         "nodes.bob.inlets.in",
         GOOD + '\n[nodes.bob.inlets.in]\nlisten = "0.0.0.0:80"\nto = ["@hub", "out"]',
     ),
     (
-        "dial by strangers",
+        "unauthenticated dial",
         "warning",
         "nodes.hub.links.x",
         GOOD.replace('listen = ["tcp', 'forwards = true\nlisten = ["tcp')
         + '\n[nodes.hub.links.x]\nto = "tcp:127.0.0.1:5"\ndial = "on_demand"\n[nodes.x]\nlisten = "tcp:127.0.0.1:5"',
     ),
     (
-        "strangers carried on",
+        "forwards unauthenticated",
         "note",
         "nodes.bob.relays.bob.to",
         GOOD.replace('via = ["@hub"]', 'via = ["@hub"], to = ["tcp:127.0.0.1:4000"]'),
@@ -242,7 +242,7 @@ links.a = { to = "tcp:127.0.0.1:1" }
 """,
     ),
     (
-        "no way back",
+        "no return route",
         "error",
         "flows.hello",
         """
@@ -327,8 +327,8 @@ streams.s = {{ via = ["@hub"], service = "hub", index_service = "hub_index", sen
 
 def test_two_relays_of_one_name_at_one_hub_are_told_of() -> None:
     text = GOOD + '\n[nodes.mallory.relays.bob]\nvia = ["tcp:127.0.0.1:4000"]'
-    findings = found(text.replace('allow = "channels"', 'allow = "anyone"'), "unopened")
-    assert "the relay can't be opened: the relay bob at hub belongs to another already" in [
+    findings = found(text.replace('allow = "channels"', 'allow = "anyone"'), "cannot open")
+    assert "the relay cannot be opened: the relay bob at hub belongs to another client" in [
         each.text for each in findings
     ]
 
@@ -348,7 +348,7 @@ workers.inner = "echoer"
 workers.open = { run = "echoer", allow = "anyone" }
 streams.s = { via = ["tcp:127.0.0.1:2"], service = "hub", index_service = "hub_index", sends = "x", receives = "y" }
 """
-    strangers = report(text).proof.strangers
+    strangers = report(text).analysis.reachability
     inner = strangers.reach("two", "inner", bare=False)
     assert inner is not None
     assert inner.manner == "through a secure channel"
@@ -356,7 +356,7 @@ streams.s = { via = ["tcp:127.0.0.1:2"], service = "hub", index_service = "hub_i
     reached = strangers.reach("three", "open", bare=True)
     assert reached is not None
     assert reached.manner == "by a bare stream"
-    assert reached.way[-3:] == (
+    assert reached.trace[-3:] == (
         "writes the stream y at two/hub",
         "is read by three",
         "addresses three/open",
@@ -378,13 +378,15 @@ to = ["@bob", "web"]
     assert set(flows) == {"inlet alice/web", "alice → bob/echoer by @bob"}
     assert flows["inlet alice/web"].path.receiver == ("bob", "web")
     assert [
-        each.at.name for each in flows["inlet alice/web"].path.there.passed if each.seen.payload == "plaintext"
+        each.at.name
+        for each in flows["inlet alice/web"].path.request.observations
+        if each.visible.payload == "plaintext"
     ] == [
         "alice",
         "bob",
         "bob → 10.0.0.1:80",
         "10.0.0.1:80",
-    ], "the outlet's target is reached in the clear"
+    ], "the outlet's target is reached in plaintext"
 
 
 TUNNEL = """
@@ -408,7 +410,7 @@ def test_a_tunnel_between_services_of_two_machines_shows_nothing_to_the_network(
     tunnel = report(TUNNEL)
     tunnel.require(**SAFE, sender_authenticated_to="office")
     assert tunnel.findings == ()
-    with pytest.raises(AssertionError, match="sees the payload of inlet home/web in the clear"):
+    with pytest.raises(AssertionError, match="sees the payload of inlet home/web in plaintext"):
         report(TUNNEL.replace("127.0.0.1:8401", "10.0.0.1:8401")).require(no_plaintext_at="network")
 
 
@@ -418,37 +420,37 @@ def test_whoever_reaches_an_inlet_reaches_what_it_leads_to(asserted: str) -> Non
     with pytest.raises(AssertionError, match="connects to"):
         opened.require(**{asserted: SAFE[asserted]})
     flow = opened.flow("inlet home/web")
-    for way in (flow.path.there.passed[0], flow.path.back.passed[-1]):
-        assert (str(way.at), way.seen.payload) == ("outsider the inlet home/web", "plaintext")
-        assert way.may_inject == "as the sender"
+    for way in (flow.path.request.observations[0], flow.path.reply.observations[-1]):
+        assert (str(way.at), way.visible.payload) == ("outsider the inlet home/web", "plaintext")
+        assert way.can_inject == "as the sender"
     assert [str(keys_of(finding.where)) for finding in opened.findings] == ["nodes.home.inlets.web"]
 
 
 def test_what_an_inlet_leads_to_is_open_to_declared_flows_and_behind_workers_too() -> None:
     text = TUNNEL.replace("127.0.0.1:4902", "0.0.0.0:4902") + '[flows.mine]\nfrom = "home"\nto = ["@office", "web"]'
-    with pytest.raises(AssertionError, match="takes messages of any stranger by an inlet"):
+    with pytest.raises(AssertionError, match="accepts messages of any unauthenticated peer by an inlet"):
         report(text).require(flow="mine", no_injection_by="network")
 
 
 def test_a_relay_is_reached_by_strangers_as_by_everybody() -> None:
-    with pytest.raises(AssertionError, match="a stranger reaches hub/forward_to_bob by a bare link"):
+    with pytest.raises(AssertionError, match="an unauthenticated peer reaches hub/forward_to_bob by a bare link"):
         report(GOOD).require(no_unauthenticated_access_to="hub/forward_to_bob")
 
 
 @pytest.mark.parametrize(
     ("sends", "text"),
     [
-        ('["nobody"]', "nobody at bob has the address nobody"),
-        ('["tcp:127.0.0.1:4000", "api"]', "nobody at hub has the address api"),
-        ('["@hub", "static_forwarding_service"]', "the relay service of hub takes registrations only"),
+        ('["nobody"]', "bob has no address nobody"),
+        ('["tcp:127.0.0.1:4000", "api"]', "hub has no address api"),
+        ('["@hub", "static_forwarding_service"]', "the relay service of hub accepts registrations only"),
     ],
 )
 def test_what_a_worker_passes_on_to_nobody_is_an_error(sends: str, text: str) -> None:
     worker = f'echoer = {{ run = "echoer", sends = [["echoer_two"], {sends}] }}\nworkers.echoer_two = "echoer"'
-    (finding,) = found(GOOD.replace('echoer = "echoer"', worker), "no way there")
+    (finding,) = found(GOOD.replace('echoer = "echoer"', worker), "no route")
     assert (finding.severity, keys_of(finding.where)) == ("error", "nodes.bob.workers.echoer.sends[1]")
     assert text in finding.text
-    assert finding.way
+    assert finding.trace
 
 
 def test_what_can_not_be_opened_is_told_once_and_not_again_for_all_that_needs_it() -> None:
@@ -475,7 +477,7 @@ secure_channel_listeners.api.trust.nodes = "a"
 secure_channels.a = { to = ["tcp:127.0.0.1:4000", "forward_to_a", "api"], trust.nodes = "a" }
 relays.b.via = ["@a"]
 """
-    assert len(found(text, "unopened")) == 4
+    assert len(found(text, "cannot open")) == 4
 
 
 @pytest.mark.parametrize(
@@ -486,10 +488,10 @@ def test_a_hub_with_fewer_relays_than_its_nodes_need_is_an_error(limits: str, in
         GOOD.replace('allow = "channels"\n', f'allow = "channels"\nlimits = {{ {limits} }}\n')
         + '[nodes.bob.relays.second]\nvia = ["@hub"]'
     )
-    (finding,) = found(text, "unopened")
+    (finding,) = found(text, "cannot open")
     assert keys_of(finding.where) == "nodes.bob.relays.second"
     assert "relay_service.limits." in finding.text
-    assert not found(text.replace(limits, instead), "unopened")
+    assert not found(text.replace(limits, instead), "cannot open")
 
 
 def test_a_hub_that_lets_a_client_use_fewer_streams_than_it_needs_is_an_error() -> None:
@@ -500,9 +502,9 @@ stream_services.stream_kafka = { store = "memory", limits.streams = 1 }
 [nodes.a]
 streams.s = { via = ["tcp:127.0.0.1:1"], sends = "x", receives = "y" }
 """
-    (finding,) = found(text, "unopened")
-    assert "lets a client use 1 streams" in finding.text
-    assert not found(text.replace("streams = 1", "streams = 2"), "unopened")
+    (finding,) = found(text, "cannot open")
+    assert "allows a client 1 streams" in finding.text
+    assert not found(text.replace("streams = 1", "streams = 2"), "cannot open")
 
 
 # The command
@@ -520,8 +522,8 @@ def test_check_prints_the_table_and_the_assertions(tmp_path: Path) -> None:
     assert code == 0
     assert output.splitlines()[:9] == [
         "hello: alice => @bob => echoer",
-        "  arrives at bob/echoer, as proven by alice; answers come back",
-        "  hop                  sees        may   addresses in the clear",
+        "  arrives at bob/echoer, sender proven to be alice; answers come back",
+        "  hop                  sees        can   addresses in the clear",
         "  alice                plaintext   -     echoer",
         "    alice → hub (tcp)  ciphertext  drop  -",
         "  hub                  ciphertext  drop  -",
@@ -562,7 +564,7 @@ def test_check_prints_json_and_the_schema(tmp_path: Path) -> None:
 @pytest.mark.parametrize("stage", STAGES)
 def test_every_report_can_be_told(stage: str) -> None:
     told = report(STAGES[stage])
-    assert list(tell(told))
+    assert list(render(told))
     assert json.dumps(as_json(told))
 
 
@@ -580,7 +582,9 @@ links.x.to = "udp:127.0.0.1:1"
     code, output = check(tmp_path, text)
     assert code == 0
     warnings = [
-        line.split(": ")[1] for line in output.splitlines() if line.startswith("warning") and "strangers" not in line
+        line.split(": ")[1]
+        for line in output.splitlines()
+        if line.startswith("warning") and "unauthenticated" not in line
     ]
     assert warnings == [
         "nodes.hub.listen",
@@ -599,7 +603,7 @@ links.x.to = "udp:127.0.0.1:1"
 def test_check_says_that_there_is_nothing_to_prove_of_messages_where_none_are_sent(tmp_path: Path) -> None:
     code, output = check(tmp_path, "[nodes.a]")
     assert code == 0
-    assert output.startswith("no flows: nothing to prove")
+    assert output.startswith("no flows, so nothing to prove")
 
 
 def test_a_flow_that_carries_nothing_has_no_table(tmp_path: Path) -> None:

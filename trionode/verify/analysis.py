@@ -1,52 +1,66 @@
-"""What the findings and the verdicts of a topology are drawn from: its flows, their ways, and how far strangers get."""
+"""The analysis of a topology, from which findings and verdicts follow: its flows with their paths, and what is reachable from outside."""
 
 import attrs
 
 from trionode.topology.spec import FlowSpec
-from trionode.verify.model.messages import Watcher
-from trionode.verify.model.network import World
-from trionode.verify.paths import Passed, Path
-from trionode.verify.reachability import Strangers
+from trionode.verify.model.messages import Observer
+from trionode.verify.model.network import SymbolicNetwork
+from trionode.verify.paths import Observation, Path
+from trionode.verify.reachability import Reachability
 
 
 @attrs.frozen
 class Flow:
-    """Messages that are sent, and what becomes of them."""
+    """The messages that a node sends along a route, and their path."""
 
     name: str
     spec: FlowSpec
     path: Path
-    #: Whether the topology names it, or it follows from an inlet or a channel.
+    #: True if the topology declares it; False if it follows from an inlet or a channel.
     is_declared: bool
 
     @property
-    def passed(self) -> tuple[Passed, ...]:
-        """All who carry its messages, and the answers if there are to be any."""
-        return self.path.passed if self.spec.answered else self.path.there.passed
+    def observations(self) -> tuple[Observation, ...]:
+        """What each observer sees of the messages, and of the answers if the flow has any."""
+        return self.path.observations if self.spec.answered else self.path.request.observations
 
 
 @attrs.frozen
-class Proof:
-    """A topology's flows and strangers."""
+class Analysis:
+    """What follows from a topology before it is judged."""
 
-    world: World
+    network: SymbolicNetwork
     flows: tuple[Flow, ...]
-    strangers: Strangers
+    #: What peers without a key of the topology can reach.
+    reachability: Reachability
 
     def flow(self, name: str) -> Flow:
-        """Return the flow of a name; KeyError if there is none."""
+        """Return a flow by its name.
+
+        Args:
+          name: As in `[flows.NAME]`, or as the report calls it.
+
+        Returns:
+          The flow.
+
+        Raises:
+          KeyError: If there is none; the text lists all flows.
+        """
         for flow in self.flows:
             if flow.name == name:
                 return flow
         raise KeyError(f"there is no flow {name!r}; there are: {', '.join(flow.name for flow in self.flows) or 'none'}")
 
 
-def is_meant(word: str, watcher: Watcher) -> bool:
-    """Whether an assertion that names a node, `network` or `stores` means somebody: whoever is outside of the topology is the network's."""
+def is_meant(word: str, observer: Observer) -> bool:
+    """Return whether an assertion that names a node, `network` or `stores` means an observer.
+
+    Outsiders count as the network.
+    """
     match word:
         case "network":
-            return watcher.kind in {"connection", "outsider"}
+            return observer.kind in {"connection", "outsider"}
         case "stores":
-            return watcher.kind == "store"
+            return observer.kind == "store"
         case _:
-            return watcher == Watcher("node", word)
+            return observer == Observer("node", word)

@@ -1,4 +1,4 @@
-"""The way of a message through a topology: who carries it, what each of them sees and could do, and whether an answer comes back."""
+"""The path of a message through a topology: who carries it, what each observer sees and can do, and whether an answer comes back."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Literal
@@ -9,342 +9,378 @@ from trionode.net.endpoint import Exposure
 from trionode.topology.endpoints import is_within_machine
 from trionode.topology.spec import TopologySpec
 from trionode.verify.model.build import build
-from trionode.verify.model.messages import ANSWERS, RANDOM, Body, Clear, End, Message, Record, Sealed, Step, Watcher
-from trionode.verify.model.network import Entry, UnopenedError, World
+from trionode.verify.model.messages import (
+    ANSWERS,
+    RANDOM,
+    Body,
+    Clear,
+    Observer,
+    Outcome,
+    Record,
+    Sealed,
+    Step,
+    SymbolicMessage,
+)
+from trionode.verify.model.network import CannotOpenError, SymbolicEntry, SymbolicNetwork
 
-#: What somebody sees of a payload; nothing where only sizes and times can be seen.
-Sight = Literal["plaintext", "ciphertext", "nothing"]
-#: How what somebody puts in reaches the receiver: just as the sender's messages do, or let in although no channel brings it.
-Injection = Literal["as the sender", "as a stranger"]
+#: What an observer sees of a payload; "nothing" if it sees sizes and times only.
+Visibility = Literal["plaintext", "ciphertext", "nothing"]
+#: How an injected message reaches the receiver: with the sender's identity, or with another or none.
+Injection = Literal["as the sender", "unauthenticated"]
 
-_ORDER: Sequence[Sight] = ("nothing", "ciphertext", "plaintext")
+_ORDER: Sequence[Visibility] = ("nothing", "ciphertext", "plaintext")
 
 
 @attrs.frozen
-class Seen:
-    """What a message shows to whoever holds its bytes."""
+class Visible:
+    """What a message shows to those who hold its bytes."""
 
-    payload: Sight
-    #: Addresses in the clear, in the order of the routes; those that nobody can guess begin with `#`.
+    payload: Visibility
+    #: Addresses in the clear, in the order of the routes. Random ones, which cannot be guessed, begin with `#`.
     addresses: tuple[str, ...]
 
-    def __or__(self, other: "Seen") -> "Seen":
+    def __or__(self, other: "Visible") -> "Visible":
         addresses = dict.fromkeys((*self.addresses, *other.addresses))
-        payload = self.payload if _ORDER.index(self.payload) > _ORDER.index(other.payload) else other.payload
-        return Seen(payload, tuple(addresses))
+        return Visible(max(self.payload, other.payload, key=_ORDER.index), tuple(addresses))
 
 
-NOTHING = Seen("nothing", ())
+NOTHING = Visible("nothing", ())
 
 
-def seen_in(message: Message) -> Seen:
-    """Return what a message shows as it is, to whoever has no key."""
+def visible_in(message: SymbolicMessage) -> Visible:
+    """Return what a message shows to an observer without keys."""
     addresses = [*message.onward, *message.back]
     body: Body = message.body
     while isinstance(body, Record):
         addresses += (body.stream, *body.onward, *body.back)
         body = body.body
-    payload: Sight = "plaintext" if isinstance(body, Clear) else "ciphertext" if isinstance(body, Sealed) else "nothing"
-    return Seen(payload, tuple(addresses))
+    payload: Visibility = (
+        "plaintext" if isinstance(body, Clear) else "ciphertext" if isinstance(body, Sealed) else "nothing"
+    )
+    return Visible(payload, tuple(addresses))
 
 
-def clients_of(node: str, key: str) -> Watcher:
-    """Return who connects to an inlet that the network reaches, and all between him and it."""
-    return Watcher("outsider", f"the inlet {node}/{key}")
+def clients_of(node: str, key: str) -> Observer:
+    """Return the observer that stands for the clients of an inlet and the network between them and the node."""
+    return Observer("outsider", f"the inlet {node}/{key}")
 
 
-def watchers_of(step: Step) -> Iterator[tuple[Watcher, Seen]]:
-    """Tell who sees something at a step, and what; of a wire that is the network, and the brokers where there are any."""
-    seen, endpoint = seen_in(step.message), step.endpoint
+def observers_of(step: Step) -> Iterator[tuple[Observer, Visible]]:
+    """Yield who sees a step, and what: for a connection the network, and the brokers if there are any."""
+    visible, endpoint = visible_in(step.message), step.endpoint
     if step.at.kind != "connection":
-        yield step.at, seen
+        yield step.at, visible
         if step.at.kind == "store" and endpoint is not None and endpoint.exposure:
-            yield Watcher("connection", f"to store {step.at.name}"), seen if endpoint.is_seen_by_network else NOTHING
+            yield (
+                Observer("connection", f"to store {step.at.name}"),
+                visible if endpoint.is_seen_by_network else NOTHING,
+            )
         return
     if endpoint is None or not endpoint.exposure:
         return
     if Exposure.BROKERS in endpoint.exposure:
-        yield Watcher("store", str(endpoint)), seen
-    yield step.at, seen if endpoint.is_seen_by_network else NOTHING
+        yield Observer("store", str(endpoint)), visible
+    yield step.at, visible if endpoint.is_seen_by_network else NOTHING
 
 
 @attrs.frozen
-class Passed:
-    """One who carries a message, or the copies of it, on its way in one direction."""
+class Observation:
+    """What one observer sees of a message and its copies in one direction, and what it can do with them."""
 
-    at: Watcher
-    seen: Seen
+    at: Observer
+    visible: Visible
     #: What happens there, in order.
-    does: tuple[str, ...]
-    #: Whether he could keep the message from those who are behind him.
-    may_drop: bool
-    #: Whether messages that he invents reach the receiver, and how.
-    may_inject: Injection | None
-    #: Channels whose other end he could be, because they would trust him, so that he could read what is in them.
-    may_pose: tuple[str, ...] = ()
-    #: Whether all that seals the payload there is such a channel.
-    may_read: bool = False
-    #: Addresses that he would learn by that.
-    may_learn: frozenset[str] = frozenset()
-    #: Whose identity a secure channel proves to him, by the names of nodes.
+    events: tuple[str, ...]
+    #: Whether it can keep the message from those behind it.
+    can_drop: bool
+    #: Whether a message that it makes up reaches the receiver, and how.
+    can_inject: Injection | None
+    #: Channels that would accept it as the peer.
+    can_impersonate: tuple[str, ...] = ()
+    #: Whether every channel that encrypts the payload there is one of those, so that it could read the payload.
+    can_decrypt: bool = False
+    #: Addresses that it would learn by that.
+    can_learn: frozenset[str] = frozenset()
+    #: Nodes whose identity a secure channel proves to it.
     proven: tuple[str, ...] = ()
 
+    def __or__(self, other: "Observation") -> "Observation":
+        return Observation(
+            self.at,
+            self.visible | other.visible,
+            self.events,
+            self.can_drop or other.can_drop,
+            self.can_inject or other.can_inject,
+            tuple(dict.fromkeys((*self.can_impersonate, *other.can_impersonate))),
+            self.can_decrypt or other.can_decrypt,
+            self.can_learn | other.can_learn,
+            tuple(dict.fromkeys((*self.proven, *other.proven))),
+        )
+
 
 @attrs.frozen
-class Way:
-    """One direction of a conversation: all who carry it, in order, and where it ends."""
+class Direction:
+    """One direction of a conversation: all observers in order, and what becomes of each copy of the message."""
 
-    passed: tuple[Passed, ...] = ()
-    ends: tuple[End, ...] = ()
+    observations: tuple[Observation, ...] = ()
+    outcomes: tuple[Outcome, ...] = ()
 
     @property
-    def taken(self) -> tuple[End, ...]:
-        """The ends at which somebody gets the message, whoever it is."""
-        return tuple(end for end in self.ends if end.what in {"arrived", "answered"})
+    def accepted(self) -> tuple[Outcome, ...]:
+        """The outcomes in which something accepts the message, wanted or not."""
+        return tuple(outcome for outcome in self.outcomes if outcome.is_accepted)
 
     @property
     def trouble(self) -> str:
-        """Why it doesn't arrive, as far as is known; empty if it does."""
-        if self.taken:
+        """Why the message does not arrive, if that is known; empty if it arrives."""
+        if self.accepted:
             return ""
-        return next((end.text for end in self.ends if end.text), "nobody takes it")
+        return next((outcome.text for outcome in self.outcomes if outcome.text), "no node accepts it")
 
-    def at(self, watcher: Watcher) -> Passed | None:
-        """Return what somebody sees and could do; None if nothing comes by him."""
-        return next((each for each in self.passed if each.at == watcher), None)
+    def at(self, observer: Observer) -> Observation | None:
+        """Return an observer's observation.
+
+        Args:
+          observer: The observer.
+
+        Returns:
+          What it sees and can do; None if the message does not pass it.
+        """
+        return next((each for each in self.observations if each.at == observer), None)
 
 
 @attrs.frozen
 class Path:
-    """A message's way to its receiver, and the answer's way back."""
+    """The path of a message to its receiver, and of the answer back."""
 
     node: str
     route: tuple[str, ...]
-    there: Way
-    back: Way
-    #: Addresses that a secure channel hides from others; without any channel the last one of the route.
+    request: Direction
+    reply: Direction
+    #: Addresses that a secure channel hides from others; the last address of the route if there is no channel.
     inner: frozenset[str]
-    #: Whose message it is as far as its receiver knows: the node whose identity a secure channel has proven.
+    #: The node that a secure channel proves to the receiver as the sender.
     proven: str | None = None
 
     @property
     def receiver(self) -> tuple[str, str] | None:
-        """Node and address of who gets the message first; None if nobody does."""
-        return next(((end.node, end.address) for end in self.there.taken), None)
+        """Node and address that accept the message first; None if none does."""
+        return next(((outcome.node, outcome.address) for outcome in self.request.accepted), None)
 
     @property
     def arrives(self) -> bool:
-        """Whether somebody in the topology gets it."""
-        return bool(self.there.taken)
+        """Whether a node of the topology accepts the message."""
+        return bool(self.request.accepted)
 
     @property
     def returns(self) -> bool:
         """Whether an answer comes back to the sender."""
-        return any(end.what == "answered" for end in self.back.ends)
+        return any(outcome.what == "answered" for outcome in self.reply.outcomes)
 
     @property
-    def passed(self) -> tuple[Passed, ...]:
-        """All who carry one of the two, with what they see of both."""
-        found: dict[Watcher, Passed] = {}
-        for each in (*self.there.passed, *self.back.passed):
-            known = found.get(each.at)
-            found[each.at] = each if known is None else _both(known, each)
+    def observations(self) -> tuple[Observation, ...]:
+        """What each observer sees of both directions."""
+        found: dict[Observer, Observation] = {}
+        for each in (*self.request.observations, *self.reply.observations):
+            found[each.at] = found[each.at] | each if each.at in found else each
         return tuple(found.values())
 
 
-def _both(one: Passed, other: Passed) -> Passed:
-    return Passed(
-        one.at,
-        one.seen | other.seen,
-        one.does,
-        one.may_drop or other.may_drop,
-        one.may_inject or other.may_inject,
-        tuple(dict.fromkeys((*one.may_pose, *other.may_pose))),
-        one.may_read or other.may_read,
-        one.may_learn | other.may_learn,
-        tuple(dict.fromkeys((*one.proven, *other.proven))),
-    )
-
-
-def walk(spec: TopologySpec | World, node: str, route: Iterable[str]) -> Path:
-    """Return the way of a message that a node sends along a route, as a spec has it; pass the same World for several."""
-    world = spec if isinstance(spec, World) else build(spec)
-    sender = world.nodes[node]
+def trace_route(spec: TopologySpec | SymbolicNetwork, node: str, route: Iterable[str]) -> Path:
+    """Return the path of a message that a node sends along a route, given as in a spec. Pass a network to reuse it."""
+    network = spec if isinstance(spec, SymbolicNetwork) else build(spec)
+    sender = network.nodes[node]
     hops = tuple(route)
     try:
-        onward = world.resolve(sender, hops)
-    except UnopenedError as error:
-        key = next((key for key in world.unopened if key[0] == node and "@" + key[2] == hops[0]), None)
-        why = f"{error}: {world.unopened[key]}" if key is not None else str(error)
-        end = End("dropped", node, hops[0], why, Message(hops, (), Clear()))
-        return Path(node, hops, Way(ends=(end,)), Way(), frozenset(hops[-1:]))
-    sender.table[ANSWERS] = Entry("answers", lambda message: world.end("answered", sender, message))
-    message = Message(onward, (ANSWERS,), Clear())
-    ends = world.run(sender, message)
-    taken = [end for end in ends if end.what == "arrived"]
-    # An answer leaves as a message of its own. Who has passed a message on gets the answers to what he passed on.
-    returned = tuple(
-        back
-        for end in taken
-        for back in world.run(world.nodes[end.node], Message(end.message.back, (_source(end),), Clear()))
+        onward = network.resolve(sender, hops)
+    except CannotOpenError as error:
+        why = next((text for key, text in network.unopened.items() if key[0] == node and "@" + key[2] == hops[0]), "")
+        text = f"{error}: {why}" if why else str(error)
+        outcome = Outcome("dropped", node, hops[0], text, SymbolicMessage(hops, (), Clear()))
+        return Path(node, hops, Direction(outcomes=(outcome,)), Direction(), frozenset(hops[-1:]))
+    sender.table[ANSWERS] = SymbolicEntry("answers", lambda message: network.end("answered", sender, message))
+    requests = network.run(sender, SymbolicMessage(onward, (ANSWERS,), Clear()))
+    arrived = [outcome for outcome in requests if outcome.what == "arrived"]
+    # An answer is a message of its own. A worker that passes messages on gets the answers to them.
+    replies = tuple(
+        reply
+        for outcome in arrived
+        for reply in network.run(
+            network.nodes[outcome.node], SymbolicMessage(outcome.message.back, (_source(outcome),), Clear())
+        )
     )
     del sender.table[ANSWERS]
-    receiver = taken[0].node if taken else None
-    there = _way(world, ends, node, receiver)
-    back = _way(world, returned, receiver, node)
-    identity = taken[0].message.origin.identifier if taken else None
-    return Path(node, hops, there, back, _inner(ends, hops), None if identity is None else world.who(identity))
+    receiver = arrived[0].node if arrived else None
+    identity = arrived[0].message.origin.identifier if arrived else None
+    return Path(
+        node,
+        hops,
+        _direction(network, requests, node, receiver),
+        _direction(network, replies, receiver, node),
+        _inner(requests, hops),
+        None if identity is None else network.node_of(identity),
+    )
 
 
 def from_clients(path: Path, key: str, at: str) -> Path:
-    """Return the path of what an inlet of a node carries, with the inlet's clients: none if only programs of its own machine are."""
+    """Return the path of what an inlet carries with the inlet's clients; unchanged if only this machine can connect."""
     if is_within_machine(at):
         return path
-    clients = Passed(
+    clients = Observation(
         clients_of(path.node, key),
-        Seen("plaintext", ()),
+        Visible("plaintext", ()),
         (f"connects to {at}",),
-        may_drop=True,
-        may_inject="as the sender",
+        can_drop=True,
+        can_inject="as the sender",
     )
-    there = attrs.evolve(path.there, passed=(clients, *path.there.passed))
-    back = attrs.evolve(path.back, passed=(*path.back.passed, clients) if path.back.passed else ())
-    return attrs.evolve(path, there=there, back=back)
+    request = attrs.evolve(path.request, observations=(clients, *path.request.observations))
+    reply = path.reply
+    if reply.observations:
+        reply = attrs.evolve(reply, observations=(*reply.observations, clients))
+    return attrs.evolve(path, request=request, reply=reply)
 
 
-def _source(end: End) -> str:
-    return RANDOM + "answerer" if end.address.startswith("@") else end.address
+def _source(outcome: Outcome) -> str:
+    return RANDOM + "answerer" if outcome.address.startswith("@") else outcome.address
 
 
-def _inner(ends: Iterable[End], route: Sequence[str]) -> frozenset[str]:
-    inner: set[str] = set()
-    for end in ends:
-        for step in end.message.trail:
-            body = step.message.body
-            while isinstance(body, Sealed | Record):
-                if isinstance(body, Sealed):
-                    inner.update(each for each in body.onward if not each.startswith(RANDOM))
-                body = body.body
+def layers(body: Body) -> Iterator[Sealed | Record]:
+    """Yield the layers around a payload, the outermost first: what channels have encrypted, and records of streams."""
+    while isinstance(body, Sealed | Record):
+        yield body
+        body = body.body
+
+
+def _names(route: Iterable[str]) -> Iterator[str]:
+    """Yield the addresses of a route that can be guessed."""
+    return (each for each in route if not each.startswith(RANDOM))
+
+
+def _inner(outcomes: Iterable[Outcome], route: Sequence[str]) -> frozenset[str]:
+    inner = {
+        name
+        for outcome in outcomes
+        for step in outcome.message.trail
+        for layer in layers(step.message.body)
+        if isinstance(layer, Sealed)
+        for name in _names(layer.onward)
+    }
     return frozenset(inner or route[-1:])
 
 
-def _way(world: World, ends: tuple[End, ...], sender: str | None, receiver: str | None) -> Way:
-    """Collect what each of those who carry a message and its copies sees, and try what each could put in."""
-    order: dict[Watcher, list[Step]] = {}
-    seen: dict[Watcher, Seen] = {}
-    last: dict[Watcher, bool] = {}
-    injected: dict[Watcher, Injection | None] = {}
-    poses: dict[Watcher, _Pose] = {}
-    own = {Watcher("node", name) for name in (sender, receiver) if name is not None}
-    done: set[int] = set()
-    for end in ends:
-        trail = end.message.trail
-        for index, step in enumerate(trail):
-            is_new = id(step) not in done
-            done.add(id(step))
-            for watcher, what in watchers_of(step):
-                steps = order.setdefault(watcher, [])
-                if is_new:
-                    steps.append(step)
-                seen[watcher] = seen.get(watcher, NOTHING) | what
-                behind = any(each.at != step.at for each in trail[index + 1 :])
-                last[watcher] = last.get(watcher, False) or behind
-                if is_new and watcher not in own and not (watcher.kind == "connection" and what.payload == "nothing"):
-                    poses.setdefault(watcher, _Pose()).note(world, watcher, step.message)
-                if (
-                    watcher in own
-                    or end.what not in {"arrived", "answered"}
-                    or injected.get(watcher) == "as the sender"
-                ):
-                    continue
-                if watcher.kind == "connection" and what.payload == "nothing":
-                    continue  # protected by its transport
-                injected[watcher] = _injection(world, trail, index, end) or injected.get(watcher)
-    passed = [
-        Passed(
-            watcher,
-            seen[watcher],
-            tuple(dict.fromkeys(step.what for step in steps if step.what)),
-            watcher not in own and watcher.kind != "outsider" and last[watcher],
-            injected.get(watcher),
-            tuple(poses.get(watcher, _NO_POSE).channels),
-            poses.get(watcher, _NO_POSE).reads,
-            frozenset(poses.get(watcher, _NO_POSE).addresses),
-            tuple(
-                dict.fromkeys(
-                    world.who(step.message.origin.identifier)
-                    for step in steps
-                    if step.at == watcher and step.message.origin.identifier is not None
-                )
-            ),
-        )
-        for watcher, steps in order.items()
-    ]
-    return Way(tuple(passed), ends)
+# What each observer sees and can do
 
 
 @attrs.define
-class _Pose:
-    """What somebody could open by taking the other end of the channels that seal what he carries."""
+class _Collected:
+    """What is known of one observer while the copies of a message are followed."""
 
-    channels: dict[str, None] = attrs.Factory(dict)
-    reads: bool = False
-    addresses: set[str] = attrs.Factory(set)
-
-    def note(self, world: World, watcher: Watcher, message: Message) -> None:
-        body = message.body
-        is_open = False
-        while isinstance(body, Sealed | Record):
-            if isinstance(body, Sealed):
-                if not _would_trust(world, watcher, body):
-                    return
-                is_open = True
-                self.channels[f"@{body.channel.name} of {body.channel.initiator.name}"] = None
-                self.addresses.update(each for each in body.onward if not each.startswith(RANDOM))
-            body = body.body
-        self.reads = self.reads or is_open
+    visible: Visible = NOTHING
+    events: dict[str, None] = attrs.Factory(dict)
+    proven: dict[str, None] = attrs.Factory(dict)
+    is_before_others: bool = False
+    injection: Injection | None = None
+    impersonates: dict[str, None] = attrs.Factory(dict)
+    decrypts: bool = False
+    learns: set[str] = attrs.Factory(set)
 
 
-_NO_POSE = _Pose()
+def _direction(
+    network: SymbolicNetwork, outcomes: tuple[Outcome, ...], sender: str | None, receiver: str | None
+) -> Direction:
+    """Collect what each observer of a message and its copies sees, and try what each can inject."""
+    found: dict[Observer, _Collected] = {}
+    ends = {Observer("node", name) for name in (sender, receiver) if name is not None}
+    known: set[int] = set()
+    for outcome in outcomes:
+        trail = outcome.message.trail
+        for index, step in enumerate(trail):
+            is_new = id(step) not in known
+            known.add(id(step))
+            for observer, visible in observers_of(step):
+                each = found.setdefault(observer, _Collected())
+                each.visible |= visible
+                each.is_before_others |= any(later.at != step.at for later in trail[index + 1 :])
+                if is_new:
+                    _note_step(network, each, observer, step)
+                if observer in ends or (observer.kind == "connection" and visible.payload == "nothing"):
+                    continue  # an end of the flow is trusted with it, and a transport may protect a connection
+                if is_new:
+                    _note_impersonation(network, each, observer, step.message)
+                if outcome.is_accepted and each.injection != "as the sender":
+                    each.injection = _injection(network, trail, index, outcome) or each.injection
+    observations = (
+        Observation(
+            observer,
+            each.visible,
+            tuple(each.events),
+            observer not in ends and observer.kind != "outsider" and each.is_before_others,
+            each.injection,
+            tuple(each.impersonates),
+            each.decrypts,
+            frozenset(each.learns),
+            tuple(each.proven),
+        )
+        for observer, each in found.items()
+    )
+    return Direction(tuple(observations), outcomes)
 
 
-def _would_trust(world: World, watcher: Watcher, sealed: Sealed) -> bool:
-    """Whether the sender of what is sealed would take a watcher for the channel's other end."""
+def _note_step(network: SymbolicNetwork, each: _Collected, observer: Observer, step: Step) -> None:
+    if step.what:
+        each.events[step.what] = None
+    identity = step.message.origin.identifier
+    if step.at == observer and identity is not None:
+        each.proven[network.node_of(identity)] = None
+
+
+def _note_impersonation(
+    network: SymbolicNetwork, each: _Collected, observer: Observer, message: SymbolicMessage
+) -> None:
+    """Note which channels around a payload would accept an observer as the peer, from the outermost on."""
+    sealed = [layer for layer in layers(message.body) if isinstance(layer, Sealed)]
+    for layer in sealed:
+        if not _would_trust(network, observer, layer):
+            return
+        each.impersonates[f"@{layer.channel.name} of {layer.channel.initiator}"] = None
+        each.learns.update(_names(layer.onward))
+    each.decrypts |= bool(sealed)
+
+
+def _would_trust(network: SymbolicNetwork, observer: Observer, sealed: Sealed) -> bool:
+    """Return whether the sender of an encrypted message would accept an observer as the channel's other end."""
     channel = sealed.channel
-    if watcher.kind == "node" and watcher.name in {channel.initiator.name, channel.responder.name}:
+    if observer.kind == "node" and observer.name in {channel.initiator, channel.responder}:
         return False  # it is an end of it
-    identity = world.nodes[watcher.name].identity if watcher.kind == "node" else f"{RANDOM}anybody"
-    spec = channel.initiator.spec.secure_channels[channel.name]
-    if not world.trusts(spec.trust, identity):
+    identity = network.nodes[observer.name].identity if observer.kind == "node" else f"{RANDOM}anybody"
+    if not network.trusts(channel.spec.trust, identity):
         return False
-    # What the responder sends goes to whoever wrote to it: he has to be trusted there too, to stand between the two.
-    listener = channel.responder.spec.secure_channel_listeners[channel.listener]
-    return sealed.by == channel.initiator.name or world.trusts(listener.trust, identity)
+    # The responder answers the peer that opened the channel. To stand between the two, the observer needs its trust too.
+    return sealed.by == channel.initiator or network.trusts(channel.listener_spec.trust, identity)
 
 
-def _injection(world: World, trail: Sequence[Step], index: int, end: End) -> Injection | None:
-    """Say how a message that is put in at a step reaches the same receiver."""
-    where = next((at for at in range(index, len(trail)) if trail[at].puts is not None), None)
-    if where is None:
+def _injection(network: SymbolicNetwork, trail: Sequence[Step], index: int, outcome: Outcome) -> Injection | None:
+    """Return how a message that is injected at a step reaches the same receiver."""
+    step = next((each for each in trail[index:] if each.inject is not None), None)
+    if step is None:
         return None
-    step = trail[where]
-    if "plaintext" in {seen_in(trail[index].message).payload, seen_in(step.message).payload}:
-        # What is in the clear is addressed in the clear too: another payload takes the very same way. A node that seals it itself can as well.
+    if "plaintext" in {visible_in(trail[index].message).payload, visible_in(step.message).payload}:
+        # A payload in the clear is addressed in the clear too, so another payload takes the same path. So does one of
+        # a node that encrypts it itself.
         return "as the sender"
-    crafted = without_channels(step.message)
-    if crafted is None:
-        return None
-    for each in world.put(step, attrs.evolve(crafted, trail=())):
-        if (each.what, each.node, each.address) == (end.what, end.node, end.address):
-            same = each.message.origin.identifier == end.message.origin.identifier
-            return "as the sender" if same else "as a stranger"
+    forged = without_channels(step.message)
+    for each in () if forged is None else network.inject(step, attrs.evolve(forged, trail=())):
+        if (each.what, each.node, each.address) == (outcome.what, outcome.node, outcome.address):
+            same = each.message.origin.identifier == outcome.message.origin.identifier
+            return "as the sender" if same else "unauthenticated"
     return None
 
 
-def without_channels(message: Message) -> Message | None:
-    """Return a message as somebody without keys can make one like it: its channels left out, all that is behind them addressed in the clear.
+def without_channels(message: SymbolicMessage) -> SymbolicMessage | None:
+    """Return a message like this one as an observer without keys can make it: without channels, all addresses in the clear.
 
-    What only those within a channel know is left out of its route, for such addresses lead nowhere that names don't; None if the last is one of them.
+    It leaves out random addresses that only the ends of a channel know: they lead nowhere that names do not lead.
+    None if the last address is one of them.
     """
     opened = _open(message.onward, message.body)
     return None if opened is None else attrs.evolve(message, onward=opened[0], body=opened[1])
@@ -356,7 +392,7 @@ def _open(onward: tuple[str, ...], body: Body) -> tuple[tuple[str, ...], Body] |
             inner = _open(body.onward, body.body)
             if inner is None or inner[0][-1].startswith(RANDOM):
                 return None
-            return (*onward[:-1], *(each for each in inner[0] if not each.startswith(RANDOM))), inner[1]
+            return (*onward[:-1], *_names(inner[0])), inner[1]
         case Record():
             inner = _open(body.onward, body.body)
             return None if inner is None else (onward, attrs.evolve(body, onward=inner[0], body=inner[1]))

@@ -1,108 +1,104 @@
-"""A report in words: tables for a terminal, and plain values for JSON."""
+"""A report as text for a terminal, and as plain values for JSON."""
 
 from collections.abc import Iterable, Iterator, Sequence
 
 from trionode.topology.errors import keys_of
 from trionode.verify.analysis import Flow
 from trionode.verify.assertions import Verdict
-from trionode.verify.findings import Finding
-from trionode.verify.model.messages import RANDOM, Watcher
-from trionode.verify.paths import Passed, Path
+from trionode.verify.model.messages import RANDOM, Observer
+from trionode.verify.paths import Observation, Path
 from trionode.verify.report import Report
 
-#: What a report is made of as JSON.
+#: A JSON value of a report.
 Json = str | int | bool | None | list["Json"] | dict[str, "Json"]
 
 #: Addresses of one hop that a table names before it says that there are more.
 SHOWN_ADDRESSES = 6
 
 
-def tell(report: Report) -> Iterator[str]:
-    """Write a report line by line: for each flow who sees and may what, then findings, then assertions."""
+def render(report: Report) -> Iterator[str]:
+    """Yield a report line by line: a table for each flow, then findings, then assertions."""
     for flow in report.flows:
-        yield from tell_flow(flow)
+        yield from render_flow(flow)
         yield ""
     if not report.flows:
-        yield "no flows: nothing to prove of messages. [flows.NAME] declares one"
+        yield "no flows, so nothing to prove about messages: declare one with [flows.NAME]"
         yield ""
     for finding in report.findings:
-        yield from _tell_finding(finding)
+        yield f"{finding.severity}: {keys_of(finding.where)}: {finding.text}"
+        yield f"    {finding.advice}."
     if report.findings:
         yield ""
     for verdict in report.verdicts:
-        yield from _tell_verdict(verdict)
+        yield from _render_verdict(verdict)
 
 
-def tell_flow(flow: Flow) -> Iterator[str]:
-    """Write a flow's table: a line for each who carries it, in order."""
+def render_flow(flow: Flow) -> Iterator[str]:
+    """Yield a flow's table: one line for each observer, in order."""
     yield f"{flow.name}: {flow.spec.node} => {' => '.join(flow.spec.to)}"
-    yield f"  {outcome(flow)}"
-    if not flow.passed:
+    yield f"  {_result(flow)}"
+    if not flow.observations:
         return
-    rows = [("hop", "sees", "may", "addresses in the clear")]
-    rows += [(hop_of(each.at), sees(each), may(each), _addresses(each)) for each in flow.passed]
-    widths = [max(len(row[column]) for row in rows) for column in range(3)]
-    for row in rows:
-        yield (
-            "  " + "  ".join((*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[3])).rstrip()
-        )
+    rows = [("hop", "sees", "can", "addresses in the clear")]
+    rows += [(_hop(each.at), sees(each), can(each), _addresses(each)) for each in flow.observations]
+    widths = [max(map(len, column)) for column in list(zip(*rows, strict=True))[:3]]
+    for *cells, last in rows:
+        yield "  ".join(("", *map(str.ljust, cells, widths), last)).rstrip()
 
 
-def outcome(flow: Flow) -> str:
-    """Say whether a flow arrives, who is proven to be its sender there, and whether answers come back."""
+def _result(flow: Flow) -> str:
+    """Return whether a flow arrives, which sender is proven there, and whether answers come back."""
     path = flow.path
     if path.receiver is None:
-        return f"does not arrive: {path.there.trouble}"
-    node, address = path.receiver
-    told = f"arrives at {node}/{address}, {_proof(path)}"
+        return f"does not arrive: {path.request.trouble}"
+    text = f"arrives at {'/'.join(path.receiver)}, {_sender(path)}"
     if not flow.spec.answered:
-        return told
-    return f"{told}; answers {'come back' if path.returns else 'do not come back: ' + path.back.trouble}"
+        return text
+    return f"{text}; answers {'come back' if path.returns else 'do not come back: ' + path.reply.trouble}"
 
 
-def _proof(path: Path) -> str:
+def _sender(path: Path) -> str:
     if path.receiver is not None and path.receiver[0] == path.node:
         return "which is the sender's own node"
-    return "from nobody in particular" if path.proven is None else f"as proven by {path.proven}"
+    return "sender not proven" if path.proven is None else f"sender proven to be {path.proven}"
 
 
-def hop_of(watcher: Watcher) -> str:
-    """Name somebody in a table."""
-    return f"  {watcher.name}" if watcher.kind == "connection" else str(watcher)
+def _hop(observer: Observer) -> str:
+    return f"  {observer.name}" if observer.kind == "connection" else str(observer)
 
 
-def sees(passed: Passed) -> str:
-    """Say what somebody sees of a payload."""
-    sight = "that something passes" if passed.seen.payload == "nothing" else passed.seen.payload
-    return f"{sight}, could read" if passed.may_read and passed.seen.payload == "ciphertext" else sight
+def sees(observation: Observation) -> str:
+    """Return what an observer sees of a payload, in words."""
+    payload = observation.visible.payload
+    if payload == "ciphertext" and observation.can_decrypt:
+        return "ciphertext, could read"
+    return "traffic only" if payload == "nothing" else payload
 
 
-def may(passed: Passed) -> str:
-    """Say what somebody could do with a flow."""
-    could = ["drop"] if passed.may_drop else []
-    if passed.may_inject is not None:
-        could.append(f"inject {passed.may_inject}")
-    if passed.may_pose:
-        could.append(f"be the other end of {', '.join(passed.may_pose)}")
-    return ", ".join(could) or "-"
+def can(observation: Observation) -> str:
+    """Return what an observer can do with a flow, in words."""
+    abilities = ["drop"] if observation.can_drop else []
+    if observation.can_inject is not None:
+        abilities.append(f"inject {observation.can_inject}")
+    if observation.can_impersonate:
+        abilities.append(f"impersonate the peer of {', '.join(observation.can_impersonate)}")
+    return ", ".join(abilities) or "-"
 
 
-def _addresses(passed: Passed) -> str:
-    named = [each for each in passed.seen.addresses if not each.startswith(RANDOM)]
+def _named(observation: Observation) -> list[str]:
+    return [each for each in observation.visible.addresses if not each.startswith(RANDOM)]
+
+
+def _addresses(observation: Observation) -> str:
+    named = _named(observation)
     return ", ".join(named[:SHOWN_ADDRESSES]) + (", …" if len(named) > SHOWN_ADDRESSES else "") or "-"
 
 
-def _tell_finding(finding: Finding) -> Iterator[str]:
-    yield f"{finding.severity}: {keys_of(finding.where)}: {finding.text}"
-    yield f"    {finding.advice}."
-
-
-def _tell_verdict(verdict: Verdict) -> Iterator[str]:
+def _render_verdict(verdict: Verdict) -> Iterator[str]:
     yield f"{'✓' if verdict.holds else '✗'} {keys_of(('assert', verdict.index))}: {verdict.what}"
     for violation in verdict.violations:
         yield f"    {violation.text}"
-        for line in violation.way:
-            yield f"        {line}"
+        yield from (f"        {line}" for line in violation.trace)
 
 
 # JSON
@@ -119,7 +115,7 @@ def as_json(report: Report) -> dict[str, Json]:
                 "where": keys_of(finding.where),
                 "text": finding.text,
                 "advice": finding.advice,
-                "way": texts(finding.way),
+                "trace": texts(finding.trace),
             }
             for finding in report.findings
         ],
@@ -127,7 +123,7 @@ def as_json(report: Report) -> dict[str, Json]:
             {
                 "what": verdict.what,
                 "holds": verdict.holds,
-                "violations": [{"text": each.text, "way": texts(each.way)} for each in verdict.violations],
+                "violations": [{"text": each.text, "trace": texts(each.trace)} for each in verdict.violations],
             }
             for verdict in report.verdicts
         ],
@@ -149,24 +145,24 @@ def _flow(flow: Flow) -> dict[str, Json]:
         "receiver": None if path.receiver is None else "/".join(path.receiver),
         "arrives": path.arrives,
         "returns": path.returns,
-        "why_not": path.there.trouble or (path.back.trouble if flow.spec.answered else ""),
-        "there": _passed(path.there.passed),
-        "back": _passed(path.back.passed if flow.spec.answered else ()),
+        "why_not": path.request.trouble or (path.reply.trouble if flow.spec.answered else ""),
+        "request": _observations(path.request.observations),
+        "reply": _observations(path.reply.observations if flow.spec.answered else ()),
     }
 
 
-def _passed(passed: Sequence[Passed]) -> list[Json]:
+def _observations(observations: Sequence[Observation]) -> list[Json]:
     return [
         {
             "kind": each.at.kind,
             "name": each.at.name,
-            "payload": each.seen.payload,
-            "addresses": texts(address for address in each.seen.addresses if not address.startswith(RANDOM)),
-            "may_drop": each.may_drop,
-            "may_inject": each.may_inject,
-            "may_read": each.may_read,
-            "may_pose": texts(each.may_pose),
+            "payload": each.visible.payload,
+            "addresses": texts(_named(each)),
+            "can_drop": each.can_drop,
+            "can_inject": each.can_inject,
+            "can_decrypt": each.can_decrypt,
+            "can_impersonate": texts(each.can_impersonate),
             "proven": texts(each.proven),
         }
-        for each in passed
+        for each in observations
     ]

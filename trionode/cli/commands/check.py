@@ -11,7 +11,7 @@ from trionode.topology.check.checks import check_here
 from trionode.topology.load.json_schema import json_schema
 from trionode.topology.load.loader import read_topology
 from trionode.verify.findings import missing_here
-from trionode.verify.render import as_json, tell
+from trionode.verify.render import as_json, render
 from trionode.verify.report import Report, verify
 
 
@@ -42,7 +42,7 @@ def check(context: click.Context, *, files: tuple[Path, ...], strict: bool, is_j
         if is_json:
             print_out(json.dumps(as_json(report), indent=2))
         else:
-            for line in tell(report):
+            for line in render(report):
                 print_out(printable(line))
     except LocalError as error:
         for line in str(error).splitlines():

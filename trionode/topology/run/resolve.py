@@ -11,7 +11,14 @@ from typing import Any, cast
 from trionode import workers
 from trionode.identity.trust import TrustPolicy, trust_everyone, trust_only
 from trionode.protocol.identity.identity import Identifier
-from trionode.protocol.rules.access import Access, from_anywhere, from_local, from_local_or_channels, is_local_or_named
+from trionode.protocol.rules.access import (
+    Access,
+    OriginLike,
+    from_anywhere,
+    from_local,
+    from_local_or_channels,
+    is_local_or_named,
+)
 from trionode.protocol.wire.route import Route
 from trionode.routing.mailbox import Mailbox, Worker
 from trionode.topology.endpoints import parse_endpoint
@@ -24,7 +31,12 @@ Identifiers = Mapping[str, tuple[Identifier, ...]]
 #: What the note begins with that tells which worker has raised an error.
 RAISED_BY = "raised by "
 
-_RULES: Mapping[str, Access] = {"local": from_local, "channels": from_local_or_channels, "anyone": from_anywhere}
+#: The rules of the words that a spec has for `allow`; the verifier calls the same ones.
+ACCESS_RULES: Mapping[str, Callable[[OriginLike[object]], bool]] = {
+    "local": from_local,
+    "channels": from_local_or_channels,
+    "anyone": from_anywhere,
+}
 
 
 def named(spec: AccessSpec | TrustSpec, known: Identifiers) -> list[Identifier]:
@@ -34,8 +46,8 @@ def named(spec: AccessSpec | TrustSpec, known: Identifiers) -> list[Identifier]:
 
 def access_of(spec: AccessSpec, known: Identifiers) -> Access:
     """Return the rule that a spec means; identities that it names come through a secure channel, and this node itself always may."""
-    if spec.rule in _RULES:
-        return _RULES[spec.rule]
+    if spec.rule in ACCESS_RULES:
+        return ACCESS_RULES[spec.rule]
     allowed = frozenset(each.value for each in named(spec, known))
 
     return partial(is_local_or_named, identifiers=allowed)

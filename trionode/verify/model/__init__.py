@@ -1,1 +1,1 @@
-"""A topology without bytes, keys, tasks and time: nodes whose hops do to routes and facts what those of running nodes do."""
+"""A network of a topology without bytes, sockets and time: nodes deliver symbolic messages by the same rules as running nodes."""

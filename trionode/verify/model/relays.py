@@ -1,178 +1,155 @@
-"""Relays without time: a hub's names, passages by which conversations go on, and the holder's side.
+"""Relays without time: the names of a hub, return paths, and the relay of a node.
 
-Behind it stand trionode/relay_service.py, trionode/passage.py and trionode/relay.py.
+It models trionode/relay/service.py, trionode/relay/return_path.py and trionode/relay/client.py, and calls the same rules.
 """
 
 from functools import partial
 
 import attrs
 
+from trionode.protocol.rules.access import client_of
+from trionode.protocol.rules.relay import Refusal, origin_behind_relay, registration_refusal
+from trionode.protocol.rules.return_path import PathEntry, PathTable
 from trionode.relay.service import EPHEMERAL_SERVICE, NAMED_SERVICE
 from trionode.topology.spec import RelayServiceSpec, RelaySpec
-from trionode.verify.model.messages import LOCAL, Message, Origin, Request
-from trionode.verify.model.network import Entry, Node, UnopenedError, World, describe
+from trionode.verify.model.messages import LOCAL, Request, SymbolicMessage, SymbolicOrigin
+from trionode.verify.model.network import CannotOpenError, SymbolicNetwork, SymbolicNode
 
-
-@attrs.define(eq=False)
-class _PathEntry:
-    first: str
-    alias: str
-    origin: Origin
-    writers: set[str] = attrs.Factory(set)
-
-    @property
-    def speaks_as_node(self) -> bool:
-        return self.origin.identifier is not None
+_Entry = PathEntry[str, SymbolicOrigin]
 
 
 class _ReturnPaths:
-    def __init__(self, world: World, node: Node) -> None:
-        self._world = world
+    """The return paths of a relay or a relay service in the symbolic network."""
+
+    def __init__(self, network: SymbolicNetwork, node: SymbolicNode) -> None:
+        self._network = network
         self._node = node
-        self._ways: dict[str, _PathEntry] = {}
+        self.table: PathTable[str, SymbolicOrigin] = PathTable(partial(network.random, "alias", node.name), self._add)
 
-    def meet(self, message: Message) -> _PathEntry:
-        way = self.lead(message.back[0], message.origin)
-        if message.back[0] == way.first:
-            way.origin = message.origin
-        return way
+    def _add(self, entry: _Entry) -> None:
+        self._node.add(entry.alias, "alias", partial(self._on_answer, entry))
 
-    def lead(self, first: str, origin: Origin) -> _PathEntry:
-        way = self._ways.get(first)
-        if way is None:
-            way = _PathEntry(first, self._world.random("alias", self._node.name), origin)
-            self._ways[first] = self._ways[way.alias] = way
-            self._node.table[way.alias] = Entry("alias", partial(self._through, way))
-        return way
+    def _on_answer(self, entry: _Entry, message: SymbolicMessage) -> None:
+        if entry.admits(message.onward):
+            self.pass_on(message, entry, message.onward[1:])
+        else:
+            why = "a relay passes answers into a channel only to those that wrote through it"
+            self._network.drop(self._node, message, why)
 
-    def _through(self, way: _PathEntry, message: Message) -> None:
-        onward = message.onward
-        if way.speaks_as_node and (len(onward) < 2 or onward[1] not in way.writers):
-            self._world.drop(self._node, message, "into a channel a passage leads only to those who wrote by it")
-            return
-        self.pass_on(message, way, onward[1:])
-
-    def pass_on(self, message: Message, way: _PathEntry, rest: tuple[str, ...]) -> None:
-        origin, back = message.origin, message.back
-        if not origin.is_local:
-            source = self.meet(message)
-            if len(back) > 1 and source.speaks_as_node:
-                source.writers.add(back[1])
-            back = (source.alias, *back[1:])
-        outward = LOCAL if way.origin.stream is not None and not way.speaks_as_node else origin
-        self._world.deliver(
-            self._node,
-            attrs.evolve(message, onward=(way.first, *rest), back=back, origin=outward),
-            by_own_authority=True,
-        )
+    def pass_on(self, message: SymbolicMessage, entry: _Entry, rest: tuple[str, ...]) -> None:
+        """Deliver a message by an entry to the hops behind it, with an alias in front of its return route."""
+        back = self.table.return_route(message.back, message.origin)
+        origin = LOCAL if entry.arrives_as_local else message.origin
+        out = attrs.evolve(message, onward=(entry.first, *rest), back=back, origin=origin)
+        self._network.deliver(self._node, out, by_own_authority=True)
 
 
-@attrs.define(eq=False)
+@attrs.frozen(eq=False)
 class _Relay:
     owner: str
-    way: _PathEntry | None
+    entry: _Entry | None
     first: str
     rest: tuple[str, ...]
 
 
 class RelayService:
-    """The addresses by which relays are registered, and one for each that is."""
+    """The addresses that take registrations, and one address for each relay."""
 
-    def __init__(self, world: World, node: Node, spec: RelayServiceSpec) -> None:
-        self._world = world
+    def __init__(self, network: SymbolicNetwork, node: SymbolicNode, spec: RelayServiceSpec) -> None:
+        self._network = network
         self._node = node
         self._prefix = spec.prefix
         self._limits = spec.limits
         self._relays: dict[str, _Relay] = {}
-        self._return_paths = _ReturnPaths(world, node)
+        self._return_paths = _ReturnPaths(network, node)
         for service in (EPHEMERAL_SERVICE, NAMED_SERVICE):
-            node.table[service] = Entry(
-                "relay service", self._on_registration, world.allow(spec.allow), describe(spec.allow)
-            )
+            node.table[service] = network.service_entry("relay service", spec.allow, self._on_registration)
 
-    def _on_registration(self, message: Message) -> None:
-        body = message.body
+    def _on_registration(self, message: SymbolicMessage) -> None:
+        body, origin, node = message.body, message.origin, self._node
         if not isinstance(body, Request) or body.what != "register" or not message.back:
-            self._world.drop(self._node, message, f"the relay service of {self._node.name} takes registrations only")
+            self._network.drop(node, message, f"the relay service of {node.name} accepts registrations only")
             return
-        origin, address = message.origin, self._prefix + body.name
-        owner = origin.identifier or origin.link or origin.stream or ""
+        owner, address = client_of(origin) or "", self._prefix + body.name
         relay = self._relays.get(body.name)
-        if relay is None and address in self._node.table:
-            self._world.drop(self._node, message, f"the address {address} at {self._node.name} is taken already")
+        refusal = self._refusal(owner, relay)
+        if refusal is not None:
+            self._network.drop(node, message, self._describe(refusal, body.name))
             return
-        if relay is not None and relay.owner != owner:
-            self._world.drop(
-                self._node, message, f"the relay {body.name} at {self._node.name} belongs to another already"
-            )
+        if relay is None and address in node.table:
+            self._network.drop(node, message, f"the address {address} at {node.name} is in use")
             return
-        full = self._full(owner) if relay is None else None
-        if full is not None:
-            self._world.drop(self._node, message, full)
-            return
-        way = None if origin.is_local else self._return_paths.meet(message)
-        relay = self._relays[body.name] = _Relay(owner, way, message.back[0], message.back[1:])
-        self._node.table[address] = Entry("relay", partial(self._on_message, body.name))
-        self._world.deliver(self._node, Message(message.back, (address,), Request("answer", body.name)))
+        entry = None if origin.is_local else self._return_paths.table.arrive(message.back, origin)
+        self._relays[body.name] = _Relay(owner, entry, message.back[0], message.back[1:])
+        node.add(address, "relay", partial(self._on_message, body.name))
+        self._network.deliver(node, SymbolicMessage(message.back, (address,), Request("answer", body.name)))
 
-    def _full(self, owner: str) -> str | None:
-        """Say that there is no room for one relay more, if so; those who come first have it."""
-        limits, owned = self._limits, sum(each.owner == owner for each in self._relays.values())
-        if len(self._relays) >= limits.relays:
-            return f"{self._node.name} gives {limits.relays} relays in all, and this is one more (relay_service.limits.relays)"
-        if owned >= limits.relays_per_client:
-            return f"{self._node.name} gives a client {limits.relays_per_client} relays, and this is one more (relay_service.limits.relays_per_client)"
-        return None
+    def _refusal(self, owner: str, relay: _Relay | None) -> Refusal | None:
+        return registration_refusal(
+            owner,
+            None if relay is None else relay.owner,
+            relays=len(self._relays),
+            owned=sum(each.owner == owner for each in self._relays.values()),
+            max_relays=self._limits.relays,
+            max_owned=self._limits.relays_per_client,
+        )
 
-    def _on_message(self, name: str, message: Message) -> None:
+    def _describe(self, refusal: Refusal, name: str) -> str:
+        hub, limits = self._node.name, self._limits
+        return {
+            Refusal.NAME_TAKEN: f"the relay {name} at {hub} belongs to another client",
+            Refusal.HUB_FULL: f"{hub} allows {limits.relays} relays in all, and this is one more (relay_service.limits.relays)",
+            Refusal.CLIENT_FULL: f"{hub} allows a client {limits.relays_per_client} relays, and this is one more "
+            f"(relay_service.limits.relays_per_client)",
+        }[refusal]
+
+    def _on_message(self, name: str, message: SymbolicMessage) -> None:
         relay = self._relays[name]
         rest = (*relay.rest, *message.onward[1:])
-        if relay.way is not None:
-            self._return_paths.pass_on(message, relay.way, rest)
+        if relay.entry is not None:
+            self._return_paths.pass_on(message, relay.entry, rest)
         else:
-            self._world.deliver(self._node, attrs.evolve(message, onward=(relay.first, *rest)))
+            self._network.deliver(self._node, attrs.evolve(message, onward=(relay.first, *rest)))
 
 
-def open_relay(world: World, node: Node, name: str, spec: RelaySpec) -> None:
-    """Register a relay of a node at its hub; UnopenedError says why that can't be."""
-    _Holder(world, node, name, spec).open()
+def open_relay(network: SymbolicNetwork, node: SymbolicNode, name: str, spec: RelaySpec) -> None:
+    """Register a relay of a node at its hub; CannotOpenError says why that fails."""
+    _RelayClient(network, node, name, spec).open()
 
 
-class _Holder:
-    def __init__(self, world: World, node: Node, name: str, spec: RelaySpec) -> None:
-        self._world = world
+class _RelayClient:
+    def __init__(self, network: SymbolicNetwork, node: SymbolicNode, name: str, spec: RelaySpec) -> None:
+        self._network = network
         self._node = node
         self._name = name
-        self._way = world.resolve(node, spec.via)
-        self._encoded = world.random(f"relay {name} at", node.name)
-        self._return_paths = _ReturnPaths(world, node)
-        self._target: tuple[_PathEntry, tuple[str, ...]] | None = None
+        self._hub = network.resolve(node, spec.via)
+        self._address = network.random(f"relay {name} at", node.name)
+        self._return_paths = _ReturnPaths(network, node)
+        self._target: tuple[_Entry, tuple[str, ...]] | None = None
         self._is_open = False
         if spec.to is not None:
-            to = world.resolve(node, spec.to)
-            self._target = self._return_paths.lead(to[0], Origin(link=to[0])), to[1:]
-        node.table[self._encoded] = Entry("relay", self._pass)
+            first, *rest = network.resolve(node, spec.to)
+            self._target = self._return_paths.table.enter(first, SymbolicOrigin(link=first)), tuple(rest)
+        node.add(self._address, "relay", self._pass)
 
     def open(self) -> None:
-        onward = (*self._way, NAMED_SERVICE)
-        ends = self._world.run(self._node, Message(onward, (self._encoded,), Request("register", self._name)))
+        onward = (*self._hub, NAMED_SERVICE)
+        request = SymbolicMessage(onward, (self._address,), Request("register", self._name))
+        outcomes = self._network.run(self._node, request)
         if not self._is_open:
-            del self._node.table[self._encoded]
-            raise UnopenedError(next((end.text for end in ends if end.text), "the hub does not answer"))
+            del self._node.table[self._address]
+            raise CannotOpenError(next((each.text for each in outcomes if each.text), "the hub does not answer"))
 
-    def _pass(self, message: Message) -> None:
-        onward, origin = message.onward, message.origin
-        if len(onward) == 1:
-            if len(message.back) >= 2 and message.back[0] == self._way[0] and isinstance(message.body, Request):
+    def _pass(self, message: SymbolicMessage) -> None:
+        rest = message.onward[1:]
+        if not rest:
+            if len(message.back) >= 2 and message.back[0] == self._hub[0] and isinstance(message.body, Request):
                 self._is_open = True
             else:
-                self._world.drop(self._node, message, "its route ends at a relay")
-            return
-        if not origin.is_local:
-            bare = origin.link is None and origin.stream is None
-            origin = attrs.evolve(origin, identifier=None, link=self._encoded if bare else origin.link)
-        if self._target is None:
-            self._world.deliver(self._node, attrs.evolve(message, onward=onward[1:], origin=origin))
-            return
-        way, rest = self._target
-        self._return_paths.pass_on(message, way, (*rest, *onward[1:]))
+                self._network.drop(self._node, message, "its route ends at a relay")
+        elif self._target is None:
+            origin = origin_behind_relay(message.origin, self._address)
+            self._network.deliver(self._node, attrs.evolve(message, onward=rest, origin=origin))
+        else:
+            entry, hops = self._target
+            self._return_paths.pass_on(message, entry, (*hops, *rest))

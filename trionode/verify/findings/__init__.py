@@ -1,0 +1,18 @@
+"""What is wrong or risky in a topology: what cannot work, and what others can see, send and cause."""
+
+from collections.abc import Iterator
+
+from trionode.verify.analysis import Analysis
+from trionode.verify.findings.broken import broken
+from trionode.verify.findings.exposed import exposed
+from trionode.verify.findings.finding import Finding, FindingKind, Severity, missing_here
+from trionode.verify.findings.links import stalling_links
+
+__all__ = ["Finding", "FindingKind", "Severity", "find", "missing_here"]
+
+
+def find(analysis: Analysis) -> Iterator[Finding]:
+    """Yield all findings of a topology."""
+    yield from broken(analysis)
+    yield from exposed(analysis)
+    yield from stalling_links(analysis)
