@@ -350,8 +350,8 @@ def test_an_attestation_that_breaks_one_rule_is_refused() -> None:
     broken = {
         "another identity": (other, good),
         "latest key": (new, attest(vault, old, 1)),
-        "older than the key": (new, attest(vault, new, 2, created_at=NOW)),
-        "outlives the key": (new, attest(vault, new, 2, expires_at=NOW + 2 + IDENTITY_LIFETIME)),
+        "before the key that signed": (new, attest(vault, new, 2, created_at=NOW)),
+        "expires after the key": (new, attest(vault, new, 2, expires_at=NOW + 2 + IDENTITY_LIFETIME)),
         "bad signature": (
             new,
             PurposeKeyAttestation.of(Signed.make(DataKind.ATTESTATION, inner, vault, key(vault, 1))),

@@ -1,25 +1,25 @@
-"""The word of an identity that a key is its own for a purpose (spec §10.1)."""
+"""Attestations of purpose keys: an identity signs that a key is its own, for one purpose (spec §10.1)."""
 
 from typing import Self
 
 import attrs
 
-from trionode.errors import IdentityError, LocalError
+from trionode.errors import ConfigError, IdentityError
 from trionode.protocol.identity.identity import ChangeHistory, Identifier
 from trionode.protocol.identity.keys import KeyHandle, KeyKind, Vault
 from trionode.protocol.identity.signed import DataKind, PublicKey, Signed, public_key_of, read_hash
 from trionode.protocol.wire import cbor
 
-#: Seconds that a sender's clock may be ahead of ours (spec §10.1); expiry is exact.
+#: Seconds that the clock of a sender may be ahead of ours (spec §10.1). Expiry is exact.
 CLOCK_SKEW = 60
 _X25519_SIZE = 32
 
 
 @attrs.frozen
 class PurposeKeyAttestation:
-    """The word of an identity that a key is its own for a purpose (spec §10.1); nothing is verified before `verify`.
+    """The statement of an identity that a key is its own (spec §10.1). It counts only after `verify`.
 
-    `key` is the 32 bytes of an X25519 key for secure channels, or the `PublicKey` that signs credentials.
+    `key` is the 32 bytes of an X25519 key for secure channels, or the `PublicKey` that signs credentials. Times are seconds since 1970.
     """
 
     signed: Signed = attrs.field(repr=False)
@@ -31,7 +31,7 @@ class PurposeKeyAttestation:
 
     @classmethod
     def of(cls, signed: Signed) -> Self:
-        """Return the attestation inside signed data; IdentityError or WireError if there is none."""
+        """Read the attestation in signed data; IdentityError or WireError if there is none. Nothing is verified."""
         subject, latest, key, created_at, expires_at = signed.fields(DataKind.ATTESTATION, 5)
         return cls(
             signed,
@@ -53,24 +53,24 @@ class PurposeKeyAttestation:
         created_at: int,
         expires_at: int,
     ) -> Self:
-        """Return the attestation of `key` by the latest key of the history: X25519 for secure channels, Ed25519 for credentials."""
+        """Attest `key` with `signing_key`, the latest key of the history. X25519 keys are for secure channels, Ed25519 keys for credentials."""
         if history.latest.key != public_key_of(signing_key):
-            raise LocalError(
-                "only the latest key of an identity attests purpose keys: give the key of its last rotation"
+            raise ConfigError(
+                "only the latest key of an identity attests purpose keys: pass the key of its last rotation"
             )
         item: cbor.Value = [0, [key.public]] if key.kind is KeyKind.X25519 else [1, [public_key_of(key).item]]
         inner: cbor.Value = [history.identifier.value, history.latest.hash, item, created_at, expires_at]
         return cls.of(Signed.make(DataKind.ATTESTATION, inner, vault, signing_key))
 
     def verify(self, history: ChangeHistory, now: int) -> None:
-        """IdentityError unless the identity of that history stands behind this attestation at `now`, seconds since 1970."""
+        """IdentityError unless the identity of that history made this attestation and it is valid at `now`, seconds since 1970."""
         latest = history.latest
         for holds, breach in (
             (self.subject == history.identifier, "is for another identity"),
             (self.subject_latest_change_hash == latest.hash, "is not by the latest key of its identity"),
-            (self.created_at >= latest.created_at, "is older than the key that signed it"),
-            (self.expires_at <= latest.expires_at, "outlives the key that signed it"),
-            (self.created_at <= now + CLOCK_SKEW, f"begins {self.created_at - now} s in the future"),
+            (self.created_at >= latest.created_at, "was made before the key that signed it"),
+            (self.expires_at <= latest.expires_at, "expires after the key that signed it"),
+            (self.created_at <= now + CLOCK_SKEW, f"was made {self.created_at - now} s in the future"),
             (self.expires_at > now, "has expired"),
             (self.signed.verifies(latest.key), "has a bad signature"),
         ):

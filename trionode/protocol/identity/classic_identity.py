@@ -1,4 +1,4 @@
-"""Who somebody of the classic generation is: histories of signed key changes, and the identifiers that they prove (spec §9.1)."""
+"""Change histories of classic identities: signed key changes that prove an identifier (spec §9.1)."""
 
 import enum
 from hashlib import sha256
@@ -13,9 +13,9 @@ from trionode.protocol.identity.signatures import verify_ed25519
 from trionode.protocol.identity.signed import public_key_of
 from trionode.protocol.wire import bare
 
-#: The label of the key that speaks for the identity.
+#: The label of the key that signs for the identity.
 ROOT_LABEL = "OCKAM_RK"
-#: What the first change names as the change before it.
+#: The first change names this as its predecessor.
 INITIAL_CHANGE = sha256(b"OCKAM_INITIAL_CHANGE").digest()
 
 _HASH_SIZE = 32
@@ -28,14 +28,14 @@ _PERSISTENT = 1
 
 
 class ChangeKind(enum.IntEnum):
-    """What a change does, by its variant on the wire."""
+    """The kinds of changes, by their variant on the wire."""
 
     CREATE_KEY = 0
     ROTATE_KEY = 1
 
 
 class Signer(enum.IntEnum):
-    """Whose key made a signature of a change, by its variant on the wire: the root key before it, its own, the one of its label before it."""
+    """The key that made a signature of a change, by its variant on the wire: the root key before the change, its own key, or the key that it replaces."""
 
     ROOT = 0
     SELF = 1
@@ -51,7 +51,7 @@ class ClassicSignature:
 
     @classmethod
     def read(cls, reader: bare.Reader) -> Self:
-        """Read a signature; nothing is verified yet."""
+        """Read a signature. Nothing is verified."""
         signer = Signer(reader.variant(len(Signer)))
         value = reader.data()
         if len(value) != _SIGNATURE_SIZE:
@@ -59,13 +59,13 @@ class ClassicSignature:
         return cls(signer, value)
 
     def encode(self) -> bytes:
-        """What `read` reads."""
+        """Return the bytes that `read` reads."""
         return bare.uint(self.signer) + bare.data(self.value)
 
 
 @attrs.frozen
 class ClassicChange:
-    """One change of a classic history: the Ed25519 key that goes by `label` from then on. `hash` is its change_id."""
+    """One change of a classic history: the Ed25519 key with that `label` from then on. `hash` is its change id."""
 
     kind: ChangeKind
     previous_hash: bytes = attrs.field(repr=False)
@@ -76,7 +76,7 @@ class ClassicChange:
 
     @classmethod
     def read(cls, reader: bare.Reader, encoded: bytes) -> Self:
-        """Read a signed change from `encoded`, which the reader reads; its signatures are not verified yet."""
+        """Read a signed change with a reader of `encoded`. Its signatures are not verified."""
         claimed = reader.fixed(_HASH_SIZE)
         start = reader.at
         kind = ChangeKind(reader.variant(len(ChangeKind)))
@@ -88,8 +88,8 @@ class ClassicChange:
         key = reader.data()
         _require_ed25519(reader)
         if length != _KEY_SIZE or len(key) != _KEY_SIZE:
-            raise IdentityError(f"an Ed25519 key has {_KEY_SIZE} bytes, this one {len(key)} and says {length}")
-        # Over the bytes as they came: another encoding of the same change is another change.
+            raise IdentityError(f"an Ed25519 key has {_KEY_SIZE} bytes, this one has {len(key)} and declares {length}")
+        # The hash is over the bytes as received: another encoding of the same change is another change.
         digest = sha256(encoded[start : reader.at]).digest()
         if digest != claimed:
             raise IdentityError("a change whose id is not its hash")
@@ -101,32 +101,29 @@ class ClassicChange:
 
 @attrs.frozen
 class ClassicHistory:
-    """All changes of one classic identity, oldest first, and the bytes that say so.
-
-    The functions of this module make one only if it verifies, so to hold one is enough.
-    """
+    """All changes of one classic identity, oldest first. It is verified: the functions of this module make no other."""
 
     changes: tuple[ClassicChange, ...] = attrs.field(repr=False)
-    #: For the wire, as it was received.
+    #: The encoded history, exactly as received.
     encoded: bytes = attrs.field(repr=False)
 
     @property
     def identifier(self) -> Identifier:
-        """The hash of the first key (spec §9.1): a history that contradicts this one may have the same."""
+        """The hash of the first key (spec §9.1). Conflicting histories may have the same identifier."""
         return Identifier(sha256(self.changes[0].key).digest(), classic=True)
 
     @property
     def root_key(self) -> bytes:
-        """The 32 bytes of the Ed25519 key that speaks for the identity now."""
+        """The 32 bytes of the Ed25519 key that signs for the identity now."""
         return next(change.key for change in reversed(self.changes) if change.label == ROOT_LABEL)
 
     def export(self) -> str:
-        """Return the history as hex text; it is public."""
+        """Return the history as hex text. It is public."""
         return self.encoded.hex()
 
 
 def create_classic_history(vault: Vault, key: KeyHandle) -> ClassicHistory:
-    """Return the history of a new classic identity whose root key is that Ed25519 key; LocalError for a key of another kind."""
+    """Return the history of a new classic identity with that Ed25519 root key; ConfigError for a key of another kind."""
     change = (
         bare.uint(ChangeKind.CREATE_KEY)
         + INITIAL_CHANGE
@@ -143,17 +140,14 @@ def create_classic_history(vault: Vault, key: KeyHandle) -> ClassicHistory:
 
 
 def verify_classic_history(encoded: bytes) -> ClassicHistory:
-    """Return the history in these bytes, if every rule of spec §9.1 holds; IdentityError otherwise.
-
-    Keys of other types than Ed25519 are refused, in whatever change they stand.
-    """
+    """Read a history and check every rule of spec §9.1; IdentityError if one is broken, or if any key is not Ed25519."""
     if len(encoded) > MAX_HISTORY:
         raise IdentityError(f"a history has at most {MAX_HISTORY} bytes, this one {len(encoded)}")
     try:
         changes = _read_changes(encoded)
     except WireError as error:
         raise IdentityError(f"not a classic history: {error}") from error
-    # What costs nothing comes first: a stranger gets no signature checked for a history that doesn't hang together.
+    # Cheap checks come first: an unauthenticated peer gets no signature checked for an inconsistent history.
     for number, change, signature, key in _to_verify(changes):
         if not verify_ed25519(key, change.hash, signature.value):
             raise IdentityError(f"change {number} is not signed by its {signature.signer.name} key")
@@ -162,7 +156,7 @@ def verify_classic_history(encoded: bytes) -> ClassicHistory:
 
 def _read_changes(encoded: bytes) -> tuple[ClassicChange, ...]:
     reader = bare.Reader(encoded)
-    # One byte is enough for MAX_CHANGES, and a longer form of the count could begin like a history of the current generation.
+    # One byte is enough for MAX_CHANGES, and a longer form of the count could look like a current history.
     count = reader.u8()
     if not 0 < count <= MAX_CHANGES:
         raise IdentityError(f"a history has 1 to {MAX_CHANGES} changes, this one {count}")
@@ -174,11 +168,11 @@ def _read_changes(encoded: bytes) -> tuple[ClassicChange, ...]:
 def _require_ed25519(reader: bare.Reader) -> None:
     kind = reader.variant(len(_KEY_TYPES))
     if kind != _ED25519:
-        raise IdentityError(f"keys of classic identities are Ed25519 here, this one is of type {_KEY_TYPES[kind]}")
+        raise IdentityError(f"the keys of a classic identity must be Ed25519, this one is of type {_KEY_TYPES[kind]}")
 
 
 def _to_verify(changes: tuple[ClassicChange, ...]) -> list[tuple[int, ClassicChange, ClassicSignature, bytes]]:
-    """Return every signature with its change and the key that must have made it; IdentityError if the changes don't hang together."""
+    """Return every signature with its change and the key that must have made it; IdentityError if the changes are not consistent."""
     found: list[tuple[int, ClassicChange, ClassicSignature, bytes]] = []
     keys: dict[str, bytes] = {}
     previous_hash = INITIAL_CHANGE
@@ -186,9 +180,9 @@ def _to_verify(changes: tuple[ClassicChange, ...]) -> list[tuple[int, ClassicCha
         if change.previous_hash != previous_hash:
             raise IdentityError(f"change {number} does not name the change before it")
         if number == 0 and change.label != ROOT_LABEL:
-            raise IdentityError(f"change 0 makes another key than {ROOT_LABEL}")
+            raise IdentityError(f"change 0 must create the key {ROOT_LABEL}")
         if (change.kind is ChangeKind.CREATE_KEY) is (change.label in keys):
-            raise IdentityError(f"change {number} makes a key that is there, or rotates one that is not")
+            raise IdentityError(f"change {number} creates a key that exists, or rotates one that does not")
         signers = {Signer.SELF: change.key}
         if number > 0:
             signers[Signer.ROOT] = keys[ROOT_LABEL]
@@ -196,7 +190,7 @@ def _to_verify(changes: tuple[ClassicChange, ...]) -> list[tuple[int, ClassicCha
             signers[Signer.PREVIOUS] = keys[change.label]
         if sorted(signature.signer for signature in change.signatures) != sorted(signers):
             names = ", ".join(signer.name for signer in signers)
-            raise IdentityError(f"change {number} is not signed once by each of {names}, and by nobody else")
+            raise IdentityError(f"change {number} must have exactly one signature by each of {names}")
         found += [(number, change, signature, signers[signature.signer]) for signature in change.signatures]
         keys[change.label] = change.key
         previous_hash = change.hash

@@ -1,16 +1,16 @@
-"""Histories of either generation: how one stands to another, and how one that was kept is read back."""
+"""Change histories of both protocol versions: comparing two, and reading a stored one."""
 
 import enum
 
 from trionode.protocol.identity.classic_identity import ClassicHistory, verify_classic_history
 from trionode.protocol.identity.identity import MAX_CHANGES, ChangeHistory, verify_history
 
-#: What a peer proves its identifier with.
+#: The change history of an identity of either protocol version.
 History = ChangeHistory | ClassicHistory
 
 
 class Relation(enum.Enum):
-    """How a presented history stands to the known one of the same identifier."""
+    """A presented history, compared with the known one of the same identifier."""
 
     SAME = "same"
     NEWER = "newer"
@@ -19,7 +19,7 @@ class Relation(enum.Enum):
 
 
 def relation(known: History, presented: History) -> Relation:
-    """How the presented history stands to the known one: same, newer (it goes on from it), older, or conflicting."""
+    """Compare a presented history with the known one: same, newer (a continuation of it), older, or conflicting."""
     before = [change.hash for change in known.changes]
     after = [change.hash for change in presented.changes]
     if before == after:
@@ -32,8 +32,8 @@ def relation(known: History, presented: History) -> Relation:
 
 
 def verify_any_history(encoded: bytes) -> History:
-    """Return the history in these bytes, of the generation that they begin like, if it verifies; IdentityError otherwise."""
-    # A classic history begins with the number of its changes, a current one with the head of a CBOR array, 0x80 and above.
+    """Detect the protocol version of an encoded history and verify it; IdentityError if it is not valid."""
+    # A classic history starts with the number of its changes, a current one with the head of a CBOR array, 0x80 or above.
     if encoded[:1] and encoded[0] <= MAX_CHANGES:
         return verify_classic_history(encoded)
     return verify_history(encoded)

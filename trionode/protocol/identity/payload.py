@@ -1,4 +1,4 @@
-"""What a peer says of itself in a handshake: its history, its purpose key, its credentials (spec §7.1)."""
+"""The identity payload of a handshake message: history, attested purpose key, credentials (spec §7.1)."""
 
 from typing import Self
 
@@ -11,15 +11,15 @@ from trionode.protocol.identity.identity import ChangeHistory, read_history
 from trionode.protocol.identity.signed import Signed
 from trionode.protocol.wire import cbor
 
-#: Credentials that one peer may present: each costs two signature checks, and a peer has one for each authority that it knows.
+#: Credentials that one peer may present. Each costs two signature checks, and a peer needs one for each of its authorities.
 MAX_CREDENTIALS = 16
-#: Bytes in one identity payload: what a Noise message may carry (Noise §3); the largest that peers make has about 1 kB.
+#: Bytes in one identity payload: the limit of a Noise message (Noise §3). The largest of known peers has about 1 kB.
 MAX_PAYLOAD = 65_535
 
 
 @attrs.frozen
 class IdentityPayload:
-    """What a peer says of itself in a handshake (spec §7.1): a verified history, and what `verify` still has to look at."""
+    """The identity that a peer presents in a handshake (spec §7.1): a verified history, an attestation for `verify`, and unverified credentials."""
 
     history: ChangeHistory
     attestation: PurposeKeyAttestation
@@ -27,14 +27,16 @@ class IdentityPayload:
 
     @classmethod
     def decode(cls, data: bytes) -> Self:
-        """Return the payload in these bytes, its history verified; IdentityError otherwise."""
+        """Read the payload and verify its history; IdentityError if either fails."""
         if len(data) > MAX_PAYLOAD:
             raise IdentityError(f"an identity payload has at most {MAX_PAYLOAD} bytes, this one {len(data)}")
         try:
             history, attestation, credentials = cbor.fields(cbor.decode(data), 3)
             listed = cbor.narrow(credentials, list)
             if len(listed) > MAX_CREDENTIALS:
-                raise IdentityError(f"a peer presents at most {MAX_CREDENTIALS} credentials, this one {len(listed)}")
+                raise IdentityError(
+                    f"a peer presents at most {MAX_CREDENTIALS} credentials, this one presents {len(listed)}"
+                )
             presented = tuple(map(PresentedCredential.of, listed))
             attested = PurposeKeyAttestation.of(Signed.of(attestation))
             return cls(read_history(history), attested, presented)
@@ -42,7 +44,7 @@ class IdentityPayload:
             raise IdentityError(f"not an identity payload: {error}") from error
 
     def encode(self) -> bytes:
-        """Return the bytes that go into the handshake."""
+        """Return the bytes for the handshake message."""
         credentials = [credential.item for credential in self.credentials]
         return cbor.encode([self.history.item, self.attestation.signed.item, credentials])
 
