@@ -486,7 +486,7 @@ async def test_a_hub_that_is_silent_for_long_is_asked_again_and_nothing_piles_up
         await trio.sleep(3600)
         asked = len(hub.times(CreateRequest))
         assert 100 < asked < 3000
-        assert sum(map(len, alice.router._close_callbacks.values())) == 1
+        assert sum(map(len, alice.router._close_callbacks.values())) <= 1
         hub.script = good_manners
         await trio.sleep(30)
         assert [request for _, request in hub.heard[-10:] if isinstance(request, PushRequest)]
