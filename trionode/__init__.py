@@ -44,7 +44,8 @@ from trionode.relay.service import RelayLimits, RelayService
 from trionode.routing.link import NodeLink
 from trionode.routing.mailbox import Mailbox, Worker
 from trionode.stream.client import Stream, unique
-from trionode.stream.service import StreamLimits, StreamService
+from trionode.stream.clients import StreamLimits
+from trionode.stream.service import StreamService
 from trionode.stream.store.base import StoreError, StreamStore, load_store
 from trionode.vault.memory import MemoryVault
 from trionode.vault.sqlite import open_sqlite_vault

@@ -38,7 +38,8 @@ from trionode.protocol.wire.address import Encoded, decode_address, encode_addre
 from trionode.protocol.wire.current_codec import CURRENT
 from trionode.protocol.wire.message import Origin
 from trionode.routing.router import random_address
-from trionode.stream.service import StreamLimits, StreamService
+from trionode.stream.clients import StreamLimits
+from trionode.stream.service import StreamService
 from trionode.stream.store.base import Push, Stored, StoreError, StreamStore
 from trionode.stream.store.memory import MemoryStore
 from trionode.stream.store.sqlite import open_sqlite_store
@@ -493,7 +494,7 @@ async def test_pushes_beyond_the_limit_hold_the_reader_of_their_link_and_no_othe
         async with trio.open_nursery() as nursery:
             nursery.start_soon(flood)
             await trio.sleep(100)
-            (room,) = (each.room for each in scene.service._clients.values() if each.room.size)
+            (room,) = (each.budget for each in scene.service._clients._clients.values() if each.budget.size)
             assert 10_000 < room.size <= 11_000
             assert await other.ask(SERVICE, CreateRequest("t")) == CreateResponse("t")
             store.gate.set()
@@ -547,7 +548,7 @@ async def test_clients_that_are_gone_are_forgotten(autojump_clock: trio.testing.
             client = await scene.client()
             await client.ask(SERVICE, CreateRequest("s"))
             await client._link.aclose()
-        assert len(scene.service._clients) <= 257
+        assert len(scene.service._clients._clients) <= 257
 
 
 async def test_saves_beyond_the_table_are_lost_and_nothing_else(

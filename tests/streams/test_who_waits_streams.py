@@ -17,8 +17,9 @@ from trionode.protocol.stream import CreateRequest, PullRequest, PushRequest, en
 from trionode.protocol.wire.address import local
 from trionode.protocol.wire.current_codec import CURRENT
 from trionode.routing.byte_budget import DEFAULT_BOUND, HARD_LIMIT, ByteBudget
+from trionode.stream.clients import StreamLimits
 from trionode.stream.hub_client import HubClient
-from trionode.stream.service import StreamLimits, StreamService
+from trionode.stream.service import StreamService
 from trionode.stream.store.base import StreamStore
 from trionode.stream.store.memory import MemoryStore
 from trionode.stream.store.sqlite import open_sqlite_store
@@ -58,8 +59,8 @@ class Scene:
                     found[f"what {owner.address!r} of {name} sends"] = owner._queued
                     found[f"what {owner.address!r} of {name} pulled"] = owner._arrived
                     found[f"what came out of {owner.address!r} of {name}"] = owner._inbox
-        for number, client in enumerate(self.service._clients.values()):
-            found[f"pushes of client {number}"] = client.room
+        for number, client in enumerate(self.service._clients._clients.values()):
+            found[f"pushes of client {number}"] = client.budget
         return found
 
 

@@ -13,7 +13,7 @@ from trionode.protocol.wire.address import local
 from trionode.protocol.wire.message import Message, Origin
 from trionode.relay import client, return_path
 from trionode.routing import link, mailbox, router
-from trionode.stream import service
+from trionode.stream import owners
 from trionode.topology.endpoints import Endpoint
 from trionode.verify import paths
 from trionode.verify.model import build, channels, messages, network, relays, streams
@@ -266,7 +266,7 @@ def relay_makes_no_aliases() -> Iterator[None]:
 
 @mutation
 def stream_service_ignores_owners() -> Iterator[None]:
-    with patch.object(service.StreamService, "_may_use", lambda *_: True):
+    with patch.object(owners.Owners, "may_use", lambda *_: True):
         yield
 
 

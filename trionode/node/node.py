@@ -31,8 +31,9 @@ from trionode.routing.mailbox import STALL_TIMEOUT, Mailbox, Sender, Worker
 from trionode.routing.on_demand_link import OnDemandLink
 from trionode.routing.router import Router, random_address
 from trionode.stream.client import Stream
+from trionode.stream.clients import StreamLimits
 from trionode.stream.hub_client import HubClient
-from trionode.stream.service import INDEX_SERVICE, SERVICE, StreamLimits, StreamService
+from trionode.stream.service import INDEX_SERVICE, SERVICE, StreamService
 from trionode.stream.store.base import StreamStore
 from trionode.vault.memory import MemoryVault
 
@@ -409,7 +410,7 @@ class Node:
     ) -> StreamService:
         """Offer the streams of a store at two addresses for as long as the node lives (spec §11.2). AddressInUseError if one is taken."""
         streams = StreamService(self.router, store, service, index_service, limits)
-        await self.start(partial(streams.run, allow=allow))
+        await self.start(partial(streams._run, allow=allow))  # noqa: SLF001  # private to users, not to the node
         return streams
 
     # Relays

@@ -50,6 +50,7 @@ from trionode.routing.byte_budget import ByteBudget
 from trionode.routing.hub_connection import HubConnection, OpenPath
 from trionode.routing.memory_channel import MemoryChannel
 from trionode.routing.router import Router, random_address
+from trionode.routing.service import Service
 
 #: Requests in a row that a hub leaves unanswered before the client turns to the next hub, or opens a new path to the same one.
 MAX_UNANSWERED = 2
@@ -74,7 +75,7 @@ class _Direction:
     address: Encoded
 
 
-class HubClient:
+class HubClient(Service):
     """Runs the producer and the consumer of one stream: their requests go to the hub, and the hub's answers to them."""
 
     def __init__(
@@ -90,6 +91,7 @@ class HubClient:
         start: int | None,
         protocol_version: str,
     ) -> None:
+        super().__init__()
         if protocol_version not in _VERSIONS:
             raise ConfigError(
                 f"protocol_version of a stream is {' or '.join(map(repr, _VERSIONS))}, not {protocol_version!r}"
@@ -120,8 +122,6 @@ class HubClient:
         self._ready = trio.Event()
         self._failure: RemoteError | None = None
         self._flushed = trio.Event()
-        self._scope = trio.CancelScope()
-        self._ended = trio.Event()
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Run until `aclose`, or the end of the node."""
@@ -129,18 +129,16 @@ class HubClient:
         router.register(self.address, self._on_producer, allow=from_anywhere, limit=MAX_RECORD)
         router.register(self._receiving.address, self._on_consumer, allow=from_anywhere)
         try:
-            with self._scope:
-                async with trio.open_nursery() as nursery:
-                    nursery.start_soon(self._hub.keep, self._begin, self._log_loss, self._on_unreachable)
-                    nursery.start_soon(self._run_timer)
-                    nursery.start_soon(self._deliver_records)
-                    task_status.started()
+            async with self._serving() as nursery:
+                nursery.start_soon(self._hub.keep, self._begin, self._log_loss, self._on_unreachable)
+                nursery.start_soon(self._run_timer)
+                nursery.start_soon(self._deliver_records)
+                task_status.started()
         finally:
             router.unregister(self.address)
             router.unregister(self._receiving.address)
             self._queued.close()
             self._inbox.close()
-            self._ended.set()
 
     async def wait_ready(self, deadline: float) -> None:
         """Wait until the hub knows both streams and the position to read from; raise a RemoteError with the reason if it doesn't by then."""
@@ -166,8 +164,7 @@ class HubClient:
                 self._flushed = trio.Event()
                 await self._flushed.wait()
         self._send(self._receiving, self.consumer.finish())
-        self._scope.cancel()
-        await self._ended.wait()
+        await super().aclose()
 
     # The connection to the hub
 

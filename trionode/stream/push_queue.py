@@ -1,4 +1,4 @@
-"""Pushes on their way to a store: in order for each stream and each producer, and in batches that hold up no other stream."""
+"""Pushes on their way to a store: in order for each stream and each producer, in batches that delay no other stream."""
 
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -6,32 +6,31 @@ from collections.abc import Callable, Sequence
 import attrs
 import trio
 
-from trionode.log import LogThrottle, log, sanitize
+from trionode.log import log
 from trionode.protocol.stream import born_at
 from trionode.protocol.wire.message import Message
 from trionode.routing.byte_budget import ByteBudget
+from trionode.stream.owners import RETRY_SECONDS, StoreLog
 from trionode.stream.store.base import FinalError, Push, Stored, StoreError, StreamStore
 
-#: Pushes in one batch for the store, and batches that are with the store at a time, each with streams of its own.
+#: Pushes in one batch for the store, and batches that are with the store at a time, each of other streams.
 BATCH = 512
 MAX_BATCHES = 4
-#: Producers whose next request id is kept; one that is forgotten may, after a lost link, be overtaken by its own later pushes.
+#: Producers whose next request id is remembered. A forgotten one may, after a lost link, be overtaken by its own later pushes.
 MAX_PRODUCERS = 10_000
-#: What a waiting push costs beside its record.
+#: What a waiting push costs beside its record, bytes.
 PUSH_OVERHEAD = 512
-#: Seconds until the store is asked again for clients that don't ask again themselves.
-RETRY_SECONDS = 0.5
 
 
 @attrs.frozen(eq=False)
 class WaitingPush:
-    """A push on its way to the store, the message that is answered, and the room of its client, which it takes up meanwhile."""
+    """A push on its way to the store, with the message that is answered, and the budget of its client that it takes up meanwhile."""
 
     push: Push
-    #: What its client calls it, and the answer therefore.
+    #: The request id that its client gave it, for the answer.
     request_id: int
     message: Message
-    room: ByteBudget
+    budget: ByteBudget
     #: Whether its client sends it again until it is stored.
     resends: bool
 
@@ -42,50 +41,49 @@ class WaitingPush:
 
     @property
     def producer(self) -> tuple[str, bytes]:
-        """Whose it is: request ids rise within this."""
+        """The stream and the producer: request ids rise within this pair."""
         return self.push.stream, self.push.producer
 
 
-class PushBatches:
-    """Takes pushes one by one and gives them to the store in batches; while a batch is there, pushes to other streams make up the next.
+class PushQueue:
+    """Takes pushes one by one and stores them in batches. While a batch is stored, pushes to other streams make up the next one.
 
-    `may_store` is asked when a push's time has come; `answer` is told what became of each: where it lies, the store's refusal, or None
-    where it was not its turn or not allowed. `settled` is called whenever a batch is done.
-
-    What the store fails to take is left to a client that sends it again; for one that does not (spec §11.5) it is tried again here, before
-    all that was pushed to its stream since, until the store takes it or never will.
+    A push that the store does not take is left to its client if that sends it again. For other clients (spec §11.5) the queue tries it again,
+    before all later pushes to its stream, until the store takes it or refuses it for good.
     """
 
     def __init__(
         self,
         store: StreamStore,
-        may_store: Callable[[WaitingPush], bool],
+        store_log: StoreLog,
+        *,
+        start_soon: Callable[..., bool],
+        is_allowed: Callable[[WaitingPush], bool],
         answer: Callable[[WaitingPush, Stored | StoreError | None], None],
-        settled: Callable[[], None],
+        changed: Callable[[], object],
     ) -> None:
+        """Make an empty queue.
+
+        Args:
+          store: Takes the batches.
+          store_log: Logs its failures.
+          start_soon: Starts a task, unless the service has ended; returns whether it did.
+          is_allowed: Asked when a push's turn has come: whether its client may use the stream.
+          answer: Takes the result of each push: its place, the store's error, or None if it was out of order or not allowed.
+          changed: Called after each batch.
+        """
         self._store = store
-        self._allowed = may_store
+        self._log = store_log
+        self._start_soon = start_soon
+        self._is_allowed = is_allowed
         self._answer = answer
-        self._settled = settled
+        self._changed = changed
         self._queues: dict[str, deque[WaitingPush]] = {}
         self._held: set[str] = set()
-        # The request id whose turn it is, of each producer that sends again: what comes after it may not overtake it (spec §11.6, 5),
-        # be it that the store refused it, or that a link was lost whose last bytes are read after the first of the next link.
-        self._turns: dict[tuple[str, bytes], int] = {}
+        # The next request id of each producer that sends again. No later push may overtake it (spec §11.6, 5), be it that the store refused it,
+        # or that the last bytes of a lost link are read after the first bytes of the next one.
+        self._next_ids: dict[tuple[str, bytes], int] = {}
         self._batches = 0
-        self._log_throttle = LogThrottle()
-        self._nursery: trio.Nursery | None = None
-
-    async def run(self) -> None:
-        """Serve until cancelled; what is with the store then is not answered."""
-        async with trio.open_nursery() as nursery:
-            self._nursery = nursery
-            self._start_batch()
-            try:
-                await trio.sleep_forever()
-            finally:
-                # Before it can close: pushes still come, and streams are let go.
-                self._nursery = None
 
     @property
     def is_busy(self) -> bool:
@@ -93,58 +91,56 @@ class PushBatches:
         return self._batches > 0 or bool(self._queues)
 
     def put(self, waiting: WaitingPush) -> ByteBudget | None:
-        """Queue a push; its client's room, if that is now over its bound."""
+        """Queue a push, and return its client's budget if that is now over its limit."""
         self._queues.setdefault(waiting.push.stream, deque()).append(waiting)
-        over_budget = waiting.room.add(waiting.cost)
+        over_budget = waiting.budget.add(waiting.cost)
         self._start_batch()
         return over_budget
 
     def is_held(self, stream: str) -> bool:
-        """Whether pushes to a stream wait: for a batch of it that is with the store, or because it was said so."""
+        """Whether pushes to a stream wait, for a batch of it or for `release`."""
         return stream in self._held
 
     def hold(self, stream: str) -> None:
-        """Let pushes to a stream wait until `let_go`."""
+        """Make pushes to a stream wait until `release`."""
         self._held.add(stream)
 
-    def let_go(self, stream: str) -> None:
+    def release(self, stream: str) -> None:
         """Let pushes to a stream go on."""
         self._held.discard(stream)
         self._start_batch()
 
-    def give_up(self) -> None:
-        """Refuse what clients don't send again and the store has not taken: this is the end."""
-        lost = [waiting for queue in self._queues.values() for waiting in queue if not waiting.resends]
-        for waiting in lost:
+    def refuse_rest(self) -> None:
+        """Refuse the waiting pushes of clients that do not send again: the service ends."""
+        rest = [waiting for queue in self._queues.values() for waiting in queue if not waiting.resends]
+        for waiting in rest:
             self.refuse(waiting)
-        if lost:
-            log.warning("%d pushes of clients that don't send them again were not stored before the end", len(lost))
+        if rest:
+            log.warning("the service ends, and %d pushes of clients that don't send again were not stored", len(rest))
 
     def refuse(self, waiting: WaitingPush, error: StoreError | None = None) -> None:
-        """Answer a push that is not stored; it keeps its turn until its producer sends it again."""
+        """Answer a push that is not stored. Its request id stays the next one until its producer sends it again."""
         request_id = waiting.push.request_id
-        self._set_turn(waiting, min(self._turns.get(waiting.producer, request_id), request_id))
+        self._set_next_id(waiting, min(self._next_ids.get(waiting.producer, request_id), request_id))
         self._answer(waiting, error)
 
-    def _is_its_turn(self, waiting: WaitingPush) -> bool:
+    def _is_in_order(self, waiting: WaitingPush) -> bool:
         request_id = waiting.push.request_id
-        turn = self._turns.get(waiting.producer, request_id)
-        self._set_turn(waiting, max(turn, request_id + 1) if request_id <= turn else turn)
-        return request_id <= turn
+        next_id = self._next_ids.get(waiting.producer, request_id)
+        self._set_next_id(waiting, max(next_id, request_id + 1) if request_id <= next_id else next_id)
+        return request_id <= next_id
 
-    def _set_turn(self, waiting: WaitingPush, turn: int) -> None:
+    def _set_next_id(self, waiting: WaitingPush, next_id: int) -> None:
         if not waiting.resends or born_at(waiting.push.producer) is None:
-            return  # whoever sends nothing again may not be waited for (spec §11.5)
-        self._turns[waiting.producer] = turn
-        if len(self._turns) > MAX_PRODUCERS:
-            del self._turns[next(iter(self._turns))]
+            return  # a producer that never sends again must not be waited for (spec §11.5)
+        self._next_ids[waiting.producer] = next_id
+        if len(self._next_ids) > MAX_PRODUCERS:
+            del self._next_ids[next(iter(self._next_ids))]
 
     def _start_batch(self) -> None:
-        if self._batches >= MAX_BATCHES or self._nursery is None or self._queues.keys() <= self._held:
-            return
-        # A task that is started runs after the reader has delivered its whole burst: the batch is taken then, not now.
-        self._batches += 1
-        self._nursery.start_soon(self._append)
+        # A new task runs after the reader has delivered its whole burst: the batch is taken then, not now.
+        if self._batches < MAX_BATCHES and not self._queues.keys() <= self._held and self._start_soon(self._append):
+            self._batches += 1
 
     def _take_batch(self) -> tuple[list[WaitingPush], set[str]]:
         batch: list[WaitingPush] = []
@@ -155,10 +151,10 @@ class PushBatches:
             streams.add(stream)
             while queue and len(batch) < BATCH:
                 waiting = queue.popleft()
-                if self._allowed(waiting) and self._is_its_turn(waiting):
+                if self._is_allowed(waiting) and self._is_in_order(waiting):
                     batch.append(waiting)
                 else:
-                    waiting.room.release(waiting.cost)
+                    waiting.budget.release(waiting.cost)
                     self.refuse(waiting)
             if not queue:
                 del self._queues[stream]
@@ -168,26 +164,29 @@ class PushBatches:
         batch, streams = self._take_batch()
         self._held |= streams
         again: dict[str, list[WaitingPush]] = {}
-        settled = 0
+        done = 0
         try:
             for waiting, result in zip(batch, await self._stored(batch), strict=True):
-                settled += 1
+                done += 1
                 if isinstance(result, StoreError) and not waiting.resends and not isinstance(result, FinalError):
                     again.setdefault(waiting.push.stream, []).append(waiting)
-                    self._tell("pushes to stream %s wait for the store: %s", waiting.push.stream, result)
+                    self._log.failed("pushes to the stream %s wait for the store: %s", waiting.push.stream, result)
                     continue
-                waiting.room.release(waiting.cost)
+                waiting.budget.release(waiting.cost)
                 if isinstance(result, Stored):
                     self._answer(waiting, result)
                 else:
                     self.refuse(waiting, result)
         finally:
             self._batches -= 1
-            for waiting in batch[settled:]:
-                waiting.room.release(waiting.cost)
-            self._wait_again(again)
+            for waiting in batch[done:]:
+                waiting.budget.release(waiting.cost)
+            for stream, pushes in again.items():  # before those that came since
+                self._queues.setdefault(stream, deque()).extendleft(reversed(pushes))
             self._held -= streams - again.keys()
-            self._settled()
+            self._changed()
+        if again:
+            self._start_soon(self._release_later, list(again))
         self._start_batch()
 
     async def _stored(self, batch: list[WaitingPush]) -> Sequence[Stored | StoreError]:
@@ -196,22 +195,10 @@ class PushBatches:
         try:
             return await self._store.append([waiting.push for waiting in batch])
         except StoreError as error:
-            self._tell("a batch of %d pushes was not stored: %s", len(batch), error)
+            self._log.failed("a batch of %s pushes was not stored: %s", len(batch), error)
             return [error] * len(batch)
 
-    def _tell(self, what: str, which: object, error: StoreError) -> None:
-        """Log a failure at most once a minute: what is tried again fails as often."""
-        if self._log_throttle.is_due(f"{what}{which}", trio.current_time()):
-            log.warning(what, which, sanitize(error))
-
-    def _wait_again(self, again: dict[str, list[WaitingPush]]) -> None:
-        """Put pushes back before those that came since, and let their streams wait for RETRY_SECONDS."""
-        for stream, pushes in again.items():
-            self._queues.setdefault(stream, deque()).extendleft(reversed(pushes))
-        if again and self._nursery is not None:
-            self._nursery.start_soon(self._let_go_later, list(again))
-
-    async def _let_go_later(self, streams: list[str]) -> None:
+    async def _release_later(self, streams: list[str]) -> None:
         await trio.sleep(RETRY_SECONDS)
         for stream in streams:
-            self.let_go(stream)
+            self.release(stream)

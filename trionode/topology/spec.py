@@ -15,7 +15,8 @@ from trionode.portal import PortalLimits
 from trionode.relay.service import PREFIX, RelayLimits
 from trionode.routing.byte_budget import DEFAULT_BOUND
 from trionode.routing.mailbox import STALL_TIMEOUT
-from trionode.stream.service import INDEX_SERVICE, SERVICE, StreamLimits
+from trionode.stream.clients import StreamLimits
+from trionode.stream.service import INDEX_SERVICE, SERVICE
 
 
 class ValueKind(Enum):

@@ -9,7 +9,7 @@ import attrs
 
 from trionode.portal import PortalLimits
 from trionode.relay.service import RelayLimits
-from trionode.stream.service import StreamLimits
+from trionode.stream.clients import StreamLimits
 from trionode.topology.errors import KeyPath
 from trionode.topology.spec import AccessSpec, Doc, NotInFile, Option, TrustSpec, ValueKind
 

@@ -8,7 +8,7 @@ from functools import partial
 import attrs
 
 from trionode.protocol.rules.access import client_of
-from trionode.protocol.stream import is_capability
+from trionode.protocol.rules.stream import may_open_another, may_use_stream
 from trionode.topology.spec import StreamServiceSpec, StreamSpec
 from trionode.verify.model.messages import (
     LOCAL,
@@ -58,7 +58,7 @@ class StreamService:
         """Return whether the sender of a message may use a stream; if not, the message is dropped."""
         identity = message.origin.identifier or ""
         owner = self._store.owners.setdefault(stream, identity)
-        if owner in {"", identity} or (is_capability(stream) and identity):
+        if may_use_stream(stream, owner, identity):
             return True
         owner = self._network.node_of(owner)
         how = self._network.describe(message.origin)
@@ -73,7 +73,7 @@ class StreamService:
         if body.name not in self._declared:
             self._store.claims.setdefault(body.name, set()).add(origin.identifier or "")
         used = self._used.setdefault(client_of(origin) or "", set())
-        if body.name not in used and len(used) >= self._limit:
+        if not may_open_another(body.name, used, self._limit):
             where = f"{self._name} at {self._node.name}"
             self._drop(message, f"{where} allows a client {self._limit} streams, and this is one more (limits.streams)")
         elif self._may_use(body.name, message):
