@@ -21,12 +21,16 @@ from trionode.errors import (
     VaultError,
     WireError,
 )
-from trionode.identity.identity import Identity, IdentityVault
+from trionode.identity.attributes import from_attributes, trust_attributes
+from trionode.identity.identity import Identity
+from trionode.identity.stored import IdentityVault
 from trionode.identity.trust import TrustPolicy, trust_everyone, trust_only
 from trionode.log import sanitize
 from trionode.net.transport import Link, Transport, load_transport
 from trionode.node.node import Hub, Node, open_node
 from trionode.portal import Inlet, Outlet, PortalLimits
+from trionode.protocol.handshake.exchange import Peer
+from trionode.protocol.identity.credential import Credential
 from trionode.protocol.identity.identity import Identifier
 from trionode.protocol.rules.access import (
     Access,
@@ -59,6 +63,7 @@ __all__ = [
     "ConfigError",
     "ConnectionLost",
     "Counters",
+    "Credential",
     "DecryptError",
     "DropReason",
     "HandshakeError",
@@ -78,6 +83,7 @@ __all__ = [
     "NodeLink",
     "Origin",
     "Outlet",
+    "Peer",
     "PortalLimits",
     "Relay",
     "RelayLimits",
@@ -100,6 +106,7 @@ __all__ = [
     "WireError",
     "Worker",
     "from_anywhere",
+    "from_attributes",
     "from_identities",
     "from_local",
     "from_local_or_channels",
@@ -109,6 +116,7 @@ __all__ = [
     "open_node",
     "open_sqlite_vault",
     "sanitize",
+    "trust_attributes",
     "trust_everyone",
     "trust_only",
     "unique",

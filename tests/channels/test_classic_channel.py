@@ -12,7 +12,7 @@ from tests.support.scripted_hub import Wiretap, changed, honest
 from trionode import Identifier, Identity, Mailbox, Message, Route, open_node, trust_everyone, trust_only
 from trionode.channel.listener import HANDSHAKE_TIMEOUT, PENDING_PER_SOURCE, SWEEP_SECONDS
 from trionode.counters import DropReason
-from trionode.errors import AnswerTimeout, HandshakeError, LocalError, RemoteError
+from trionode.errors import AnswerTimeout, ConfigError, HandshakeError, LocalError, RemoteError
 from trionode.protocol.handshake.classic_exchange import ClassicExchange
 from trionode.protocol.handshake.exchange import Peer
 from trionode.protocol.handshake.noise import Role
@@ -117,16 +117,16 @@ async def test_one_listener_answers_both_generations_at_once(autojump_clock: tri
         assert len({side.peer.identifier for side in parties.listener.channels}) == 2
 
 
-async def test_an_unknown_generation_is_this_programs_mistake() -> None:
+async def test_an_unknown_protocol_version_is_a_config_error() -> None:
     async with open_node() as node:
         identity = await Identity.create(node.vault)
-        with pytest.raises(LocalError, match="'modern'"):
+        with pytest.raises(ConfigError, match="'modern'"):
             await node.open_secure_channel(Route("x"), identity, trust=trust_everyone, protocol_version="modern")
-        with pytest.raises(LocalError, match="'modern'"):
+        with pytest.raises(ConfigError, match="'modern'"):
             await node.serve_secure_channels(
                 "x", identity, trust=trust_everyone, protocol_versions=["classic", "modern"]
             )
-        with pytest.raises(LocalError, match="nothing"):
+        with pytest.raises(ConfigError, match="this is none"):
             await node.serve_secure_channels("x", identity, trust=trust_everyone, protocol_versions=[])
         assert local("x") not in node.router
 
@@ -210,7 +210,7 @@ async def test_an_initiator_that_gives_up_leaves_nothing_behind(autojump_clock: 
 async def test_a_message_for_nobody_behind_the_channel_is_never_sent(autojump_clock: trio.testing.MockClock) -> None:
     async with open_parties(protocol_version="classic") as parties:
         alices, bobs = await parties.open()
-        before = alices._session._next, bobs._session._next
+        before = alices._hops.cipher.session._next, bobs._hops.cipher.session._next
         with trio.fail_after(STALL_TIMEOUT):
             await parties.alice.send(Route(alices), b"for nobody")
             # A node's own messages have no return route: the echo would be for nobody.
@@ -220,7 +220,7 @@ async def test_a_message_for_nobody_behind_the_channel_is_never_sent(autojump_cl
             await trio.testing.wait_all_tasks_blocked()
         assert parties.alice.counters == {DropReason.ENDS_AT_CHANNEL: 1}
         assert parties.bob.counters == {DropReason.ENDS_AT_CHANNEL: 1}
-        assert (alices._session._next, bobs._session._next) == (before[0] + 2, before[1])
+        assert (alices._hops.cipher.session._next, bobs._hops.cipher.session._next) == (before[0] + 2, before[1])
         assert bobs.refused == 0
 
 
@@ -229,12 +229,12 @@ async def test_a_message_for_nobody_behind_the_channel_is_dropped_and_counted(
 ) -> None:
     async with open_parties(protocol_version="classic") as parties:
         alices, bobs = await parties.open()
-        plaintext = alices._cipher.encode((local("handler"),), (), b"")
+        plaintext = alices._hops.cipher.encode((local("handler"),), (), b"")
         (bobs_self, handler), _, _ = CLASSIC.decode(plaintext)
         with trio.fail_after(STALL_TIMEOUT):
-            for onward in ((bobs_self,), (), (handler,), (handler, bobs_self), (bobs.encoded, handler)):
-                wrong = alices._cipher.encrypt(CLASSIC.encode(onward, (local("x"),), b"wrong"))
-                parties.alice.router.deliver(Message(alices._route, (), wrong))
+            for onward in ((bobs_self,), (), (handler,), (handler, bobs_self), (bobs._hops.encryptor, handler)):
+                wrong = alices._hops.cipher.encrypt(CLASSIC.encode(onward, (local("x"),), b"wrong"))
+                parties.alice.router.deliver(Message(alices._hops.route, (), wrong))
             await parties.alice.send(Route(alices, "handler"), b"after")
             await parties.bob_handler.until(b"after")
         assert parties.bob_handler.payloads == [b"after"]
@@ -261,13 +261,13 @@ async def test_closing_ends_this_side_alone_and_there_is_nothing_to_refresh(
 ) -> None:
     async with open_parties(protocol_version="classic") as parties:
         alices, bobs = await parties.open()
-        before = alices._session._next
+        before = alices._hops.cipher.session._next
         with pytest.raises(LocalError, match="protocol_version='current'"):
-            alices.refresh(parties.alices, ())
+            await alices.refresh_credentials(parties.alices)
         await alices.aclose()
         await alices.aclose()
         await trio.testing.wait_all_tasks_blocked()
-        assert alices._session._next == before
+        assert alices._hops.cipher.session._next == before
         assert alices.closed.is_set()
         assert not bobs.closed.is_set()
         # What still comes is for an address that is gone; Bob's side ends with its way, as soon as somebody looks.
@@ -285,7 +285,7 @@ async def test_the_route_of_a_responder_follows_nobody_threat_20(autojump_clock:
         assert parties.hub is not None
         await parties.bob.listen("loopback:also_bob")
         await parties.hub.connect("loopback:also_bob", name="another way")
-        way = bobs._route
+        way = bobs._hops.route
 
         def detour(frame: bytes) -> Sequence[bytes]:
             onward, _, _ = CURRENT.decode(frame)
@@ -293,7 +293,7 @@ async def test_the_route_of_a_responder_follows_nobody_threat_20(autojump_clock:
 
         tap.accepted = detour
         assert (await parties.alice.ask(Route(alices, "echoer"), b"x")).payload == b"x"
-        assert bobs._route == way
+        assert bobs._hops.route == way
 
 
 # -- behind and before message 5 ------------------------------------------------------------------------------------------------------

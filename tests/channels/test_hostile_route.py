@@ -113,7 +113,10 @@ async def test_a_splice_between_two_channels_is_refused_threat_10(
     async with open_parties("a hub", tap=tap, protocol_version=protocol_version) as parties:
         one, bobs_one = await parties.open()
         other, bobs_other = await parties.open()
-        swapped = {bobs_one.decryptor: bobs_other.decryptor, bobs_other.decryptor: bobs_one.decryptor}
+        swapped = {
+            bobs_one._hops.decryptor: bobs_other._hops.decryptor,
+            bobs_other._hops.decryptor: bobs_one._hops.decryptor,
+        }
 
         def splice(frame: bytes) -> Sequence[bytes]:
             (to_bob, decryptor), _, _ = CURRENT.decode(frame)

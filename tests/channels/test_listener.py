@@ -16,7 +16,7 @@ from trionode.channel import listener
 from trionode.channel.listener import HANDSHAKE_TIMEOUT, PENDING_PER_SOURCE, SWEEP_SECONDS
 from trionode.counters import DropReason
 from trionode.errors import AnswerTimeout, HandshakeError, VaultError
-from trionode.identity.identity import StoredIdentity
+from trionode.identity.stored import StoredIdentity
 from trionode.protocol.handshake.current_exchange import CurrentExchange
 from trionode.protocol.handshake.exchange import Peer
 from trionode.protocol.handshake.noise import Role
@@ -445,5 +445,5 @@ async def test_a_listener_that_closes_ends_its_channels_and_tells_their_peers(
                 await channel.closed.wait()
         assert not parties.listener.channels
         assert not parties.listener._pending
-        assert parties.listener.encoded not in parties.bob.router
+        assert parties.listener._encoded not in parties.bob.router
         assert len(parties.bob.router._table) == 3  # two workers and the link

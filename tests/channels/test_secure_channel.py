@@ -1,5 +1,6 @@
 from collections.abc import Sequence
 
+import attrs
 import pytest
 import trio
 import trio.testing
@@ -267,7 +268,7 @@ async def test_closing_either_side_ends_both_and_later_sends_raise(
         for node, channel in ((parties.alice, alices), (parties.bob, bobs)):
             with pytest.raises(UnknownAddressError):
                 await node.send(Route(channel, "handler"), b"late")
-            for address in (channel.encoded, channel.decryptor):
+            for address in (channel._hops.encryptor, channel._hops.decryptor):
                 assert address not in node.router
         assert not parties.listener.channels
         assert (await parties.open())[0].peer == alices.peer
@@ -360,22 +361,31 @@ def some_credentials(identity: Identity, count: int = 1) -> Sequence[PresentedCr
     return [PresentedCredential(each, each) for each in signed]
 
 
+def hold(identity: Identity, credentials: Sequence[PresentedCredential]) -> None:
+    """Let an identity present these credentials, which `add_credential` would refuse."""
+    identity._stored = attrs.evolve(identity._stored, credentials=tuple(each.encode() for each in credentials))
+
+
 async def test_refreshed_credentials_of_the_same_identity_are_taken(autojump_clock: trio.testing.MockClock) -> None:
     async with open_parties() as parties:
         alices, bobs = await parties.open()
         assert bobs.peer.credentials == ()
         fresh = some_credentials(parties.alices, 16)
         with trio.fail_after(STALL_TIMEOUT):
-            alices.refresh(parties.alices, fresh)
+            hold(parties.alices, fresh)
+            await alices.refresh_credentials(parties.alices)
             await parties.alice.send(Route(alices, "handler"), b"after")
             await parties.bob_handler.until(b"after")
             assert bobs.peer.credentials == tuple(fresh)
             # The history may have gone on meanwhile, and may not go back.
+            hold(parties.alices, ())
             await parties.alices.rotate()
-            alices.refresh(parties.alices, some_credentials(parties.alices))
+            hold(parties.alices, newer := some_credentials(parties.alices))
+            await alices.refresh_credentials(parties.alices)
             await parties.alice.send(Route(alices, "handler"), b"again")
             await parties.bob_handler.until(b"again")
-        assert bobs.peer.credentials == tuple(some_credentials(parties.alices))
+        # The older ones stay: one that verifies is not replaced by one that does not.
+        assert bobs.peer.credentials == (*fresh[1:], *newer)
         assert bobs.refused == 0
 
 
@@ -401,7 +411,7 @@ async def test_refreshed_credentials_that_are_not_the_peers_are_refused_threat_1
         with trio.fail_after(STALL_TIMEOUT):
             for each in bad:
                 sealed = current_codec.encode_refresh(current_codec.RefreshCredentials(*each))
-                alices._send(sealed, (alices.encoded,))
+                alices._hops._send(sealed, (alices._hops.encryptor,))
             await parties.alice.send(Route(alices, "handler"), b"after")
             await parties.bob_handler.until(b"after")
         assert bobs.refused == len(bad)
@@ -413,7 +423,7 @@ async def test_refreshed_credentials_that_are_not_the_peers_are_refused_threat_1
 
 
 def nonces(channel: SecureChannel) -> int:
-    return channel._session._next
+    return channel._hops.cipher.session._next
 
 
 async def longest(node: Node, channel: SecureChannel, limit: int) -> int:
@@ -466,7 +476,7 @@ async def test_a_message_too_large_for_its_way_raises_before_it_is_sealed(
         # Whatever was sent came, and nothing was missed on the way: no nonce is lost.
         assert max(map(len, parties.bob_handler.payloads)) == size
         assert bobs.refused == 0
-        assert nonces(channel) == bobs._session._window.highest + 1
+        assert nonces(channel) == bobs._hops.cipher.session._window.highest + 1
 
 
 async def test_a_message_beyond_the_largest_frame_raises_over_a_link(autojump_clock: trio.testing.MockClock) -> None:
@@ -503,14 +513,14 @@ async def test_the_responder_follows_the_initiator_to_a_new_link(autojump_clock:
             return [forged[-1], frame]
 
         # What does not verify moves nothing (threat 20).
-        way = bobs._route
+        way = bobs._hops.route
         tap.accepted = forged_detour
         assert (await parties.alice.ask(Route(alices, "echoer"), b"1")).payload == b"1"
-        assert (bobs._route, bobs.refused) == (way, 1)
+        assert (bobs._hops.route, bobs.refused) == (way, 1)
         tap.accepted = detour
         with trio.fail_after(STALL_TIMEOUT):
             assert (await parties.alice.ask(Route(alices, "echoer"), b"2")).payload == b"2"
-            assert bobs._route != way
+            assert bobs._hops.route != way
             # The old way may go now: Bob's own messages take the new one.
             await first.aclose()
             await trio.testing.wait_all_tasks_blocked()
@@ -582,7 +592,7 @@ async def test_nothing_is_delivered_behind_a_close_that_came_while_the_policy_de
         entries = len(parties.bob.router._table)
         await parties.alice.send(Route(channel, "handler"), b"before")
         # A peer that does not keep to the rules goes on behind its close.
-        channel._send(current_codec.CLOSE_PLAINTEXT, (channel.encoded,))
+        channel._hops._send(current_codec.CLOSE_PLAINTEXT, (channel._hops.encryptor,))
         await parties.alice.send(Route(channel, "handler"), b"after")
         await trio.sleep(10)
         assert parties.bob_handler.payloads == [b"before"]
@@ -619,7 +629,7 @@ async def test_a_channel_that_feeds_a_hung_worker_lets_the_links_other_flows_go_
                 assert trio.current_time() - begun <= 10
         assert parties.bob.counters[DropReason.MAILBOX_STALLED] > 0
         # Dropped at the mailbox, where the channel has opened it already: nothing between encryptor and decryptor was.
-        assert bobs._session._window.highest + 1 == nonces(channel)
+        assert bobs._hops.cipher.session._window.highest + 1 == nonces(channel)
         assert bobs.refused == 0
 
 

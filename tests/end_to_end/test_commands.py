@@ -252,7 +252,7 @@ async def test_a_peer_whom_alice_refuses_is_one_clear_error(tmp_path: Path) -> N
             to_alice, to_bob, identifier = await addresses(bob)
             await alice.write(to_alice, to_bob)
             assert await alice.end() == 1
-            assert_one_clear_error(alice.complaints, f"the peer is {identifier}, who is refused")
+            assert_one_clear_error(alice.complaints, f"the peer is {identifier}, which is refused")
 
 
 async def test_several_hubs_are_tried_in_turn(tmp_path: Path) -> None:
@@ -321,7 +321,7 @@ async def test_a_hub_with_an_identity_serves_those_whom_it_trusts_and_nobody_els
             assert (await alice.rest())[1:] == [f"Alice received an echo: {'x' * 60_000}"]
             assert await alice.end() == 0
             assert await impostor.end() == 1
-            assert_one_clear_error(impostor.complaints, f"the peer is {hub_id}, who is refused")
+            assert_one_clear_error(impostor.complaints, f"the peer is {hub_id}, which is refused")
 
 
 async def test_identities_are_made_shown_listed_exported_and_rotated(tmp_path: Path) -> None:

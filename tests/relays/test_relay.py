@@ -243,7 +243,7 @@ async def test_a_name_of_an_identity_is_nobody_elses_even_while_it_is_away(autoj
         bob = await Identity.create(ground.holder.vault)
         at_hub = Route(HUB, "listener")
         channel = await ground.holder.open_secure_channel(at_hub, bob, trust=trust_everyone)
-        register(ground.holder, (channel.encoded,), "bob")
+        register(ground.holder, (channel._hops.encryptor,), "bob")
         await wait_all_tasks_blocked()
         await channel.aclose()
         await wait_all_tasks_blocked()

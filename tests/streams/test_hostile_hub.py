@@ -121,8 +121,14 @@ async def test_two_conversations_that_are_spliced_are_refused_threat_10(autojump
         other = await parties.alice.open_secure_channel(Route(stream, "listener"), parties.alices, trust=trust_everyone)
         await parties.alice.ask(Route(other, "echoer"), b"")
         (bobs_other,) = parties.listener.channels - {talk.bobs}
-        addresses = {talk.bobs.decryptor: bobs_other.decryptor, bobs_other.decryptor: talk.bobs.decryptor}
-        reverse = {talk.bobs.decryptor: other.decryptor, bobs_other.decryptor: talk.alices.decryptor}
+        addresses = {
+            talk.bobs._hops.decryptor: bobs_other._hops.decryptor,
+            bobs_other._hops.decryptor: talk.bobs._hops.decryptor,
+        }
+        reverse = {
+            talk.bobs._hops.decryptor: other._hops.decryptor,
+            bobs_other._hops.decryptor: talk.alices._hops.decryptor,
+        }
 
         def splice_into(stream: str, opposite: str) -> Tamper:
             def tamper(record: bytes) -> Sequence[bytes]:

@@ -90,7 +90,7 @@ class Parties:
         )
         assert (await self.alice.ask(Route(channel, "echoer"), b"hello")).payload == b"hello"
         # Bob's side is the one that sends to Alice's decryptor.
-        (bobs_side,) = [each for each in self.listener.channels if each._route[-1] == channel.decryptor]
+        (bobs_side,) = [each for each in self.listener.channels if each._hops.route[-1] == channel._hops.decryptor]
         return channel, bobs_side
 
 

@@ -10,6 +10,7 @@ import trio
 from trio.testing import wait_all_tasks_blocked
 
 from trionode import Message, Node, Route
+from trionode.channel.hops import ChannelHops
 from trionode.channel.secure_channel import SecureChannel
 from trionode.errors import TrionodeError, WireError
 from trionode.net.transport import Link, Transport
@@ -213,7 +214,7 @@ def recorded(name: str, network: Loopback) -> Callable[[str], Transport]:
 @contextmanager
 def recording() -> Iterator[None]:
     """Let RECORDER see all that passes."""
-    deliver, bridge, encrypt, append = Router.deliver, Router.bridge, SecureChannel.encrypt, MemoryStore._append
+    deliver, bridge, encrypt, append = Router.deliver, Router.bridge, ChannelHops.encrypt, MemoryStore._append
 
     def recorded_deliver(router: Router, message: Message) -> ByteBudget | None:
         RECORDER.message(router, message)
@@ -223,7 +224,7 @@ def recording() -> Iterator[None]:
         RECORDER.message(router, message)
         return bridge(router, message)
 
-    def recorded_encrypt(channel: SecureChannel, message: Message) -> ByteBudget | None:
+    def recorded_encrypt(channel: ChannelHops, message: Message) -> ByteBudget | None:
         is_control = RECORDER.is_control(message.payload)
         RECORDER.in_control += is_control
         try:
@@ -244,7 +245,7 @@ def recording() -> Iterator[None]:
     with (
         patch.object(Router, "deliver", recorded_deliver),
         patch.object(Router, "bridge", recorded_bridge),
-        patch.object(SecureChannel, "encrypt", recorded_encrypt),
+        patch.object(ChannelHops, "encrypt", recorded_encrypt),
         patch.object(MemoryStore, "_append", recorded_append),
     ):
         yield
@@ -373,7 +374,7 @@ async def _opens(harness: Harness, where: str, kind: str, key: str) -> bool:
 def _is_taken(harness: Harness, opener: RunningNode, channel: SecureChannel) -> bool:
     """Return whether a channel has another side. Its opener cannot know that a listener refused it."""
     return any(
-        channel._route[-1] == side.decryptor and side.peer.identifier == opener.identity.identifier
+        channel._hops.route[-1] == side.decryptor and side.peer.identifier == opener.identity.identifier
         for each in harness.running
         for side in _channels(each.node)
     )
@@ -386,10 +387,10 @@ def _stores(node: Node) -> Iterator[StreamStore]:
         yield service._store
 
 
-def _channels(node: Node) -> Iterator[SecureChannel]:
+def _channels(node: Node) -> Iterator[ChannelHops]:
     for entry in node.router._table.values():
         owner = getattr(entry.hop, "__self__", None)
-        if isinstance(owner, SecureChannel):
+        if isinstance(owner, ChannelHops):
             yield owner
 
 

@@ -7,7 +7,7 @@ from unittest.mock import patch
 
 import attrs
 
-from trionode.channel import listener, secure_channel
+from trionode.channel import hops, initiator, listener
 from trionode.protocol.rules.access import from_anywhere, from_local
 from trionode.protocol.wire.address import local
 from trionode.protocol.wire.message import Message, Origin
@@ -199,31 +199,31 @@ def links_admit_every_message() -> Iterator[None]:
 
 @mutation
 def channel_also_sends_plaintext() -> Iterator[None]:
-    encrypt = secure_channel.SecureChannel.encrypt
+    encrypt = hops.ChannelHops.encrypt
 
-    def leaks(self: secure_channel.SecureChannel, message: Message) -> Any:
-        self._router.deliver(Message((*self._route[:-1], local("leak")), (), message.payload))
+    def leaks(self: hops.ChannelHops, message: Message) -> Any:
+        self._router.deliver(Message((*self.route[:-1], local("leak")), (), message.payload))
         return encrypt(self, message)
 
-    with patch.object(secure_channel.SecureChannel, "encrypt", leaks):
+    with patch.object(hops.ChannelHops, "encrypt", leaks):
         yield
 
 
 @mutation
 def channel_also_sends_its_inner_route() -> Iterator[None]:
-    encrypt = secure_channel.SecureChannel.encrypt
+    encrypt = hops.ChannelHops.encrypt
 
-    def leaks(self: secure_channel.SecureChannel, message: Message) -> Any:
-        self._router.deliver(Message((*self._route[:-1], *message.onward[1:], local("leak")), (), b"nothing"))
+    def leaks(self: hops.ChannelHops, message: Message) -> Any:
+        self._router.deliver(Message((*self.route[:-1], *message.onward[1:], local("leak")), (), b"nothing"))
         return encrypt(self, message)
 
-    with patch.object(secure_channel.SecureChannel, "encrypt", leaks):
+    with patch.object(hops.ChannelHops, "encrypt", leaks):
         yield
 
 
 @mutation
 def channel_forgets_its_peer() -> Iterator[None]:
-    with patch.object(secure_channel.SecureChannel, "_know", lambda _, outer: outer):
+    with patch.object(hops.ChannelHops, "_peer_origin", lambda _, outer: outer):
         yield
 
 
@@ -241,7 +241,7 @@ def initiator_trusts_no_peer() -> Iterator[None]:
     async def refuses(*_: object) -> bool:
         return False
 
-    with patch.object(secure_channel, "is_trusted", refuses):
+    with patch.object(initiator, "is_trusted", refuses):
         yield
 
 

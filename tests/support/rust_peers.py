@@ -15,7 +15,7 @@ import trio
 
 from tests.support.processes import Running, end_all
 
-SOURCES = Path(__file__).parent / "rust"
+SOURCES = Path(__file__).parents[1] / "interop" / "rust"
 
 #: Seconds for a build: it takes minutes on two cores, and downloads some hundred crates the first time.
 BUILD_SECONDS = 1800.0

@@ -1,10 +1,10 @@
-"""The generations of secure channels, and how an identity of ours shakes hands in each: chosen once by its name and then never asked about again."""
+"""How an identity of this program makes the handshakes of each protocol version."""
 
 from collections.abc import Awaitable, Callable, Iterable
 
 import attrs
 
-from trionode.errors import LocalError
+from trionode.errors import ConfigError
 from trionode.identity.identity import Identity
 from trionode.protocol.handshake.classic_exchange import ClassicExchange, is_classic
 from trionode.protocol.handshake.current_exchange import CurrentExchange
@@ -16,19 +16,19 @@ from trionode.routing.router import random_address
 
 @attrs.frozen(eq=False)
 class Handshaker:
-    """What an identity needs for channels of one generation; every exchange that it makes is a new one."""
+    """Makes the handshakes of one identity in one protocol version; every exchange is a new one."""
 
     protocol_version: str
-    #: What peers of this generation know the identity by.
+    #: The identifier by which peers of this version know the identity.
     identifier: Identifier
     initiator: Callable[[], Exchange] = attrs.field(repr=False)
     responder: Callable[[], Exchange] = attrs.field(repr=False)
-    #: Whether the payload of a first message has the form of this generation; of two generations at most one says yes.
+    #: Whether the payload of a first message has the form of this version. No payload has the form of both.
     begins: Callable[[bytes], bool] = attrs.field(repr=False)
 
 
 async def _current(identity: Identity) -> Handshaker:
-    # Asked for at each handshake: the identity may be rotated, and its attestation is renewed.
+    # Read at each handshake: the identity may be rotated, its attestation is renewed, and credentials are added.
     return Handshaker(
         "current",
         identity.identifier,
@@ -39,12 +39,16 @@ async def _current(identity: Identity) -> Handshaker:
 
 
 async def _classic(identity: Identity) -> Handshaker:
-    face = await identity.classic()
+    classic = await identity.classic()
     return Handshaker(
         "classic",
-        face.identifier,
-        lambda: ClassicExchange.create(Role.INITIATOR, face.vault, face.signing_key, face.history, random_address()),
-        lambda: ClassicExchange.create(Role.RESPONDER, face.vault, face.signing_key, face.history, random_address()),
+        classic.identifier,
+        lambda: ClassicExchange.create(
+            Role.INITIATOR, classic.vault, classic.signing_key, classic.history, random_address()
+        ),
+        lambda: ClassicExchange.create(
+            Role.RESPONDER, classic.vault, classic.signing_key, classic.history, random_address()
+        ),
         is_classic,
     )
 
@@ -53,18 +57,18 @@ _HANDSHAKERS: dict[str, Callable[[Identity], Awaitable[Handshaker]]] = {"current
 
 
 def require_protocol_versions(protocol_versions: Iterable[str]) -> tuple[str, ...]:
-    """Return the names, each once; LocalError if one is unknown, or there is none."""
+    """Return the names, each once; ConfigError if one is unknown, or there is none."""
     names = tuple(dict.fromkeys((protocol_versions,) if isinstance(protocol_versions, str) else protocol_versions))
     unknown = [name for name in names if name not in _HANDSHAKERS]
     if unknown or not names:
-        said = ", ".join(map(repr, unknown)) or "nothing"
-        raise LocalError(
-            f"the generations of secure channels are {' and '.join(map(repr, _HANDSHAKERS))}; this says {said}"
+        raise ConfigError(
+            f"a protocol version is {' or '.join(map(repr, _HANDSHAKERS))}, at least one; "
+            f"this is {', '.join(map(repr, unknown)) or 'none'}"
         )
     return names
 
 
 async def handshaker(identity: Identity, protocol_version: str) -> Handshaker:
-    """Return how the identity shakes hands in a generation; LocalError for an unknown one, VaultError as of `Identity.classic`."""
+    """Return the handshaker for a protocol version; ConfigError if it is unknown, VaultError as for `Identity.classic`."""
     (name,) = require_protocol_versions([protocol_version])
     return await _HANDSHAKERS[name](identity)

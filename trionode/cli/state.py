@@ -14,7 +14,7 @@ import click
 
 from trionode.cli.terminal import say
 from trionode.errors import LocalError
-from trionode.identity.identity import IdentityVault
+from trionode.identity.stored import IdentityVault
 from trionode.protocol.stream import valid_client_id, valid_stream_name
 from trionode.vault.memory import MemoryVault
 from trionode.vault.sqlite import open_sqlite_vault

@@ -1,102 +1,36 @@
-"""What a program holds of its own identities: their names, their histories, and the keys in a vault that speak for them."""
+"""The identities of this program: a name, a change history, credentials, and the keys of a vault."""
 
 import time
-from collections.abc import Sequence
-from typing import Protocol, Self
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Self
 
 import attrs
 
-from trionode.errors import VaultError
-from trionode.identity.known_peers import KnownPeers
+from trionode.errors import ConfigError, IdentityError, VaultError
+from trionode.identity.attributes import encode
+from trionode.identity.stored import IdentityVault, StoredIdentity
 from trionode.protocol.identity.attestation import PurposeKeyAttestation
 from trionode.protocol.identity.classic_identity import ClassicHistory, create_classic_history, verify_classic_history
-from trionode.protocol.identity.credential import PresentedCredential
+from trionode.protocol.identity.credential import Credential, PresentedCredential, issue_credential, read_credential
 from trionode.protocol.identity.identity import ChangeHistory, Identifier, create_history, import_history, rotate
 from trionode.protocol.identity.keys import KeyHandle, KeyKind, Vault
-from trionode.protocol.identity.payload import IdentityPayload
+from trionode.protocol.identity.payload import MAX_CREDENTIALS, IdentityPayload
 
-#: Seconds that an attestation of our purpose key lasts, made anew whenever half of it is over: thirty days are what a thief of that key has, if
-#: the identity's own key is safe. Rust peers attest for five years; a verifier accepts any time.
+#: Seconds that an attestation of our purpose key lasts; it is renewed when half of them are over. A thief of that key can
+#: use it for thirty days if the identity's own key is safe. Rust attests for five years; verifiers accept any time.
 ATTESTATION_LIFETIME = 30 * 86_400
-
-#: Characters in the name of an identity, which stands in listings and in vaults.
+#: Seconds that a credential lasts unless its issuer says otherwise, as in Rust: thirty days.
+CREDENTIAL_LIFETIME = 30 * 86_400
+#: Bytes of all credentials of one identity: with a full history (32 KiB) they still fit into one handshake message.
+MAX_CREDENTIAL_BYTES = 16 * 1024
+#: Characters in the name of an identity, which listings and vaults show.
 MAX_NAME = 100
 
 
 @attrs.frozen
-class StoredIdentity:
-    """An identity as a vault keeps it: which keys of the vault are its own follows from the histories and the purpose key's public bytes.
-
-    `classic` is the encoded history of its classic face (spec §9.1), once it has one.
-    """
-
-    name: str
-    history: ChangeHistory
-    purpose_key: bytes = attrs.field(repr=bytes.hex)
-    classic: bytes | None = attrs.field(default=None, repr=False)
-
-    @property
-    def identifier(self) -> Identifier:
-        """The identity's name to the world."""
-        return self.history.identifier
-
-
-class Identities(Protocol):
-    """Where a vault keeps identities by their names."""
-
-    async def all(self) -> Sequence[StoredIdentity]:
-        """Return every identity, ordered by name."""
-        ...
-
-    async def save(self, identity: StoredIdentity, *, replaces: StoredIdentity | None = None) -> None:
-        """Keep the identity under its name, whole or not at all.
-
-        VaultError if what stands under that name now is not `replaces`: the name is taken, or another program was faster.
-        """
-        ...
-
-
-class IdentityVault(Vault, Protocol):
-    """A vault that also keeps identities and known peers."""
-
-    @property
-    def identities(self) -> Identities:
-        """The identities whose keys are in this vault."""
-        ...
-
-    @property
-    def known_peers(self) -> KnownPeers:
-        """The peers that the identities in this vault have met."""
-        ...
-
-
-class MemoryIdentities:
-    """Identities that are forgotten with the process."""
-
-    def __init__(self) -> None:
-        self._stored: dict[str, StoredIdentity] = {}
-
-    async def all(self) -> Sequence[StoredIdentity]:
-        """Return every identity, ordered by name."""
-        return [self._stored[name] for name in sorted(self._stored)]
-
-    async def save(self, identity: StoredIdentity, *, replaces: StoredIdentity | None = None) -> None:
-        """Keep the identity under its name; VaultError if what stands there now is not `replaces`."""
-        if self._stored.get(identity.name) != replaces:
-            raise name_conflict(identity.name, replaces)
-        self._stored[identity.name] = identity
-
-
-def name_conflict(name: str, replaces: StoredIdentity | None) -> VaultError:
-    """Return what is raised where the stored identity is not the one that was expected."""
-    if replaces is None:
-        return VaultError(f"an identity named {name!r} is in this vault already: load it, or choose another name")
-    return VaultError(f"the identity {name!r} was changed by another program meanwhile: load it again, then repeat")
-
-
-@attrs.frozen
 class ClassicIdentity:
-    """The classic face of an identity of ours, made by `Identity.classic`: a name and a key of its own, in the same vault under the same name."""
+    """The classic identity that belongs to an identity, made by `Identity.classic`: it has its own identifier and key."""
 
     vault: IdentityVault = attrs.field(repr=False)
     name: str
@@ -105,40 +39,58 @@ class ClassicIdentity:
 
     @property
     def identifier(self) -> Identifier:
-        """What classic peers know the identity by."""
+        """The identifier by which classic peers know it."""
         return self.history.identifier
 
 
 class Identity:
-    """An identity of ours, ready for handshakes: its keys are in `vault`, its name is local, its `identifier` is what peers know.
+    """An identity of this program. Its keys are in `vault`, its `name` is local, peers know it by its `identifier`.
 
-    Made by `create`, `load` or `import_`. It holds no secret itself.
+    `create`, `load`, `load_or_create` and `import_` make it. The object holds no secret itself.
     """
 
     def __init__(self, vault: IdentityVault, stored: StoredIdentity) -> None:
-        latest = stored.history.latest
         self.vault = vault
         self._stored = stored
-        self._signing_key = _key(vault, KeyKind.ED25519, latest.key.value, stored.name)
+        self._signing_key = _key(vault, KeyKind.ED25519, stored.history.latest.key.value, stored.name)
         self._purpose_key = _key(vault, KeyKind.X25519, stored.purpose_key, stored.name)
         self._attestation: PurposeKeyAttestation | None = None
 
     @classmethod
     async def create(cls, vault: IdentityVault, name: str = "default") -> Self:
-        """Return a new identity, kept in the vault under `name`; VaultError if that name is taken.
+        """Create an identity and store it in the vault.
 
-        When cancelled, nothing is kept.
+        Args:
+          vault: Where its keys are generated and stored.
+          name: What this program calls it: 1 to 100 printable characters.
+
+        Returns:
+          The new identity.
+
+        Raises:
+          VaultError: If the name is taken or not allowed, or the vault can't be written.
+
+        If cancelled, nothing is stored.
         """
-        signing_key = vault.generate(KeyKind.ED25519)
-        try:
+        with _new_keys(vault, KeyKind.ED25519) as (signing_key,):
             return await cls._adopt(vault, name, create_history(vault, signing_key, int(time.time())))
-        except BaseException:  # refused or cancelled: a key that belongs to nobody must not stay behind
-            vault.forget(signing_key)
-            raise
 
     @classmethod
     async def load(cls, vault: IdentityVault, name: str = "default") -> Self:
-        """Return the identity of that name; VaultError if the vault has none or lacks a key of it."""
+        """Load an identity from the vault.
+
+        Args:
+          vault: Where it is stored.
+          name: What this program calls it.
+
+        Returns:
+          The identity.
+
+        Raises:
+          VaultError: If the vault has no identity of that name, or lacks a key of it.
+
+        If cancelled, nothing has changed.
+        """
         stored = await vault.identities.all()
         for each in stored:
             if each.name == name:
@@ -148,16 +100,43 @@ class Identity:
 
     @classmethod
     async def load_or_create(cls, vault: IdentityVault, name: str = "default") -> Self:
-        """Return the identity of that name; a vault that has none at all gets it, so that a mistyped name does not make a stranger."""
+        """Load an identity, or create it if the vault has no identity at all.
+
+        A vault with other identities gets no new one, so a mistyped name is an error.
+
+        Args:
+          vault: Where it is stored.
+          name: What this program calls it.
+
+        Returns:
+          The identity.
+
+        Raises:
+          VaultError: As for `load` and `create`.
+
+        If cancelled, nothing is stored.
+        """
         if await vault.identities.all():
             return await cls.load(vault, name)
         return await cls.create(vault, name)
 
     @classmethod
     async def import_(cls, vault: IdentityVault, exported: str, name: str = "default") -> Self:
-        """Return the identity of an exported history whose latest key is in this vault already; it gets a new purpose key.
+        """Store the identity of an exported history whose latest key is in this vault already. It gets a new purpose key.
 
-        IdentityError if the text is no history that verifies, VaultError if the key is missing or the name is taken.
+        Args:
+          vault: Where its key is.
+          exported: The change history as hex text, as `export` returns it.
+          name: What this program calls it.
+
+        Returns:
+          The identity.
+
+        Raises:
+          IdentityError: If the text is not a history that verifies.
+          VaultError: If the key is missing or the name is taken.
+
+        If cancelled, nothing is stored.
         """
         return await cls._adopt(vault, name, import_history(exported))
 
@@ -168,13 +147,9 @@ class Identity:
                 f"the name of an identity has 1 to {MAX_NAME} printable characters, this is {name[:200]!r}"
             )
         _key(vault, KeyKind.ED25519, history.latest.key.value, name)
-        purpose_key = vault.generate(KeyKind.X25519)
-        stored = StoredIdentity(name, history, purpose_key.public)
-        try:
+        with _new_keys(vault, KeyKind.X25519) as (purpose_key,):
+            stored = StoredIdentity(name, history, purpose_key.public)
             await vault.identities.save(stored)
-        except BaseException:  # as in `create`
-            vault.forget(purpose_key)
-            raise
         return cls(vault, stored)
 
     @property
@@ -184,7 +159,7 @@ class Identity:
 
     @property
     def identifier(self) -> Identifier:
-        """What peers know the identity by."""
+        """The identifier by which peers know the identity."""
         return self._stored.identifier
 
     @property
@@ -193,21 +168,122 @@ class Identity:
         return self._stored.history
 
     @property
+    def credentials(self) -> tuple[PresentedCredential, ...]:
+        """The credentials that this identity presents in its handshakes, at most one of each issuer."""
+        return tuple(map(PresentedCredential.decode, self._stored.credentials))
+
+    @property
     def purpose_key(self) -> KeyHandle:
-        """The X25519 key that this identity uses as the static key of its handshakes."""
+        """The X25519 key that is the static key of this identity's handshakes."""
         return self._purpose_key
 
     def export(self) -> str:
-        """Return the public history as hex text."""
+        """Return the public change history as hex text."""
         return self.history.export()
 
-    def payload(self, credentials: Sequence[PresentedCredential] = (), *, now: int | None = None) -> IdentityPayload:
-        """Return what this identity says of itself in one handshake with `purpose_key`; `now` is in seconds since 1970, by default the clock's.
+    def issue_credential(
+        self,
+        subject: Identifier | str,
+        attributes: Mapping[str, str],
+        *,
+        lifetime: float = CREDENTIAL_LIFETIME,
+        schema: int = 0,
+    ) -> str:
+        """Issue a credential: as an authority, say which attributes another identity has.
 
-        The attestation in it is renewed whenever less than half of its time is left. VaultError once the identity itself has expired.
+        Peers that know this identity as an authority accept it (`trust_attributes`, `from_attributes`). A rotation of this
+        identity invalidates the credentials that it issued before, once peers know the new history.
+
+        Args:
+          subject: The identifier of the identity that has the attributes.
+          attributes: Their names and values.
+          lifetime: Seconds until the credential expires.
+          schema: A number that says what the attributes mean; its meaning is yours.
+
+        Returns:
+          The credential as hex text, for `add_credential` of the subject. It is not secret.
+
+        Raises:
+          ConfigError: If the lifetime is not positive or this identity expires before the credential.
+          IdentityError: If `subject` is not an identifier.
         """
-        now = int(time.time()) if now is None else now
-        return IdentityPayload(self.history, self._attest(now), tuple(credentials))
+        now, latest = int(time.time()), self.history.latest
+        expires_at = now + int(lifetime)
+        if not now < expires_at <= latest.expires_at:
+            raise ConfigError(
+                f"a credential lasts more than 0 s, and at most as long as its issuer {self.name!r}, "
+                f"{latest.expires_at - now} s; this is {lifetime:g} s"
+            )
+        subject = Identifier.parse(subject) if isinstance(subject, str) else subject
+        if subject.classic:
+            raise ConfigError(
+                f"classic identities carry no credentials: give an identifier that begins with I, not {subject}"
+            )
+        return issue_credential(
+            self.history,
+            self.vault,
+            self._signing_key,
+            subject,
+            {encode(name): encode(value) for name, value in attributes.items()},
+            # A clock that was set back must not make an attestation older than the key that signs it.
+            created_at=max(now, latest.created_at),
+            expires_at=expires_at,
+            schema=schema,
+        ).export()
+
+    async def add_credential(self, credential: str) -> Credential:
+        """Store a credential that an authority issued for this identity, and present it in all further handshakes.
+
+        It replaces an earlier credential of the same issuer. The issuer's signature is not checked: only peers know the
+        issuer's history. As a responder, this identity presents its credentials to every initiator.
+
+        Args:
+          credential: The hex text that `issue_credential` returned.
+
+        Returns:
+          What the credential says.
+
+        Raises:
+          IdentityError: If the text is no credential, is for another identity, or has expired.
+          VaultError: If this identity has too many credentials, or another program changed it meanwhile.
+
+        If cancelled, the credential is stored completely or not at all.
+        """
+        presented = PresentedCredential.import_(credential)
+        said = read_credential(presented)
+        if said.subject != self.identifier:
+            raise IdentityError(f"the credential is for {said.subject}, this identity is {self.identifier}")
+        if said.expires_at <= time.time():
+            raise IdentityError(f"the credential expired at {said.expires_at} (seconds since 1970): ask for a new one")
+        others = [each for each in self.credentials if read_credential(each).issuer != said.issuer]
+        encoded = tuple(each.encode() for each in (*others, presented))
+        if len(encoded) > MAX_CREDENTIALS or sum(map(len, encoded)) > MAX_CREDENTIAL_BYTES:
+            raise VaultError(
+                f"an identity holds at most {MAX_CREDENTIALS} credentials of {MAX_CREDENTIAL_BYTES} bytes together: "
+                f"use another identity, or fewer attributes"
+            )
+        await self._save(attrs.evolve(self._stored, credentials=encoded))
+        return said
+
+    async def _save(self, stored: StoredIdentity) -> None:
+        await self.vault.identities.save(stored, replaces=self._stored)
+        self._stored = stored
+
+    def payload(self, *, now: int | None = None) -> IdentityPayload:
+        """Return what this identity sends in a handshake with `purpose_key`; handshakes call it.
+
+        The attestation in it is renewed when less than half of its time is left.
+
+        Args:
+          now: Seconds since 1970; by default the clock's.
+
+        Returns:
+          The history, an attestation of the purpose key, and the credentials.
+
+        Raises:
+          VaultError: If the identity has expired.
+        """
+        return IdentityPayload(self.history, self._attest(int(time.time()) if now is None else now), self.credentials)
 
     def _attest(self, now: int) -> PurposeKeyAttestation:
         latest = self.history.latest
@@ -230,63 +306,75 @@ class Identity:
         return current
 
     async def classic(self) -> ClassicIdentity:
-        """Return the classic face of this identity (spec §9.1), which is made the first time and then kept.
+        """Return the classic identity that belongs to this one (spec §9.1). The first call creates and stores it.
 
-        Nothing links the two but this vault: who knows one of the identifiers can't prove the other. VaultError if another program changed
-        the identity meanwhile. When cancelled, it was kept whole or not at all.
+        Only this vault links the two: a peer that knows one identifier can't prove the other.
+
+        Returns:
+          The classic identity.
+
+        Raises:
+          VaultError: If another program changed the identity meanwhile.
+
+        If cancelled, the classic identity is stored completely or not at all.
         """
         if self._stored.classic is None:
-            self._stored = await self._with_classic()
+            await self._add_classic()
         assert self._stored.classic is not None
         history = verify_classic_history(self._stored.classic)
         signing_key = _key(self.vault, KeyKind.ED25519, history.root_key, self.name)
         return ClassicIdentity(self.vault, self.name, history, signing_key)
 
-    async def _with_classic(self) -> StoredIdentity:
+    async def _add_classic(self) -> None:
         before = self._stored
-        signing_key = self.vault.generate(KeyKind.ED25519)
         try:
-            stored = attrs.evolve(before, classic=create_classic_history(self.vault, signing_key).encoded)
-            await self.vault.identities.save(stored, replaces=before)
+            with _new_keys(self.vault, KeyKind.ED25519) as (signing_key,):
+                await self._save(attrs.evolve(before, classic=create_classic_history(self.vault, signing_key).encoded))
         except VaultError:
-            self.vault.forget(signing_key)
-            # Another task may just have made the very thing that is wanted; anything else that has changed is the caller's to know.
+            # Another task may have created the classic identity just now. Every other change is an error for the caller.
             for found in await self.vault.identities.all():
                 if found.classic is not None and attrs.evolve(found, classic=None) == before:
-                    return found
+                    self._stored = found
+                    return
             raise
-        except BaseException:  # as in `create`
-            self.vault.forget(signing_key)
-            raise
-        return stored
 
     async def rotate(self, *, revoke_purpose_key: bool = False) -> None:
-        """Give the identity a new key, and forget the old one once the new history is kept; the identifier stays.
+        """Give the identity a new key and forget the old one. The identifier, the classic identity and the credentials stay.
 
-        The classic face, if there is one, stays as it is. `revoke_purpose_key` replaces that key too, and handshakes in progress with it fail. LocalError if the clock is before the latest
-        change or the history is full, VaultError if another program was faster. When cancelled, nothing has changed.
+        Args:
+          revoke_purpose_key: Also replace the key that handshakes use. Handshakes in progress with it fail.
+
+        Raises:
+          LocalError: If the clock is before the latest change, or the history is full.
+          VaultError: If another program changed the identity meanwhile.
+
+        If cancelled, nothing has changed.
         """
-        revoke = revoke_purpose_key
-        signing_key = self.vault.generate(KeyKind.ED25519)
-        purpose_key = self.vault.generate(KeyKind.X25519) if revoke else self._purpose_key
-        try:
-            history = rotate(
-                self.history, self.vault, self._signing_key, signing_key, int(time.time()), revoke_purpose_keys=revoke
-            )
-            stored = attrs.evolve(self._stored, history=history, purpose_key=purpose_key.public)
-            await self.vault.identities.save(stored, replaces=self._stored)
-        except BaseException:  # as in `create`
-            self.vault.forget(signing_key)
-            if revoke:
-                self.vault.forget(purpose_key)
-            raise
-        old = [self._signing_key, *([self._purpose_key] if revoke else [])]
-        self._stored, self._signing_key, self._purpose_key, self._attestation = stored, signing_key, purpose_key, None
-        for key in old:
+        kinds = [KeyKind.ED25519, KeyKind.X25519] if revoke_purpose_key else [KeyKind.ED25519]
+        old = self._signing_key, self._purpose_key
+        with _new_keys(self.vault, *kinds) as new:
+            signing_key, purpose_key = (*new, *old[len(new) :])
+            now = int(time.time())
+            history = rotate(self.history, self.vault, old[0], signing_key, now, revoke_purpose_keys=revoke_purpose_key)
+            await self._save(attrs.evolve(self._stored, history=history, purpose_key=purpose_key.public))
+        self._signing_key, self._purpose_key, self._attestation = signing_key, purpose_key, None
+        for key in old[: len(new)]:
             self.vault.forget(key)
 
     def __repr__(self) -> str:
         return f"Identity({self.name!r}, {self.identifier})"
+
+
+@contextmanager
+def _new_keys(vault: Vault, *kinds: KeyKind) -> Iterator[list[KeyHandle]]:
+    """Generate keys, and forget them if the block fails or is cancelled: no identity would own them."""
+    keys = [vault.generate(kind) for kind in kinds]
+    try:
+        yield keys
+    except BaseException:
+        for key in keys:
+            vault.forget(key)
+        raise
 
 
 def _key(vault: Vault, kind: KeyKind, public: bytes, name: str) -> KeyHandle:

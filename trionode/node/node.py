@@ -9,11 +9,13 @@ from typing import Any
 import trio
 
 from trionode.channel.handshakers import handshaker, require_protocol_versions
+from trionode.channel.initiator import open_secure_channel
 from trionode.channel.listener import SecureChannelListener
-from trionode.channel.secure_channel import SecureChannel, open_secure_channel
+from trionode.channel.secure_channel import SecureChannel
 from trionode.counters import Counters, DropReason
 from trionode.errors import AnswerTimeout, ClosedError, LocalError
-from trionode.identity.identity import Identity, IdentityVault
+from trionode.identity.identity import Identity
+from trionode.identity.stored import IdentityVault
 from trionode.identity.trust import TrustPolicy
 from trionode.log import LogThrottle, log, sanitize
 from trionode.net.transport import Link, Transport, load_transport

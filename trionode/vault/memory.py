@@ -8,8 +8,8 @@ import nacl.utils
 from nacl.exceptions import RuntimeError as SodiumError
 
 from trionode.errors import HandshakeError, VaultError
-from trionode.identity.identity import MemoryIdentities
 from trionode.identity.known_peers import MemoryKnownPeers
+from trionode.identity.stored import MemoryIdentities
 from trionode.protocol.identity.keys import KeyHandle, KeyKind
 
 #: Both kinds of secret are 32 random bytes: an Ed25519 seed (RFC 8032), an X25519 scalar (RFC 7748).

@@ -10,7 +10,8 @@ from trionode.cli.options import state_options
 from trionode.cli.runner import run
 from trionode.cli.state import State
 from trionode.cli.terminal import Output, printable, say
-from trionode.identity.identity import Identity, IdentityVault
+from trionode.identity.identity import Identity
+from trionode.identity.stored import IdentityVault
 
 _name = click.argument("name", default="default")
 _classic = click.option(

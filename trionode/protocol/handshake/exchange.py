@@ -9,9 +9,9 @@ import attrs
 
 from trionode.errors import DecryptError, HandshakeError, IdentityError, LocalError, WireError
 from trionode.protocol.handshake import noise
-from trionode.protocol.identity.credential import PresentedCredential
+from trionode.protocol.identity.credential import Credential, PresentedCredential, newest_credential
 from trionode.protocol.identity.history import History
-from trionode.protocol.identity.identity import Identifier
+from trionode.protocol.identity.identity import ChangeHistory, Identifier
 from trionode.protocol.identity.keys import KeyHandle, Vault
 from trionode.protocol.session.cipher import ChannelCipher
 from trionode.protocol.session.session import Session
@@ -70,11 +70,24 @@ class Peer:
 
     history: History
     credentials: tuple[PresentedCredential, ...] = attrs.field(default=(), repr=False)
+    #: The verified credentials, or None, by the hash of the authority's latest change. This program names the authorities.
+    _verified: dict[bytes, Credential | None] = attrs.field(factory=dict, init=False, eq=False, repr=False)
 
     @property
     def identifier(self) -> Identifier:
         """The identifier of the peer, by which trust policies decide."""
         return self.history.identifier
+
+    def credential_by(self, authority: ChangeHistory, now: int) -> Credential | None:
+        """Return the newest credential of that authority, None if there is none that is valid at `now`, seconds since 1970.
+
+        The signatures are verified the first time; later only the expiry is checked.
+        """
+        key = authority.latest.hash
+        if key not in self._verified:
+            self._verified[key] = newest_credential(self.credentials, self.identifier, authority, now)
+        found = self._verified[key]
+        return found if found is not None and found.expires_at > now else None
 
 
 @attrs.define(eq=False)

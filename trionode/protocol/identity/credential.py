@@ -1,6 +1,7 @@
-"""What an authority says of a peer: credentials, verified into attributes (spec §10.2)."""
+"""Credentials: signed by an authority, presented by a peer, verified into attributes (spec §10.2)."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from types import MappingProxyType
 from typing import Self
 
@@ -9,16 +10,17 @@ import attrs
 from trionode.errors import IdentityError, WireError
 from trionode.protocol.identity.attestation import CLOCK_SKEW, PurposeKeyAttestation
 from trionode.protocol.identity.identity import ChangeHistory, Identifier
+from trionode.protocol.identity.keys import KeyHandle, KeyKind, Vault
 from trionode.protocol.identity.signed import DataKind, PublicKey, Signed, read_hash
 from trionode.protocol.wire import cbor
 
-#: Bytes in one encoded credential: no more fits into the handshake message that carries it (Noise §3); those that peers make have some 300.
+#: Bytes in one encoded credential: the handshake message that carries it has no room for more (Noise §3). Rust peers make some 300 bytes.
 MAX_CREDENTIAL = 65_535
 
 
 @attrs.frozen
 class PresentedCredential:
-    """A credential as a peer presents it (spec §10.2), only split into its parts: `verify_credential` verifies it."""
+    """A credential as a peer presents it (spec §10.2). It is decoded, not verified: see `verify_credential`."""
 
     signed: Signed
     attestation: Signed
@@ -48,12 +50,24 @@ class PresentedCredential:
         """What `of` reads."""
         return [self.signed.item, self.attestation.item]
 
+    @classmethod
+    def import_(cls, text: str) -> Self:
+        """Return the credential in the hex text that `export` made; IdentityError if it is none."""
+        try:
+            return cls.decode(bytes.fromhex(text))
+        except ValueError as error:
+            raise IdentityError("a credential is hex text, as `trionode identity issue` prints it") from error
+
+    def export(self) -> str:
+        """Return the credential as hex text; it is not secret."""
+        return self.encode().hex()
+
 
 @attrs.frozen
 class Credential:
-    """A credential that verified: the issuer's attributes of the subject, until `expires_at` (seconds since 1970).
+    """A verified credential: the issuer's attributes of the subject, until `expires_at` (seconds since 1970).
 
-    Attributes belong to the pair of subject and issuer: a later credential replaces them all, and an empty mapping is one too.
+    A later credential of the same issuer replaces all attributes. The mapping may be empty.
     """
 
     issuer: Identifier = attrs.field(repr=str)
@@ -67,15 +81,11 @@ class Credential:
 def verify_credential(
     presented: PresentedCredential, peer: Identifier, authorities: Iterable[ChangeHistory], now: int
 ) -> Credential:
-    """Return the credential, if one of the authorities stands behind it at `now` and it is about that peer; IdentityError says why not.
+    """Return the credential if one of the authorities issued it for that peer and it is valid at `now`; IdentityError says why not.
 
-    The caller ignores one that does not verify and lets the channel open all the same: what it may do is for attributes to say.
+    A credential that does not verify has no attributes. It is no reason to close the channel (spec §7.1).
     """
-    try:
-        attestation = PurposeKeyAttestation.of(presented.attestation)
-        credential = _read(presented, attestation.subject)
-    except WireError as error:
-        raise IdentityError(f"not a credential: {error}") from error
+    attestation, credential = _read(presented)
     issuer = next((each for each in authorities if each.identifier == attestation.subject), None)
     if issuer is None:
         raise IdentityError(f"the issuer {attestation.subject} is no authority here")
@@ -96,16 +106,64 @@ def verify_credential(
     return credential
 
 
-def _read(presented: PresentedCredential, issuer: Identifier) -> Credential:
-    # The hash of the subject's latest change, the second field, says nothing that the handshake did not prove; peers don't check it either.
-    subject, _, statement, created_at, expires_at = presented.signed.fields(DataKind.CREDENTIAL, 5)
-    schema, attributes = cbor.fields(statement, 2)
-    pairs = {cbor.narrow(key, bytes): cbor.narrow(value, bytes) for key, value in cbor.narrow(attributes, dict).items()}
-    return Credential(
-        issuer,
-        Identifier(read_hash(subject)),
-        MappingProxyType(pairs),
-        cbor.uint(schema),
-        cbor.uint(created_at),
-        cbor.uint(expires_at),
-    )
+def newest_credential(
+    presented: Sequence[PresentedCredential], peer: Identifier, authority: ChangeHistory, now: int
+) -> Credential | None:
+    """Return the last of these credentials that verifies for the authority (spec §10.2), None if none does."""
+    for each in reversed(presented):
+        with suppress(IdentityError):
+            return verify_credential(each, peer, (authority,), now)
+    return None
+
+
+def issue_credential(
+    history: ChangeHistory,
+    vault: Vault,
+    signing_key: KeyHandle,
+    subject: Identifier,
+    attributes: Mapping[bytes, bytes],
+    *,
+    created_at: int,
+    expires_at: int,
+    schema: int = 0,
+) -> PresentedCredential:
+    """Return a credential by the identity of that history, whose latest key is `signing_key`.
+
+    The credential key is used once: it is generated, attested for the lifetime of the credential, and forgotten.
+    """
+    key = vault.generate(KeyKind.ED25519, ephemeral=True)
+    try:
+        attestation = PurposeKeyAttestation.make(
+            history, vault, signing_key, key, created_at=created_at, expires_at=expires_at
+        )
+        statement: cbor.Value = [schema, dict(sorted(attributes.items()))]
+        inner: cbor.Value = [subject.value, None, statement, created_at, expires_at]
+        return PresentedCredential(Signed.make(DataKind.CREDENTIAL, inner, vault, key), attestation.signed)
+    finally:
+        vault.forget(key)
+
+
+def read_credential(presented: PresentedCredential) -> Credential:
+    """Return what a credential says; nothing is verified. IdentityError if it is not decodable."""
+    return _read(presented)[1]
+
+
+def _read(presented: PresentedCredential) -> tuple[PurposeKeyAttestation, Credential]:
+    try:
+        attestation = PurposeKeyAttestation.of(presented.attestation)
+        # The second field, the hash of the subject's latest change, adds nothing to the handshake's proof. Rust ignores it too.
+        subject, _, statement, created_at, expires_at = presented.signed.fields(DataKind.CREDENTIAL, 5)
+        schema, attributes = cbor.fields(statement, 2)
+        pairs = {
+            cbor.narrow(name, bytes): cbor.narrow(value, bytes) for name, value in cbor.narrow(attributes, dict).items()
+        }
+        return attestation, Credential(
+            attestation.subject,
+            Identifier(read_hash(subject)),
+            MappingProxyType(pairs),
+            cbor.uint(schema),
+            cbor.uint(created_at),
+            cbor.uint(expires_at),
+        )
+    except WireError as error:
+        raise IdentityError(f"not a credential: {error}") from error

@@ -8,7 +8,8 @@ import attrs
 import trio
 
 from trionode.errors import LocalError
-from trionode.identity.identity import Identity, IdentityVault
+from trionode.identity.identity import Identity
+from trionode.identity.stored import IdentityVault
 from trionode.net.transport import Transport, load_transport
 from trionode.protocol.identity.identity import Identifier
 from trionode.stream.store.base import StreamStore, load_store

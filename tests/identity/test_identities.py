@@ -8,8 +8,9 @@ import pytest
 import trio
 
 from trionode.errors import IdentityError, LocalError, VaultError
-from trionode.identity.identity import ATTESTATION_LIFETIME, MAX_NAME, Identity, IdentityVault, MemoryIdentities
+from trionode.identity.identity import ATTESTATION_LIFETIME, MAX_NAME, Identity
 from trionode.identity.known_peers import KnownPeers, MemoryKnownPeers
+from trionode.identity.stored import IdentityVault, MemoryIdentities
 from trionode.protocol.handshake.current_exchange import CurrentExchange
 from trionode.protocol.handshake.noise import Role
 from trionode.protocol.identity.classic_identity import ClassicHistory, create_classic_history, verify_classic_history

@@ -9,6 +9,7 @@ import pytest
 import trio
 from nacl.pwhash import argon2id
 
+import trionode.vault.file
 import trionode.vault.sqlite
 from trionode.errors import HandshakeError, IdentityError, VaultError
 from trionode.identity.identity import Identity
@@ -73,9 +74,7 @@ async def test_keys_identities_and_peers_outlive_the_process(path: Path, sealed:
         assert "'alice'" in repr(again)
 
 
-async def test_a_sealed_file_holds_no_secret_and_an_unsealed_one_says_so_by_its_name_only(
-    path: Path, tmp_path: Path
-) -> None:
+async def test_encrypted_file_holds_no_secret_in_the_clear(path: Path, tmp_path: Path) -> None:
     async with open_sqlite_vault(path, passphrase=PASSPHRASE) as vault:
         vault.import_secret(KeyKind.X25519, SECRET)
         assert SECRET.hex() not in repr(vault)
@@ -154,7 +153,7 @@ async def make(path: Path, passphrase: str | None) -> None:
         pass
 
 
-async def test_a_vault_is_unsealed_only_if_somebody_says_so(path: Path) -> None:
+async def test_unencrypted_vault_must_be_asked_for(path: Path) -> None:
     for passphrase, unencrypted in ((None, False), (PASSPHRASE, True), ("", False)):
         with pytest.raises(VaultError, match="unencrypted=True"):
             async with open_sqlite_vault(path, passphrase=passphrase, unencrypted=unencrypted):
@@ -162,12 +161,12 @@ async def test_a_vault_is_unsealed_only_if_somebody_says_so(path: Path) -> None:
     assert not path.exists()
 
 
-async def test_a_file_stays_sealed_or_unsealed_as_it_was_made(path: Path, tmp_path: Path) -> None:
+async def test_file_stays_encrypted_or_unencrypted(path: Path, tmp_path: Path) -> None:
     await make(path, PASSPHRASE)
-    with pytest.raises(VaultError, match="is sealed: give its passphrase"):
+    with pytest.raises(VaultError, match="is encrypted: give its passphrase"):
         await make(path, None)
     await make(tmp_path / "open", None)
-    with pytest.raises(VaultError, match="is not sealed"):
+    with pytest.raises(VaultError, match="is not encrypted"):
         await make(tmp_path / "open", PASSPHRASE)
 
 
@@ -278,7 +277,7 @@ async def test_a_file_of_the_first_version_is_upgraded_with_all_that_is_in_it(
         await vault.known_peers.check(alice.history)
         classic = await alice.classic()
         await alice.rotate()
-    assert version_of(path) == 2
+    assert version_of(path) == 3
     async with open_sqlite_vault(path, passphrase=passphrase, unencrypted=passphrase is None) as vault:
         assert (await (await Identity.load(vault, "alice")).classic()).history == classic.history
 
@@ -294,9 +293,9 @@ async def test_a_file_that_does_not_open_is_not_upgraded(path: Path) -> None:
 async def test_an_upgrade_that_fails_changes_nothing(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     await make_version_1(path, PASSPHRASE)
     before = path.read_bytes()
-    monkeypatch.setattr(trionode.vault.sqlite, "_VERSION", 3)
-    upgrades = {1: "ALTER TABLE identities ADD COLUMN classic BLOB", 2: "no statement"}
-    monkeypatch.setattr(trionode.vault.sqlite, "_UPGRADES", upgrades)
+    monkeypatch.setattr(trionode.vault.file, "_VERSION", 4)
+    upgrades = {**trionode.vault.file._UPGRADES, 3: "no statement"}
+    monkeypatch.setattr(trionode.vault.file, "_UPGRADES", upgrades)
     with pytest.raises(VaultError, match="syntax error"):
         await make(path, PASSPHRASE)
     assert path.read_bytes() == before
@@ -305,9 +304,9 @@ async def test_an_upgrade_that_fails_changes_nothing(path: Path, monkeypatch: py
 async def test_a_file_of_a_newer_version_is_refused_and_left_alone(path: Path) -> None:
     await make(path, None)
     with sqlite(path) as database:
-        database.execute("PRAGMA user_version = 3")
+        database.execute("PRAGMA user_version = 4")
     before = path.read_bytes()
-    with pytest.raises(VaultError, match="of version 3, this program knows versions up to 2: use a newer one"):
+    with pytest.raises(VaultError, match="of version 4, this program knows versions up to 3: use a newer program"):
         await make(path, None)
     assert path.read_bytes() == before
 
@@ -343,6 +342,9 @@ async def test_entries_that_were_exchanged_or_changed_are_refused(path: Path) ->
         "UPDATE identities SET classic = 7",
         "UPDATE identities SET classic = x'01'",
         "UPDATE identities SET classic = history",
+        "UPDATE identities SET credentials = 7",
+        "UPDATE identities SET credentials = x'01'",
+        "UPDATE identities SET credentials = history",
         "UPDATE identities SET name = cast(x'ff' AS TEXT)",
     ):
         with sqlite(path) as database:
