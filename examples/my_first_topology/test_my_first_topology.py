@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from trionode.testing.topologies import Topologies
+from trionode.testing import Topologies
 from trionode.topology import load_topology
 from trionode.verify import verify
 

@@ -13,9 +13,7 @@ import pytest
 if TYPE_CHECKING:
     from trio.testing import MockClock
 
-    from trionode.testing.kafka import KafkaBroker
-    from trionode.testing.network import FaultyNetwork
-    from trionode.testing.topologies import Topologies
+    from trionode.testing import FaultyNetwork, KafkaBroker, Topologies
     from trionode_pytest.leaks import Leaks
 
 #: The option of the ini file by which every test is watched, and the fixture and the marker by which one is.
@@ -104,7 +102,7 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
 @pytest.fixture
 def network(request: pytest.FixtureRequest) -> "FaultyNetwork":
     """A network in memory of the test's own, whose faults follow from --trionode-seed, or from the parameter if the test is parametrized by it."""
-    from trionode.testing.network import FaultyNetwork  # noqa: PLC0415
+    from trionode.testing import FaultyNetwork  # noqa: PLC0415
 
     return FaultyNetwork(getattr(request, "param", request.config.option.trionode_seed))
 
@@ -112,7 +110,7 @@ def network(request: pytest.FixtureRequest) -> "FaultyNetwork":
 @pytest.fixture(scope="session")
 def kafka_broker() -> "Iterator[KafkaBroker]":
     """One real Kafka broker for the whole run; who stops it starts it again."""
-    from trionode.testing.kafka import NoKafkaError, run_kafka  # noqa: PLC0415
+    from trionode.testing import NoKafkaError, run_kafka  # noqa: PLC0415
 
     try:
         with run_kafka() as broker:
@@ -124,7 +122,7 @@ def kafka_broker() -> "Iterator[KafkaBroker]":
 @pytest.fixture
 def topology(request: pytest.FixtureRequest) -> "Topologies":
     """Topologies that run for the length of a block: `async with topology.start("topology.toml", tcp="loopback", store="memory") as running`."""
-    from trionode.testing.topologies import Topologies  # noqa: PLC0415
+    from trionode.testing import Topologies  # noqa: PLC0415
 
     swaps = _all_swaps(request.config)
     if "kafka" in swaps.values():

@@ -39,7 +39,7 @@ from trionode.errors import AnswerTimeout, ConnectionLost, LocalError
 from trionode.protocol.identity.classic_identity import verify_classic_history
 from trionode.protocol.wire.address import parse_host_port
 from trionode.stream.store.base import load_store
-from trionode.testing.kafka import KafkaBroker
+from trionode.testing import KafkaBroker
 
 #: Seconds within which every command ends, whatever hangs.
 END_SECONDS = 2.0

@@ -11,7 +11,7 @@ import pytest
 import trio
 
 from tests.support.processes import Commands, Running
-from trionode.testing.kafka import KafkaBroker
+from trionode.testing import KafkaBroker
 
 #: Seconds in which the whole demo has ended, on a busy machine.
 DEMO_SECONDS = 30

@@ -6,7 +6,7 @@ import pytest
 import trio
 
 from tests.support.processes import ROOT, Commands, addresses, listening
-from trionode.testing.kafka import KafkaBroker
+from trionode.testing import KafkaBroker
 
 EXAMPLES = ROOT / "examples" / "kafka"
 if not EXAMPLES.is_dir():

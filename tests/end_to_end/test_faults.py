@@ -23,7 +23,7 @@ from trionode.protocol.stream import (
     encode,
     uuid7_hex,
 )
-from trionode.testing.kafka import KafkaBroker
+from trionode.testing import KafkaBroker
 from trionode.workers import echoer
 
 pytestmark = pytest.mark.faults

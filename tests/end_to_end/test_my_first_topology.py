@@ -9,7 +9,7 @@ import pytest
 import trio
 
 from tests.support.processes import ROOT
-from trionode.testing.kafka import KafkaBroker
+from trionode.testing import KafkaBroker
 
 EXAMPLE = ROOT / "examples" / "my_first_topology"
 if not EXAMPLE.is_dir():

@@ -9,7 +9,7 @@ import pytest
 import trio
 
 from tests.support.certificates import Authority
-from trionode.testing.kafka import KafkaBroker
+from trionode.testing import KafkaBroker
 from trionode.topology import (
     ChannelListenerSpec,
     ChannelSpec,

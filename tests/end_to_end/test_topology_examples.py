@@ -16,7 +16,7 @@ import trio.testing
 from tests.support.processes import ROOT, Commands, Running
 from trionode import Identity, Route, open_node, trust_everyone
 from trionode.errors import ServiceError
-from trionode.testing.topologies import Topologies
+from trionode.testing import Topologies
 from trionode.topology import RunningTopology, load_topology, parse_topology, run_topology, swap
 from trionode.verify.report import verify
 

@@ -18,7 +18,7 @@ from trionode.errors import AnswerTimeout, HandshakeError
 from trionode.identity.identity import ClassicIdentity
 from trionode.protocol.rules.access import from_anywhere
 from trionode.protocol.stream import POLL_SECONDS
-from trionode.testing.kafka import KafkaBroker
+from trionode.testing import KafkaBroker
 
 pytestmark = pytest.mark.interop
 

@@ -19,7 +19,7 @@ from trionode.protocol.portal import MAX_UNPACED, Disconnect, Payload, Ping, Pon
 from trionode.protocol.rules.access import from_anywhere
 from trionode.routing.mailbox import Mailbox
 from trionode.stream.store.base import load_store
-from trionode.testing.kafka import KafkaBroker
+from trionode.testing import KafkaBroker
 
 #: Seconds after which a test has failed, on a busy machine.
 LIMIT = 30.0

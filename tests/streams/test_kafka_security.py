@@ -21,8 +21,8 @@ from trionode.errors import ConnectionLost, LocalError
 from trionode.net.transport import Link, Transport, load_transport
 from trionode.protocol.stream import Record
 from trionode.stream.store.base import Push, StoreError, load_store
+from trionode.testing import KafkaBroker, NoKafkaError, SecureListeners, run_kafka
 from trionode.testing.contract import Held
-from trionode.testing.kafka import KafkaBroker, NoKafkaError, SecureListeners, run_kafka
 from trionode_kafka.client import clients
 from trionode_kafka.client.security import Security
 

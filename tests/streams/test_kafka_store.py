@@ -15,7 +15,7 @@ from tests.support.strangers import write_strangely
 from trionode.errors import ConnectionLost, LocalError
 from trionode.protocol.stream import Record, unique, uuid7_hex
 from trionode.stream.store.base import Position, Push, Stored, StoreError, UnknownStreamError
-from trionode.testing.kafka import KafkaBroker
+from trionode.testing import KafkaBroker
 from trionode.testing.stream_store import check_stream_store
 from trionode_kafka.client import Fetched, Outgoing
 from trionode_kafka.store import deduplication_index

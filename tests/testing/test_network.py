@@ -13,8 +13,7 @@ from trionode.errors import ConnectionLost, LocalError
 from trionode.net.transport import Link
 from trionode.node.node import Node
 from trionode.protocol.rules.access import from_anywhere
-from trionode.testing import transport
-from trionode.testing.network import OVERTAKEN_WITHIN, Event, Fate, Faults, FaultyNetwork, Frame
+from trionode.testing import OVERTAKEN_WITHIN, Event, Fate, Faults, FaultyNetwork, Frame, transport
 from trionode.testing.transport import CHECKS, SMALL, Check, Ground, run_check
 from trionode.workers import echoer
 
@@ -64,7 +63,7 @@ async def test_a_calm_network_keeps_the_contract(check: Check, autojump_clock: t
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
 async def test_a_slow_network_keeps_the_contract(check: Check, autojump_clock: trio.testing.MockClock) -> None:
     network = FaultyNetwork()
-    network.disturb(Faults(latency=0.01, rate=50e6))
+    network.set_faults(Faults(latency=0.01, rate=50e6))
     small = network.transport("small", max_frame=SMALL)
     await run_check(check, Ground(network.transport("node"), "hub:0", "nobody", small))
 
@@ -84,7 +83,7 @@ async def test_a_seed_repeats_its_faults_and_another_has_others(
 ) -> None:
     async def faults(seed: int) -> tuple[list[bytes], list[Event]]:
         network = FaultyNetwork(seed)
-        network.disturb(ALL[what])
+        network.set_faults(ALL[what])
         return await passed(network, LINES), network.log
 
     frames, log = await faults(1)
@@ -102,7 +101,7 @@ async def test_faults_befall_the_same_frames_whatever_else_befalls_others(
 ) -> None:
     async def dropped(faults: Faults) -> set[int]:
         network = FaultyNetwork(3)
-        network.disturb(faults)
+        network.set_faults(faults)
         await passed(network, LINES)
         return {event.number for event in network.log if event.what == "drop"}
 
@@ -112,7 +111,7 @@ async def test_faults_befall_the_same_frames_whatever_else_befalls_others(
 async def test_faults_are_of_one_direction(autojump_clock: trio.testing.MockClock) -> None:
     network = FaultyNetwork()
     async with joined(network) as (alice, bob):
-        network.disturb(Faults(drop=1), sender="alice", receiver="bob")
+        network.set_faults(Faults(drop=1), sender="alice", receiver="bob")
         await alice.send([b"lost"])
         await bob.send([b"back"])
         assert await alice.receive() == [b"back"]
@@ -125,13 +124,13 @@ async def test_the_narrowest_direction_counts(autojump_clock: trio.testing.MockC
     for name in ("alice", "bob"):
         network.transport(name)
     every = [Faults(latency=n) for n in (1, 2, 3, 4)]
-    network.disturb(every[0])
-    network.disturb(every[1], receiver="bob")
-    network.disturb(every[2], sender="alice")
-    network.disturb(every[3], sender="alice", receiver="bob")
+    network.set_faults(every[0])
+    network.set_faults(every[1], receiver="bob")
+    network.set_faults(every[2], sender="alice")
+    network.set_faults(every[3], sender="alice", receiver="bob")
     pairs = [("carol", "dave"), ("carol", "bob"), ("alice", "dave"), ("alice", "bob")]
     assert [network.faults(*pair) for pair in pairs] == every
-    network.calm()
+    network.clear_faults()
     assert network.faults("alice", "bob") == Faults()
 
 
@@ -139,7 +138,7 @@ async def test_the_narrowest_direction_counts(autojump_clock: trio.testing.MockC
     ("fate", "frames"),
     [
         (Frame.dropped, "0134"),
-        (Frame.doubled, "012234"),
+        (Frame.duplicated, "012234"),
         (lambda frame: frame.replaced(b"x", b"y"), "01xy34"),
         (lambda frame: frame.corrupted(1), "01034"),
         (lambda frame: frame.overtaken(1), "01324"),
@@ -152,13 +151,13 @@ async def test_a_rule_decides_what_becomes_of_a_frame(
     fate: Callable[[Frame], Fate | None], frames: str, autojump_clock: trio.testing.MockClock
 ) -> None:
     network = FaultyNetwork()
-    network.disturb(Faults(rule=lambda frame: fate(frame) if frame.number == 3 else None))
+    network.set_faults(Faults(rule=lambda frame: fate(frame) if frame.number == 3 else None))
     assert b"".join(await passed(network, [b"0", b"1", b"2", b"3", b"4"])).decode() == frames
 
 
 async def test_a_frame_that_nobody_overtakes_arrives_late(autojump_clock: trio.testing.MockClock) -> None:
     network = FaultyNetwork()
-    network.disturb(Faults(rule=lambda frame: frame.overtaken(1)))
+    network.set_faults(Faults(rule=lambda frame: frame.overtaken(1)))
     async with joined(network) as (alice, bob):
         await alice.send([b"last"])
         assert await bob.receive() == [b"last"]
@@ -167,12 +166,12 @@ async def test_a_frame_that_nobody_overtakes_arrives_late(autojump_clock: trio.t
 
 async def test_latency_and_rate_take_virtual_time_and_keep_the_order(autojump_clock: trio.testing.MockClock) -> None:
     network = FaultyNetwork()
-    network.disturb(Faults(latency=2, rate=1000))
+    network.set_faults(Faults(latency=2, rate=1000))
     async with joined(network) as (alice, bob):
         await alice.send([bytes(1000), bytes(3000)])
         assert await bob.receive() == [bytes(1000)]
         assert trio.current_time() == pytest.approx(3)
-        network.calm()  # for what is sent from now on, and that does not pass what is under way
+        network.clear_faults()  # for what is sent from now on, and that does not pass what is under way
         await alice.send([b"next"])
         assert await bob.receive() == [bytes(3000), b"next"]
         assert trio.current_time() == pytest.approx(6)
@@ -182,7 +181,7 @@ async def test_a_cut_loses_the_link_at_both_ends_and_what_was_under_way(autojump
     network = FaultyNetwork()
     async with joined(network) as (alice, bob), joined(network, "carol", "dave") as (carol, dave):
         await alice.send([b"arrived"])
-        network.disturb(Faults(latency=1))
+        network.set_faults(Faults(latency=1))
         await alice.send([b"under way"])
         network.cut("bob", "alice")
         assert await bob.receive() == [b"arrived"]
@@ -208,7 +207,7 @@ async def test_a_partition_holds_back_what_is_sent_until_it_heals(
         with trio.move_on_after(1000) as scope:
             await bob.receive()
         assert scope.cancelled_caught
-        with pytest.raises(ConnectionLost, match="lets nothing pass to bob"):
+        with pytest.raises(ConnectionLost, match="blocks everything to bob"):
             await network.transport("alice").connect("bob:1")
         network.heal()
         assert await bob.receive() == [b"held"]
@@ -228,8 +227,8 @@ async def test_nobody_hears_of_an_end_behind_a_partition(autojump_clock: trio.te
 
 
 NAMING: dict[str, Callable[[FaultyNetwork, str], object]] = {
-    "disturb a sender": lambda network, name: network.disturb(Faults(), sender=name),
-    "disturb a receiver": lambda network, name: network.disturb(Faults(), sender="alice", receiver=name),
+    "disturb a sender": lambda network, name: network.set_faults(Faults(), sender=name),
+    "disturb a receiver": lambda network, name: network.set_faults(Faults(), sender="alice", receiver=name),
     "cut": lambda network, name: network.cut(name),
     "cut from others": lambda network, name: network.cut("bob", ["alice", name]),
     "partition": lambda network, name: network.partition(name),
@@ -272,7 +271,7 @@ def test_what_is_no_probability_is_refused(probability: float) -> None:
 def test_what_is_no_amount_is_refused() -> None:
     with pytest.raises(LocalError, match="rate has to be more than 0"):
         Faults(rate=0)
-    with pytest.raises(LocalError, match="latency is 0 or more"):
+    with pytest.raises(LocalError, match="latency has to be 0 or more"):
         Faults(latency=-1)
 
 
@@ -324,7 +323,7 @@ async def test_a_silent_crash_is_heard_of_when_the_node_is_back(autojump_clock: 
         assert link.is_open
         await bob.restart()
         await link.ended.wait()
-        assert "bob has started anew" in link._reason
+        assert "bob has restarted" in link._reason
         assert (await alice.ask(ECHOER, "again")).text == "again"
 
 

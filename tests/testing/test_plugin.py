@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from trionode.testing.network import FaultyNetwork
+from trionode.testing import FaultyNetwork
 
 pytest_plugins = ["pytester"]
 

@@ -10,7 +10,7 @@ import trio.testing
 from trionode import Identity, Mailbox, Node, Route, SecureChannel, Stream, open_node, trust_everyone
 from trionode.errors import AnswerTimeout, ConnectionLost, HandshakeError, UnknownAddressError
 from trionode.stream.store.memory import MemoryStore
-from trionode.testing.network import Fate, Faults, FaultyNetwork, Frame
+from trionode.testing import Fate, Faults, FaultyNetwork, Frame
 from trionode.vault import MemoryVault
 from trionode.workers import echoer
 
@@ -69,7 +69,7 @@ async def test_a_channel_delivers_nothing_that_was_not_sent_and_nothing_twice(
         inbox = await serve(bob, await Identity.create(bob.vault))
         await bob.listen("loopback:bob")
         identity = await Identity.create(alice.vault)
-        network.disturb(HOSTILE)
+        network.set_faults(HOSTILE)
         with trio.fail_after(STALL_TIMEOUT):
             channel = await open_surely(alice, way, identity)
             for message in MESSAGES:
@@ -78,7 +78,7 @@ async def test_a_channel_delivers_nothing_that_was_not_sent_and_nothing_twice(
                 except UnknownAddressError:  # a change in its routes has cost the link
                     channel = await open_surely(alice, way, identity)
                 await trio.sleep(0.01)
-            network.calm()
+            network.clear_faults()
             channel = await open_surely(alice, way, identity)
             assert (await alice.ask(Route(channel, "echoer"), b"still there")).payload == b"still there"
     assert len(set(inbox.payloads)) == len(inbox.payloads) > len(MESSAGES) // 3
@@ -109,12 +109,12 @@ async def test_a_stream_keeps_all_in_order_and_once(
             # The first record of a writer tells its hub where his numbers begin: it has to be the first that comes.
             await alice.send(Route(alices, "inbox"), MESSAGES[0])
             await inbox.has(1)
-            network.disturb(HONEST)
+            network.set_faults(HONEST)
             for message in MESSAGES[1:]:
                 await alice.send(Route(alices, "inbox"), message)
                 await trio.sleep(0.01)
             await inbox.has(len(MESSAGES))
-            network.calm()
+            network.clear_faults()
     assert inbox.payloads == MESSAGES
 
 
@@ -127,11 +127,11 @@ async def test_a_channel_over_streams_delivers_nothing_that_was_not_sent_and_not
             inbox = await serve(bob, await Identity.create(bob.vault))
             identity = await Identity.create(alice.vault)
             channel = await open_surely(alice, Route(alices, "listener"), identity)
-            network.disturb(HOSTILE)
+            network.set_faults(HOSTILE)
             for message in MESSAGES:
                 await alice.send(Route(channel, "inbox"), message)
                 await trio.sleep(0.01)
-            network.calm()
+            network.clear_faults()
             channel = await open_surely(alice, Route(alices, "listener"), identity)
             assert (await alice.ask(Route(channel, "echoer"), b"still there")).payload == b"still there"
     assert inbox.payloads == sorted(set(inbox.payloads), key=MESSAGES.index)
@@ -226,7 +226,7 @@ PARTS = [bytes((n,)) * 1000 for n in range(30)]
 @pytest.mark.parametrize(
     ("fate", "whole"),
     [
-        (Frame.doubled, True),
+        (Frame.duplicated, True),
         (Frame.dropped, False),
         (lambda frame: frame.overtaken(1), False),
         (lambda frame: frame.corrupted(len(frame.data) * 8 - 1), False),
@@ -262,7 +262,7 @@ async def test_a_portal_gives_the_right_bytes_or_breaks_the_connection(
             async with client:
                 for n, part in enumerate(PARTS):
                     if n == 10:
-                        network.disturb(Faults(rule=strike), sender="alice")
+                        network.set_faults(Faults(rule=strike), sender="alice")
                     await client.send_all(part)
                     if n == 10:
                         await struck.wait()

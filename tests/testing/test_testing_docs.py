@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 import trionode_pytest
-from trionode.testing.kafka import KafkaBroker
+from trionode.testing import KafkaBroker
 
 pytest_plugins = ["pytester"]
 

@@ -9,9 +9,7 @@ import trio
 import trio.testing
 
 from trionode.errors import LocalError
-from trionode.testing.kafka import KafkaBroker
-from trionode.testing.network import Faults, FaultyNetwork
-from trionode.testing.topologies import Topologies
+from trionode.testing import Faults, FaultyNetwork, KafkaBroker, Topologies
 from trionode.topology.errors import SpecError
 from trionode.topology.load.loader import parse_topology
 from trionode.topology.run.topology import RunningTopology
@@ -111,14 +109,14 @@ async def test_a_network_with_faults_lies_between_the_nodes_of_a_topology(
 ) -> None:
     async with topology.start(spec(), network=network) as running:
         await require_answer(running)
-        network.disturb(Faults(drop=0.1, duplicate=0.1, delay=0.1), sender="alice", receiver="hub")
+        network.set_faults(Faults(drop=0.1, duplicate=0.1, delay=0.1), sender="alice", receiver="hub")
         await require_answer(running)
-        network.calm()
+        network.clear_faults()
         network.partition("bob")
         await running["alice"].send(["@bob", "echoer"], "held")
         network.heal()
         await require_answer(running)
-    assert {event.who for event in network.log if event.number} <= {"alice → hub"}
+    assert {event.target for event in network.log if event.number} <= {"alice → hub"}
 
 
 @pytest.mark.parametrize("silent", [False, True])

@@ -19,9 +19,8 @@ from tests.support.strangers import write_strangely
 from trionode import Identity, Route, open_node, trust_only
 from trionode.errors import ConnectionLost, LocalError
 from trionode.net.transport import Link, load_transport
-from trionode.testing import transport
+from trionode.testing import KafkaBroker, transport
 from trionode.testing.contract import Held
-from trionode.testing.kafka import KafkaBroker
 from trionode.testing.transport import (
     CHECKS,
     SMALL,

@@ -1,4 +1,4 @@
-"""Topologies for tests: read from their files, carried over to other transports and stores, and run for the length of a block."""
+"""Topologies for tests: loaded from their files, moved to other transports and stores, and run for the length of a block."""
 
 import secrets
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
@@ -9,31 +9,28 @@ from pathlib import Path
 import attrs
 import trio
 
-from trionode.errors import LocalError
+from trionode.errors import ConfigError
 from trionode.net.plugins import TRANSPORTS
 from trionode.testing.network import FaultyNetwork
 from trionode.topology.load.loader import load_topology
 from trionode.topology.run.topology import RunningTopology, run_topology
-from trionode.topology.spec import NodeSpec, StoreSpec, TopologySpec
+from trionode.topology.spec import StreamServiceSpec, TopologySpec
 from trionode.topology.substitute import swap
 
-#: What the command line calls the store, among transports.
+#: The name of stores among the transports of `--trionode-swap`.
 STORE = "store"
 
 
 class Topologies:
-    """What the fixture `topology` gives to its test.
+    """Runs topologies in a test; the fixture `topology` returns one.
 
-    `swaps` of the command line stand above what the test says; `bootstrap` starts a Kafka, or tells where one runs, and `folder` makes one for files.
+    Args:
+      swaps: The substitutes of the command line. They take precedence over those of the test.
+      bootstrap: Returns the bootstrap address of a Kafka, which it may start.
+      folder: Returns a folder for files.
     """
 
-    def __init__(
-        self,
-        swaps: Mapping[str, str],
-        *,
-        bootstrap: Callable[[], str],
-        folder: Callable[[], Path],
-    ) -> None:
+    def __init__(self, swaps: Mapping[str, str], *, bootstrap: Callable[[], str], folder: Callable[[], Path]) -> None:
         self._swaps = swaps
         self._bootstrap = bootstrap
         self._folder = folder
@@ -47,17 +44,29 @@ class Topologies:
         store: str | None = None,
         **transports: str,
     ) -> AsyncIterator[RunningTopology]:
-        """Run a topology, given as a spec, a file or several files, until the end of the block; everything is up when the block begins.
+        """Run a topology for the length of a block, with keys in memory. All nodes are up when the block begins.
 
-        Transports and `store` are what is put in place of its own, as in `trionode.topology.swap`: `tcp="loopback", store="memory"`. `kafka` and
-        `sqlite` need no place here: they are the run's broker, and a file of the test's. With a `network` all of its transports become that network,
-        whose nodes have the names that they have in the topology. Else nodes meet on loopback in a network of their own.
-        Keys are in memory. SpecError for a topology that can't be meant; LocalError outside of Trio. What the block raises comes out in an
-        exception group.
+        An exception in the block or in a node leaves the block in an exception group.
+
+        Args:
+          topology: A spec, a file, or several files.
+          network: Takes the place of all transports. Its nodes have the names of the topology. Without it, nodes meet on
+            loopback in a network of their own.
+          store: The store that takes the place of every other, as in `trionode.topology.swap`. `kafka` is the broker of
+            the run, `sqlite` a file of the test.
+          transports: The transports that take the place of others, such as `tcp="loopback"`; `kafka` as for stores.
+
+        Returns:
+          The running topology, in an async context manager.
+
+        Raises:
+          ConfigError: Outside of Trio.
+          SpecError: For a topology with problems.
         """
         if not trio.lowlevel.in_trio_run():
-            raise LocalError(
-                "a topology runs under Trio: in an async test of pytest-trio, with trio_mode = true in the ini file, or in trio.run"
+            raise ConfigError(
+                "a topology runs under Trio: in an async test of pytest-trio, with trio_mode = true in the ini file, "
+                "or in trio.run"
             )
         if not isinstance(topology, TopologySpec):
             topology = load_topology(*((topology,) if isinstance(topology, str | Path) else topology))
@@ -66,32 +75,33 @@ class Topologies:
             swaps.update(self._swaps)
             network = FaultyNetwork()
         else:
-            # Faults are what is tested: the command line leads nobody around them.
+            # The test is about the faults of this network, so the command line does not replace it.
             swaps.update((each.name, "loopback") for each in entry_points(group=TRANSPORTS))
-        placed = {old: self._placed(new, is_store=old == STORE) for old, new in swaps.items()}
-        swapped = _apart(swap(topology, store=placed.pop(STORE, None), **placed))
+        addresses = {old: self._address(new, is_store=old == STORE) for old, new in swaps.items()}
+        swapped = _with_own_prefix(swap(topology, store=addresses.pop(STORE, None), **addresses))
         async with run_topology(swapped, transports={"loopback": network.transport}) as running:
             yield running
 
-    def _placed(self, new: str, *, is_store: bool) -> str:
+    def _address(self, new: str, *, is_store: bool) -> str:
         if new == "kafka":
             return f"kafka:{self._bootstrap()}" if is_store else f"kafka:{self._bootstrap()}/{{}}"
         return f"sqlite:{self._folder()}/{{}}.db" if new == "sqlite" else new
 
 
-def _apart(spec: TopologySpec) -> TopologySpec:
-    """Give the streams of a topology names of their own in a Kafka that other tests use too."""
+def _with_own_prefix(spec: TopologySpec) -> TopologySpec:
+    """Give the streams of a topology their own prefix in a Kafka that other tests use too."""
     prefix = f"trionode_{secrets.token_hex(8)}_"
 
-    def of(store: StoreSpec) -> StoreSpec:
-        return (
-            attrs.evolve(store, options={**store.options, "prefix": prefix})
-            if store.address.startswith("kafka:")
-            else store
+    def prefixed(service: StreamServiceSpec) -> StreamServiceSpec:
+        store = service.store
+        if not store.address.startswith("kafka:"):
+            return service
+        return attrs.evolve(service, store=attrs.evolve(store, options={**store.options, "prefix": prefix}))
+
+    nodes = {
+        name: attrs.evolve(
+            node, stream_services={key: prefixed(service) for key, service in node.stream_services.items()}
         )
-
-    def changed(node: NodeSpec) -> NodeSpec:
-        services = {name: attrs.evolve(each, store=of(each.store)) for name, each in node.stream_services.items()}
-        return attrs.evolve(node, stream_services=services)
-
-    return attrs.evolve(spec, nodes={name: changed(node) for name, node in spec.nodes.items()})
+        for name, node in spec.nodes.items()
+    }
+    return attrs.evolve(spec, nodes=nodes)
