@@ -95,7 +95,7 @@ async def test_nodes_of_one_file_run_in_processes_of_their_own_and_come_in_any_o
         assert (code, seconds < 2) == (143, True)
         assert hub.complaints == ""
         told = [line.partition(":")[0] for line in alice.complaints.splitlines()]
-        assert told[0] == "nodes.alice.streams.hub is not open, and is tried again until it is"
+        assert told[0] == "nodes.alice.streams.hub is not open, and is retried"
         assert "nodes.alice.streams.hub is open" in told
 
 

@@ -24,7 +24,7 @@ from trionode.stream.service import StreamService
 from trionode.stream.store.base import Push, Stored, StoreError, StreamStore
 from trionode.stream.store.memory import MemoryStore
 from trionode.topology.run.node import RunningNode
-from trionode.topology.run.resolve import trust_of
+from trionode.topology.run.resolve import resolve_trust
 from trionode.topology.run.topology import RunningTopology, run_topology
 from trionode.topology.spec import NodeSpec, TopologySpec
 from trionode.verify.model.messages import RANDOM, Observer
@@ -357,7 +357,7 @@ async def _opens(harness: Harness, where: str, kind: str, key: str) -> bool:
             case _:
                 channel_spec = node_spec.secure_channels[key]
                 known = {each.name: (each.identity.identifier,) for each in harness.running}
-                trust = trust_of(channel_spec.trust, known)
+                trust = resolve_trust(channel_spec.trust, known)
                 channel = await node.open_secure_channel(
                     running.route(*channel_spec.to), running.identity, trust=trust, timeout=LATE
                 )

@@ -343,8 +343,8 @@ async def test_who_runs_elsewhere_has_to_have_an_identifier() -> None:
             raise AssertionError
     (problem,) = raised.value.problems
     assert str(problem).startswith(
-        'nodes.alice.secure_channels.bob.trust.nodes[0]: node "bob" does not run here, so it has to be told who that is: make '
-        'its identity by `trionode identity create --state bob.db --unencrypted`, and write vault = "sqlite:bob.db", unencrypted = true and the identifier'
+        'nodes.alice.secure_channels.bob.trust.nodes[0]: node "bob" does not run here, so its identifier must be known. Create its '
+        'identity by `trionode identity create --state bob.db --unencrypted`, and write vault = "sqlite:bob.db", unencrypted = true and the identifier'
     )
 
 
@@ -360,9 +360,7 @@ async def test_a_stranger_at_the_place_of_a_peer_elsewhere_ends_nobody(
     comes, refused = trio.Event(), trio.Event()
 
     def notice(record: logging.LogRecord) -> bool:
-        if record.getMessage().startswith(
-            "nodes.alice.secure_channels.bob is not open, and is tried again until it is: the peer is"
-        ):
+        if record.getMessage().startswith("nodes.alice.secure_channels.bob is not open, and is retried: the peer is"):
             refused.set()
         return True
 
@@ -388,7 +386,7 @@ async def test_a_stranger_at_the_place_of_a_peer_elsewhere_ends_nobody(
 
 @pytest.mark.parametrize(
     ("nodes", "message"),
-    [(["bo"], 'no node "bo" to run; did you mean "bob"'), (["carol"], "somebody else runs this node")],
+    [(["bo"], 'no node "bo" to run; did you mean "bob"'), (["carol"], "this node runs elsewhere")],
 )
 async def test_only_nodes_of_this_topology_can_run(nodes: list[str], message: str) -> None:
     spec = parse_topology(DIRECT + "[nodes.carol]\nexternal = true")
@@ -418,12 +416,12 @@ async def test_who_comes_first_tries_again_until_the_other_is_there(
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(run_bob)
-        async with running(spec, nodes=["alice"], transports=network, listening=listening) as topology:
+        async with running(spec, nodes=["alice"], transports=network, on_listening=listening) as topology:
             assert 600 <= trio.current_time() < 610
             assert (await topology["alice"].ask(["@bob", "echoer"], "hello")).text == "hello"
         nursery.cancel_scope.cancel()
     assert [record.message.partition(":")[0] for record in caplog.records if record.levelno >= logging.WARNING] == [
-        "nodes.alice.secure_channels.bob is not open, and is tried again until it is",
+        "nodes.alice.secure_channels.bob is not open, and is retried",
         "nodes.alice.secure_channels.bob is open",
     ]
 
@@ -593,7 +591,7 @@ async def test_workers_get_their_arguments_and_the_routes_by_which_they_send(
         (f'"{LOCAL}:nothing"', "run: .* has no attribute 'nothing'"),
         (f'"{LOCAL}:not_async"', "run: a worker is an async function that takes a mailbox; .* is a function that is not async"),
         (f'"{LOCAL}:TAKEN"', "run: .* is of the type list"),
-        (f'{{ run = "{LOCAL}:noting", arguments.prefx = "a" }}', r"arguments: .* unexpected keyword argument 'prefx'. It takes \(mailbox, prefix=''\)"),
+        (f'{{ run = "{LOCAL}:noting", arguments.prefx = "a" }}', r"arguments: .* unexpected keyword argument 'prefx'. Its parameters are \(mailbox, prefix=''\)"),
         (f'"{LOCAL}:passing"', "arguments: .* missing a required .*argument: 'sends'"),
     ],
 )  # fmt: skip

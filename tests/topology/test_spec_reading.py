@@ -8,7 +8,7 @@ import pytest
 from trionode.errors import ConfigError, LocalError
 from trionode.topology.check.checks import check_spec
 from trionode.topology.check.plugins import _load, missing_plugin
-from trionode.topology.errors import Position, Problem, SpecError, keys_of, nearest, quoted
+from trionode.topology.errors import Position, Problem, SpecError, closest, dotted_keys, quoted
 from trionode.topology.load.loader import load_topology, parse_topology, read_topology
 from trionode.topology.positions import find_positions
 from trionode.topology.spec import (
@@ -264,7 +264,7 @@ def test_a_route_may_have_31_hops() -> None:
 
 
 def test_keys_and_texts_are_shown_as_toml_writes_them_escaped_and_cut() -> None:
-    assert keys_of(("nodes", "a b", "listen", 0)) == 'nodes."a b".listen[0]'
+    assert dotted_keys(("nodes", "a b", "listen", 0)) == 'nodes."a b".listen[0]'
     assert quoted('a"\n\\' + "x" * 100) == '"a\\"\\n\\\\' + "x" * 76 + '…"'
     assert str(Problem((), "text")) == "text"
 
@@ -278,4 +278,4 @@ def test_keys_and_texts_are_shown_as_toml_writes_them_escaped_and_cut() -> None:
     ],
 )
 def test_the_nearest_name_is_found(name: str, known: list[str], near: str | None) -> None:
-    assert nearest(name, known) == near
+    assert closest(name, known) == near

@@ -10,7 +10,7 @@ from click.testing import CliRunner
 
 from tests.support.stages import STAGES
 from trionode.cli import main
-from trionode.topology.errors import SpecError, keys_of
+from trionode.topology.errors import SpecError, dotted_keys
 from trionode.topology.load.loader import parse_topology
 from trionode.verify.findings import Finding
 from trionode.verify.render import as_json, render
@@ -301,7 +301,7 @@ streams.s = { via = ["tcp:127.0.0.1:1"], service = "hub", index_service = "hub_i
 )
 def test_what_is_dubious_is_found_where_it_is_said(kind: str, severity: str, where: str, text: str) -> None:
     findings = found(text, kind)
-    assert (severity, where) in [(finding.severity, keys_of(finding.where)) for finding in findings]
+    assert (severity, where) in [(finding.severity, dotted_keys(finding.where)) for finding in findings]
     for finding in findings:
         assert finding.text
         assert finding.advice
@@ -423,7 +423,7 @@ def test_whoever_reaches_an_inlet_reaches_what_it_leads_to(asserted: str) -> Non
     for way in (flow.path.request.observations[0], flow.path.reply.observations[-1]):
         assert (str(way.at), way.visible.payload) == ("outsider the inlet home/web", "plaintext")
         assert way.can_inject == "as the sender"
-    assert [str(keys_of(finding.where)) for finding in opened.findings] == ["nodes.home.inlets.web"]
+    assert [str(dotted_keys(finding.where)) for finding in opened.findings] == ["nodes.home.inlets.web"]
 
 
 def test_what_an_inlet_leads_to_is_open_to_declared_flows_and_behind_workers_too() -> None:
@@ -448,7 +448,7 @@ def test_a_relay_is_reached_by_strangers_as_by_everybody() -> None:
 def test_what_a_worker_passes_on_to_nobody_is_an_error(sends: str, text: str) -> None:
     worker = f'echoer = {{ run = "echoer", sends = [["echoer_two"], {sends}] }}\nworkers.echoer_two = "echoer"'
     (finding,) = found(GOOD.replace('echoer = "echoer"', worker), "no route")
-    assert (finding.severity, keys_of(finding.where)) == ("error", "nodes.bob.workers.echoer.sends[1]")
+    assert (finding.severity, dotted_keys(finding.where)) == ("error", "nodes.bob.workers.echoer.sends[1]")
     assert text in finding.text
     assert finding.trace
 
@@ -458,7 +458,7 @@ def test_what_can_not_be_opened_is_told_once_and_not_again_for_all_that_needs_it
     assert text != GOOD
     told = report(text)
     assert not told.flow("hello").path.arrives
-    assert [keys_of(each.where) for each in told.findings if each.severity == "error"] == [
+    assert [dotted_keys(each.where) for each in told.findings if each.severity == "error"] == [
         "nodes.bob.secure_channels.hub"
     ], "and neither its relay, nor the channel by that relay, nor the flow in that channel"
 
@@ -489,7 +489,7 @@ def test_a_hub_with_fewer_relays_than_its_nodes_need_is_an_error(limits: str, in
         + '[nodes.bob.relays.second]\nvia = ["@hub"]'
     )
     (finding,) = found(text, "cannot open")
-    assert keys_of(finding.where) == "nodes.bob.relays.second"
+    assert dotted_keys(finding.where) == "nodes.bob.relays.second"
     assert "relay_service.limits." in finding.text
     assert not found(text.replace(limits, instead), "cannot open")
 

@@ -17,7 +17,7 @@ from trionode.routing.memory_channel import MemoryChannel
 from trionode.testing.crashable import Crashable
 from trionode.testing.faults import NO_FAULTS, Event, Faults
 from trionode.testing.faulty_link import Conditions, FaultyLink, FrameQueue
-from trionode.topology.errors import hint
+from trionode.topology.errors import suggest
 
 #: Links that wait to be accepted.
 BACKLOG = 128
@@ -159,7 +159,7 @@ class FaultyNetwork:
         for name in names:
             if name is not None and name not in self._nodes:
                 raise ConfigError(
-                    f"no node of this network is called {name!r}: {hint(name, self._nodes)}. "
+                    f"no node of this network is called {name!r}: {suggest(name, self._nodes)}. "
                     f"If it starts later, make its name known with network.transport({name!r})"
                 )
 

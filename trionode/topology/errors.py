@@ -1,4 +1,4 @@
-"""What is wrong with a topology, and where: an error that tells of all of it."""
+"""What is wrong with a topology, and where; and the phrases that messages about it share."""
 
 import re
 from collections.abc import Iterable, Mapping
@@ -8,20 +8,26 @@ import attrs
 
 from trionode.errors import LocalError
 
-#: The way to a value through tables, by their keys, and lists, by their indices from 0.
+#: The keys of tables, and the indices of lists from 0, that lead to a value.
 KeyPath = tuple[str | int, ...]
 
-_BARE = re.compile(r"[A-Za-z0-9_-]+", re.ASCII)
+_BARE_KEY = re.compile(r"[A-Za-z0-9_-]+", re.ASCII)
 
-#: Known names that a message lists before it says that there are more.
-SHOWN_NAMES = 20
-#: Characters of a value from the file that a message shows.
-SHOWN_TEXT = 80
+#: Known names that a message lists at most.
+MAX_NAMES = 20
+#: Characters of a value from the file that a message shows at most.
+MAX_TEXT = 80
 
 
 @attrs.frozen
 class Position:
-    """A place in a file; lines and columns count from 1, columns in characters."""
+    """A position in a file.
+
+    Attributes:
+      file: The path of the file.
+      line: The line, from 1.
+      column: The column in characters, from 1.
+    """
 
     file: str
     line: int
@@ -33,22 +39,36 @@ class Position:
 
 @attrs.frozen
 class Problem:
-    """One thing that is wrong: the way to it, and what was expected, what came, and what to do."""
+    """One thing that is wrong with a topology.
+
+    Attributes:
+      path: The keys and indices that lead to it.
+      text: What was expected, what came, and what to do.
+      position: Where it stands in a file, None if the topology did not come from a file.
+    """
 
     path: KeyPath
     text: str
     position: Position | None = None
 
     def __str__(self) -> str:
-        parts = (str(self.position) if self.position else "", keys_of(self.path), self.text)
+        parts = (str(self.position) if self.position else "", dotted_keys(self.path), self.text)
         return ": ".join(part for part in parts if part)
 
 
 class SpecError(LocalError):
-    """A topology that can't be meant as it is written; its text has a line for each of the problems, which are all that were found."""
+    """A topology is not valid. The text has one line for each problem.
+
+    Attributes:
+      problems: All problems that were found, at least one, in the order of the files.
+    """
 
     def __init__(self, problems: Iterable[Problem]) -> None:
-        #: At least one, in the order of the files.
+        """Make the error.
+
+        Args:
+          problems: All problems, at least one.
+        """
         self.problems = tuple(problems)
         super().__init__(self.problems)
 
@@ -56,26 +76,26 @@ class SpecError(LocalError):
         return "\n".join(map(str, self.problems))
 
 
-def keys_of(path: KeyPath) -> str:
-    """Write a path as TOML writes dotted keys; an item of a list is told by its index in brackets, from 0."""
+def dotted_keys(path: KeyPath) -> str:
+    """Return a path as TOML writes dotted keys, with the index of a list's item in brackets."""
     text = ""
     for key in path:
         if isinstance(key, int):
             text += f"[{key}]"
         else:
-            text += ("." if text else "") + (key if _BARE.fullmatch(key) else quoted(key))
+            text += ("." if text else "") + (key if _BARE_KEY.fullmatch(key) else quoted(key))
     return text
 
 
 def quoted(text: str) -> str:
-    """Show a text of the file in quotes, escaped and cut."""
-    cut = text if len(text) <= SHOWN_TEXT else text[:SHOWN_TEXT] + "…"
-    shown = "".join(each if each.isprintable() else ascii(each)[1:-1] for each in cut.replace("\\", "\\\\"))
-    return '"' + shown.replace('"', '\\"') + '"'
+    """Return a text of the file in quotes, escaped and cut to MAX_TEXT characters."""
+    cut = text if len(text) <= MAX_TEXT else text[:MAX_TEXT] + "…"
+    printable = "".join(each if each.isprintable() else ascii(each)[1:-1] for each in cut.replace("\\", "\\\\"))
+    return '"' + printable.replace('"', '\\"') + '"'
 
 
-def came(value: object) -> str:
-    """Say in words what stands in a file."""
+def describe(value: object) -> str:
+    """Return a phrase for a value of a file, such as `the text "on"`."""
     match value:
         case bool():
             return "true" if value else "false"
@@ -93,17 +113,24 @@ def came(value: object) -> str:
             return f"the date or time {value}"
 
 
-def nearest(name: str, known: Iterable[str]) -> str | None:
-    """Return the known name that was most likely meant, if one is near."""
+def closest(name: str, known: Iterable[str]) -> str | None:
+    """Return the known name that is most like another one, None if none is."""
     by_folded = {each.casefold().replace("-", "_"): each for each in known}
     near = get_close_matches(name.casefold().replace("-", "_"), by_folded, n=1, cutoff=0.6)
     return by_folded[near[0]] if near else None
 
 
-def hint(name: str, known: Iterable[str], *, mark: str = "", are: str = "known are") -> str:
-    """Say which known name is near, and all that are known: `did you mean "allow"? known are: allow, run`. Each is shown behind `mark`."""
+def suggest(name: str, known: Iterable[str], *, prefix: str = "", label: str = "known are") -> str:
+    """Return the end of a message about an unknown name: `did you mean "allow"? known are: allow, run`.
+
+    Args:
+      name: The unknown name.
+      known: The names that are known.
+      prefix: What each name is shown with in front.
+      label: What stands before the list.
+    """
     names = sorted(known)
-    near = nearest(name, names)
-    listed = ", ".join(mark + each for each in names[:SHOWN_NAMES]) + (", …" if len(names) > SHOWN_NAMES else "")
-    meant = f"did you mean {quoted(mark + near)}? " if near else ""
-    return meant + (f"{are}: {listed}" if names else "there are none")
+    near = closest(name, names)
+    listed = ", ".join(prefix + each for each in names[:MAX_NAMES]) + (", …" if len(names) > MAX_NAMES else "")
+    meant = f"did you mean {quoted(prefix + near)}? " if near else ""
+    return meant + (f"{label}: {listed}" if names else "there are none")

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 
-from trionode.topology.errors import keys_of
+from trionode.topology.errors import dotted_keys
 from trionode.verify.analysis import Flow
 from trionode.verify.assertions import Verdict
 from trionode.verify.model.messages import RANDOM, Observer
@@ -25,7 +25,7 @@ def render(report: Report) -> Iterator[str]:
         yield "no flows, so nothing to prove about messages: declare one with [flows.NAME]"
         yield ""
     for finding in report.findings:
-        yield f"{finding.severity}: {keys_of(finding.where)}: {finding.text}"
+        yield f"{finding.severity}: {dotted_keys(finding.where)}: {finding.text}"
         yield f"    {finding.advice}."
     if report.findings:
         yield ""
@@ -95,7 +95,7 @@ def _addresses(observation: Observation) -> str:
 
 
 def _render_verdict(verdict: Verdict) -> Iterator[str]:
-    yield f"{'✓' if verdict.holds else '✗'} {keys_of(('assert', verdict.index))}: {verdict.what}"
+    yield f"{'✓' if verdict.holds else '✗'} {dotted_keys(('assert', verdict.index))}: {verdict.what}"
     for violation in verdict.violations:
         yield f"    {violation.text}"
         yield from (f"        {line}" for line in violation.trace)
@@ -112,7 +112,7 @@ def as_json(report: Report) -> dict[str, Json]:
             {
                 "kind": finding.kind,
                 "severity": finding.severity,
-                "where": keys_of(finding.where),
+                "where": dotted_keys(finding.where),
                 "text": finding.text,
                 "advice": finding.advice,
                 "trace": texts(finding.trace),

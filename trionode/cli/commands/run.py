@@ -75,7 +75,7 @@ async def _run(spec: TopologySpec, nodes: tuple[str, ...] | None, working: trio.
         nursery.start_soon(wait_for_signal)
         with opening:
             try:
-                async with run_topology(spec, nodes=nodes, listening=tell):
+                async with run_topology(spec, nodes=nodes, on_listening=tell):
                     is_open = True
                     await output.line("all is open")
                     await stopped.wait()

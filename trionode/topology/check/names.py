@@ -3,7 +3,7 @@
 from collections.abc import Collection
 
 from trionode.relay.service import EPHEMERAL_SERVICE, NAMED_SERVICE
-from trionode.topology.errors import KeyPath, Problem, keys_of
+from trionode.topology.errors import KeyPath, Problem, dotted_keys
 from trionode.topology.positions import Positions, reached
 from trionode.topology.spec import TopologySpec
 
@@ -54,7 +54,7 @@ class Names:
         """Return the keys that lead somewhere, with the position if there is one."""
         at = self._reached(path)
         span = self._positions.get(at)
-        return keys_of(at) + (f" at {span.key}" if span else "")
+        return dotted_keys(at) + (f" at {span.key}" if span else "")
 
     def _reached(self, path: KeyPath) -> KeyPath:
         return reached(self._positions, path) if self._positions else path

@@ -10,7 +10,7 @@ from trionode.errors import LocalError
 from trionode.net.endpoint import AddressParts, parse_host_port_path
 from trionode.net.plugins import KINDS, STREAM_STORES, load_plugin, plugin_names
 from trionode.net.transport import transport_class
-from trionode.topology.errors import came, hint, quoted
+from trionode.topology.errors import describe, quoted, suggest
 from trionode.topology.spec import Option
 
 
@@ -32,7 +32,9 @@ def _load(group: str, name: str) -> Callable[..., object] | str:
 def missing_plugin(group: str, name: str) -> str | None:
     """Say what to do so that there is a plugin of this name; None if there is one."""
     if name not in installed(group):
-        return f"no {KINDS[group]} {quoted(name)} is installed; {hint(name, installed(group), are='installed are')}"
+        return (
+            f"no {KINDS[group]} {quoted(name)} is installed; {suggest(name, installed(group), label='installed are')}"
+        )
     made = _load(group, name)
     return made if isinstance(made, str) else None
 
@@ -53,9 +55,9 @@ def wrong_options(group: str, name: str, options: Mapping[str, Option]) -> Itera
     told = [name for name in known if _in_words(hints.get(name, Any)) != _IN_PYTHON]
     for option, value in options.items():
         if option not in known:
-            yield option, f"unknown option of the {KINDS[group]} {quoted(name)}; {hint(option, told)}", True
+            yield option, f"unknown option of the {KINDS[group]} {quoted(name)}; {suggest(option, told)}", True
         elif not _fits(value, hints.get(option, Any)):
-            yield option, f"expected {_in_words(hints[option])}; this is {came(value)}", False
+            yield option, f"expected {_in_words(hints[option])}; this is {describe(value)}", False
 
 
 def _hints(make: Callable[..., object]) -> Mapping[str, Any]:

@@ -16,7 +16,7 @@ from trionode.relay.service import is_relay_name
 from trionode.stream.store.base import store_info
 from trionode.topology.check.names import Names, node_of
 from trionode.topology.check.plugins import installed, missing_plugin, port_of, wrong_address
-from trionode.topology.errors import KeyPath, Problem, came, hint, nearest, quoted
+from trionode.topology.errors import KeyPath, Problem, closest, describe, quoted, suggest
 from trionode.topology.spec import RouteSpec, ValueKind
 from trionode.topology.types import Choice, Leaf, ListOf, Scalar
 
@@ -40,7 +40,7 @@ def check_leaf(names: Names, leaf: Leaf) -> Iterator[Problem]:
     match leaf.form:
         case Choice(words=words) if leaf.value not in words:
             expected = " or ".join(map(quoted, words))
-            yield names.problem(leaf.path, f"expected {expected}; this is {came(leaf.value)}")
+            yield names.problem(leaf.path, f"expected {expected}; this is {describe(leaf.value)}")
         case Scalar(value_kind=ValueKind() as value_kind) | ListOf(value_kind=ValueKind() as value_kind):
             yield from _CHECKS[value_kind](names, leaf.path, leaf.value)
 
@@ -143,7 +143,7 @@ def _wrong_own_name(names: Names, name: str, node: str, *, is_first: bool) -> st
         return None
     if name in names.addresses(node):
         return f"{quoted(name)} is no channel or stream but an address at node {quoted(node)}: write it without the @"
-    return f"node {quoted(node)} has no secure channel or stream {quoted(name)}; {hint(name, known, mark='@')}"
+    return f"node {quoted(node)} has no secure channel or stream {quoted(name)}; {suggest(name, known, prefix='@')}"
 
 
 def _host_port(names: Names, path: KeyPath, text: str) -> Iterator[Problem]:
@@ -193,7 +193,7 @@ def _is_identifier(text: str) -> bool:
 
 def _node(names: Names, path: KeyPath, name: str) -> Iterator[Problem]:
     if name not in names.nodes:
-        yield names.problem(path, f"there is no node {quoted(name)}; {hint(name, names.nodes)}")
+        yield names.problem(path, f"there is no node {quoted(name)}; {suggest(name, names.nodes)}")
 
 
 def _identified_node(names: Names, path: KeyPath, name: str) -> Iterator[Problem]:
@@ -219,12 +219,12 @@ def _owner(names: Names, path: KeyPath, name: str) -> Iterator[Problem]:
 
 def _watcher(names: Names, path: KeyPath, name: str) -> Iterator[Problem]:
     if name not in WATCHERS and name not in names.nodes:
-        yield names.problem(path, f"there is no node {quoted(name)}; {hint(name, [*names.nodes, *WATCHERS])}")
+        yield names.problem(path, f"there is no node {quoted(name)}; {suggest(name, [*names.nodes, *WATCHERS])}")
 
 
 def _flow(names: Names, path: KeyPath, name: str) -> Iterator[Problem]:
     if name not in names.flows:
-        yield names.problem(path, f"there is no flow {quoted(name)}; {hint(name, names.flows)}")
+        yield names.problem(path, f"there is no flow {quoted(name)}; {suggest(name, names.flows)}")
 
 
 def _address_of_node(names: Names, path: KeyPath, text: str) -> Iterator[Problem]:
@@ -235,7 +235,7 @@ def _address_of_node(names: Names, path: KeyPath, text: str) -> Iterator[Problem
     yield from _node(names, path, node)
     known = names.addresses(node)
     if node in names.spec.nodes and name not in known and not names.is_relay(node, name):
-        yield names.problem(path, f"node {quoted(node)} has no address {quoted(name)}; {hint(name, known)}")
+        yield names.problem(path, f"node {quoted(node)} has no address {quoted(name)}; {suggest(name, known)}")
 
 
 # Names that the file gives
@@ -291,7 +291,7 @@ def _worker(names: Names, path: KeyPath, text: str) -> Iterator[Problem]:
             yield names.problem(path, f'expected MODULE:NAME, such as "package.module:name"; this is {quoted(text)}')
     elif text not in SHIPPED:
         front, dot, last = text.rpartition(".")
-        meant = f"{front}:{last}" if dot and _DOTTED.fullmatch(text) else nearest(text, SHIPPED)
+        meant = f"{front}:{last}" if dot and _DOTTED.fullmatch(text) else closest(text, SHIPPED)
         told = f'expected MODULE:NAME, such as "package.module:name", or what ships with trionode: {", ".join(SHIPPED)}; this is {quoted(text)}'
         yield names.problem(path, told + (f". Did you mean {quoted(meant)}?" if meant else ""))
 
@@ -300,7 +300,7 @@ def _vault(names: Names, path: KeyPath, text: str) -> Iterator[Problem]:
     name, _, where = text.partition(":")
     if text == "memory" or (name == "sqlite" and where):
         return
-    meant = nearest(text, ["memory"]) or ("sqlite:" + text if re.search(r"[./]", text) and ":" not in text else None)
+    meant = closest(text, ["memory"]) or ("sqlite:" + text if re.search(r"[./]", text) and ":" not in text else None)
     told = f'expected "memory" or "sqlite:PATH"; this is {quoted(text)}'
     yield names.problem(path, told + (f". Did you mean {quoted(meant)}?" if meant else ""))
 
@@ -323,12 +323,12 @@ def _store(names: Names, path: KeyPath, text: str) -> Iterator[Problem]:
 
 def _positive(names: Names, path: KeyPath, number: float) -> Iterator[Problem]:
     if not number > 0:
-        yield names.problem(path, f"expected a number above 0; this is {came(number)}")
+        yield names.problem(path, f"expected a number above 0; this is {describe(number)}")
 
 
 def _index(names: Names, path: KeyPath, number: int) -> Iterator[Problem]:
     if not 0 <= number < 1 << 64:
-        yield names.problem(path, f"expected an index of a stream, 0 to 2^64-1; this is {came(number)}")
+        yield names.problem(path, f"expected an index of a stream, 0 to 2^64-1; this is {describe(number)}")
 
 
 #: The check of each meaning; what it is given is what the form says that carries the meaning.

@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping
 from functools import cache
 
-from trionode.topology.errors import KeyPath, Problem, came, hint, keys_of, nearest, quoted
+from trionode.topology.errors import KeyPath, Problem, closest, describe, dotted_keys, quoted, suggest
 from trionode.topology.positions import Positions
 from trionode.topology.spec import Option, TopologySpec, ValueKind
 from trionode.topology.types import Choice, Form, Key, ListOf, PluginOption, Record, Scalar, TableOf, record_of
@@ -91,7 +91,7 @@ class _Structure:
         for name, each in value.items():
             key = form.keys.get(name)
             if key is None:
-                meant.add(nearest(name, form.keys))
+                meant.add(closest(name, form.keys))
                 self._tell((*path, name), _unknown(name, form), of_key=True)
                 continue
             read = self.read(key.form, each, (*path, name) if (*path, name) in self._positions else path)
@@ -130,11 +130,11 @@ class _Structure:
             texts = tuple(each for each in value if isinstance(each, str))
             if len(texts) == len(value):
                 return texts
-        return self._tell(path, f"expected a text, a number, true, false or a list of texts; this is {came(value)}")
+        return self._tell(path, f"expected a text, a number, true, false or a list of texts; this is {describe(value)}")
 
     def _wrong(self, form: Form, value: object, path: KeyPath) -> _Broken:
         todo = _remedy(form, value, path)
-        return self._tell(path, f"expected {expected(form)}; this is {came(value)}" + (f". {todo}" if todo else ""))
+        return self._tell(path, f"expected {expected(form)}; this is {describe(value)}" + (f". {todo}" if todo else ""))
 
 
 @cache
@@ -157,8 +157,8 @@ def all_tables() -> tuple[tuple[str, Record], ...]:
 
 
 def _unknown(name: str, form: Record) -> str:
-    text = f"unknown key; {hint(name, form.keys)}"
-    if nearest(name, form.keys) is None:
+    text = f"unknown key; {suggest(name, form.keys)}"
+    if closest(name, form.keys) is None:
         elsewhere = [header for header, record in all_tables() if name in record.keys and record.cls is not form.cls]
         if elsewhere:
             text += f". There is such a key in {' and in '.join(f'[{header}]' for header in elsewhere[:2])}"
@@ -208,13 +208,13 @@ def _remedy(form: Form, value: object, path: KeyPath) -> str:
         case ListOf(each=ListOf()), [*hops] if hops and all(isinstance(hop, str) for hop in hops):
             return f"For one route write [[{', '.join(quoted(str(hop)) for hop in hops)}]]"
         case ListOf(each=Record()), dict():
-            return f"Write its header with double brackets, [[{keys_of(path)}]]"
+            return f"Write its header with double brackets, [[{dotted_keys(path)}]]"
         case ((Record() | TableOf()), [dict(), *_]):
-            return f"Write its header with single brackets, [{keys_of(path)}]"
+            return f"Write its header with single brackets, [{dotted_keys(path)}]"
         case TableOf(each=Record()), _:
-            return f"Each has a name and a table, [{keys_of(path)}.NAME]"
+            return f"Each has a name and a table, [{dotted_keys(path)}.NAME]"
         case Record(words=words), str() if words:
-            meant = nearest(value, words) or next((word for word in words if {word, value} <= _EVERYBODY), None)
+            meant = closest(value, words) or next((word for word in words if {word, value} <= _EVERYBODY), None)
             if meant:
                 return f"Did you mean {quoted(meant)}?"
             kind = "identifiers" if re.fullmatch(r"[IP][0-9a-f]{6,}", value) else "nodes"
@@ -222,7 +222,7 @@ def _remedy(form: Form, value: object, path: KeyPath) -> str:
         case Record(words=words), [*items] if words and all(isinstance(each, str) for each in items):
             return f"Name them in a table: {{ nodes = [{', '.join(quoted(str(each)) for each in items)}] }}"
         case Choice(words=words), str():
-            meant = nearest(value, words)
+            meant = closest(value, words)
             return f"Did you mean {quoted(meant)}?" if meant else ""
         case _:
             return ""

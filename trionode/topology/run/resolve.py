@@ -1,8 +1,8 @@
-"""What parts of a spec mean in a running node: access rules, trust policies, workers, and the transports that a node needs."""
+"""What parts of a spec become in a running node: access rules, trust policies, workers, and the transports that a node needs."""
 
 import inspect
 import traceback
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from importlib import import_module
 from types import TracebackType
@@ -22,16 +22,17 @@ from trionode.protocol.rules.access import (
 from trionode.protocol.wire.route import Route
 from trionode.routing.mailbox import Mailbox, Worker
 from trionode.topology.endpoints import parse_endpoint
-from trionode.topology.errors import KeyPath, Problem, SpecError, hint, keys_of, quoted
-from trionode.topology.spec import AccessSpec, NodeSpec, RouteSpec, TopologySpec, TrustSpec, WorkerSpec
+from trionode.topology.errors import KeyPath, Problem, SpecError, dotted_keys, quoted, suggest
+from trionode.topology.run.startup_order import routes_of
+from trionode.topology.spec import AccessSpec, TopologySpec, TrustSpec, WorkerSpec
 
-#: The identifiers of nodes by their names: the one of each generation that it has.
+#: The identifiers of nodes by their names: one for each protocol version that the node speaks.
 Identifiers = Mapping[str, tuple[Identifier, ...]]
 
-#: What the note begins with that tells which worker has raised an error.
+#: The beginning of the note that names the worker which raised an error.
 RAISED_BY = "raised by "
 
-#: The rules of the words that a spec has for `allow`; the verifier calls the same ones.
+#: The access rules that the keywords of a spec stand for. The verifier calls the same rules.
 ACCESS_RULES: Mapping[str, Callable[[OriginLike[object]], bool]] = {
     "local": from_local,
     "channels": from_local_or_channels,
@@ -39,36 +40,35 @@ ACCESS_RULES: Mapping[str, Callable[[OriginLike[object]], bool]] = {
 }
 
 
-def named(spec: AccessSpec | TrustSpec, known: Identifiers) -> list[Identifier]:
-    """Return the identifiers that are meant."""
+def resolve_identifiers(spec: AccessSpec | TrustSpec, known: Identifiers) -> list[Identifier]:
+    """Return the identifiers that a spec names, directly or by nodes."""
     return [*map(Identifier.parse, spec.identifiers), *(each for node in spec.nodes for each in known[node])]
 
 
-def access_of(spec: AccessSpec, known: Identifiers) -> Access:
-    """Return the rule that a spec means; identities that it names come through a secure channel, and this node itself always may."""
+def resolve_access(spec: AccessSpec, known: Identifiers) -> Access:
+    """Return the access rule of a spec. Named identities need a secure channel; the node itself is always allowed."""
     if spec.rule in ACCESS_RULES:
         return ACCESS_RULES[spec.rule]
-    allowed = frozenset(each.value for each in named(spec, known))
-
+    allowed = frozenset(each.value for each in resolve_identifiers(spec, known))
     return partial(is_local_or_named, identifiers=allowed)
 
 
-def trust_of(spec: TrustSpec, known: Identifiers) -> TrustPolicy:
-    """Return the policy that a spec means."""
-    return trust_everyone if spec.everyone else trust_only(*named(spec, known))
+def resolve_trust(spec: TrustSpec, known: Identifiers) -> TrustPolicy:
+    """Return the trust policy of a spec."""
+    return trust_everyone if spec.everyone else trust_only(*resolve_identifiers(spec, known))
 
 
-def worker_of(spec: WorkerSpec, path: KeyPath, sends: Sequence[Callable[[], Route]]) -> Worker:
-    """Import the worker that a spec names, to be called with its arguments, and with `sends` if it takes that; SpecError if there is none.
+def resolve_worker(spec: WorkerSpec, path: KeyPath, sends: Sequence[Callable[[], Route]]) -> Worker:
+    """Import the worker of a spec, bind its arguments, and bind `sends` if it has a parameter of that name; SpecError if that fails.
 
-    What the worker raises gets a note that names it.
+    An exception of the worker gets a note with the worker's keys.
     """
-    found = _imported(spec, path)
+    found = _import(spec, path)
     is_function = inspect.isfunction(found)
     if not callable(found) or (is_function and not inspect.iscoroutinefunction(found)):
-        what = "a function that is not async" if is_function else f"of the type {type(found).__name__}"
-        told = f"a worker is an async function that takes a mailbox; {quoted(spec.run)} is {what}"
-        raise SpecError([Problem((*path, "run"), told)])
+        kind = "a function that is not async" if is_function else f"of the type {type(found).__name__}"
+        text = f"a worker is an async function that takes a mailbox; {quoted(spec.run)} is {kind}"
+        raise SpecError([Problem((*path, "run"), text)])
     signature = inspect.signature(found)
     arguments: dict[str, object] = dict(spec.arguments)
     if spec.sends and "sends" in signature.parameters:
@@ -76,88 +76,78 @@ def worker_of(spec: WorkerSpec, path: KeyPath, sends: Sequence[Callable[[], Rout
     try:
         signature.bind(None, **arguments)
     except TypeError as error:
-        taken = ", ".join(str(each.replace(annotation=each.empty)) for each in signature.parameters.values())
-        told = f"the worker {quoted(spec.run)} can't be called with these arguments: {error}. It takes ({taken}), of which the first is its mailbox"
-        raise SpecError([Problem((*path, "arguments"), told)]) from error
+        parameters = ", ".join(str(each.replace(annotation=each.empty)) for each in signature.parameters.values())
+        text = (
+            f"the worker {quoted(spec.run)} can't be called with these arguments: {error}. "
+            f"Its parameters are ({parameters}); the first is its mailbox"
+        )
+        raise SpecError([Problem((*path, "arguments"), text)]) from error
     worker = partial(cast("Callable[..., Awaitable[None]]", found), **arguments)
 
     async def run(mailbox: Mailbox) -> None:
         try:
             await worker(mailbox)
-        except Exception as error:  # whatever it is, it goes on from here with the worker's name
-            error.add_note(RAISED_BY + keys_of(path))
+        except Exception as error:  # every exception of a worker continues from here, with the worker's name
+            error.add_note(RAISED_BY + dotted_keys(path))
             raise
 
     return run
 
 
 def raised_by(error: BaseException) -> str | None:
-    """Return the keys of the worker that has raised it, `nodes.bob.workers.echoer`; None if no worker has."""
+    """Return the keys of the worker that raised an error, such as `nodes.bob.workers.echoer`; None if no worker did."""
     notes = getattr(error, "__notes__", ())
     return next((note.removeprefix(RAISED_BY) for note in notes if note.startswith(RAISED_BY)), None)
 
 
 def frames_of(error: BaseException) -> TracebackType | None:
-    """Return the frames of a worker in the traceback of what it has raised, without those that lead there."""
+    """Return the part of an error's traceback that lies within the worker."""
     trace = error.__traceback__
     while trace is not None and trace.tb_frame.f_code.co_filename != __file__:
         trace = trace.tb_next
     return None if trace is None else trace.tb_next
 
 
-def _imported(spec: WorkerSpec, path: KeyPath) -> Any:
-    module, _, name = spec.run.rpartition(":")
+def _import(spec: WorkerSpec, path: KeyPath) -> Any:
+    module_name, _, name = spec.run.rpartition(":")
     try:
-        there: object = import_module(module) if module else workers
+        module: object = import_module(module_name) if module_name else workers
     except Exception as error:  # a module may raise anything while it is imported
-        if isinstance(error, ModuleNotFoundError) and f"{module}.".startswith(f"{error.name}."):
-            told = f"{error}. It has to be installed, or lie in a folder of PYTHONPATH"
+        if isinstance(error, ModuleNotFoundError) and f"{module_name}.".startswith(f"{error.name}."):
+            text = f"{error}. Install it, or put it in a folder of PYTHONPATH"
         else:
             *_, last = traceback.extract_tb(error.__traceback__)
-            told = f"{type(error).__name__}: {error}" + (
-                "" if isinstance(error, SyntaxError) else f", raised at {last.filename}:{last.lineno}"
-            )
-        raise _not_imported(spec, path, told) from error
-    found: Any = there
+            place = "" if isinstance(error, SyntaxError) else f", raised at {last.filename}:{last.lineno}"
+            text = f"{type(error).__name__}: {error}{place}"
+        raise _not_imported(spec, path, text) from error
+    found: Any = module
     try:
         for part in name.split("."):
             found = getattr(found, part)
     except AttributeError as error:
-        own = [each for each, value in vars(there).items() if inspect.iscoroutinefunction(value) and each[0] != "_"]
-        others = hint(name, own, are="its async functions are") if own else "it has no async functions at all"
-        raise _not_imported(spec, path, f"{error}; {others}") from error
+        names = [each for each, value in vars(module).items() if inspect.iscoroutinefunction(value) and each[0] != "_"]
+        text = suggest(name, names, label="its async functions are") if names else "it has no async functions"
+        raise _not_imported(spec, path, f"{error}; {text}") from error
     return found
 
 
-def _not_imported(spec: WorkerSpec, path: KeyPath, why: str) -> SpecError:
-    return SpecError([Problem((*path, "run"), f"the worker {quoted(spec.run)} can't be imported: {why}")])
-
-
-def routes_of(node: NodeSpec) -> Iterator[RouteSpec]:
-    """All routes that begin at a node."""
-    for stream in node.streams.values():
-        yield stream.via
-    for relay in node.relays.values():
-        yield relay.via
-        if relay.to is not None:
-            yield relay.to
-    for channel in node.secure_channels.values():
-        yield channel.to
-    for inlet in node.inlets.values():
-        yield inlet.to
-    for worker in node.workers.values():
-        yield from worker.sends
+def _not_imported(spec: WorkerSpec, path: KeyPath, reason: str) -> SpecError:
+    return SpecError([Problem((*path, "run"), f"the worker {quoted(spec.run)} can't be imported: {reason}")])
 
 
 def transports_of(spec: TopologySpec, name: str) -> set[str]:
-    """Return the names of the transports that a node needs: for its listeners, its links, its routes, and those of the flows that it sends."""
+    """Return the names of the transports that a node needs for its listeners, links, routes and flows."""
     node = spec.nodes[name]
-    routes = [*routes_of(node), *(flow.to for flow in spec.flows.values() if flow.node == name)]
-    texts = [
+    routes = [
+        *(route for _, route in routes_of(name, node)),
+        *(relay.to for relay in node.relays.values() if relay.to is not None),
+        *(route for worker in node.workers.values() for route in worker.sends),
+        *(flow.to for flow in spec.flows.values() if flow.node == name),
+    ]
+    addresses = [
         *(listener.address for listener in node.listen),
         *(link.to for link in node.links.values()),
         *(route[0] for route in routes if route),
     ]
-    return {endpoint.transport for endpoint in map(parse_endpoint, texts) if endpoint is not None} | set(
-        node.transports
-    )
+    endpoints = map(parse_endpoint, addresses)
+    return {endpoint.transport for endpoint in endpoints if endpoint is not None} | set(node.transports)

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 
 from trionode.protocol.stream import is_capability
-from trionode.topology.errors import KeyPath, keys_of
+from trionode.topology.errors import KeyPath, dotted_keys
 from trionode.topology.spec import NodeSpec
 from trionode.verify.analysis import Analysis, Flow
 from trionode.verify.assertions import render_trace
@@ -230,6 +230,6 @@ def _claimed_positions(network: SymbolicNetwork) -> Iterator[Finding]:
                     "claimed twice",
                     "warning",
                     where,
-                    f"{keys_of(first)} saves its position under the same name",
+                    f"{dotted_keys(first)} saves its position under the same name",
                     "Give each reader its own client_id",
                 )

@@ -5,7 +5,7 @@ from typing import Literal
 
 import attrs
 
-from trionode.topology.errors import KeyPath, Problem, keys_of
+from trionode.topology.errors import KeyPath, Problem, dotted_keys
 
 #: error: it cannot work as written. warning: others can see, send or cause something, or something is missing. note: worth knowing.
 Severity = Literal["error", "warning", "note"]
@@ -47,10 +47,10 @@ class Finding:
     @property
     def rank(self) -> tuple[int, str, str]:
         """The sort key of findings: most serious first."""
-        return _SEVERITIES.index(self.severity), self.kind, keys_of(self.where)
+        return _SEVERITIES.index(self.severity), self.kind, dotted_keys(self.where)
 
     def __str__(self) -> str:
-        return f"{self.severity}: {keys_of(self.where)}: {self.text}. {self.advice}"
+        return f"{self.severity}: {dotted_keys(self.where)}: {self.text}. {self.advice}"
 
 
 def missing_here(problems: Iterable[Problem]) -> Iterator[Finding]:

@@ -1,5 +1,5 @@
 from trionode.topology import parse_topology
-from trionode.topology.run.startup_order import Part, needs
+from trionode.topology.run.startup_order import Part, dependencies
 
 TOPOLOGY = """
 [nodes.hub]
@@ -24,17 +24,17 @@ far = { to = ["next", "api"], trust = "everyone" }
 """
 
 
-def sanitize(text: str, *nodes: str) -> dict[str, set[str]]:
+def dependencies_by_name(text: str, *nodes: str) -> dict[str, set[str]]:
     spec = parse_topology(text)
-    found = needs(spec, nodes or spec.nodes.keys())
+    found = dependencies(spec, nodes or spec.nodes.keys())
     return {
         str(part).removeprefix("nodes."): {str(each).removeprefix("nodes.") for each in of}
         for part, of in found.items()
     }
 
 
-def test_what_a_way_leads_through_comes_before_it() -> None:
-    assert sanitize(TOPOLOGY) == {
+def test_route_depends_on_what_it_leads_through() -> None:
+    assert dependencies_by_name(TOPOLOGY) == {
         "bob.relays.bob": {"bob.secure_channels.other"},
         "bob.secure_channels.other": {"hub.links.next"},
         "bob.streams.s": set(),
@@ -43,16 +43,16 @@ def test_what_a_way_leads_through_comes_before_it() -> None:
         "alice.secure_channels.inner": {"alice.secure_channels.outer"},
         "alice.secure_channels.outer": {"alice.streams.s", "bob.streams.s"},
         "alice.secure_channels.relayed": {"bob.relays.bob"},
-        "alice.secure_channels.far": set(),  # its own link would be meant, and there is none
+        "alice.secure_channels.far": set(),  # the first hop names a link of the node itself, which has none
     }
 
 
-def test_of_nodes_that_do_not_run_here_nothing_is_waited_for() -> None:
-    assert sanitize(TOPOLOGY, "alice")["alice.secure_channels.outer"] == {"alice.streams.s"}
-    assert sanitize(TOPOLOGY, "alice")["alice.secure_channels.relayed"] == set()
+def test_nodes_elsewhere_are_no_dependencies() -> None:
+    assert dependencies_by_name(TOPOLOGY, "alice")["alice.secure_channels.outer"] == {"alice.streams.s"}
+    assert dependencies_by_name(TOPOLOGY, "alice")["alice.secure_channels.relayed"] == set()
 
 
-def test_nobody_waits_for_himself() -> None:
+def test_dependencies_have_no_cycle() -> None:
     text = """
         [nodes.hub]
         listen = "loopback:hub"
@@ -65,10 +65,10 @@ def test_nobody_waits_for_himself() -> None:
         secure_channels.bob = { to = ["loopback:hub", "forward_to_bob", "api"], trust = "everyone" }
     """
     spec = parse_topology(text)
-    found = needs(spec, spec.nodes)
+    found = dependencies(spec, spec.nodes)
     done: set[Part] = set()
     while len(done) < len(found):
         ready = {part for part, of in found.items() if of <= done} - done
-        assert ready, "they wait for one another"
+        assert ready, "a cycle"
         done |= ready
     assert found[Part("bob", "relays", "bob")] == {Part("bob", "secure_channels", "alice")}
