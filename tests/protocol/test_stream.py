@@ -39,16 +39,15 @@ from trionode.protocol.stream import (
     Request,
     Response,
     born_at,
-    consumer,
     decode_request,
     decode_response,
     encode,
-    producer,
     unique,
     uuid7_hex,
     valid_client_id,
     valid_stream_name,
 )
+from trionode.protocol.stream.machine import Event, Machine, State
 from trionode.protocol.wire.bare import Reader, data, string
 
 # -- messages ---------------------------------------------------------------------------------------------------------------------------
@@ -526,11 +525,10 @@ def test_saves_are_gathered_and_the_last_one_is_made_at_the_end() -> None:
     assert list(consumer.finish()) == []
 
 
-def test_every_row_of_the_tables_leads_to_a_state_that_can_begin_again() -> None:
-    for state in producer._Producing:
-        assert (state, producer._Produced.BEGUN) in producer._PRODUCER
-    for each in consumer._Consuming:
-        assert (each, consumer._Consumed.BEGUN) in consumer._CONSUMER
+@pytest.mark.parametrize("machine", [Producer("s"), Consumer("s", "c")], ids=["producer", "consumer"])
+def test_every_state_can_begin_again(machine: Machine) -> None:
+    for _, state in machine._table.values():
+        assert machine._table[state, Event.BEGUN][1] is State.CREATING
 
 
 # -- both against a hub and a network that do their worst --------------------------------------------------------------------------------

@@ -1,7 +1,7 @@
-"""Streams without I/O: the messages between client and hub, and the producer's and the consumer's machine (spec §11).
+"""The stream protocol, sans-IO: its messages, and the state machines of producer and consumer (spec §11).
 
-Both machines recover in one way only: whatever went unanswered, begin again at create. `next_deadline()` says when a machine wants
-its `tick`. Creates go to the stream service, Gets and Saves to the index service, pushes and pulls to `worker`.
+Both machines recover in one way only: if anything is unanswered, they begin again at create. `next_deadline()` says when to call `tick`.
+Creates go to the stream service, Gets and Saves to the index service, pushes and pulls to `worker`.
 """
 
 from trionode.protocol.stream.consumer import MAX_BATCHES, POLL_SECONDS, PULL_LIMIT, SAVE_SECONDS, Consumer

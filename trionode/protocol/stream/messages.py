@@ -1,4 +1,4 @@
-"""What a client and a hub say to each other about streams, and the sizes and times that bound it (spec §11.1)."""
+"""The messages of the stream protocol between a client and a hub, and their limits (spec §11.1)."""
 
 from collections.abc import Callable, Mapping
 from typing import Final, TypeVar
@@ -9,50 +9,55 @@ from trionode.errors import WireError
 from trionode.protocol.wire import bare
 from trionode.protocol.wire.bare import Reader
 
-#: Longest record: with RECORD_OVERHEAD, addresses and headers it must fit into one pull answer (spec §11.6, rule 9).
+#: Bytes in the longest record. With RECORD_OVERHEAD, addresses and headers it must fit into one pull answer (spec §11.6, rule 9).
 MAX_RECORD = 64_000
-#: Longest frame with a pull answer: what the hub of the classic generation sends and takes (spec §11.6, rule 9).
+#: Bytes in the longest frame with a pull answer. The classic hub sends and accepts no larger ones (spec §11.6, rule 9).
 MAX_ANSWER = 65_000
-#: What a record costs in a pull answer beside its message: index (10 bytes at most) and length (3 bytes at most).
+#: Bytes that a record adds to its message in a pull answer: the index (at most 10) and the length (at most 3).
 RECORD_OVERHEAD = 13
-#: How long a hub holds back the answer to a pull while there is nothing: peers were seen to take 12 s in good part (spec §11.6, rule 2).
+#: Seconds of a long poll: so long a hub delays the answer to a pull that has no records. Known peers accept 12 s (spec §11.6, rule 2).
 LONG_POLL_SECONDS = 10.0
-#: How long an answer may take before it counts as lost, beyond the long poll where there is one.
+#: Seconds after which an answer counts as lost; for a pull, after the end of the long poll.
 ANSWER_SECONDS = 5.0
-#: To what the time for answers doubles while they stay out: soon enough to notice a hub that is back.
+#: Seconds up to which that time doubles while answers are missing. It is short enough to notice a hub that is back.
 MAX_ANSWER_SECONDS = 30.0
 
 
 @attrs.frozen
 class Record:
-    """One message of a stream and the index at which it lies."""
+    """One message of a stream.
+
+    Args:
+      index: Its position in the stream.
+      message: The encoded transport message.
+    """
 
     index: int
     message: bytes = attrs.field(repr=False)
 
     @property
     def size(self) -> int:
-        """The bytes that it takes in a pull answer, at most."""
+        """Bytes in a pull answer, at most."""
         return len(self.message) + RECORD_OVERHEAD
 
 
 @attrs.frozen
 class CreateRequest:
-    """Asks for the worker of a stream, which is made if need be; without a name the hub invents one."""
+    """Asks for the worker of a stream. The stream is created if it does not exist; without a name the hub chooses one."""
 
     name: str | None
 
 
 @attrs.frozen
 class CreateResponse:
-    """The stream is there; its worker is who sent this."""
+    """The stream exists. Its worker is the sender of this message."""
 
     name: str
 
 
 @attrs.frozen
 class PushRequest:
-    """Asks to store a record; a resend carries the request id that the record had at first."""
+    """Asks to store a record. A resend has the request id of the first attempt."""
 
     request_id: int
     record: bytes = attrs.field(repr=False)
@@ -60,7 +65,7 @@ class PushRequest:
 
 @attrs.frozen
 class PushResponse:
-    """The record lies at `index`, or, unless `ok`, was not stored."""
+    """The record was stored at `index`; unless `ok`, it was not stored."""
 
     request_id: int
     ok: bool
@@ -69,7 +74,7 @@ class PushResponse:
 
 @attrs.frozen
 class PullRequest:
-    """Asks for at most `limit` records from `index` on."""
+    """Asks for at most `limit` records, starting at `index`."""
 
     request_id: int
     index: int
@@ -78,7 +83,7 @@ class PullRequest:
 
 @attrs.frozen
 class PullResponse:
-    """The records that there are, ascending; none when the long poll ended."""
+    """The records, in ascending order; none if the long poll ended."""
 
     request_id: int
     records: tuple[Record, ...]
@@ -86,7 +91,7 @@ class PullResponse:
 
 @attrs.frozen
 class IndexGet:
-    """Asks for a client's saved position."""
+    """Asks for the saved position of a client."""
 
     client_id: str
     stream: str
@@ -94,7 +99,7 @@ class IndexGet:
 
 @attrs.frozen
 class IndexSave:
-    """Saves the next index that a client wants; never answered."""
+    """Saves the next index that a client wants. There is no answer."""
 
     client_id: str
     stream: str
@@ -103,7 +108,7 @@ class IndexSave:
 
 @attrs.frozen
 class IndexResponse:
-    """A client's saved position, None if it has none."""
+    """The saved position of a client; None if it has none."""
 
     client_id: str
     stream: str
@@ -112,7 +117,7 @@ class IndexResponse:
 
 @attrs.frozen
 class ErrorResponse:
-    """The hub could not do it; `reason` is the hub's text and not to be trusted."""
+    """The hub could not do it. `reason` is untrusted text of the hub."""
 
     reason: str
 
@@ -157,70 +162,37 @@ def _body(message: Request | Response) -> tuple[str, bytes]:
             return _ERROR, string(reason)
 
 
-def _create_request(body: Reader) -> CreateRequest:
-    return CreateRequest(body.string() if body.optional() else None)
-
-
-def _create_response(body: Reader) -> CreateResponse:
-    return CreateResponse(body.string())
-
-
-def _push_request(body: Reader) -> PushRequest:
-    return PushRequest(body.uint(), body.data())
-
-
-def _push_response(body: Reader) -> PushResponse:
-    return PushResponse(body.uint(), body.variant(2) == 0, body.uint())
-
-
-def _pull_request(body: Reader) -> PullRequest:
-    return PullRequest(body.uint(), body.uint(), body.uint())
-
-
-def _pull_response(body: Reader) -> PullResponse:
-    request_id = body.uint()
-    # The smallest record is an index and a length of a byte each.
-    return PullResponse(request_id, tuple([Record(body.uint(), body.data()) for _ in range(body.count(2))]))
-
-
-def _index_request(body: Reader) -> IndexGet | IndexSave:
-    if body.variant(2) == 0:
-        return IndexGet(body.string(), body.string())
-    return IndexSave(body.string(), body.string(), body.uint())
-
-
-def _index_response(body: Reader) -> IndexResponse:
-    return IndexResponse(body.string(), body.string(), body.uint() if body.optional() else None)
-
-
-def _error_response(body: Reader) -> ErrorResponse:
-    return ErrorResponse(body.string())
-
-
 _M = TypeVar("_M")
 
 _REQUESTS: Final[Mapping[str, Callable[[Reader], Request]]] = {
-    _CREATE: _create_request,
-    _PUSH: _push_request,
-    _PULL: _pull_request,
-    _INDEX: _index_request,
+    _CREATE: lambda body: CreateRequest(body.string() if body.optional() else None),
+    _PUSH: lambda body: PushRequest(body.uint(), body.data()),
+    _PULL: lambda body: PullRequest(body.uint(), body.uint(), body.uint()),
+    _INDEX: lambda body: (
+        IndexGet(body.string(), body.string())
+        if body.variant(2) == 0
+        else IndexSave(body.string(), body.string(), body.uint())
+    ),
 }
 _RESPONSES: Final[Mapping[str, Callable[[Reader], Response]]] = {
-    _CREATE: _create_response,
-    _PUSH: _push_response,
-    _PULL: _pull_response,
-    _INDEX: _index_response,
-    _ERROR: _error_response,
+    _CREATE: lambda body: CreateResponse(body.string()),
+    _PUSH: lambda body: PushResponse(body.uint(), body.variant(2) == 0, body.uint()),
+    # The smallest record has an index and a length of one byte each.
+    _PULL: lambda body: PullResponse(
+        body.uint(), tuple([Record(body.uint(), body.data()) for _ in range(body.count(2))])
+    ),
+    _INDEX: lambda body: IndexResponse(body.string(), body.string(), body.uint() if body.optional() else None),
+    _ERROR: lambda body: ErrorResponse(body.string()),
 }
 
 
 def decode_request(payload: bytes) -> Request:
-    """Decode what a client asks a hub; WireError for an unknown protocol and for whatever is not exactly one request."""
+    """Decode the request of a client; WireError for an unknown protocol, or if the payload is not exactly one request."""
     return _decode(payload, _REQUESTS)
 
 
 def decode_response(payload: bytes) -> Response:
-    """Decode what a hub answers a client; WireError for an unknown protocol and for whatever is not exactly one response."""
+    """Decode the response of a hub; WireError for an unknown protocol, or if the payload is not exactly one response."""
     return _decode(payload, _RESPONSES)
 
 

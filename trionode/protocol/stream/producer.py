@@ -1,75 +1,46 @@
-"""The producer's machine: pushes in order, each until it is confirmed; whatever went unanswered begins again at create (spec §11.5).
+"""The state machine of a producer: it pushes records in order and resends each until it is confirmed (spec §11.5)."""
 
-It takes events, with the time in monotonic seconds as an argument, and returns the requests that are to be sent now.
-"""
-
-# ruff: noqa: SLF001 - the table stands behind the class whose private actions it names
-
-import enum
-from collections.abc import Callable, Mapping, Sequence
-from typing import Final
+from collections.abc import Sequence
 
 from trionode.errors import LocalError, MessageTooLargeError
-from trionode.protocol.stream.messages import (
-    ANSWER_SECONDS,
-    MAX_ANSWER_SECONDS,
-    MAX_RECORD,
-    CreateRequest,
-    CreateResponse,
-    PushRequest,
-    PushResponse,
-    Request,
-)
-from trionode.protocol.stream.names import valid_stream_name
-from trionode.protocol.wire.address import Encoded
+from trionode.protocol.stream.machine import Event, Machine, State, Table
+from trionode.protocol.stream.messages import ANSWER_SECONDS, MAX_RECORD, PushRequest, PushResponse, Request
 
-#: Pushes that may await confirmation: enough for a hub that syncs to disk once a batch, yet little to send again.
+#: Unconfirmed pushes: enough for a hub that syncs to disk once a batch, yet little to resend.
 MAX_PUSHES = 256
-#: Bytes of records that may await confirmation, and one record more.
+#: Bytes of unconfirmed records, before one record more.
 MAX_PUSH_BYTES = 1 << 20
 
 
-class _Producing(enum.Enum):
-    IDLE = enum.auto()  #: not begun
-    CREATING = enum.auto()  #: create is unanswered; pushes wait
-    PUSHING = enum.auto()  #: every push is on its way
-    RESTING = enum.auto()  #: the hub refused a push: nothing leaves, lest a later record overtake it
+class Producer(Machine):
+    """Pushes records in order. After anything that may have lost a push, it resends all unconfirmed ones with their old request ids.
 
-
-class _Produced(enum.Enum):
-    BEGUN = enum.auto()
-    CREATED = enum.auto()
-    PUSHED = enum.auto()
-    REFUSED = enum.auto()
-    OVERDUE = enum.auto()
-
-
-class Producer:
-    """Pushes records in order, each until it is confirmed, and again under its old request id after whatever may have lost it.
-
-    A hub that knows resends by (producer, request id) stores each exactly once; in order where neither the path nor the hub
-    lets a later push overtake a lost one, as a connection does, which loses only its tail.
+    A hub that recognises resends by (producer, request id) stores each record exactly once. The order holds if neither the route nor the
+    hub lets a later push overtake a lost one. A connection does not: it loses only its tail.
     """
 
-    __slots__ = ("_bytes", "_deadline", "_next", "_pushes", "_state", "_wait", "stream", "worker")
+    __slots__ = ("_bytes", "_next", "_pushes")
 
     def __init__(self, stream: str) -> None:
-        if not valid_stream_name(stream):
-            raise LocalError(f"a stream is named by 1 to 200 of A-Z a-z 0-9 . _ -, not {stream!r:.100}")
-        #: The name of the stream.
-        self.stream = stream
-        #: The route to the stream's worker, as the newest create answer had it; () before the first.
-        self.worker: tuple[Encoded, ...] = ()
+        super().__init__(stream)
         self._pushes: dict[int, bytes] = {}
         self._bytes = 0
         self._next = 0
-        self._state = _Producing.IDLE
-        self._wait = ANSWER_SECONDS
-        self._deadline: float | None = None
+
+    def _make_table(self) -> Table:
+        return {
+            **dict.fromkeys([(state, Event.BEGUN) for state in State], (self._create, State.CREATING)),
+            (State.CREATING, Event.CREATED): (self._push_all, State.PUSHING),
+            (State.CREATING, Event.OVERDUE): (self._create_again, State.CREATING),
+            (State.PUSHING, Event.PUSHED): (self._push_last, State.PUSHING),
+            (State.PUSHING, Event.REFUSED): (self._rest, State.RESTING),
+            (State.PUSHING, Event.OVERDUE): (self._create_again, State.CREATING),
+            (State.RESTING, Event.OVERDUE): (self._create_again, State.CREATING),
+        }
 
     @property
     def full(self) -> bool:
-        """Whether senders must wait: as much is outstanding as may be."""
+        """Whether senders must wait for confirmations."""
         return len(self._pushes) >= MAX_PUSHES or self._bytes >= MAX_PUSH_BYTES
 
     @property
@@ -79,24 +50,8 @@ class Producer:
 
     @property
     def oldest(self) -> int:
-        """The lowest request id that is not confirmed; all below are stored."""
+        """The lowest request id that is not confirmed. All records below it are stored."""
         return next(iter(self._pushes), self._next)
-
-    def next_deadline(self) -> float | None:
-        """When `tick` is due; None while nothing is awaited."""
-        return self._deadline
-
-    def begin(self, now: float) -> Sequence[Request]:
-        """Start, or start again after the link was lost or its hub restarted."""
-        self._wait = ANSWER_SECONDS
-        return self._fire(_Produced.BEGUN, now)
-
-    def created(self, answer: CreateResponse, worker: tuple[Encoded, ...], now: float) -> Sequence[Request]:
-        """Take the answer to create, which came from `worker`; one that was not asked for, or about another stream, changes nothing."""
-        if answer.name != self.stream or self._state is not _Producing.CREATING:
-            return ()
-        self.worker = worker
-        return self._fire(_Produced.CREATED, now)
 
     def push(self, record: bytes, now: float) -> Sequence[Request]:
         """Take a record under the next request id; MessageTooLargeError beyond MAX_RECORD, LocalError while `full`."""
@@ -107,44 +62,23 @@ class Producer:
         self._pushes[self._next] = record
         self._bytes += len(record)
         self._next += 1
-        return self._fire(_Produced.PUSHED, now)
+        return self._fire(Event.PUSHED, now)
 
     def confirmed(self, answer: PushResponse, now: float) -> Sequence[Request]:
-        """Take the answer to a push; out of order, doubled or for an unknown id it does no harm."""
+        """Take the answer to a push. Answers may come out of order or twice; an unknown request id changes nothing."""
         if answer.request_id not in self._pushes:
             return ()
         if not answer.ok:
-            return self._fire(_Produced.REFUSED, now)
+            return self._fire(Event.REFUSED, now)
         was_oldest = answer.request_id == self.oldest
         self._bytes -= len(self._pushes.pop(answer.request_id))
         self._wait = ANSWER_SECONDS
-        if was_oldest and self._state is _Producing.PUSHING:
+        if was_oldest and self._state is State.PUSHING:
             self._watch(now)
         return ()
 
-    def tick(self, now: float) -> Sequence[Request]:
-        """Do what is due at this time."""
-        if self._deadline is None or now < self._deadline:
-            return ()
-        return self._fire(_Produced.OVERDUE, now)
-
-    def _fire(self, event: _Produced, now: float) -> Sequence[Request]:
-        row = _PRODUCER.get((self._state, event))
-        if row is None:
-            return ()
-        action, self._state = row
-        return action(self, now)
-
     def _watch(self, now: float) -> None:
         self._deadline = now + self._wait if self._pushes else None
-
-    def _create(self, now: float) -> Sequence[Request]:
-        self._deadline = now + self._wait
-        return (CreateRequest(self.stream),)
-
-    def _create_again(self, now: float) -> Sequence[Request]:
-        self._wait = min(2 * self._wait, MAX_ANSWER_SECONDS)
-        return self._create(now)
 
     def _push_all(self, now: float) -> Sequence[Request]:
         self._watch(now)
@@ -159,19 +93,3 @@ class Producer:
     def _rest(self, now: float) -> Sequence[Request]:
         self._deadline = now + self._wait
         return ()
-
-
-_PRODUCER: Final[
-    Mapping[tuple[_Producing, _Produced], tuple[Callable[[Producer, float], Sequence[Request]], _Producing]]
-] = {
-    (_Producing.IDLE, _Produced.BEGUN): (Producer._create, _Producing.CREATING),
-    (_Producing.CREATING, _Produced.BEGUN): (Producer._create, _Producing.CREATING),
-    (_Producing.CREATING, _Produced.CREATED): (Producer._push_all, _Producing.PUSHING),
-    (_Producing.CREATING, _Produced.OVERDUE): (Producer._create_again, _Producing.CREATING),
-    (_Producing.PUSHING, _Produced.BEGUN): (Producer._create, _Producing.CREATING),
-    (_Producing.PUSHING, _Produced.PUSHED): (Producer._push_last, _Producing.PUSHING),
-    (_Producing.PUSHING, _Produced.REFUSED): (Producer._rest, _Producing.RESTING),
-    (_Producing.PUSHING, _Produced.OVERDUE): (Producer._create_again, _Producing.CREATING),
-    (_Producing.RESTING, _Produced.BEGUN): (Producer._create, _Producing.CREATING),
-    (_Producing.RESTING, _Produced.OVERDUE): (Producer._create_again, _Producing.CREATING),
-}
