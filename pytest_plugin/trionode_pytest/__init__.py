@@ -1,6 +1,7 @@
-"""The plugin for pytest: its options and fixtures, which load what they are made of when a test asks for them, and not before.
+"""The pytest plugin: options and fixtures. It imports trionode only when a test uses one of its fixtures.
 
-It is a package of its own, because every run of pytest where trionode is installed loads it, and `trionode` itself takes a fifth of a second.
+It is a separate package because every run of pytest loads it where trionode is installed, and importing `trionode`
+takes a fifth of a second.
 """
 
 from argparse import ArgumentTypeError
@@ -14,15 +15,15 @@ if TYPE_CHECKING:
     from trio.testing import MockClock
 
     from trionode.testing import FaultyNetwork, KafkaBroker, Topologies
-    from trionode_pytest.leaks import Leaks
+    from trionode_pytest.gate import Leaks
 
-#: The option of the ini file by which every test is watched, and the fixture and the marker by which one is.
+#: The ini option that watches every test, and the fixture and marker that watch one.
 _GATE_FOR_ALL = "trionode_leak_gate"
 _GATE = "leak_gate"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Add what a run can be told."""
+    """Add the command line and ini options."""
     group = parser.getgroup("trionode")
     group.addoption(
         "--trionode-swap",
@@ -30,31 +31,32 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         type=_swaps,
         default=[],
         metavar="NAME=NAME,…",
-        help="what the fixture `topology` puts in place of transports and stores, whatever the tests say: --trionode-swap tcp=tcp,store=kafka",
+        help="transports and stores that the fixture `topology` uses in place of others, whatever the tests say: "
+        "--trionode-swap tcp=tcp,store=kafka",
     )
     group.addoption(
         "--trionode-seed",
         type=int,
         default=0,
         metavar="NUMBER",
-        help="the seed of the fixture `network`, where a test has none of its own (default: 0)",
+        help="the seed of the fixture `network`, for tests that set none (default: 0)",
     )
     parser.addini(
         _GATE_FOR_ALL,
-        "watch every test as the fixture `leak_gate` does: that it leaves no task, thread, process or open file, and shows no secret",
+        "check every test as the fixture `leak_gate` does: it leaves no task, thread, process or open file, and shows no secret",
         type="bool",
         default=False,
     )
 
 
 def _swaps(text: str) -> dict[str, str]:
-    """What one --trionode-swap says: what is put in place of what."""
+    """Return the substitutes in one --trionode-swap, by what they replace."""
     swaps = {}
     for each in text.split(","):
         old, _, new = (part.strip() for part in each.partition("="))
         if not old or not new:
             raise ArgumentTypeError(
-                f"expected NAME=NAME, such as tcp=loopback or store=memory, and commas between several; this is {each!r}"
+                f"expected NAME=NAME, such as tcp=loopback or store=memory, separated by commas; this is {each!r}"
             )
         swaps[old] = new
     return swaps
@@ -65,19 +67,19 @@ def _all_swaps(config: pytest.Config) -> dict[str, str]:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Name the marker, so that --strict-markers knows it."""
+    """Register the marker for --strict-markers."""
     config.addinivalue_line(
         "markers",
-        f"{_GATE}: fail if the test leaves a task, thread, process or open file behind, or shows a secret; {_GATE}(False): don't look",
+        f"{_GATE}: fail if the test leaves a task, thread, process or open file behind, or shows a secret; {_GATE}(False): do not check",
     )
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
-    """Put up the leak gate, if any test asks for it."""
+    """Register the leak gate if any test needs it."""
     for_all = session.config.getini(_GATE_FOR_ALL)
     watched = {item.nodeid for item in session.items if _is_watched(item, for_all=for_all)}
     if watched:
-        from trionode_pytest.leaks import LeakGate  # noqa: PLC0415  # it costs what trionode costs
+        from trionode_pytest.gate import LeakGate  # noqa: PLC0415  # it imports trionode
 
         session.config.pluginmanager.register(LeakGate(watched), LeakGate.NAME)
 
@@ -91,7 +93,7 @@ def _is_watched(item: pytest.Item, *, for_all: bool) -> bool:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Show with a failure what the network did to the test."""
+    """Show the log of the network with a failed test."""
     report = yield
     network = getattr(item, "funcargs", {}).get("network")
     if report.failed and network is not None and type(network).__module__ == "trionode.testing.network":
@@ -101,7 +103,7 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
 
 @pytest.fixture
 def network(request: pytest.FixtureRequest) -> "FaultyNetwork":
-    """A network in memory of the test's own, whose faults follow from --trionode-seed, or from the parameter if the test is parametrized by it."""
+    """A network in memory with faults. Its seed is --trionode-seed, or the parameter if the test is parametrized by it."""
     from trionode.testing import FaultyNetwork  # noqa: PLC0415
 
     return FaultyNetwork(getattr(request, "param", request.config.option.trionode_seed))
@@ -109,7 +111,7 @@ def network(request: pytest.FixtureRequest) -> "FaultyNetwork":
 
 @pytest.fixture(scope="session")
 def kafka_broker() -> "Iterator[KafkaBroker]":
-    """One real Kafka broker for the whole run; who stops it starts it again."""
+    """One real Kafka broker for the whole run. A test that stops it has to start it again."""
     from trionode.testing import NoKafkaError, run_kafka  # noqa: PLC0415
 
     try:
@@ -121,12 +123,12 @@ def kafka_broker() -> "Iterator[KafkaBroker]":
 
 @pytest.fixture
 def topology(request: pytest.FixtureRequest) -> "Topologies":
-    """Topologies that run for the length of a block: `async with topology.start("topology.toml", tcp="loopback", store="memory") as running`."""
+    """Runs topologies: `async with topology.start("topology.toml", tcp="loopback", store="memory") as running`."""
     from trionode.testing import Topologies  # noqa: PLC0415
 
     swaps = _all_swaps(request.config)
     if "kafka" in swaps.values():
-        request.getfixturevalue("kafka_broker")  # now, and not when the nodes of the test are waiting for it
+        request.getfixturevalue("kafka_broker")  # before the nodes of the test start
     return Topologies(
         swaps,
         bootstrap=lambda: str(request.getfixturevalue("kafka_broker").bootstrap),
@@ -136,7 +138,7 @@ def topology(request: pytest.FixtureRequest) -> "Topologies":
 
 @pytest.fixture
 def virtual_time(request: pytest.FixtureRequest) -> "MockClock":
-    """Trio's autojump clock; a clock that goes as the wall's does where --trionode-swap leads out of the process, since waiting for others takes real time."""
+    """Trio's autojump clock. It runs in real time if --trionode-swap uses a transport or store outside of the process."""
     import trio.testing  # noqa: PLC0415
 
     if set(_all_swaps(request.config).values()) <= {"loopback", "memory"}:
@@ -146,8 +148,8 @@ def virtual_time(request: pytest.FixtureRequest) -> "MockClock":
 
 @pytest.fixture
 def leak_gate(request: pytest.FixtureRequest) -> "Leaks":
-    """Fail the test if it leaves a task, thread, process or open file behind, or shows a secret in what is captured; `leak_gate.add_secret` names more."""
-    from trionode_pytest.leaks import LeakGate  # noqa: PLC0415
+    """Fail the test if it leaves a task, thread, process or open file, or shows a secret; `leak_gate.add_secret` adds one."""
+    from trionode_pytest.gate import LeakGate  # noqa: PLC0415
 
     gate = request.config.pluginmanager.get_plugin(LeakGate.NAME)
     assert isinstance(gate, LeakGate)

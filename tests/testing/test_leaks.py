@@ -1,4 +1,4 @@
-"""The leak gate, seen failing: each test runs pytest on a test that leaves something behind."""
+"""The leak gate: most tests run pytest on a test that leaves something behind."""
 
 import base64
 from textwrap import dedent
@@ -7,17 +7,18 @@ import pytest
 from nacl.pwhash import argon2id
 
 from trionode.vault import sqlite
-from trionode_pytest import leaks
-from trionode_pytest.leaks import Secret, Secrets, held, written
+from trionode_pytest import resources
+from trionode_pytest.resources import open_resources
+from trionode_pytest.secrets_in_text import Secret, Secrets, encodings
 
 pytest_plugins = ["pytester"]
-# What runs within is shown here, with all its secrets.
+# The output of the inner run, with all its secrets, is shown here.
 pytestmark = pytest.mark.leak_gate(False)
 
 
 @pytest.fixture(autouse=True)
 def _no_grace(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(leaks, "GRACE", 0.1)  # what is left here is left for good
+    monkeypatch.setattr(resources, "GRACE", 0.1)  # what is left here stays
     monkeypatch.setattr(sqlite, "PASSPHRASE_OPERATIONS", argon2id.OPSLIMIT_MIN)
     monkeypatch.setattr(sqlite, "PASSPHRASE_MEMORY", argon2id.MEMLIMIT_MIN)
 
@@ -42,7 +43,7 @@ CLEAN = """
 """
 
 
-def test_a_test_that_gives_all_back_passes(pytester: pytest.Pytester) -> None:
+def test_clean_test_passes(pytester: pytest.Pytester) -> None:
     run(pytester, CLEAN).assert_outcomes(passed=1)
 
 
@@ -82,7 +83,7 @@ LEAKS = [
             kept.append(over)
             threading.Thread(target=wait_long, name="the forgotten one", daemon=True).start()
         """,
-        ["*thread 'the forgotten one', which runs wait_long (*.py:*), and is at *is_told.py:*"],
+        ["*thread 'the forgotten one', which runs wait_long (*.py:*), and is at *fails_the_test.py:*"],
     ),
     (
         "a thread of Trio's",
@@ -124,7 +125,7 @@ LEAKS = [
         ["*system task *run_on*, which runs run_on (*.py:*"],
     ),
     (
-        "what an async fixture leaves",
+        "a socket of an async fixture",
         """
         @pytest.fixture
         async def left():
@@ -138,7 +139,7 @@ LEAKS = [
 
 
 @pytest.mark.parametrize(("source", "lines"), [each[1:] for each in LEAKS], ids=[each[0] for each in LEAKS])
-def test_what_a_test_leaves_behind_is_told(source: str, lines: list[str], pytester: pytest.Pytester) -> None:
+def test_leak_fails_the_test(source: str, lines: list[str], pytester: pytest.Pytester) -> None:
     last = """
     def test_next():
         pass
@@ -160,7 +161,7 @@ def test_what_a_test_leaves_behind_is_told(source: str, lines: list[str], pytest
     result.stdout.fnmatch_lines(["this test leaves behind:", *lines])
 
 
-def test_one_test_is_watched_by_a_fixture_or_a_marker(pytester: pytest.Pytester) -> None:
+def test_fixture_or_marker_watches_one_test(pytester: pytest.Pytester) -> None:
     source = """
     @pytest.fixture(scope="session", autouse=True)
     def _clean_up():
@@ -185,7 +186,7 @@ def test_one_test_is_watched_by_a_fixture_or_a_marker(pytester: pytest.Pytester)
     result.assert_outcomes(passed=3, errors=2)
 
 
-def test_a_test_is_left_out_by_its_marker(pytester: pytest.Pytester) -> None:
+def test_marker_with_false_excludes_a_test(pytester: pytest.Pytester) -> None:
     source = """
     @pytest.fixture(scope="session", autouse=True)
     def _clean_up():
@@ -199,7 +200,7 @@ def test_a_test_is_left_out_by_its_marker(pytester: pytest.Pytester) -> None:
     run(pytester, source).assert_outcomes(passed=1)
 
 
-def test_what_outlives_the_test_by_its_fixture_is_no_leak(pytester: pytest.Pytester) -> None:
+def test_session_fixture_is_no_leak(pytester: pytest.Pytester) -> None:
     source = """
     class Broker:
         def start(self):
@@ -229,7 +230,7 @@ def test_what_outlives_the_test_by_its_fixture_is_no_leak(pytester: pytest.Pytes
     run(pytester, source).assert_outcomes(passed=3)
 
 
-def test_who_fails_is_told_of_his_failure_only(pytester: pytest.Pytester) -> None:
+def test_failed_test_reports_no_leak(pytester: pytest.Pytester) -> None:
     source = """
     @pytest.fixture(scope="session", autouse=True)
     def _clean_up():
@@ -263,14 +264,14 @@ KEY = bytes(range(200, 232))
         (base64.b64encode(KEY[:16]).decode(), None),
     ],
 )
-def test_a_secret_is_found_however_it_is_written(shown: str, way: str | None) -> None:
+def test_secret_is_found_in_every_encoding(shown: str, way: str | None) -> None:
     secrets = Secrets()
     secrets.note("a key", KEY)
-    assert [how for _, how in secrets.shown_in(f"the key is {shown}.")] == ([] if way is None else [way])
+    assert [how for _, how in secrets.found_in(f"the key is {shown}.")] == ([] if way is None else [way])
 
 
-@pytest.mark.parametrize(("where", "told"), [("print", "stdout"), ("logging.warning", "log")])
-def test_a_key_that_can_be_read_in_what_is_captured_is_told(where: str, told: str, pytester: pytest.Pytester) -> None:
+@pytest.mark.parametrize(("where", "section"), [("print", "stdout"), ("logging.warning", "log")])
+def test_captured_key_fails_the_test(where: str, section: str, pytester: pytest.Pytester) -> None:
     source = f"""
     def test_it():
         vault = MemoryVault()
@@ -279,11 +280,11 @@ def test_a_key_that_can_be_read_in_what_is_captured_is_told(where: str, told: st
     result = run(pytester, source, header=SHOWS)
     result.assert_outcomes(passed=1, errors=1)
     result.stdout.fnmatch_lines(
-        ["this test shows:", f"*the secret of a lasting key of kind X25519 in the captured {told} of its call, hex"]
+        ["this test shows:", f"*the secret of a lasting key of kind X25519 in the captured {section} of its call, hex"]
     )
 
 
-def test_every_kind_of_secret_is_told(pytester: pytest.Pytester) -> None:
+def test_every_kind_of_secret_fails_the_test(pytester: pytest.Pytester) -> None:
     source = """
     @pytest.fixture(scope="session")
     def lasting():
@@ -328,7 +329,7 @@ def test_every_kind_of_secret_is_told(pytester: pytest.Pytester) -> None:
     )
 
 
-def test_vaults_are_left_as_they_were(pytester: pytest.Pytester) -> None:
+def test_patches_are_removed(pytester: pytest.Pytester) -> None:
     from trionode.protocol.session import session
     from trionode.vault.memory import MemoryVault
 
@@ -337,23 +338,23 @@ def test_vaults_are_left_as_they_were(pytester: pytest.Pytester) -> None:
     assert (MemoryVault._keep, vars(session)["AESGCM"]) == before
 
 
-def test_a_secret_of_the_tests_own_that_is_too_short_is_refused(pytester: pytest.Pytester) -> None:
+def test_add_secret_refuses_short_values(pytester: pytest.Pytester) -> None:
     source = """
     def test_it(leak_gate):
         leak_gate.add_secret("short")
     """
     result = run(pytester, source)
     result.assert_outcomes(failed=1)
-    result.stdout.fnmatch_lines(["*LocalError: a secret to be searched for has at least 8 bytes, this one has 5*"])
+    result.stdout.fnmatch_lines(["*ConfigError: a secret has at least 8 bytes, this one has 5*"])
 
 
-def test_a_secret_does_not_show_itself() -> None:
+def test_repr_of_a_secret_hides_it() -> None:
     secret = Secret("a key", b"very secret bytes")
     assert "very" not in repr(secret)
-    assert "76657279" in written(secret.value)["hex"]
+    assert "76657279" in encodings(secret.value)["hex"]
 
 
-def test_what_is_held_now_is_told_twice_the_same() -> None:
-    changed = held().keys() ^ held().keys()
-    # A thread of Trio's that an earlier test gave work to may have done it between the two.
+def test_resources_are_the_same_when_listed_twice() -> None:
+    changed = open_resources().keys() ^ open_resources().keys()
+    # A Trio thread with work of an earlier test may have finished it between the two.
     assert [each for each in changed if not getattr(each, "name", "").startswith("Trio thread ")] == []
