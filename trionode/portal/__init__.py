@@ -1,4 +1,4 @@
-"""TCP portals: a port here whose connections come out at a place elsewhere, over any route (spec §13.3)."""
+"""TCP portals: a port here whose connections come out at a TCP service elsewhere, over any route (spec §13.3)."""
 
 from trionode.portal.connection import PortalLimits
 from trionode.portal.inlet import Inlet

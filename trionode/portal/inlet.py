@@ -1,7 +1,5 @@
 """Inlets: a TCP port of this machine whose connections go to an outlet, along a route (spec §13.3)."""
 
-from collections.abc import Awaitable, Callable
-
 import trio
 
 from trionode.errors import TrionodeError
@@ -9,66 +7,60 @@ from trionode.log import LogThrottle, log, sanitize
 from trionode.net.sockets import join_host_port, open_listeners
 from trionode.portal.connection import Connection, PortalLimits, prepare, reset
 from trionode.protocol.portal import PortalEnd, State
-from trionode.protocol.wire.address import Encoded
+from trionode.routing.hub_connection import OpenPath
 from trionode.routing.router import Router
+from trionode.routing.service import Service
 
-#: Makes the way to the outlet, anew each time it was lost: the encoded hops, the outlet's address last.
-OpenWay = Callable[[], Awaitable[tuple[Encoded, ...]]]
-
-#: Seconds that a client waits for its connection: for the way to be opened and for the outlet's answer, which connects its target first.
+#: Seconds that a client waits for its connection: for the path to be opened, and for the outlet's answer, which connects its target first.
 OPEN_SECONDS = 30.0
-#: Seconds that an answer is listened for after that, so that an outlet which answers late doesn't keep its target for nobody.
+#: Seconds to listen for a late answer after that, so the outlet learns that its target is not needed.
 LATE_SECONDS = 60.0
 
 
-class Inlet:
-    """A listening port; each client that connects gets a connection of its own at the outlet. Made by `Node.open_inlet`.
+class Inlet(Service):
+    """A listening port. Each client that connects gets its own connection at the outlet. `Node.open_inlet` makes it.
 
-    A client is accepted before anything is known of the target: one that can't be connected through is closed with a reset.
+    A client is accepted before anything is known of the target. If the target can't be connected, the client's connection is reset.
     """
 
-    def __init__(self, router: Router, open_way: OpenWay, limits: PortalLimits) -> None:
+    def __init__(self, router: Router, open_path: OpenPath, limits: PortalLimits) -> None:
+        super().__init__()
         #: HOST:PORT as bound.
         self.bound = ""
         self._router = router
-        self._open_way = open_way
+        self._open_path = open_path
         self._limits = limits
         self._connections: set[Connection] = set()
         self._log_throttle = LogThrottle()
-        self._scope = trio.CancelScope()
-        self._ended = trio.Event()
 
     @property
     def connections(self) -> int:
         """How many connections there are now."""
         return len(self._connections)
 
-    async def run(self, at: str, *, task_status: trio.TaskStatus["Inlet"] = trio.TASK_STATUS_IGNORED) -> None:
-        """Listen until `aclose`, or the end of the node; LocalError if the port can't be had."""
+    async def _run(self, at: str, *, task_status: trio.TaskStatus["Inlet"] = trio.TASK_STATUS_IGNORED) -> None:
+        """Listen until `aclose`, or the end of the node; ConfigError if the port can't be bound."""
         listeners = await open_listeners(at)
         self.bound = join_host_port(listeners[0].socket.getsockname())
-        try:
-            with self._scope:
-                async with trio.open_nursery() as nursery:
-                    nursery.start_soon(trio.serve_listeners, self._accept, listeners)
-                    task_status.started(self)
-        finally:
-            self._ended.set()
+        async with self._serving() as nursery:
+            nursery.start_soon(trio.serve_listeners, self._accept, listeners)
+            task_status.started(self)
 
     async def _accept(self, stream: trio.SocketStream) -> None:
         sock = stream.socket
         if len(self._connections) >= self._limits.connections:
-            self._tell(f"it holds {len(self._connections)} connections already")
+            self._log_refusal(f"it holds {len(self._connections)} connections already")
             reset(sock)
             return
         prepare(sock)
         connection = Connection(self._router, PortalEnd.inlet(self._limits.window))
         self._connections.add(connection)
+        end = connection.end
         try:
             await self._open(connection)
-            if connection.end.state in (State.ABANDONED, State.CLOSED):
+            if end.state in (State.ABANDONED, State.CLOSED):
                 reset(sock)
-                await connection.answered(LATE_SECONDS)
+                await connection.wait_while(lambda: end.state is State.ABANDONED, LATE_SECONDS)
             else:
                 await connection.run(sock)
         finally:
@@ -77,33 +69,36 @@ class Inlet:
             connection.finish()
 
     async def _open(self, connection: Connection) -> None:
-        """Send the Ping and wait for the Pong; afterwards the connection is open, or given up."""
+        """Send the Ping and wait for the Pong; then the connection is open, abandoned or closed."""
+        end = connection.end
         why = f"the outlet did not answer within {OPEN_SECONDS:g} s"
         with trio.move_on_after(OPEN_SECONDS):
             try:
-                connection.go_by(await self._open_way())
+                connection.use_path(await self._open_path())
             except TrionodeError as error:
-                # Whatever the way was made of, by these it says that there is none now; there may be one for the next client.
+                # Whatever opens the path says by these errors that there is none now. There may be one for the next client.
                 why = str(error)
-                connection.end.lose()
+                end.lose()
             await connection.flush()
-            await connection.opened(OPEN_SECONDS)
-        if not connection.end.has_opened:
-            connection.end.leave()
-        elif connection.end.state is State.CLOSED:
-            self._tell("the outlet refused it, or the way is gone" if connection.onward else why)
+            await connection.wait_while(lambda: not end.has_opened, OPEN_SECONDS)
+        if not end.has_opened:
+            end.leave()
+        elif end.state is State.CLOSED:
+            self._log_refusal("the outlet refused it, or the path was lost" if connection.onward else why)
             return
-        if connection.end.state is State.ABANDONED:
-            self._tell(why)
+        if end.state is State.ABANDONED:
+            self._log_refusal(why)
 
-    def _tell(self, why: str) -> None:
+    def _log_refusal(self, why: str) -> None:
         if self._log_throttle.is_due(why, trio.current_time()):
-            log.warning("inlet at %s turned a client away: %s", self.bound, sanitize(why))
+            log.warning("inlet at %s reset a client's connection: %s", self.bound, sanitize(why))
 
     async def aclose(self) -> None:
-        """Stop listening and break every connection; both their ends are told."""
-        self._scope.cancel()
-        await self._ended.wait()
+        """Stop listening and break every connection; the client and the outlet of each are told.
+
+        If cancelled, the inlet still ends.
+        """
+        await super().aclose()
 
     def __repr__(self) -> str:
         return f"<Inlet at {self.bound}>"

@@ -1,4 +1,4 @@
-"""Outlets: an address of this node whose connections come out at a TCP service (spec §13.3)."""
+"""Outlets: an address of this node whose connections lead to a TCP service (spec §13.3)."""
 
 from collections import Counter
 
@@ -14,27 +14,27 @@ from trionode.protocol.rules.access import Access, client_of
 from trionode.protocol.wire.address import Address, Encoded, parse_host_port
 from trionode.protocol.wire.message import Message
 from trionode.routing.router import Router
+from trionode.routing.service import Service
 
 #: Seconds that the target has to accept a connection: well within the time that an inlet waits.
 CONNECT_SECONDS = 10.0
 
 
-class Outlet:
-    """Connects to its target once for each Ping of those whom it admits. Made by `Node.serve_outlet`."""
+class Outlet(Service):
+    """Connects to its target once for each Ping that it admits. `Node.serve_outlet` makes it."""
 
     def __init__(self, router: Router, encoded: Encoded, target: str, limits: PortalLimits) -> None:
+        super().__init__()
         self.encoded = encoded
+        #: HOST:PORT of the TCP service.
         self.target = target
         self._host, self._port = parse_host_port(target)
         self._router = router
         self._limits = limits
-        #: By the return route of the Ping: the same Ping again is no second connection.
+        # By the return route of the Ping: the same Ping again is no second connection.
         self._connections: dict[tuple[Encoded, ...], Connection] = {}
         self._clients: Counter[Encoded | None] = Counter()
         self._log_throttle = LogThrottle()
-        self._nursery: trio.Nursery | None = None
-        self._scope = trio.CancelScope()
-        self._ended = trio.Event()
 
     @property
     def address(self) -> Address:
@@ -46,46 +46,43 @@ class Outlet:
         """How many connections there are now."""
         return len(self._connections)
 
-    async def run(self, *, allow: Access, task_status: trio.TaskStatus["Outlet"] = trio.TASK_STATUS_IGNORED) -> None:
+    async def _run(
+        self, *, allow: Access, task_status: trio.TaskStatus["Outlet"] = trio.TASK_STATUS_IGNORED
+    ) -> None:
         """Serve until `aclose`, or the end of the node; AddressInUseError if the name is taken."""
         self._router.register(self.encoded, self._hop, allow=allow)
         try:
-            with self._scope:
-                async with trio.open_nursery() as nursery:
-                    self._nursery = nursery
-                    task_status.started(self)
-                    try:
-                        await trio.sleep_forever()
-                    finally:
-                        # Before it can close: links read on, and Pings may not meet a closed one.
-                        self._nursery = None
+            async with self._serving():
+                task_status.started(self)
+                await trio.sleep_forever()
         finally:
             self._router.unregister(self.encoded)
-            self._ended.set()
 
     def _hop(self, message: Message) -> None:
-        """A Ping opens a connection; nothing else is for this address (spec §13.3)."""
+        """A Ping opens a connection; no other message is for this address (spec §13.3)."""
+        counters = self._router.counters
         try:
             ping = portal.decode(message.payload)
         except WireError:
-            self._router.counters[DropReason.PORTAL_UNDECODABLE] += 1
+            counters[DropReason.PORTAL_UNDECODABLE] += 1
             return
-        if not isinstance(ping, Ping) or not message.back or self._nursery is None:
-            self._router.counters[DropReason.PORTAL_NOT_A_PING] += 1
+        if not isinstance(ping, Ping) or not message.back:
+            counters[DropReason.PORTAL_NOT_A_PING] += 1
             return
         if message.back in self._connections:
-            self._router.counters[DropReason.PORTAL_PING_REPEATED] += 1
+            counters[DropReason.PORTAL_PING_REPEATED] += 1
             return
         client = client_of(message.origin)
         connection = Connection(self._router, PortalEnd.outlet(ping, self._limits.window))
         connection.follow(message)
         if len(self._connections) >= self._limits.connections or self._clients[client] >= self._limits.per_client:
-            self._tell("a connection was refused: there are too many already, of all clients or of this one")
+            self._log_throttled("refused a connection: there are too many already, in all or of this client")
             connection.finish()
-            return
-        self._connections[message.back] = connection
-        self._clients[client] += 1
-        self._nursery.start_soon(self._serve, connection, message.back, client)
+        elif self._start_soon(self._serve, connection, message.back, client):
+            self._connections[message.back] = connection
+            self._clients[client] += 1
+        else:  # the outlet is ending
+            connection.finish()
 
     async def _serve(self, connection: Connection, key: tuple[Encoded, ...], client: Encoded | None) -> None:
         try:
@@ -112,22 +109,24 @@ class Outlet:
             with trio.fail_after(CONNECT_SECONDS):
                 stream = await trio.open_tcp_stream(self._host, self._port)
         except OSError as error:
-            self._tell(f"the target can't be reached: {sanitize(error.strerror or error)}")
+            self._log_throttled(f"the target can't be reached: {sanitize(error.strerror or error)}")
             return None
         except trio.TooSlowError:
-            self._tell(f"the target did not accept a connection within {CONNECT_SECONDS:g} s")
+            self._log_throttled(f"the target did not accept a connection within {CONNECT_SECONDS:g} s")
             return None
         prepare(stream.socket)
         return stream.socket
 
-    def _tell(self, why: str) -> None:
-        if self._log_throttle.is_due(why, trio.current_time()):
-            log.warning("outlet %s to %s: %s", self.address, self.target, why)
+    def _log_throttled(self, event: str) -> None:
+        if self._log_throttle.is_due(event, trio.current_time()):
+            log.warning("outlet %s to %s: %s", self.address, self.target, event)
 
     async def aclose(self) -> None:
-        """Take no more connections and break those that there are; both their ends are told."""
-        self._scope.cancel()
-        await self._ended.wait()
+        """Take no more connections and break the existing ones; the target and the inlet of each are told.
+
+        If cancelled, the outlet still ends.
+        """
+        await super().aclose()
 
     def __repr__(self) -> str:
         return f"<Outlet {self.address} to {self.target}>"

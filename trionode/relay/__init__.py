@@ -1,1 +1,1 @@
-"""Relays: the client, the service, and return paths."""
+"""Relays: the client, the service on the hub, and the return paths of both."""
