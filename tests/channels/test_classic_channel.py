@@ -128,7 +128,7 @@ async def test_an_unknown_protocol_version_is_a_config_error() -> None:
             )
         with pytest.raises(ConfigError, match="this is none"):
             await node.serve_secure_channels("x", identity, trust=trust_everyone, protocol_versions=[])
-        assert local("x") not in node.router
+        assert local("x") not in node._router
 
 
 async def test_each_side_is_warned_once_a_channel(
@@ -149,11 +149,11 @@ async def test_each_side_is_warned_once_a_channel(
 
 async def test_an_initiator_that_refuses_says_whom_it_found_threat_13(autojump_clock: trio.testing.MockClock) -> None:
     async with open_parties(protocol_version="classic") as parties:
-        entries = len(parties.alice.router._table)
+        entries = len(parties.alice._router._table)
         # The current face of Bob is not his classic one.
         with pytest.raises(HandshakeError, match=str(parties.bobs_identifier)):
             await parties.open(trust=trust_only(parties.bobs.identifier))
-        assert len(parties.alice.router._table) == entries + 1  # the link
+        assert len(parties.alice._router._table) == entries + 1  # the link
         assert not parties.listener.channels
         await parties.open(trust=trust_only(str(parties.bobs_identifier)))
 
@@ -195,13 +195,13 @@ async def test_an_initiator_that_gives_up_leaves_nothing_behind(autojump_clock: 
         identity = await Identity.create(node.vault)
         await identity.classic()
         start = trio.current_time()
-        keys, entries = len(node.vault._keys), len(node.router._table)  # type: ignore[attr-defined]
+        keys, entries = len(node.vault._keys), len(node._router._table)  # type: ignore[attr-defined]
         with pytest.raises(AnswerTimeout):
             await node.open_secure_channel(
                 Route("listener"), identity, trust=trust_everyone, timeout=60, protocol_version="classic"
             )
         assert [at - start for at in begun] == [0, 5, 15, 35, 55]
-        assert (len(node.vault._keys), len(node.router._table)) == (keys, entries)  # type: ignore[attr-defined]
+        assert (len(node.vault._keys), len(node._router._table)) == (keys, entries)  # type: ignore[attr-defined]
 
 
 # -- routes that end at the channel, and the end of the channel -------------------------------------------------------------------------
@@ -234,7 +234,7 @@ async def test_a_message_for_nobody_behind_the_channel_is_dropped_and_counted(
         with trio.fail_after(STALL_TIMEOUT):
             for onward in ((bobs_self,), (), (handler,), (handler, bobs_self), (bobs._hops.encryptor, handler)):
                 wrong = alices._hops.cipher.encrypt(CLASSIC.encode(onward, (local("x"),), b"wrong"))
-                parties.alice.router.deliver(Message(alices._hops.route, (), wrong))
+                parties.alice._router.deliver(Message(alices._hops.route, (), wrong))
             await parties.alice.send(Route(alices, "handler"), b"after")
             await parties.bob_handler.until(b"after")
         assert parties.bob_handler.payloads == [b"after"]
@@ -397,7 +397,7 @@ async def test_half_open_handshakes_are_bounded_and_forgotten_threat_17(
         await trio.sleep(HANDSHAKE_TIMEOUT + SWEEP_SECONDS + 1)
         assert not parties.listener._pending
         assert len(parties.bob.vault._keys) == keys  # type: ignore[attr-defined]
-        assert len(parties.bob.router._table) == 4  # two workers, the listener and the link
+        assert len(parties.bob._router._table) == 4  # two workers, the listener and the link
 
 
 async def test_a_bad_identity_ends_its_handshake_at_once_and_no_other_threat_25(
@@ -426,7 +426,7 @@ async def test_handshake_messages_without_a_return_route_are_dropped(autojump_cl
         third = exchange.receive(second.payload, int(time.time()))
         assert third is not None
         (pending,) = parties.listener._pending.values()
-        parties.bob.router.deliver(Message((pending.address,), (), third))
+        parties.bob._router.deliver(Message((pending.address,), (), third))
         assert parties.bob.counters == {DropReason.HANDSHAKE_REFUSED: 1}
         await stranger.mailbox.send(second.return_route, third)
         with trio.fail_after(STALL_TIMEOUT):

@@ -82,7 +82,7 @@ async def test_of_one_sources_half_open_handshakes_the_oldest_gives_way_threat_1
         assert len(parties.listener._pending) == PENDING_PER_SOURCE
         addresses = [answer.back[-1] for _, answer in begun]
         assert list(parties.listener._pending) == addresses[5:]
-        assert [address in parties.bob.router for address in addresses] == [False] * 5 + [True] * PENDING_PER_SOURCE
+        assert [address in parties.bob._router for address in addresses] == [False] * 5 + [True] * PENDING_PER_SOURCE
         await stranger.third(*begun[4])
         await stranger.third(*begun[5])
         await trio.testing.wait_all_tasks_blocked()
@@ -113,7 +113,7 @@ async def test_a_handshake_that_does_not_go_on_is_forgotten_threat_17(autojump_c
         assert len(parties.listener._pending) == 1
         await trio.sleep(FORGOTTEN)
         assert not parties.listener._pending
-        assert answer.back[-1] not in parties.bob.router
+        assert answer.back[-1] not in parties.bob._router
         assert len(parties.bob.vault._keys) == keys  # type: ignore[attr-defined]
         await stranger.third(exchange, answer)
         await trio.testing.wait_all_tasks_blocked()
@@ -364,10 +364,10 @@ async def test_a_policy_that_raises_ends_the_node(autojump_clock: trio.testing.M
         async with open_node(network) as bob:
             at = await bob.listen("loopback:also_bob")
             await bob.serve_secure_channels("listener", await Identity.create(bob.vault), trust=trust_everyone)
-            entries = len(alice.router._table)
+            entries = len(alice._router._table)
             with pytest.raises(BrokenPolicyError):
                 await alice.open_secure_channel(Route(at, "listener"), identity, trust=broken)
-            assert len(alice.router._table) == entries + 1
+            assert len(alice._router._table) == entries + 1
 
 
 class LockedKnownPeers:
@@ -401,7 +401,7 @@ async def test_a_flood_of_first_messages_in_one_read_lets_other_tasks_run_threat
                 first = CurrentExchange.create(
                     Role.INITIATOR, parties.alices.vault, parties.alices.purpose_key, parties.alices.payload()
                 ).begin()
-                parties.alice.router.deliver(Message(Route(link, "listener").encoded, (mailbox.encoded,), first))
+                parties.alice._router.deliver(Message(Route(link, "listener").encoded, (mailbox.encoded,), first))
             turns = 0
             with trio.fail_after(STALL_TIMEOUT):
                 while len(mailbox._inbox) < count:
@@ -445,5 +445,5 @@ async def test_a_listener_that_closes_ends_its_channels_and_tells_their_peers(
                 await channel.closed.wait()
         assert not parties.listener.channels
         assert not parties.listener._pending
-        assert parties.listener._encoded not in parties.bob.router
-        assert len(parties.bob.router._table) == 3  # two workers and the link
+        assert parties.listener._encoded not in parties.bob._router
+        assert len(parties.bob._router._table) == 3  # two workers and the link

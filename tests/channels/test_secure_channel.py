@@ -123,13 +123,13 @@ async def test_an_async_callable_decides_with_the_proven_peer(autojump_clock: tr
 
 async def test_an_initiator_that_refuses_says_whom_it_found_threat_13(autojump_clock: trio.testing.MockClock) -> None:
     async with open_parties() as parties:
-        before = set(parties.alice.router._table)
+        before = set(parties.alice._router._table)
         with pytest.raises(HandshakeError, match=str(parties.bobs.identifier)):
             await parties.alice.open_secure_channel(
                 parties.route, parties.alices, trust=trust_only(parties.alices.identifier)
             )
         # Only the link is new: no channel stays, and the ephemeral key is forgotten.
-        assert len(parties.alice.router._table) == len(before) + 1
+        assert len(parties.alice._router._table) == len(before) + 1
         assert len(parties.alice.vault.keys()) == 2
         assert not parties.listener.channels
 
@@ -161,12 +161,12 @@ async def test_an_initiator_begins_again_after_5_10_and_20_seconds(autojump_cloc
         await node.start_worker("listener", silent)
         identity = await Identity.create(node.vault)
         start = trio.current_time()
-        keys, entries = len(node.vault._keys), len(node.router._table)  # type: ignore[attr-defined]
+        keys, entries = len(node.vault._keys), len(node._router._table)  # type: ignore[attr-defined]
         with pytest.raises(AnswerTimeout, match="listener"):
             await node.open_secure_channel(Route("listener"), identity, trust=trust_everyone, timeout=60)
         assert [time - start for time in begun] == [0, 5, 15, 35, 55]
         assert trio.current_time() - start == 60
-        assert (len(node.vault._keys), len(node.router._table)) == (keys, entries)  # type: ignore[attr-defined]
+        assert (len(node.vault._keys), len(node._router._table)) == (keys, entries)  # type: ignore[attr-defined]
 
 
 async def test_a_late_answer_to_an_earlier_handshake_counts(autojump_clock: trio.testing.MockClock) -> None:
@@ -207,10 +207,10 @@ async def test_a_link_lost_while_the_initiator_decides_is_a_lost_link(autojump_c
             await trio.sleep(1)
             return True
 
-        entries = len(parties.alice.router._table)
+        entries = len(parties.alice._router._table)
         with pytest.raises(ConnectionLost):
             await parties.alice.open_secure_channel(parties.route, parties.alices, trust=lose_the_link)
-        assert len(parties.alice.router._table) == entries
+        assert len(parties.alice._router._table) == entries
 
 
 async def test_cancelled_no_channel_stays(autojump_clock: trio.testing.MockClock) -> None:
@@ -221,7 +221,7 @@ async def test_cancelled_no_channel_stays(autojump_clock: trio.testing.MockClock
     async with open_parties() as parties:
         with trio.move_on_after(1):
             await parties.alice.open_secure_channel(parties.route, parties.alices, trust=never)
-        assert not parties.alice.router._close_callbacks
+        assert not parties.alice._router._close_callbacks
         keys = parties.alice.vault._keys  # type: ignore[attr-defined]
         assert len(keys) == 2
 
@@ -269,7 +269,7 @@ async def test_closing_either_side_ends_both_and_later_sends_raise(
             with pytest.raises(UnknownAddressError):
                 await node.send(Route(channel, "handler"), b"late")
             for address in (channel._hops.encryptor, channel._hops.decryptor):
-                assert address not in node.router
+                assert address not in node._router
         assert not parties.listener.channels
         assert (await parties.open())[0].peer == alices.peer
 
@@ -323,7 +323,7 @@ async def test_a_thousand_channels_leave_nothing_behind_threat_18(autojump_clock
         await (await parties.open())[0].aclose()
         nodes = (parties.alice, parties.bob)
         await trio.testing.wait_all_tasks_blocked()
-        entries = [set(node.router._table) for node in nodes]
+        entries = [set(node._router._table) for node in nodes]
         keys = [len(node.vault._keys) for node in nodes]  # type: ignore[attr-defined]
         for n in range(1000):
             channel = await parties.alice.open_secure_channel(parties.route, parties.alices, trust=trust_everyone)
@@ -336,7 +336,7 @@ async def test_a_thousand_channels_leave_nothing_behind_threat_18(autojump_clock
                 await bobs.aclose()
                 await channel.closed.wait()
         await trio.testing.wait_all_tasks_blocked()
-        assert [set(node.router._table) for node in nodes] == entries
+        assert [set(node._router._table) for node in nodes] == entries
         assert [len(node.vault._keys) for node in nodes] == keys  # type: ignore[attr-defined]
         assert not parties.listener.channels
         assert not parties.listener._pending
@@ -348,7 +348,7 @@ async def test_channels_that_ended_leave_their_link_nobody_to_tell_threat_18(
     async with open_parties() as parties:
         for _ in range(10):
             await (await parties.open())[0].aclose()
-        assert not parties.alice.router._close_callbacks
+        assert not parties.alice._router._close_callbacks
 
 
 # -- credentials ----------------------------------------------------------------------------------------------------------------------
@@ -497,7 +497,7 @@ async def test_the_responder_follows_the_initiator_to_a_new_link(autojump_clock:
     async with open_parties("a hub", tap=tap) as parties:
         alices, bobs = await parties.open()
         assert parties.hub is not None
-        (first,) = parties.hub._links.values()
+        (first,) = parties.hub._links._connected.values()
         await parties.bob.listen("loopback:also_bob")
         await parties.hub.connect("loopback:also_bob", name="another way")
 
@@ -589,7 +589,7 @@ async def test_nothing_is_delivered_behind_a_close_that_came_while_the_policy_de
 
     async with open_parties(trust=slow) as parties:
         channel = await parties.alice.open_secure_channel(parties.route, parties.alices, trust=trust_everyone)
-        entries = len(parties.bob.router._table)
+        entries = len(parties.bob._router._table)
         await parties.alice.send(Route(channel, "handler"), b"before")
         # A peer that does not keep to the rules goes on behind its close.
         channel._hops._send(current_codec.CLOSE_PLAINTEXT, (channel._hops.encryptor,))
@@ -598,7 +598,7 @@ async def test_nothing_is_delivered_behind_a_close_that_came_while_the_policy_de
         assert parties.bob_handler.payloads == [b"before"]
         assert not parties.listener.channels
         assert not parties.listener._pending
-        assert len(parties.bob.router._table) == entries - 1
+        assert len(parties.bob._router._table) == entries - 1
 
 
 # -- who waits ------------------------------------------------------------------------------------------------------------------------

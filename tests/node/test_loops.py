@@ -142,7 +142,7 @@ async def test_a_message_from_afar_never_makes_the_node_dial(autojump_clock: Moc
                 dialled.append(peer)
                 return await super().connect(peer)
 
-        hub._transports["tcp"] = Watching()
+        hub._links._transports["tcp"] = Watching()
         stranger = await network.connect("hub")
         tcp = Address("127.0.0.1:4000", "tcp").encoded
         await stranger.send([CURRENT.encode((tcp, local("echoer")), (), b"")])

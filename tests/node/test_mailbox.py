@@ -22,7 +22,7 @@ BOX = local("box")
 
 def a_mailbox(router: Router, name: str = "box", *, bound: int = 256 * 1024, stall_timeout: float = 5) -> Mailbox:
     mailbox = Mailbox(router, local(name), bound=bound, stall_timeout=stall_timeout)
-    router.register(mailbox.encoded, mailbox.hop, allow=from_anywhere)
+    router.register(mailbox.encoded, mailbox._hop, allow=from_anywhere)
     return mailbox
 
 
@@ -239,7 +239,7 @@ async def test_a_reply_without_waiting_gives_up_a_way_that_is_full_to_the_hard_b
 async def test_iteration_takes_what_waits_but_lets_others_run_at_every_64th_message() -> None:
     box = a_mailbox(Router())
     for _ in range(10 * FAIR_BURST):
-        box.hop(Message((box.encoded,), (), b""))
+        box._hop(Message((box.encoded,), (), b""))
     turns = 0
 
     async def other() -> None:
@@ -272,7 +272,7 @@ async def test_a_deadline_ends_an_iteration_that_never_has_to_wait(autojump_cloc
 async def test_a_cancelled_receive_takes_nothing(received: int) -> None:
     box = a_mailbox(Router())
     for i in range(received + 2 * FAIR_BURST):
-        box.hop(Message((box.encoded,), (), i.to_bytes(2, "big")))
+        box._hop(Message((box.encoded,), (), i.to_bytes(2, "big")))
     got = [await box.receive() for _ in range(received)]
     while len(got) < received + 2 * FAIR_BURST:
         with trio.CancelScope() as scope:
@@ -285,8 +285,8 @@ async def test_a_cancelled_receive_takes_nothing(received: int) -> None:
 
 async def test_a_closed_mailbox_ends_its_iteration_when_it_is_empty() -> None:
     box = a_mailbox(Router())
-    box.hop(Message((box.encoded,), (), b"last"))
-    box.close()
+    box._hop(Message((box.encoded,), (), b"last"))
+    box._close()
     assert [message.payload async for message in box] == [b"last"]
     with pytest.raises(trio.EndOfChannel):
         await box.receive()
@@ -317,7 +317,7 @@ async def test_a_mailbox_of_which_nothing_is_taken_drops_after_its_patience_unti
     assert [(r.levelno, r.getMessage()) for r in caplog.records] == [
         (
             logging.WARNING,
-            "worker 0#box took no message for 3 s: dropping what comes until half of its mailbox is empty",
+            "worker 0#box took no message for 3 s: dropping messages until half of its mailbox is empty",
         )
     ]
     for _ in range(3):

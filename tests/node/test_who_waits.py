@@ -81,7 +81,7 @@ def counter(counted: list[int], *, pause: float = 0) -> Worker:
 
 
 def link_of(node: Node) -> NodeLink:
-    (link,) = node._all_links
+    (link,) = node._links._all
     return link
 
 
@@ -197,7 +197,7 @@ async def test_two_nodes_that_only_send_over_real_sockets(watch: Watch) -> None:
         async with open_node("tcp") as one, open_node("tcp") as other:
             at = await one.listen("tcp:127.0.0.1:0")
             there = await other.connect(str(at))
-            while not one._all_links:
+            while not one._links._all:
                 await trio.lowlevel.checkpoint()
             back = link_of(one)
             for node in (one, other):
@@ -240,7 +240,7 @@ async def test_a_client_that_never_reads_is_closed_and_others_are_served(
             at = await hub.listen("tcp:127.0.0.1:0" if transport.name == "tcp" else "loopback:hub")
             await hub.start_worker("service", service_for_strangers(served), allow=from_anywhere)
             link = await friend.connect(str(at))
-            while not hub._all_links:
+            while not hub._links._all:
                 await trio.lowlevel.checkpoint()
             friends = link_of(hub)
             client = await transport.connect(at.value.decode())
@@ -255,9 +255,9 @@ async def test_a_client_that_never_reads_is_closed_and_others_are_served(
 
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(flood)
-                while len(hub._all_links) < 2:
+                while len(hub._links._all) < 2:
                     await trio.lowlevel.checkpoint()
-                (greedy,) = hub._all_links - {friends}
+                (greedy,) = hub._links._all - {friends}
                 while not greedy.ended.is_set():
                     assert (await friend.ask(Route(link, "service"), "still here?")).text == "still here?"
                 nursery.cancel_scope.cancel()
@@ -333,7 +333,7 @@ async def test_two_hubs_with_u_turn_flows(pause: float, watch: Watch, autojump_c
         await east.listen("loopback:east", drop_when_full=True)
         drop_when_full = await west.connect("loopback:east", name="east", drop_when_full=True)
         await trio.testing.wait_all_tasks_blocked()
-        (eastern,) = (link for link in east._all_links if link.origin.drop_when_full)
+        (eastern,) = (link for link in east._links._all if link.origin.drop_when_full)
         to_west = await west_sender.connect(str(await west.listen("loopback:west")))
         to_east = await east_sender.connect(str(await east.listen("loopback:east_too")))
         senders = [

@@ -197,7 +197,7 @@ async def test_a_lost_link_resets_the_sockets_of_both_sides_at_once() -> None:
                 served = await target.accepted.receive()
                 await client.send_all(b"x")
                 assert await served.receive_some(1) == b"x"
-                (link,) = alice._all_links
+                (link,) = alice._links._all
                 await link.aclose()
                 await assert_reset(client)
                 await assert_reset(served)
@@ -302,13 +302,13 @@ async def test_payloads_are_small_enough_for_a_way_that_carries_less() -> None:
 
             def narrow(message: Message) -> None:
                 sizes.append(len(message.payload) + sum(map(len, message.onward)) + sum(map(len, message.back)))
-                node.router.deliver(Message(message.onward[1:], message.back, message.payload))
+                node._router.deliver(Message(message.onward[1:], message.back, message.payload))
 
             narrow_address: Encoded = Route("narrow").encoded[0]
-            node.router.register(narrow_address, narrow, allow=from_anywhere, limit=1000)
+            node._router.register(narrow_address, narrow, allow=from_anywhere, limit=1000)
             await node.serve_outlet("outlet", target.at)
             way = Message((Route("outlet").encoded[0],), (narrow_address, inlet.encoded), encode(Ping(2**20)))
-            node.router.deliver(way)
+            node._router.deliver(way)
             assert isinstance(await told(inlet), Pong)
             served = await target.accepted.receive()
             await served.send_all(bytes(10_000))
@@ -336,7 +336,7 @@ async def test_what_ends_leaves_no_address_and_nobody_who_waits_for_the_end_of_a
             outlet = await bob.serve_outlet("outlet", target.at)
             channel = await open_channel(alice, at, identity)
             inlet = await alice.open_inlet("127.0.0.1:0", Route(channel, "outlet"))
-            close_callbacks = [sum(map(len, node.router._close_callbacks.values())) for node in (alice, bob)]
+            close_callbacks = [sum(map(len, node._router._close_callbacks.values())) for node in (alice, bob)]
             async with await connect(inlet.bound) as client:
                 served = await target.accepted.receive()
                 await client.send_eof()
@@ -346,6 +346,6 @@ async def test_what_ends_leaves_no_address_and_nobody_who_waits_for_the_end_of_a
             while outlet.connections or inlet.connections:
                 await trio.testing.wait_all_tasks_blocked()
             assert len(made) == 2
-            assert all(each.encoded not in node.router for each in made for node in (alice, bob))
-            assert [sum(map(len, node.router._close_callbacks.values())) for node in (alice, bob)] == close_callbacks
+            assert all(each.encoded not in node._router for each in made for node in (alice, bob))
+            assert [sum(map(len, node._router._close_callbacks.values())) for node in (alice, bob)] == close_callbacks
             assert all(not each.end.is_broken for each in made)

@@ -21,7 +21,7 @@ from trionode.protocol.wire.address import Address, Encoded, local
 from trionode.protocol.wire.current_codec import CURRENT
 from trionode.protocol.wire.message import LOCAL, Origin
 from trionode.relay.return_path import PathEntry, ReturnPaths
-from trionode.relay.service import MAX_FORWARD, RelayLimits, RelayService
+from trionode.relay.service import MAX_PATH_SIZE, RelayLimits, RelayService
 from trionode.routing.byte_budget import ByteBudget
 from trionode.routing.router import Router
 from trionode.workers import echo, echoer
@@ -68,7 +68,7 @@ async def serve_channels(node: Node) -> Identity:
 def register(node: Node, way: tuple[Encoded, ...], name: str, *, back: tuple[str, ...] = ("worker",)) -> None:
     """Send a registration as a client that makes up its return route."""
     payload = bare.string(name)
-    node.router.deliver(Message((*way, local(STATIC)), tuple(map(local, back)), payload))
+    node._router.deliver(Message((*way, local(STATIC)), tuple(map(local, back)), payload))
 
 
 async def raw(network: Loopback) -> Link:
@@ -113,7 +113,7 @@ async def test_a_whole_secure_channel_runs_over_the_hub_past_the_relay(autojump_
             Route(HUB, relay.remote, "listener"), alice, trust=trust_everyone
         )
         await relay.aclose()
-        ground.relays._relays["bob"].lose()  # as if the name were gone
+        ground.relays._relays["bob"].on_close()  # as if the name were gone
         for n in range(100):
             assert (await ground.caller.ask(Route(channel, "for channels"), b"%d" % n)).payload == b"%d" % n
 
@@ -218,7 +218,7 @@ async def test_a_relay_to_a_node_that_is_not_there_raises_at_once(autojump_clock
     async with open_ground() as ground:
         with pytest.raises(ConnectionLost):
             await ground.holder.open_relay(HUB, "bob", to=Route("loopback:nobody"))
-        with pytest.raises(LocalError, match="`to` begins with the place of a node"):
+        with pytest.raises(LocalError, match="`to` begins with a transport address"):
             await ground.holder.open_relay(HUB, "bob", to=Route("echoer"))
 
 
@@ -308,18 +308,18 @@ async def test_a_holder_that_the_hub_thinks_alive_gets_its_name_when_the_old_lin
 
 async def test_every_passage_goes_with_its_link_and_with_the_service(autojump_clock: MockClock) -> None:
     async with open_ground() as ground:
-        before = len(ground.hub.router._table)
+        before = len(ground.hub._router._table)
         relay = await ground.holder.open_relay(HUB, "bob")
         await ground.caller.ask(Route(HUB, relay.remote, "echoer"), b"?")
         # Two links with a passage each, and the relay.
-        assert len(ground.hub.router._table) == before + 5
+        assert len(ground.hub._router._table) == before + 5
         await (await ground.caller.connect("loopback:hub")).aclose()
         await wait_all_tasks_blocked()
-        assert len(ground.hub.router._table) == before + 3
+        assert len(ground.hub._router._table) == before + 3
         await ground.relays.aclose()
-        assert len(ground.hub.router._table) == before + 1 - 2
+        assert len(ground.hub._router._table) == before + 1 - 2
         assert not len(ground.relays._return_paths)
-        assert not any(ground.hub.router._close_callbacks.values())
+        assert not any(ground.hub._router._close_callbacks.values())
 
 
 async def test_nobody_offers_relays_is_told_as_silence(autojump_clock: MockClock) -> None:
@@ -384,7 +384,7 @@ async def test_no_client_takes_more_relays_than_its_share_nor_all_more_than_ther
 async def test_a_way_back_that_is_too_long_to_keep_is_refused(autojump_clock: MockClock) -> None:
     async with open_ground() as ground:
         link = await ground.holder.connect("loopback:hub")
-        register(ground.holder, (link.encoded,), "bob", back=("x" * MAX_FORWARD,))
+        register(ground.holder, (link.encoded,), "bob", back=("x" * MAX_PATH_SIZE,))
         await wait_all_tasks_blocked()
         assert len(ground.relays) == 0
 
@@ -399,7 +399,7 @@ async def test_a_name_that_a_worker_of_the_hub_has_is_refused(autojump_clock: Mo
 
 async def test_a_prefix_keeps_relays_apart_from_workers() -> None:
     async with open_node() as node:
-        with pytest.raises(LocalError, match="a relay's prefix"):
+        with pytest.raises(LocalError, match="the prefix of relay addresses"):
             await node.serve_relays(prefix="")
         await node.start_worker(EPHEMERAL, echo)
         with pytest.raises(AddressInUseError):
@@ -415,10 +415,10 @@ async def test_a_made_up_return_route_leads_back_to_its_maker_only(autojump_cloc
     async with open_ground() as ground:
         reached: list[Message] = []
 
-        ground.hub.router.register(local("vault"), reached.append, allow=from_local)
+        ground.hub._router.register(local("vault"), reached.append, allow=from_local)
         await ground.caller.connect("loopback:hub")
         await wait_all_tasks_blocked()
-        (victim_link,) = ground.hub._all_links
+        (victim_link,) = ground.hub._links._all
         mallory = await raw(ground.network)
         for aim in (local("vault"), victim_link.encoded):
             name = secrets.token_hex(4)
@@ -437,7 +437,7 @@ async def test_a_made_up_return_route_leads_back_to_its_maker_only(autojump_cloc
 async def test_links_of_the_hub_stay_out_of_reach_of_those_who_know_their_address(autojump_clock: MockClock) -> None:
     async with open_ground() as ground:
         relay = await ground.holder.open_relay(HUB, "bob")
-        (link,) = ground.hub._all_links
+        (link,) = ground.hub._links._all
         for way in (Route(HUB), Route(HUB, relay.remote)):
             with pytest.raises(AnswerTimeout):
                 await ground.caller.ask(Route(way, link.address, "echoer"), b"?", timeout=1)
@@ -639,9 +639,9 @@ async def test_our_client_takes_the_captured_answers(
         def answer(message: Message) -> None:
             assert message.payload == steps[request_at][2]
             _, back, payload = steps[answer_at]
-            hub.router.answer(message, back[0], payload)
+            hub._router.answer(message, back[0], payload)
 
-        hub.router.register(service, answer, allow=from_anywhere)
+        hub._router.register(service, answer, allow=from_anywhere)
         relay = await holder.open_relay(HUB, "rusty" if named else None)
         assert relay.remote == Address.from_encoded(steps[answer_at][1][-1])
 

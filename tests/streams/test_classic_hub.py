@@ -284,7 +284,7 @@ class Client:
         self._node = node
         self.heard: list[tuple[Encoded, Response]] = []
         self._news = trio.Event()
-        node.router.register(self.link, self._hear, allow=lambda origin: True)
+        node._router.register(self.link, self._hear, allow=lambda origin: True)
 
     def _hear(self, message: Message) -> None:
         self.heard.append((message.onward[-1], decode_response(message.payload)))
@@ -297,7 +297,7 @@ class Client:
             await self._news.wait()
 
     def tell(self, to: str, request: Request, *, back: str = "c") -> None:
-        self._node.router.deliver(Message((local(to),), (self.link, local(back)), encode(request), self._origin))
+        self._node._router.deliver(Message((local(to),), (self.link, local(back)), encode(request), self._origin))
 
     async def ask(self, to: str, request: Request, *, back: str = "c") -> Sequence[Response]:
         """What is answered until nothing moves any more."""
@@ -441,7 +441,7 @@ async def test_what_waits_takes_its_clients_room_so_that_the_link_is_not_read_on
         store.error = StoreError("away")
         origin, route = Origin(link=client.link, resends=False), (client.link, local("c"))
         over_budgets = [
-            scene.node.router.deliver(
+            scene.node._router.deliver(
                 Message((local("stream_kafka.s"),), route, encode(PushRequest(number, bytes(60_000))), origin)
             )
             for number in range(20)
@@ -503,8 +503,8 @@ async def test_a_way_back_that_leaves_no_room_for_a_record_still_gets_an_answer(
         client = scene.client()
         await client.ask("stream_kafka", CreateRequest("s"))
         await client.ask("stream_kafka.s", PushRequest(0, bytes(MAX_RECORD)))
-        scene.node.router.unregister(client.link)
-        scene.node.router.register(client.link, client._hear, allow=lambda origin: True, limit=CLASSIC.max_sent)
+        scene.node._router.unregister(client.link)
+        scene.node._router.register(client.link, client._hear, allow=lambda origin: True, limit=CLASSIC.max_sent)
         assert await client.ask("stream_kafka.s", PullRequest(0, 0, 8)) == [
             PullResponse(0, (Record(0, bytes(MAX_RECORD)),))
         ]
@@ -560,7 +560,7 @@ async def test_finishing_does_not_wait_for_a_consumer_that_is_gone(autojump_cloc
         await client.ask("stream_kafka.s", PushRequest(0, b"x"))
         for each in (client, mute):
             await each.ask("stream_kafka.s", PullRequest(0, 0, 8))
-        scene.node.router.unregister(client.link)
+        scene.node._router.unregister(client.link)
         began = trio.current_time()
         await scene.service.finish()
         assert 0.2 < trio.current_time() - began < 0.5

@@ -170,7 +170,7 @@ async def test_what_one_side_sends_comes_out_of_the_others_iteration_until_it_cl
         assert await receive(theirs, 2) == [b"one", b"two"]
         await theirs.aclose()
         assert [message async for message in theirs] == []
-        assert theirs._client.address not in bob.router
+        assert theirs._client.address not in bob._router
         await theirs.aclose()  # a second time does nothing
 
 
@@ -211,7 +211,7 @@ async def test_no_hub_is_a_lost_link_at_once(autojump_clock: trio.testing.MockCl
         with pytest.raises(ConnectionLost, match="nobody listens at loopback:hub"):
             await alice.open_stream(HUB, sends="to_bob", receives="to_alice")
         assert trio.current_time() == before
-        assert len(alice.router._table) == 0
+        assert len(alice._router._table) == 0
 
 
 async def test_a_hub_without_the_service_is_no_answer(autojump_clock: trio.testing.MockClock) -> None:
@@ -242,7 +242,7 @@ async def test_a_cancelled_opening_leaves_no_stream_behind(autojump_clock: trio.
         with trio.move_on_after(3) as scope:
             await alice.open_stream(HUB, sends="to_bob", receives="to_alice")
         assert scope.cancelled_caught
-        assert len(alice.router._table) == 1  # the link
+        assert len(alice._router._table) == 1  # the link
 
 
 # -- sending -----------------------------------------------------------------------------------------------------------------------------
@@ -486,7 +486,7 @@ async def test_a_hub_that_is_silent_for_long_is_asked_again_and_nothing_piles_up
         await trio.sleep(3600)
         asked = len(hub.times(CreateRequest))
         assert 100 < asked < 3000
-        assert sum(map(len, alice.router._close_callbacks.values())) <= 1
+        assert sum(map(len, alice._router._close_callbacks.values())) <= 1
         hub.script = good_manners
         await trio.sleep(30)
         assert [request for _, request in hub.heard[-10:] if isinstance(request, PushRequest)]
@@ -682,9 +682,9 @@ async def test_undecodable_answers_of_the_hub_are_counted_and_change_nothing(
 ) -> None:
     async with open_scene() as (_, _, alice, bob):
         ours, theirs = await open_pair(alice, bob)
-        (link,) = alice._all_links
+        (link,) = alice._links._all
         for target in (ours._client.address, ours._client._receiving.address):
-            alice.router.deliver(Message((target,), (link.encoded, local("x")), b"\xff\xff", link.origin))
+            alice._router.deliver(Message((target,), (link.encoded, local("x")), b"\xff\xff", link.origin))
         assert alice.counters[DropReason.STREAM_ANSWER_UNDECODABLE] == 2
         await alice.send(Route(ours), b"on")
         assert await receive(theirs, 1) == [b"on"]

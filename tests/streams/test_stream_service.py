@@ -673,7 +673,7 @@ async def test_closing_ends_although_requests_keep_coming() -> None:
         async def ask_on() -> None:
             request, origin = encode(CreateRequest("s")), Origin(link=local("link"))
             while not closed.is_set():
-                scene.node.router.deliver(Message((local(SERVICE),), (local("c"),), request, origin))
+                scene.node._router.deliver(Message((local(SERVICE),), (local("c"),), request, origin))
                 await trio.lowlevel.checkpoint()
 
         with trio.fail_after(5):
@@ -702,13 +702,13 @@ class Visitor:
         self._way = random_address()
         self._origin = Origin(link=self._way, identifier=identifier)
         self._send, self._heard = trio.open_memory_channel[Message](100)
-        node.router.register(self._way, self._take, allow=from_anywhere)
+        node._router.register(self._way, self._take, allow=from_anywhere)
 
     def _take(self, message: Message) -> None:
         self._send.send_nowait(message)
 
     def tell(self, to: str, request: Request) -> None:
-        self._node.router.deliver(Message((local(to),), (self._way, local("c")), encode(request), self._origin))
+        self._node._router.deliver(Message((local(to),), (self._way, local("c")), encode(request), self._origin))
 
     async def ask(self, to: str, request: Request) -> Response:
         self.tell(to, request)

@@ -49,9 +49,9 @@ class Scene:
         """Every queue and every sum of outstanding bytes that there is now, by where it is."""
         found: dict[str, ByteBudget] = {}
         for name, node in (("hub", self.hub), ("alice", self.alice), ("bob", self.bob)):
-            for link in node._all_links:
+            for link in node._links._all:
                 found[f"{name}'s outbox to {link.peer}"] = link._outbox
-            for entry in node.router._table.values():
+            for entry in node._router._table.values():
                 owner = getattr(entry.hop, "__self__", None)
                 if isinstance(owner, Mailbox):
                     found[f"{name}'s mailbox {owner.address}"] = owner._inbox
@@ -176,15 +176,15 @@ async def test_a_client_that_pulls_and_pulls_and_never_reads_is_closed_at_a_boun
         await silent.send([frame(SERVICE, encode(CreateRequest("s")))])
         for request_id in range(10):
             await silent.send([frame("stream_kafka.s", encode(PushRequest(request_id, bytes(60_000))))])
-        links = set(scene.hub._all_links)
+        links = set(scene.hub._links._all)
         pulls = [frame("stream_kafka.s", encode(PullRequest(0, 0, 1)), f"c{number}") for number in range(1000)]
         async with trio.open_nursery() as nursery:
             nursery.start_soon(send_until_closed, silent, pulls)
             await nobody_else_stops(scene)
         await trio.sleep(60)
         # 256 KiB that loopback holds, 4 MiB in the outbox: some 70 answers of 60,000 bytes.
-        (closed,) = links - scene.hub._all_links
-        assert "bytes of answers wait" in closed._reason
+        (closed,) = links - scene.hub._links._all
+        assert "bytes of answers unread" in closed._reason
         await nobody_else_stops(scene)
 
 

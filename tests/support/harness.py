@@ -294,7 +294,7 @@ async def run(spec: TopologySpec, unopened: Collection[tuple[str, str, str]]) ->
     transports = {name: recorded(name, network) for name in names}
     async with run_topology(_without(spec, unopened), transports=transports) as running:
         for each in running:
-            RECORDER.routers[each.node.router] = each.name
+            RECORDER.routers[each.node._router] = each.name
             RECORDER.stores.update((id(store), each.name) for store in _stores(each.node))
         await wait_all_tasks_blocked()
         harness = Harness(spec, running)
@@ -381,14 +381,14 @@ def _is_taken(harness: Harness, opener: RunningNode, channel: SecureChannel) -> 
 
 
 def _stores(node: Node) -> Iterator[StreamStore]:
-    for entry in node.router._prefixes.values():
+    for entry in node._router._prefixes.values():
         service = getattr(entry.hop, "__self__", None)
         assert isinstance(service, StreamService)
         yield service._store
 
 
 def _channels(node: Node) -> Iterator[ChannelHops]:
-    for entry in node.router._table.values():
+    for entry in node._router._table.values():
         owner = getattr(entry.hop, "__self__", None)
         if isinstance(owner, ChannelHops):
             yield owner

@@ -180,7 +180,7 @@ def router_skips_access_rules() -> Iterator[None]:
         entry = (
             (self._table.get(message.onward[0]) or self._prefix_entry(message.onward[0])) if message.onward else None
         )
-        return self._nobody(message) if entry is None else entry.hop(message)
+        return self._unknown(message) if entry is None else entry.hop(message)
 
     with patch.object(router.Router, "deliver", deliver):
         yield

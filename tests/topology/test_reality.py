@@ -362,9 +362,9 @@ async def test_only_a_trusted_hop_can_impersonate_the_peer(trust: str) -> None:
         await hub.serve_secure_channels("ls-bob", mallory, trust=trust_everyone)
 
         def answer_for_bob(message: Message) -> ByteBudget | None:
-            return hub.router.deliver(Message(message.onward[1:], message.back, message.payload, message.origin))
+            return hub._router.deliver(Message(message.onward[1:], message.back, message.payload, message.origin))
 
-        hub.router.register(local("forward_to_rl-bob"), answer_for_bob, allow=from_anywhere)
+        hub._router.register(local("forward_to_rl-bob"), answer_for_bob, allow=from_anywhere)
         await hub.listen("loopback:hub")
         read = False
         async with hub.open_mailbox("wk-bob") as mailbox:

@@ -15,8 +15,7 @@ from tests.support.running_parts import ALICE_BOB, DIRECT, TAKEN, Counting, runn
 from trionode import Identity, Route, open_node
 from trionode.counters import DropReason
 from trionode.errors import AnswerTimeout, ConnectionLost, HandshakeError, LocalError, ServiceError, UnknownAddressError
-from trionode.net.backoff import STEADY_SECONDS
-from trionode.routing.on_demand_link import PAUSES
+from trionode.net.backoff import FIRST_DELAY, LONGEST_DELAY, STEADY_SECONDS
 from trionode.stream.store.base import load_store
 from trionode.topology import RunningNode, SpecError, parse_topology
 from trionode.topology.run.resolve import raised_by
@@ -544,15 +543,15 @@ async def test_what_waits_for_a_dial_that_fails_is_dropped_and_the_address_stays
         await trio.testing.wait_all_tasks_blocked()
         assert network.dialled == ["hub", "bob"]
         assert +hub.counters == {DropReason.DIAL_FAILED: 100}
-        await trio.sleep(PAUSES[0])
+        await trio.sleep(FIRST_DELAY)
         await alice.send(["loopback:hub", "bob", "echoer"], "hello")
         await trio.testing.wait_all_tasks_blocked()
         assert network.dialled == ["hub", "bob", "bob"]
         network.is_down = False
-        await trio.sleep(PAUSES[-1])
+        await trio.sleep(LONGEST_DELAY)
         assert (await alice.ask(["loopback:hub", "bob", "echoer"], "hello")).text == "hello"
         assert [record.message for record in caplog.records if record.levelno == logging.WARNING] == [
-            "a message for loopback:bob was dropped: the network is down"
+            "dropped a message for loopback:bob: the network is down"
         ]
 
 

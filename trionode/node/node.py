@@ -1,10 +1,14 @@
-"""A node: one nursery that holds a router, links, workers, secure channels and streams, and the verbs that open them."""
+"""A node: a nursery with a router, links, workers, secure channels and streams, and the verbs that open them.
 
+Longer than 400 lines because of the docstrings of those verbs, the public interface; there is little code in them.
+"""
+
+import inspect
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
-from typing import Any
+from typing import Any, TypeAlias, cast
 
 import trio
 
@@ -12,25 +16,24 @@ from trionode.channel.handshakers import handshaker, require_protocol_versions
 from trionode.channel.initiator import open_secure_channel
 from trionode.channel.listener import SecureChannelListener
 from trionode.channel.secure_channel import SecureChannel
-from trionode.counters import Counters, DropReason
-from trionode.errors import AnswerTimeout, ClosedError, LocalError
+from trionode.counters import Counters
+from trionode.errors import AnswerTimeout, ConfigError
 from trionode.identity.identity import Identity
 from trionode.identity.stored import IdentityVault
 from trionode.identity.trust import TrustPolicy
-from trionode.log import LogThrottle, log, sanitize
-from trionode.net.transport import Link, Transport, load_transport
+from trionode.net.transport import Transport, load_transport
+from trionode.node.links import Links
 from trionode.portal import Inlet, Outlet, PortalLimits
 from trionode.protocol.rules.access import Access, from_anywhere, from_local_or_channels, link_access
 from trionode.protocol.wire.address import Address, Encoded, local
 from trionode.protocol.wire.message import Message, payload_of
-from trionode.protocol.wire.route import Route
+from trionode.protocol.wire.route import Hop, Route, RouteLike
 from trionode.relay.client import Relay
 from trionode.relay.service import EPHEMERAL_SERVICE, NAMED_SERVICE, PREFIX, RelayLimits, RelayService, is_relay_name
 from trionode.routing.byte_budget import DEFAULT_BOUND
 from trionode.routing.hub_connection import OpenPath
 from trionode.routing.link import NodeLink
 from trionode.routing.mailbox import STALL_TIMEOUT, Mailbox, Sender, Worker
-from trionode.routing.on_demand_link import OnDemandLink
 from trionode.routing.router import Router, random_address
 from trionode.stream.client import Stream
 from trionode.stream.clients import StreamLimits
@@ -39,175 +42,112 @@ from trionode.stream.service import INDEX_SERVICE, SERVICE, StreamService
 from trionode.stream.store.base import StreamStore
 from trionode.vault.memory import MemoryVault
 
-#: Links that one listener holds at a time; a peer beyond them is closed at once.
-MAX_LINKS = 10_000
 #: Seconds that `ask` waits for an answer.
 ANSWER_TIMEOUT = 30.0
-#: Seconds that opening a secure channel may take, retries included.
+#: Seconds that it may take to open a secure channel, retries included.
 CHANNEL_TIMEOUT = 30.0
-#: Seconds that opening a stream may take.
+#: Seconds that it may take to open a stream.
 STREAM_TIMEOUT = 30.0
-#: Seconds that opening a relay may take.
+#: Seconds that it may take to open a relay.
 RELAY_TIMEOUT = 30.0
 
-#: The way to a hub: a route, or an async function that opens it anew each time it was lost, such as one that makes a secure channel.
-Hub = Route | Callable[[], Awaitable[Route]]
+#: The path to a hub: a route or one hop; or an async function that returns it, called again whenever it was lost: it may open a secure channel.
+Hub: TypeAlias = Hop | Callable[[], Awaitable[RouteLike]]
 
 
 class Node:
-    """Made by `open_node`, and alive as long as its block. Every verb that opens something returns it ready."""
+    """A node, which lives as long as its `open_node` block. Every verb that opens something returns it ready.
+
+    Where a verb takes a route, you can pass a `Route`, one hop, or a list of hops. In a verb that opens something, a first hop that is a
+    transport address, such as `tcp:127.0.0.1:4000`, is connected. Once the block has ended, such verbs raise ClosedError.
+    """
 
     def __init__(
-        self,
-        nursery: trio.Nursery,
-        connections: trio.Nursery,
-        transports: Iterable[Transport],
-        vault: IdentityVault,
-        *,
-        forwards: bool,
+        self, nursery: trio.Nursery, transports: Iterable[Transport], vault: IdentityVault, *, forwards: bool
     ) -> None:
-        #: Messages to addresses of this node.
-        self.router = Router()
-        #: Where the keys of this node's identities are.
+        #: Holds the keys of this node's identities.
         self.vault = vault
+        self._router = Router()
         self._nursery = nursery
-        self._transports = {transport.name: transport.open(connections) for transport in transports}
-        self._link_access: Access = link_access(forwards=forwards)
-        self._links: dict[tuple[str, str | None], NodeLink] = {}
-        self._dialing: dict[tuple[str, str | None], trio.Lock] = {}
-        self._all_links: set[NodeLink] = set()
-        self._listening: set[trio.CancelScope] = set()
-        self._sender = Sender(self.router, random_address())
-        self._is_over = False
+        self._links = Links(self._router, nursery, transports, allow=link_access(forwards=forwards))
+        self._sender = Sender(self._router, random_address())
 
     @property
     def counters(self) -> Counters:
-        """How many messages were dropped, by reason."""
-        return self.router.counters
+        """How many messages, links and handshakes were dropped, by `DropReason`."""
+        return self._router.counters
 
     # Transports
 
-    def _transport(self, name: str) -> Transport:
-        if name not in self._transports:
-            msg = f"this node was opened with the transports {sorted(self._transports)}, not with {name!r}: name it in open_node"
-            raise LocalError(msg)
-        return self._transports[name]
-
     async def listen(self, at: str, *, drop_when_full: bool = False) -> Address:
-        """Listen at `tcp:127.0.0.1:4000` (port 0: a free one), for as long as the node lives; returns the address as bound.
+        """Accept links at an address for as long as the node lives.
 
-        LocalError if it can't be bound. Links of a trunk listener are hub to hub: their readers never wait, they drop and count.
+        Args:
+          at: Such as `tcp:127.0.0.1:4000`; port 0 takes a free one.
+          drop_when_full: Whether the links join hubs. Their readers never wait: they drop what a full queue does not take.
+
+        Returns:
+          The address as bound.
+
+        Raises:
+          ConfigError: The node has no such transport, or the address is wrong.
+          LocalError: The address can't be bound.
+
+        If cancelled, the node does not listen.
         """
-        where = Address.parse(at)
-        transport = self._transport(where.transport)
-        accepted: set[NodeLink] = set()
-        log_throttle = LogThrottle()
-
-        async def accept(link: Link) -> None:
-            if len(accepted) >= MAX_LINKS:
-                self.counters[DropReason.TOO_MANY_LINKS] += 1
-                if log_throttle.is_due("too many", trio.current_time()):
-                    log.warning(
-                        "refused a link from %s: the listener at %s holds %d already; more are counted, not shown",
-                        sanitize(link.peer),
-                        at,
-                        MAX_LINKS,
-                    )
-                await link.aclose()
-                return
-            if self._is_over:
-                await link.aclose()
-                return
-            # In the node's nursery and not the listener's, which may end before its links do; and without a wait, so that a listener that
-            # ends now leaves no link behind which nobody holds.
-            held = self._take(link, drop_when_full=drop_when_full)
-            accepted.add(held)
-            try:
-                await held.ended.wait()
-            finally:
-                accepted.discard(held)
-
-        async def serve(*, task_status: trio.TaskStatus[str]) -> None:
-            with trio.CancelScope() as scope:
-                self._listening.add(scope)
-                try:
-                    await transport.serve(where.value.decode(), accept, task_status=task_status)
-                finally:
-                    self._listening.discard(scope)
-
-        bound: str = await self.start(serve)
-        return Address(bound, transport.name)
+        return await self._links.listen(at, drop_when_full=drop_when_full)
 
     def stop_listening(self) -> None:
-        """Accept no more links; those that there are live on."""
-        for scope in self._listening:
-            scope.cancel()
-
-    def _take(
-        self,
-        link: Link,
-        *,
-        drop_when_full: bool,
-        address: Encoded | None = None,
-        hang_up: Callable[[str], None] | None = None,
-    ) -> NodeLink:
-        """Give a link its place in the node at once; AddressInUseError if its address is taken."""
-        address = address or random_address()
-        held = NodeLink(
-            self.router, address, link, allow=self._link_access, drop_when_full=drop_when_full, hang_up=hang_up
-        )
-        self._all_links.add(held)
-        self._nursery.start_soon(self._hold, held)
-        return held
-
-    async def _hold(self, held: NodeLink) -> None:
-        try:
-            await held.run()
-        finally:
-            self._all_links.discard(held)
+        """Accept no more links. The existing links live on."""
+        self._links.stop_listening()
 
     async def connect(self, peer: str, *, name: str | None = None, drop_when_full: bool = False) -> NodeLink:
-        """Return a link to `tcp:HOST:PORT`: the one that lives, or a new one. `name` gives it a known address, for routes through this node.
+        """Return a link to a peer: the existing one, or a new one.
 
-        ConnectionLost if the peer can't be reached, AddressInUseError if the name is taken. Cancelled, no link stays.
+        Args:
+          peer: Such as `tcp:HOST:PORT`.
+          name: A known address for the link, for routes through this node. By default it is random.
+          drop_when_full: As for `listen`.
+
+        Returns:
+          The link, which can stand in a route.
+
+        Raises:
+          ConnectionLost: The peer can't be reached.
+          AddressInUseError: The name is taken.
+          ConfigError: The node has no such transport, or the address is wrong.
+
+        If cancelled, no link stays.
         """
-        key = peer, name
-        async with self._dialing.setdefault(key, trio.Lock()):
-            known = self._links.get(key)
-            if known is not None and known.is_open:
-                return known
-            where = Address.parse(peer)
-            self._require_open()
-            link = await self._transport(where.transport).connect(where.value.decode())
-            try:
-                self._require_open()  # its block may have ended meanwhile
-                held = self._take(link, drop_when_full=drop_when_full, address=None if name is None else local(name))
-            except LocalError:
-                await link.aclose()
-                raise
-            self._links[key] = held
-            return held
+        return await self._links.connect(peer, name=name, drop_when_full=drop_when_full)
 
     def dial_on_demand(self, peer: str, *, name: str, drop_when_full: bool = False) -> NodeLink:
-        """Return a link to `peer` behind a known address that is connected when a message is to go there, whoever sent it.
+        """Return a link that is connected when a message is sent by it, whoever sent the message.
 
-        So a message from afar makes this node dial, but only a place that its program named. A connection that was lost, or that is given up because the
-        peer takes nothing, is made again by the next message, after a pause if it did not last; what can't be sent, or waits too long, is dropped and
-        counted, whatever is wrong with the place. It speaks the current generation. LocalError if `peer` names no transport of this node,
-        AddressInUseError if the name is taken.
+        So a message of a peer makes this node dial, but only an address that this program named. After a loss, or after the peer took nothing
+        for too long, the next message dials again, with a pause if the connection did not last. What can't be sent, or waits too long, is
+        dropped and counted. The link speaks the current protocol version.
+
+        Args:
+          peer: Such as `tcp:HOST:PORT`.
+          name: The address of the link on this node.
+          drop_when_full: As for `listen`.
+
+        Returns:
+          The link, which lives until you close it.
+
+        Raises:
+          AddressInUseError: The name is taken.
+          ConfigError: The node has no such transport, or the address is wrong.
         """
-        self._require_open()
-        where = Address.parse(peer)
-        connect = partial(self._transport(where.transport).connect, where.value.decode())
-        link = OnDemandLink(peer, connect, self.counters)
-        return self._take(link, drop_when_full=drop_when_full, address=local(name), hang_up=link.hang_up)
+        return self._links.dial_on_demand(peer, name=name, drop_when_full=drop_when_full)
 
-    async def resolve(self, route: Route) -> tuple[Encoded, ...]:
-        """Return the encoded hops of a route whose first hop may be a transport address: that is connected first, if it isn't yet."""
-        if route.hops and route.hops[0].transport:
-            link = await self.connect(str(route.hops[0]))
-            return (link.encoded, *Route(*route.hops[1:]).encoded)
-        return route.encoded
+    async def aclose_links(self) -> None:
+        """Stop listening, and flush and close every link, all at the same time. The end of the node's block does this too.
+
+        If cancelled, the links end at once.
+        """
+        await self._links.aclose()
 
     # Workers and messages
 
@@ -220,106 +160,174 @@ class Node:
         bound: int = DEFAULT_BOUND,
         stall_timeout: float = STALL_TIMEOUT,
     ) -> Address:
-        """Run `worker(mailbox)` behind the address `name` until it returns or the node ends; what it raises ends the node.
+        """Run a worker at an address until it returns or the node ends. An exception that it raises ends the node.
 
-        By default this node and peers of secure channels reach it, strangers don't. `bound` is the mailbox's in bytes;
-        `patience` how many seconds a link waits for it while it takes nothing. AddressInUseError if the name is taken.
+        Args:
+          name: The address.
+          worker: An async function, which is called with its `Mailbox`.
+          allow: Which messages reach it. By default those of this node and of peers of its secure channels.
+          bound: How many bytes may wait in the mailbox before senders wait.
+          stall_timeout: Seconds that links wait for a full mailbox of which nothing is taken, before its messages are dropped.
+
+        Returns:
+          The address.
+
+        Raises:
+          AddressInUseError: The name is taken.
+          ConfigError: `worker` is no async function.
+
+        If cancelled, the worker was not started.
         """
-        await trio.lowlevel.checkpoint()  # before anything has been done, so that cancelled means not started
-        self._require_open()
-        mailbox = Mailbox(self.router, local(name), bound=bound, stall_timeout=stall_timeout)
-        self.router.register(mailbox.encoded, mailbox.hop, allow=allow)
+        await trio.lowlevel.checkpoint()  # before anything is done
+        self._links.require_open()
+        mailbox = Mailbox(self._router, local(name), bound=bound, stall_timeout=stall_timeout)
+        self._router.register(mailbox.encoded, mailbox._hop, allow=allow)
+
+        def close() -> None:
+            mailbox._close()
+            self._router.unregister(mailbox.encoded)
+
+        try:
+            running = _call_worker(worker, mailbox)
+        except BaseException:  # whatever a function raises that is no worker: its address must not stay
+            close()
+            raise
 
         async def run() -> None:
             try:
-                await worker(mailbox)
+                await running
             finally:
-                mailbox.close()
-                self.router.unregister(mailbox.encoded)
+                close()
 
         self._nursery.start_soon(run, name=f"worker {name}")
         return mailbox.address
 
     @asynccontextmanager
     async def open_mailbox(self, name: str | None = None, *, allow: Access | None = None) -> AsyncIterator[Mailbox]:
-        """Open a mailbox that the caller reads himself, in a block.
+        """Open a mailbox that your own task reads, for the length of a block.
 
-        Without a name it has a random address that only its peers learn, and everybody who has learned it reaches it; with one, the rule
-        is that of workers. `allow` says otherwise. AddressInUseError if the name is taken.
+        Args:
+          name: The address. By default it is random, so only those reach it who were told.
+          allow: Which messages reach it. By default the rule of workers if it has a name, else every message.
+
+        Returns:
+          A context manager that gives the mailbox.
+
+        Raises:
+          AddressInUseError: The name is taken.
         """
-        mailbox = Mailbox(self.router, random_address() if name is None else local(name))
+        mailbox = Mailbox(self._router, random_address() if name is None else local(name))
         by_default = from_anywhere if name is None else from_local_or_channels
-        self.router.register(mailbox.encoded, mailbox.hop, allow=allow or by_default)
+        self._router.register(mailbox.encoded, mailbox._hop, allow=allow or by_default)
         try:
             yield mailbox
         finally:
-            self.router.unregister(mailbox.encoded)
-            mailbox.close()
+            self._router.unregister(mailbox.encoded)
+            mailbox._close()
 
-    async def send(self, route: Route, body: bytes | str) -> None:
-        """Send a payload that wants no answer: bytes as they are, a str as a BARE string (spec §5).
+    async def send(self, route: RouteLike, body: bytes | str) -> None:
+        """Send a payload without a return route.
 
-        Connects the first hop if it is a transport address. Waits while the way is over its bound; cancelled, nothing was sent.
+        It waits while the path is over its byte budget.
+
+        Args:
+          route: Where it goes.
+          body: bytes are sent as they are, a str as a BARE string (spec §5).
+
+        Raises:
+          ConnectionLost: The first hop can't be connected.
+          UnknownAddressError: This node has no such first hop.
+          MessageTooLargeError: A link or stream on this node can't carry it.
+          ConfigError: The route or the body is something else.
+
+        If cancelled, nothing was sent.
         """
-        await self._sender.deliver(Message(await self.resolve(route), (), payload_of(body)))
+        payload = payload_of(body)
+        await self._sender.deliver(Message(await self._links.resolve(route), (), payload))
 
-    async def ask(self, route: Route, body: bytes | str, *, timeout: float = ANSWER_TIMEOUT) -> Message:  # noqa: ASYNC109  # an answer always has a deadline
-        """Send a payload and wait for one answer, which comes to a fresh address; AnswerTimeout after `timeout` seconds.
+    async def ask(self, route: RouteLike, body: bytes | str, *, timeout: float = ANSWER_TIMEOUT) -> Message:  # noqa: ASYNC109  # an answer always has a deadline
+        """Send a payload and wait for one answer. The answer never waits behind other messages.
 
-        To connect the first hop counts too; ConnectionLost if that fails before. The answer never waits behind other messages. Cancelled, an answer that comes later is dropped.
+        Args:
+          route: Where it goes.
+          body: bytes are sent as they are, a str as a BARE string (spec §5).
+          timeout: Seconds to wait, the time to connect the first hop included.
+
+        Returns:
+          The answer.
+
+        Raises:
+          AnswerTimeout: No answer came in time.
+          ConnectionLost: The first hop can't be connected.
+          UnknownAddressError: This node has no such first hop.
+          MessageTooLargeError: A link or stream on this node can't carry it.
+          ConfigError: The route or the body is something else.
+
+        If cancelled, a later answer is dropped.
         """
+        payload = payload_of(body)
         answers: list[Message] = []
         arrived = trio.Event()
 
-        def take(message: Message) -> None:
+        def hop(message: Message) -> None:
             if not answers:
                 answers.append(message)
                 arrived.set()
 
         address = random_address()
-        self.router.register(address, take, allow=from_anywhere)
+        self._router.register(address, hop, allow=from_anywhere)
         try:
             with trio.move_on_after(timeout):
-                onward = await self.resolve(route)
-                await self._sender.deliver(Message(onward, (address,), payload_of(body)))
+                onward = await self._links.resolve(route)
+                await self._sender.deliver(Message(onward, (address,), payload))
                 await arrived.wait()
         finally:
-            self.router.unregister(address)
+            self._router.unregister(address)
         if not answers:
-            msg = f"no answer from [{route}] within {timeout:g} s: it may be gone, not reachable from here, or refuse this node"
-            raise AnswerTimeout(msg)
+            raise AnswerTimeout(
+                f"no answer from [{Route.of(route)}] within {timeout:g} s: it may have ended, not be reachable from here, or refuse this node"
+            )
         return answers[0]
 
     # Secure channels
 
     async def open_secure_channel(
         self,
-        route: Route,
+        route: RouteLike,
         identity: Identity,
         *,
         trust: TrustPolicy,
         timeout: float = CHANNEL_TIMEOUT,  # noqa: ASYNC109  # a handshake always has a deadline
         protocol_version: str = "current",
     ) -> SecureChannel:
-        """A channel with whoever listens at the end of a route, once both sides have proven their identities (spec §7, §8).
+        """Open a secure channel with the listener at the end of a route: both sides prove their identities (spec §7, §8).
 
-        `generation` is "current", or "classic" for a peer that knows nothing else: it sees the classic face of the identity, may take replays
-        for new messages, and is not told when the channel closes. LocalError for another name; nothing is ever tried instead.
-        A handshake that is not answered is begun again after 5, 10, 20 s until `timeout` seconds are over: AnswerTimeout, which is also
-        what a peer that refuses this identity looks like. HandshakeError if `trust` refuses the peer, ConnectionLost if the first
-        hop can't be connected. Cancelled, no channel stays.
+        A handshake without an answer is begun again after 5, 10 and 20 s.
+
+        Args:
+          route: The path to the listener, its address last.
+          identity: This side's identity.
+          trust: Decides about the peer's identity. There is no default.
+          timeout: Seconds for all tries together.
+          protocol_version: "current"; or "classic" for a peer that speaks nothing else. That peer sees the classic identity, may accept
+            replayed messages, and is not told when the channel closes. There is no fallback from one to the other.
+
+        Returns:
+          The channel, which can stand in a route. It lives until either side closes it, or the node ends.
+
+        Raises:
+          AnswerTimeout: No handshake was answered. A peer that refuses this identity is silent too.
+          HandshakeError: `trust` refuses the peer.
+          ConnectionLost: The first hop can't be connected.
+          ConfigError: The protocol version is unknown.
+
+        If cancelled, no channel stays.
         """
         speaker = await handshaker(identity, protocol_version)
         deadline = trio.current_time() + timeout
-        hops = None
-        with trio.CancelScope(deadline=deadline):
-            hops = await self.resolve(route)
-        if hops is not None:
-            return await open_secure_channel(
-                self.router, hops, speaker, trust=trust, known_peers=identity.vault.known_peers, deadline=deadline
-            )
-        raise AnswerTimeout(
-            f"the first hop of [{route}] could not be connected within {timeout:g} s: is that node running?"
+        hops = await self._resolve_by(route, deadline, timeout)
+        return await open_secure_channel(
+            self._router, hops, speaker, trust=trust, known_peers=identity.vault.known_peers, deadline=deadline
         )
 
     async def serve_secure_channels(
@@ -331,17 +339,28 @@ class Node:
         allow: Access = from_anywhere,
         protocol_versions: Sequence[str] = ("current",),
     ) -> SecureChannelListener:
-        """Answer handshakes at the address `name` for as long as the node lives (spec §7, §8); `trust` decides about each peer.
+        """Answer handshakes at an address for as long as the node lives (spec §7, §8).
 
-        `generations` are those that are answered, of "current" and "classic"; to the others there is silence, so that nobody is talked down to
-        classic. AddressInUseError if the name is taken, LocalError for an unknown generation.
+        Args:
+          name: The address.
+          identity: This side's identity.
+          trust: Decides about each peer's identity. There is no default.
+          allow: Which messages reach the listener.
+          protocol_versions: Those that are answered, of "current" and "classic". The others get no answer, so no attacker can downgrade
+            peers to classic.
+
+        Returns:
+          The listener.
+
+        Raises:
+          AddressInUseError: The name is taken.
+          ConfigError: A protocol version is unknown.
+
+        If cancelled, the node does not listen there.
         """
-        speakers = [
-            await handshaker(identity, protocol_version)
-            for protocol_version in require_protocol_versions(protocol_versions)
-        ]
-        listener = SecureChannelListener(self.router, local(name), identity, speakers, trust=trust)
-        await self.start(partial(listener.run, allow=allow))
+        handshakers = [await handshaker(identity, version) for version in require_protocol_versions(protocol_versions)]
+        listener = SecureChannelListener(self._router, local(name), identity, handshakers, trust=trust)
+        await self._start(partial(listener.run, allow=allow))
         return listener
 
     # Streams
@@ -357,20 +376,36 @@ class Node:
         client_id: str | None = None,
         start: int | None = None,
         protocol_version: str = "current",
-        timeout: float = STREAM_TIMEOUT,  # noqa: ASYNC109  # whether a hub answers at all is known only by a deadline
+        timeout: float = STREAM_TIMEOUT,  # noqa: ASYNC109  # a deadline alone tells that a hub does not answer
     ) -> Stream:
-        """Both directions of a conversation over the streams of a hub (spec §11), created there if they don't exist.
+        """Open both directions of a conversation over two streams of a hub (spec §11). The hub creates them if they do not exist.
 
-        `hub` is the route to it, a function that opens the way anew each time it was lost, or several of either: the next is tried when
-        one is gone. `client_id` names the position that the hub keeps, so that a program that starts again reads on there; without one
-        reading begins at the first record, or at `start`. `wire` is the generation that the peer reads, "current" or "classic": what is written
-        is written in it, whatever the hub speaks; both are read. LocalError for another one, ConnectionLost if no hub can be reached, ServiceError if it refuses,
-        AnswerTimeout after `timeout` seconds. Cancelled, no stream stays.
+        Args:
+          hub: The path to the hub; or several hubs, of which the next is tried when one is lost. A path of several hops is a `Route`.
+          sends: The name of the stream to write.
+          receives: The name of the stream to read.
+          service: The address of the hub's stream service.
+          index_service: The address of the service that keeps positions.
+          client_id: Names the position that the hub keeps, so a restarted program reads on from it. By default reading begins at `start`.
+          start: The index of the first record to read without a kept position; by default the stream's first one.
+          protocol_version: The version that the peer reads, "current" or "classic". Records are written in it, whatever the hub speaks. Both
+            are read.
+          timeout: Seconds.
+
+        Returns:
+          The stream, which can stand in a route and be iterated.
+
+        Raises:
+          ConnectionLost: No hub can be reached.
+          ServiceError: The hub refuses.
+          AnswerTimeout: The hub did not answer in time.
+          ConfigError: The protocol version or a name is wrong.
+
+        If cancelled, no stream stays.
         """
-        deadline = trio.current_time() + timeout
         client = HubClient(
-            self.router,
-            self._ways(hub),
+            self._router,
+            self._hubs(hub),
             sends=sends,
             receives=receives,
             service=service,
@@ -379,27 +414,8 @@ class Node:
             start=start,
             protocol_version=protocol_version,
         )
-        await self.start(client.run)
-        try:
-            await client.wait_ready(deadline)
-        except BaseException:  # also when cancelled: what can't be returned must not stay behind
-            with trio.CancelScope(shield=True):
-                await client.aclose()
-            raise
+        await self._start_ready(client.run, client.wait_ready, client.aclose, timeout)
         return Stream(client)
-
-    def _ways(self, hub: Hub | Sequence[Hub]) -> list[tuple[str, OpenPath]]:
-        """Return, for each hub, a name for logs and what opens the way to it."""
-        hubs = [hub] if isinstance(hub, Route) or callable(hub) else list(hub)
-        return [
-            (str(each) if isinstance(each, Route) else each.__name__, partial(self._open_way, each)) for each in hubs
-        ]
-
-    async def _open_way(self, hub: Hub) -> tuple[Encoded, ...]:
-        way = await self.resolve(hub if isinstance(hub, Route) else await hub())
-        if not way:
-            raise LocalError("this route has at least one hop, such as tcp:127.0.0.1:4000")
-        return way
 
     async def serve_streams(
         self,
@@ -410,9 +426,25 @@ class Node:
         allow: Access = from_anywhere,
         limits: StreamLimits = StreamLimits(),  # noqa: B008  # a frozen value
     ) -> StreamService:
-        """Offer the streams of a store at two addresses for as long as the node lives (spec §11.2). AddressInUseError if one is taken."""
-        streams = StreamService(self.router, store, service, index_service, limits)
-        await self.start(partial(streams._run, allow=allow))  # noqa: SLF001  # private to users, not to the node
+        """Offer the streams of a store at two addresses for as long as the node lives (spec §11.2).
+
+        Args:
+          store: Keeps the records.
+          service: The address of the stream service.
+          index_service: The address of the service that keeps positions.
+          allow: Which messages reach them.
+          limits: What one client may make this node hold.
+
+        Returns:
+          The service.
+
+        Raises:
+          AddressInUseError: An address is taken.
+
+        If cancelled, nothing is offered.
+        """
+        streams = StreamService(self._router, store, service, index_service, limits)
+        await self._start(partial(streams._run, allow=allow))
         return streams
 
     # Relays
@@ -422,43 +454,50 @@ class Node:
         hub: Hub | Sequence[Hub],
         name: str | None = None,
         *,
-        to: Route | None = None,
+        to: RouteLike | None = None,
         service: str | None = None,
         timeout: float = RELAY_TIMEOUT,  # noqa: ASYNC109  # a hub refuses in silence
     ) -> Relay:
-        """An address on a hub by which others reach this node, or the one at `to`, registered anew whenever the way was lost (spec §13.2).
+        """Register an address on a hub by which others reach this node, again whenever the hub was lost (spec §13.2).
 
-        `hub` is as for `open_stream`. With a name, 1 to 64 of A-Z a-z 0-9 . _ -, it is the same address each time; without one the hub chooses
-        one that nobody can guess. `to` begins with the place of a node that this one connects to, such as tcp:127.0.0.1:4001. Who comes by a
-        relay is a stranger, so only what strangers may reach is reached. ConnectionLost if no hub, or `to`, can be reached, AnswerTimeout
-        after `timeout` seconds, which is also what a hub that refuses looks like. Cancelled, no relay stays.
+        A message that comes by a relay counts as one of an unauthenticated peer, so it reaches only what such peers may reach.
+
+        Args:
+          hub: The path to the hub, or several hubs, as for `open_stream`.
+          name: 1 to 64 of A-Z a-z 0-9 . _ -, for an address that stays the same. By default the hub chooses a random one.
+          to: The node that the relay leads to, if it is another one. Its first hop is a transport address such as tcp:127.0.0.1:4001.
+          service: The address of the hub's relay service. By default the one that Ockam uses for such a name.
+          timeout: Seconds.
+
+        Returns:
+          The relay; put its `remote` behind the path to the hub.
+
+        Raises:
+          ConnectionLost: No hub, or not `to`, can be reached.
+          AnswerTimeout: The hub did not answer in time. A hub that refuses is silent too.
+          ConfigError: The name or `to` is wrong.
+
+        If cancelled, no relay stays.
         """
         deadline = trio.current_time() + timeout
         if name is not None and not is_relay_name(name):
-            raise LocalError(
-                f"a relay is named by 1 to 64 of A-Z a-z 0-9 . _ -, and not register; without a name the hub chooses one; this is {name!r}"
+            raise ConfigError(
+                "the name of a relay has 1 to 64 of A-Z a-z 0-9 . _ -, and is not `register`; without a name the hub chooses one; "
+                f"this is {name!r}"
             )
-        if to is not None and not (to.hops and to.hops[0].transport):
-            raise LocalError(f"`to` begins with the place of a node, such as tcp:127.0.0.1:4001; this is [{to}]")
-        if to is not None:  # first, so that who can't be reached is told of at once
-            with trio.CancelScope(deadline=deadline) as scope:
-                await self.resolve(to)
-            if scope.cancelled_caught:
-                raise AnswerTimeout(f"[{to}] could not be connected within {timeout:g} s: is that node running?")
+        if to is not None:
+            to = Route.of(to)
+            if not (to.hops and to.hops[0].transport):
+                raise ConfigError(f"`to` begins with a transport address such as tcp:127.0.0.1:4001; this is [{to}]")
+            await self._resolve_by(to, deadline, timeout)  # so the caller learns at once if it can't be reached
         relay = Relay(
-            self.router,
-            self._ways(hub),
+            self._router,
+            self._hubs(hub),
             name=name,
             service=service or (EPHEMERAL_SERVICE if name is None else NAMED_SERVICE),
-            open_target=None if to is None else partial(self.resolve, to),
+            open_target=None if to is None else partial(self._links.resolve, to),
         )
-        await self.start(relay.run)
-        try:
-            await relay.ready(deadline)
-        except BaseException:  # also when cancelled: what can't be returned must not stay behind
-            with trio.CancelScope(shield=True):
-                await relay.aclose()
-            raise
+        await self._start_ready(relay._run, relay._wait_ready, relay.aclose, deadline - trio.current_time())
         return relay
 
     async def serve_relays(
@@ -469,35 +508,63 @@ class Node:
         allow: Access = from_anywhere,
         limits: RelayLimits = RelayLimits(),  # noqa: B008  # a frozen value
     ) -> RelayService:
-        """Let nodes that nobody can connect to be reached by their links with this one, for as long as the node lives (spec §13.2).
+        """Offer relays for as long as the node lives: nodes that can't be connected to are reached by their links to this one (spec §13.2).
 
-        `allow` says who may register; the relays themselves are for everybody. A relay works whether or not this node forwards.
-        AddressInUseError if the address of a service is taken.
+        Relays work whether or not this node forwards. Every message may pass a relay.
+
+        Args:
+          services: The addresses at which relays are registered.
+          prefix: What the addresses of relays begin with.
+          allow: Which messages may register a relay.
+          limits: What clients may make this node hold.
+
+        Returns:
+          The service.
+
+        Raises:
+          AddressInUseError: The address of a service is taken.
+          ConfigError: The prefix has other characters than A-Z a-z 0-9 . _ -, or none.
+
+        If cancelled, nothing is offered.
         """
         await trio.lowlevel.checkpoint()
-        self._require_open()
-        return RelayService(self.router, services, prefix, allow=allow, limits=limits)
+        self._links.require_open()
+        return RelayService(self._router, services, prefix, allow=allow, limits=limits)
 
     # TCP portals
 
     async def open_inlet(
         self,
         at: str,
-        route: Hub,
+        route: RouteLike | Hub,
         *,
         limits: PortalLimits = PortalLimits(),  # noqa: B008  # a frozen value
     ) -> Inlet:
-        """Listen at HOST:PORT (port 0: a free one), and carry each TCP connection along `route` to the outlet at its end (spec §13.3).
+        """Listen on a TCP port, and carry each connection along a route to the outlet at its end (spec §13.3).
 
-        `route` is a route, or an async function that is asked for it with each connection, such as one that opens a channel anew once it was
-        lost; it normally begins with a secure channel, since a portal has no protection of its own. A connection whose reader stops holds up
-        no other. When its way is lost, a connection is reset, and while there is none, so is every new one. ConnectionLost, or what the function
-        raises, if there is no way to begin with; LocalError if HOST:PORT can't be bound. Cancelled, no inlet stays.
+        A portal encrypts nothing itself, so the route normally begins with a secure channel. A connection that is not read holds up no other.
+        If the path is lost, its connections are reset, and so are new ones until there is a path again.
+
+        Args:
+          at: HOST:PORT; port 0 takes a free one.
+          route: The path to the outlet, its address last; or an async function that returns it, called for each connection: it may open a
+            channel again that was lost.
+          limits: What the inlet holds at most.
+
+        Returns:
+          The inlet.
+
+        Raises:
+          ConnectionLost: The first hop can't be connected. The function's own exceptions propagate too.
+          LocalError: The port can't be bound.
+          ConfigError: `at` or the route is wrong.
+
+        If cancelled, the port is not open.
         """
-        open_way = partial(self._open_way, route)
-        await open_way()
-        inlet = Inlet(self.router, open_way, limits)
-        await self.start(partial(inlet.run, at))
+        open_path = partial(self._open_path, route)
+        await open_path()
+        inlet = Inlet(self._router, open_path, limits)
+        await self._start(partial(inlet._run, at))
         return inlet
 
     async def serve_outlet(
@@ -508,38 +575,86 @@ class Node:
         allow: Access = from_local_or_channels,
         limits: PortalLimits = PortalLimits(),  # noqa: B008  # a frozen value
     ) -> Outlet:
-        """Let inlets that reach the address `name` use the TCP service at `target`, HOST:PORT, for as long as the node lives (spec §13.3).
+        """Let inlets use a TCP service by an address of this node, for as long as the node lives (spec §13.3).
 
-        By default this node and peers of secure channels reach it. AddressInUseError if the name is taken, LocalError for what is no HOST:PORT.
+        Args:
+          name: The address.
+          target: HOST:PORT of the TCP service.
+          allow: Which messages reach the outlet. By default those of this node and of peers of its secure channels.
+          limits: What the outlet holds at most.
+
+        Returns:
+          The outlet.
+
+        Raises:
+          AddressInUseError: The name is taken.
+          ConfigError: `target` is no HOST:PORT.
+
+        If cancelled, nothing is offered.
         """
-        outlet = Outlet(self.router, local(name), target, limits)
-        await self.start(partial(outlet.run, allow=allow))
+        outlet = Outlet(self._router, local(name), target, limits)
+        await self._start(partial(outlet._run, allow=allow))
         return outlet
 
-    # What else lives in the node
+    # Internal
 
-    async def start(self, task: Callable[..., Awaitable[object]]) -> Any:
-        """Run a task in the node's nursery, for as long as the node lives, and wait for what it reports by `task_status.started`.
-
-        ClosedError, as of every verb that opens something, once the node's block has ended.
-        """
-        self._require_open()
+    async def _start(self, task: Callable[..., Awaitable[object]]) -> Any:
+        """Run a task in the node's nursery, and wait for the value that it reports by `task_status.started`."""
+        self._links.require_open()
         return await self._nursery.start(task)
 
-    def _require_open(self) -> None:
-        if self._is_over:
-            raise ClosedError("this node's block has ended: open what you need within `async with open_node(...)`")
+    async def _start_ready(
+        self,
+        run: Callable[..., Awaitable[object]],
+        wait_ready: Callable[[float], Awaitable[None]],
+        aclose: Callable[[], Awaitable[None]],
+        seconds: float,
+    ) -> None:
+        """Start a task and wait until it is ready, or end it again."""
+        deadline = trio.current_time() + seconds
+        await self._start(run)
+        try:
+            await wait_ready(deadline)
+        except BaseException:  # also when cancelled: what the caller does not get must not stay
+            with trio.CancelScope(shield=True):
+                await aclose()
+            raise
 
-    def end(self) -> None:
-        """Let nothing more be opened."""
-        self._is_over = True
+    async def _resolve_by(self, route: RouteLike, deadline: float, seconds: float) -> tuple[Encoded, ...]:
+        """Connect the first hop of a route before a deadline; AnswerTimeout names `seconds`, the caller's timeout."""
+        with trio.CancelScope(deadline=deadline):
+            return await self._links.resolve(route)
+        raise AnswerTimeout(
+            f"the first hop of [{Route.of(route)}] could not be connected within {seconds:g} s: is that node running?"
+        )
 
-    async def aclose_links(self) -> None:
-        """Listen no longer, and flush, drain and close every link, all at the same time."""
-        self.stop_listening()
-        async with trio.open_nursery() as nursery:
-            for link in list(self._all_links):
-                nursery.start_soon(link.aclose)
+    def _hubs(self, hub: Hub | Sequence[Hub]) -> list[tuple[str, OpenPath]]:
+        """Return for each hub a name for logs, and what opens the path to it."""
+        hubs: Sequence[Hub] = hub if isinstance(hub, list | tuple) else [cast(Hub, hub)]
+        if not hubs:
+            raise ConfigError("name at least one hub")
+        return [
+            (
+                getattr(each, "__name__", "hub") if callable(each) else str(Route.of(each)),
+                partial(self._open_path, each),
+            )
+            for each in hubs
+        ]
+
+    async def _open_path(self, hub: RouteLike | Hub) -> tuple[Encoded, ...]:
+        path = await self._links.resolve(await hub() if callable(hub) else hub)
+        if not path:
+            raise ConfigError("a path has at least one hop, such as tcp:127.0.0.1:4000; this route is empty")
+        return path
+
+
+def _call_worker(worker: Worker, mailbox: Mailbox) -> Awaitable[None]:
+    """Return the coroutine of a worker; ConfigError for a function that makes none."""
+    if callable(worker):
+        running = worker(mailbox)
+        if inspect.isawaitable(running):
+            return running
+    raise ConfigError(f"a worker is an async function, called with its mailbox; this is {worker!r}")
 
 
 async def _hold_connections(*, task_status: trio.TaskStatus[trio.Nursery]) -> None:
@@ -555,17 +670,34 @@ async def open_node(
 ) -> AsyncIterator[Node]:
     """Open a node for the length of a block.
 
-    `async with open_node("tcp") as node`: transports are names of installed plugins, or objects. Without a vault, keys live in memory and end with the program.
-    `forwards` lets strangers' messages pass from link to link, as on a hub. At the end of the block links are flushed and
-    closed. What a worker raises comes out as an exception group.
+    Use it as `async with open_node("tcp") as node:`. Everything that you start in the block ends with it. At its end the links are flushed and closed. An exception of a worker leaves the block
+    in an ExceptionGroup. A message of a peer never raises in your program.
+
+    Args:
+      transports: Names of installed transports, or `Transport` objects.
+      vault: Holds the keys. By default they live in memory, and are lost when the node ends.
+      forwards: Whether messages of unauthenticated peers may pass from link to link, as on a hub.
+
+    Returns:
+      A context manager that gives the node.
+
+    Raises:
+      ConfigError: A transport is not installed, or Trio does not run.
+
+    If cancelled in the block, the links end without being flushed.
     """
-    made = [load_transport(transport) if isinstance(transport, str) else transport for transport in transports]
+    if not trio.lowlevel.in_trio_run():
+        raise ConfigError(
+            "trionode runs on Trio, which does not run here: call trio.run(main), and not asyncio.run(main)"
+        )
+    found = [load_transport(transport) if isinstance(transport, str) else transport for transport in transports]
     async with trio.open_nursery() as nursery:
         connections: trio.Nursery = await nursery.start(_hold_connections)
-        node = Node(nursery, connections, made, MemoryVault() if vault is None else vault, forwards=forwards)
+        opened = [transport.open(connections) for transport in found]
+        node = Node(nursery, opened, MemoryVault() if vault is None else vault, forwards=forwards)
         try:
             yield node
             await node.aclose_links()
         finally:
-            node.end()
+            node._links.is_closed = True
         nursery.cancel_scope.cancel()

@@ -46,9 +46,7 @@ class Outlet(Service):
         """How many connections there are now."""
         return len(self._connections)
 
-    async def _run(
-        self, *, allow: Access, task_status: trio.TaskStatus["Outlet"] = trio.TASK_STATUS_IGNORED
-    ) -> None:
+    async def _run(self, *, allow: Access, task_status: trio.TaskStatus["Outlet"] = trio.TASK_STATUS_IGNORED) -> None:
         """Serve until `aclose`, or the end of the node; AddressInUseError if the name is taken."""
         self._router.register(self.encoded, self._hop, allow=allow)
         try:

@@ -1,20 +1,20 @@
-"""A size with a bound, and the wait until it is lower: what whoever delivered a message may owe."""
+"""A byte budget with backpressure: how many bytes may wait somewhere before the task that adds more waits."""
 
 from collections.abc import Callable
 
 import trio
 
-#: Bytes that wait before whoever put the last item is asked to wait.
+#: Bytes that may wait before the task that added the last item waits.
 DEFAULT_BOUND = 256 * 1024
-#: The hard bound, for those who may not wait: so many times the bound, and never more than HARD_LIMIT.
+#: The hard limit for senders that never wait: this many times the bound, and never more than HARD_LIMIT.
 HARD_FACTOR = 16
 HARD_LIMIT = 4 * 1024 * 1024
 
 
 class ByteBudget:
-    """Bytes that are outstanding somewhere, in a queue or at a service, and a bound over which whoever adds is asked to wait.
+    """Bytes that are outstanding in a queue or at a service, and a bound beyond which the task that adds more should wait.
 
-    What is added is always admitted: a room holds its bound and one item for each who owes. `patience` is how many seconds a
+    What is added is always admitted, so a budget holds its bound and one item of each task that waits. `stall_timeout` is how many seconds a
     link's reader waits without one item taken before `on_stall` is called; None: without end.
     """
 
@@ -31,7 +31,7 @@ class ByteBudget:
         self.hard_bound = max(bound, min(bound * HARD_FACTOR, HARD_LIMIT))
         #: Bytes that are outstanding now.
         self.size = 0
-        #: Items taken so far; who waits sees progress in it.
+        #: Items taken so far; a waiting task sees progress in it.
         self.taken = 0
         self._stall_timeout = stall_timeout
         self._on_stall = on_stall
@@ -40,7 +40,7 @@ class ByteBudget:
 
     @property
     def is_full(self) -> bool:
-        """Whether even the hard bound is reached, so that who may not wait has to drop."""
+        """Whether the hard limit is reached, so a sender that never waits has to drop."""
         return self.size >= self.hard_bound
 
     @property
@@ -49,21 +49,25 @@ class ByteBudget:
         return self._closed
 
     def add(self, cost: int) -> "ByteBudget | None":
-        """Count an item of `cost` bytes; this room itself if it is now over its bound: a debt, to be settled before the next."""
+        """Count an item of `cost` bytes; return this budget if it is now over its bound: the caller waits for it before it adds more."""
         self.size += cost
         return self if self.size > self.bound else None
 
     def release(self, cost: int) -> None:
-        """An item of `cost` bytes is done with."""
+        """Count an item of `cost` bytes as done."""
         self.size -= cost
         self.taken += 1
         if self._waiting and self.size <= self.bound // 2:
             self._waiting.unpark_all()
 
     async def wait_for_capacity(self, stall_timeout: float | None = None) -> bool:
-        """Wait until this is half empty, if it is over its bound; True when there is room, or it is closed. Cancelling changes nothing.
+        """Wait until half of the bound is free, if the budget is over its bound. If cancelled, nothing changes.
 
-        With patience (seconds): False after so long without one item taken; it runs anew whenever something is taken.
+        Args:
+          stall_timeout: Seconds without one item taken after which to stop waiting; every item that is taken starts them again.
+
+        Returns:
+          True if there is capacity or the budget is closed; False after the stall timeout.
         """
         if self.size <= self.bound or self._closed:
             await trio.lowlevel.checkpoint()
@@ -74,23 +78,23 @@ class ByteBudget:
                 await self._waiting.park()
                 continue
             with trio.move_on_after(stall_timeout):
-                # To wake at every take would cost a task switch an item: sleep until half empty, look for progress when time is up.
+                # Waking at every item would cost a task switch each: sleep until half is free, and look for progress when the time is up.
                 await self._waiting.park()
             if self.taken == before and self.size > self.bound // 2 and not self._closed:
                 return False
         return True
 
     async def wait_or_stall(self) -> None:
-        """Wait as a link's reader does: as long as this room's patience lasts, then its owner is told that it is stuck."""
+        """Wait for capacity as a link's reader does: until the stall timeout, then call `on_stall`."""
         if not await self.wait_for_capacity(self._stall_timeout):
             self.stalled()
 
     def stalled(self) -> None:
-        """Tell the owner that what waits here is not being taken: a mailbox begins to drop, a slow link is closed."""
+        """Report that nothing is taken from here: a mailbox begins to drop, a slow link is closed."""
         if self._on_stall is not None:
             self._on_stall()
 
     def close(self) -> None:
-        """Nothing more is to come in; whoever waits for room goes on."""
+        """Let nothing more in, and let waiting tasks go on."""
         self._closed = True
         self._waiting.unpark_all()

@@ -1,4 +1,4 @@
-"""A link as its node holds it: an address, an outbox, one task that reads frames and delivers, and one that writes."""
+"""A link in a node: an address, an outbox, a task that reads frames and delivers them, and one that writes."""
 
 import math
 from collections.abc import Callable
@@ -17,18 +17,19 @@ from trionode.routing.byte_budget import ByteBudget
 from trionode.routing.memory_channel import MemoryChannel
 from trionode.routing.router import Router
 
-#: Seconds that the reader of one link waits for another link that takes nothing, before that one is closed.
+#: Seconds that the reader of one link waits for another link that takes nothing, before that other link is closed.
 STALL_TIMEOUT = 10.0
-#: Seconds that what still waits in the outbox, what the peer still sends, and its own end are given when a link is closed.
+#: Seconds to flush the outbox, read what the peer still sends, and see its end, when a link is closed.
 GRACE = 1.0
 
 
 class NodeLink:
-    """A link in a node: routable, `Route(link, "echoer")`. It ends with its peer, with `aclose`, or with its node.
+    """A link of a node, which can stand in a route: `Route(link, "echoer")`. It ends with its peer, with `aclose`, or with its node.
 
-    A leaf's reader waits for the queues that its messages fill, so that backpressure reaches the peer. A trunk, declared between
-    hubs, never waits: it drops and counts at the hard bound, so that waits between nodes form no cycle. A peer that takes nothing, or sends
-    nonsense, ends it; or, where there is `hang_up`, that is called with the reason instead, and the link lives on.
+    Its reader waits for the queues that its messages fill, so backpressure reaches the peer. With `drop_when_full`, for links between hubs,
+    it never waits but drops and counts at the hard limit, so waits between nodes form no cycle.
+
+    A peer that takes nothing, or sends invalid frames, ends the link. With `hang_up`, that is called with the reason, and the link lives on.
     """
 
     def __init__(
@@ -44,7 +45,7 @@ class NodeLink:
         self.encoded = encoded
         #: The other end, as its transport names it.
         self.peer = link.peer
-        #: The facts of every message that comes in by this link.
+        #: The origin of every message that comes in by this link.
         self.origin = Origin(link=encoded, drop_when_full=drop_when_full, resends=link.protocol_version.resends)
         #: Set when the link has ended.
         self.ended = trio.Event()
@@ -58,25 +59,27 @@ class NodeLink:
         self._scope = trio.CancelScope()
         self._reason = "the peer ended it"
         self._close_by = math.inf
-        router.register(encoded, self.hop, allow=allow, limit=self._max_frame)
+        router.register(encoded, self._hop, allow=allow, limit=self._max_frame)
 
     @property
     def address(self) -> Address:
-        """The address that stands for this link on its node: random, and never used again."""
+        """The link's address on its node; without a given name it is random, and never used again."""
         return Address.from_encoded(self.encoded)
 
-    def hop(self, message: Message) -> ByteBudget | None:
-        """Encode a message for the peer, without this link's own address, and queue it (spec §4.2)."""
+    def _hop(self, message: Message) -> ByteBudget | None:
+        """Encode a message for the peer, without this link's own address, and put it into the outbox (spec §4.2)."""
         outbox, origin = self._outbox, message.origin
         if len(message.onward) + len(message.back) > MAX_HOPS:
-            # A worker that forwards can make a peer's long route longer: no error of this program.
+            # A worker that forwards can make a peer's long route longer, so this is no error of the program.
             self._router.counters[DropReason.ROUTE_TOO_LONG] += 1
             return None
         frame = self._codec.encode(message.onward[1:], message.back, message.payload)
         if len(frame) > self._max_frame:
             if origin is LOCAL:
-                msg = f"the link to {self.peer} carries frames of at most {self._max_frame} bytes, this message makes {len(frame)}"
-                raise MessageTooLargeError(msg)
+                raise MessageTooLargeError(
+                    f"the link to {self.peer} carries frames of at most {self._max_frame} bytes, this message makes {len(frame)}: "
+                    f"send it in parts"
+                )
             self._router.counters[DropReason.FRAME_TOO_LARGE] += 1
             return None
         if (origin.drop_when_full or self.origin.drop_when_full) and outbox.is_full:
@@ -84,7 +87,7 @@ class NodeLink:
             return None
         over_budget = outbox.put(frame, len(frame))
         if origin.link == self.encoded:
-            # Back out by the link that it came by: its reader may not wait for itself.
+            # It goes back out by the link that it came by, whose reader may not wait for itself.
             if outbox.is_full:
                 self._on_stall()
             return None
@@ -93,7 +96,9 @@ class NodeLink:
     def _on_stall(self) -> None:
         if self.origin.drop_when_full:
             return
-        reason = f"it took nothing for {STALL_TIMEOUT:g} s, or let {self._outbox.hard_bound} bytes of answers wait"
+        reason = (
+            f"the peer took nothing for {STALL_TIMEOUT:g} s, or left {self._outbox.hard_bound} bytes of answers unread"
+        )
         if self._hang_up is None:
             self._end(reason)
         else:
@@ -106,24 +111,24 @@ class NodeLink:
         return not self._outbox.is_closed
 
     def _shut(self) -> None:
-        """Let no more messages in: whoever sends one from now on hears that nobody has this address."""
+        """Let no more messages in: a sender gets UnknownAddressError from now on."""
         self._router.unregister(self.encoded)
         self._outbox.close()
 
     def _end(self, reason: str) -> None:
         if not self._scope.cancel_called:
             self._reason = reason
-            self._shut()  # at once: nothing more is queued until the tasks notice
+            self._shut()  # at once, so nothing more is queued until the tasks notice
             self._scope.cancel()
 
-    async def run(self) -> None:
-        """Read and write until the link ends; whatever its peer does ends here."""
+    async def _run(self) -> None:
+        """Read and write until the link ends. No error of its peer leaves this method."""
         try:
             with self._scope:
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(self._write)
                     await self._read()
-                    # The peer's end: what still waits for it is flushed, but not for ever.
+                    # The peer has ended. What waits in the outbox is flushed, within a deadline.
                     nursery.cancel_scope.deadline = trio.current_time() + GRACE
                     self._shut()
         finally:
@@ -163,7 +168,7 @@ class NodeLink:
             self._end(str(error))
 
     def _tolerate(self, error: WireError) -> None:
-        """Live through an undecodable frame, where the generation wants that and it is not one too many (spec §3.1, §3.2)."""
+        """Skip an undecodable frame, unless the protocol version allows no more of them (spec §3.1, §3.2)."""
         self._undecodable += 1
         if self._undecodable > self._link.protocol_version.tolerated:
             if self._hang_up is None:
@@ -172,7 +177,7 @@ class NodeLink:
         self._router.counters[DropReason.FRAME_UNDECODABLE] += 1
         if self._undecodable == 1:
             log.warning(
-                "skipped a frame from %s: %s; more are counted, not shown", sanitize(self.peer), sanitize(error)
+                "skipped a frame from %s: %s; further ones are only counted", sanitize(self.peer), sanitize(error)
             )
 
     async def _write(self) -> None:
@@ -182,15 +187,18 @@ class NodeLink:
                 await send(outbox.take_all())
             await self._link.send_eof()
         except ConnectionLost as error:
-            # Nothing can be sent any more, but what the peer sent before it went is still to be read, to the end.
+            # Nothing can be sent any more, but frames that the peer sent before are still to be read, to the end.
             self._reason = str(error)
             self._shut()
             outbox.discard()
 
     async def aclose(self) -> None:
-        """Let nothing more out, flush what waits, tell the peer, and deliver what it sends until its own end, all within GRACE seconds.
+        """Close the link in order, and wait until it has ended: at most one second.
 
-        Returns when the link has ended. What a peer had under way is not lost (spec §11.6, 7), unless it goes on for longer. Cancelled, the link ends at once.
+        It accepts no more messages, flushes its outbox, sends its end, and delivers what the peer sends until its end. So nothing is lost that
+        the peer had under way (spec §11.6, 7), unless it goes on for longer.
+
+        If cancelled, the link ends at once.
         """
         if self._close_by == math.inf:
             self._reason, self._close_by = "this side closed it", trio.current_time() + GRACE

@@ -1,4 +1,4 @@
-"""A mailbox: a bounded memory channel and the task that reads it, with the verbs a worker needs."""
+"""A mailbox: a bounded memory channel with an address, and the verbs that a worker needs."""
 
 from collections.abc import Awaitable, Callable
 from typing import Self
@@ -10,19 +10,19 @@ from trionode.errors import MessageTooLargeError, UnknownAddressError
 from trionode.log import log
 from trionode.protocol.wire.address import Address, Encoded
 from trionode.protocol.wire.message import LOCAL, Message, payload_of
-from trionode.protocol.wire.route import Route
+from trionode.protocol.wire.route import Route, RouteLike
 from trionode.routing.byte_budget import DEFAULT_BOUND, ByteBudget
 from trionode.routing.memory_channel import FAIR_BURST, MemoryChannel
 from trionode.routing.router import Router
 
-#: Seconds that a link waits for a mailbox of which nothing is taken, before its messages are dropped.
+#: Seconds that a link waits for a full mailbox of which nothing is taken, before its messages are dropped.
 STALL_TIMEOUT = 5.0
-#: Debts that a sender remembers; beyond it those that are settled by themselves are forgotten.
+#: Queues over their bound that a sender remembers; beyond it those that have capacity again are forgotten.
 MAX_OVER_BUDGET = 64
 
 
 class Sender:
-    """Sends from one address and waits for the queues that it owes: one for each task or worker that sends."""
+    """Sends from one address, and waits for the queues that its messages filled beyond their bound. One for each task that sends."""
 
     __slots__ = ("_over_budgets", "_router", "encoded", "source", "turn")
 
@@ -31,22 +31,24 @@ class Sender:
         self.encoded = encoded
         #: The return route of what is sent.
         self.source = (encoded,)
-        #: Messages sent since other tasks could run; a mailbox that lets them run when it receives begins anew.
+        #: Messages sent since other tasks could run. A mailbox that lets them run when it receives sets it to 0.
         self.turn = 0
         self._over_budgets: dict[Encoded, ByteBudget] = {}
 
     async def deliver(self, message: Message) -> None:
-        """Settle what is owed on the way that the message takes, then deliver it; cancelled, it has not been delivered."""
+        """Wait until the first hop's queue has capacity again, if this sender filled it, and deliver. If cancelled, nothing was delivered."""
         self.turn += 1
         if self._over_budgets or self.turn > FAIR_BURST:
-            await self._settle(message)
+            await self._wait(message)
         over_budget = self._router.deliver(message)
         if over_budget is not None:
             if len(self._over_budgets) >= MAX_OVER_BUDGET:
-                self._over_budgets = {key: room for key, room in self._over_budgets.items() if room.size > room.bound}
+                self._over_budgets = {
+                    key: budget for key, budget in self._over_budgets.items() if budget.size > budget.bound
+                }
             self._over_budgets[message.onward[0]] = over_budget
 
-    async def _settle(self, message: Message) -> None:
+    async def _wait(self, message: Message) -> None:
         if self.turn > FAIR_BURST:
             self.turn = 0
             await trio.lowlevel.checkpoint()
@@ -54,16 +56,16 @@ class Sender:
         over_budget = self._over_budgets.get(first)
         if over_budget is not None:
             await over_budget.wait_for_capacity()
-            self._over_budgets.pop(first, None)  # another task of the same sender may have settled it meanwhile
+            self._over_budgets.pop(first, None)  # another task of the same sender may have removed it meanwhile
 
 
 class Mailbox:
-    """A worker's whole world: messages come in by `receive` or iteration, and leave by `send`, `reply` and `forward`.
+    """What a worker works with: messages come in by `receive` or iteration, and leave by `send`, `reply` and `forward`.
 
-    Iteration takes what waits without letting other tasks run, but for every 64th message.
+    Iteration takes what waits without letting other tasks run, except for every 64th message.
     """
 
-    __slots__ = ("_inbox", "_overrun", "_router", "_sender", "_stall_timeout", "_turn", "encoded")
+    __slots__ = ("_inbox", "_is_stalled", "_router", "_sender", "_stall_timeout", "_turn", "encoded")
 
     def __init__(
         self, router: Router, encoded: Encoded, *, bound: int = DEFAULT_BOUND, stall_timeout: float = STALL_TIMEOUT
@@ -72,7 +74,7 @@ class Mailbox:
         self.encoded = encoded
         self._inbox: MemoryChannel[Message] = MemoryChannel(bound, stall_timeout=stall_timeout, on_stall=self._on_stall)
         self._sender = Sender(router, encoded)
-        self._overrun = False
+        self._is_stalled = False
         self._stall_timeout = stall_timeout
         self._turn = 0
 
@@ -81,15 +83,15 @@ class Mailbox:
         """This mailbox's address on its node."""
         return Address.from_encoded(self.encoded)
 
-    def hop(self, message: Message) -> ByteBudget | None:
-        """Put the message in, as the router asks, unless nobody has taken one for too long."""
+    def _hop(self, message: Message) -> ByteBudget | None:
+        """Put the message in, unless nothing was taken for too long."""
         inbox = self._inbox
-        # Only a link's reader stops waiting: what comes from here or by a stream is owed by somebody who waits without end, and kept.
-        if self._overrun and message.origin.link is not None:
+        # Only a link's reader stops waiting. For a local message or one of a stream, some task waits without end, so it is not dropped.
+        if self._is_stalled and message.origin.link is not None:
             if inbox.size > inbox.bound // 2:
                 self._router.counters[DropReason.MAILBOX_STALLED] += 1
                 return None
-            self._overrun = False
+            self._is_stalled = False
         if message.origin.drop_when_full and inbox.is_full:
             self._router.counters[DropReason.MAILBOX_FULL] += 1
             return None
@@ -97,10 +99,10 @@ class Mailbox:
         return inbox.put(message, len(message.payload) + sum(map(len, message.onward)) + sum(map(len, message.back)))
 
     def _on_stall(self) -> None:
-        if not self._overrun:
-            self._overrun = True
+        if not self._is_stalled:
+            self._is_stalled = True
             log.warning(
-                "worker %s took no message for %g s: dropping what comes until half of its mailbox is empty",
+                "worker %s took no message for %g s: dropping messages until half of its mailbox is empty",
                 self.address,
                 self._stall_timeout,
             )
@@ -115,7 +117,13 @@ class Mailbox:
             raise StopAsyncIteration from None
 
     async def receive(self) -> Message:
-        """Wait for the next message and return it; EndOfChannel once the mailbox is closed and empty. Cancelled, none is taken."""
+        """Wait for the next message and return it.
+
+        Raises:
+          trio.EndOfChannel: The mailbox is closed and empty.
+
+        If cancelled, no message is taken.
+        """
         self._turn += 1
         if self._turn >= FAIR_BURST:
             self._turn = self._sender.turn = 0
@@ -128,48 +136,84 @@ class Mailbox:
             message = self._inbox.take()
         return message
 
-    async def send(self, route: Route, body: bytes | str) -> None:
-        """Send a payload from this address: bytes as they are, a str as a BARE string (spec §5).
+    async def send(self, route: RouteLike, body: bytes | str) -> None:
+        """Send a payload from this address.
 
-        Waits while the way is over its bound since the last message that this mailbox sent by it; cancelled, nothing was sent.
-        UnknownAddressError if the first address is nobody's here: a worker does not dial, connect first.
+        It waits while the path is over its byte budget because of this mailbox's messages. A worker does not dial: connect first.
+
+        Args:
+          route: Where it goes.
+          body: bytes are sent as they are, a str as a BARE string (spec §5).
+
+        Raises:
+          UnknownAddressError: This node has no such first hop.
+          MessageTooLargeError: A link or stream on this node can't carry it.
+          ConfigError: The route or the body is something else.
+
+        If cancelled, nothing was sent.
         """
-        await self._sender.deliver(Message(route.encoded, self._sender.source, payload_of(body)))
+        onward = route.encoded if type(route) is Route else Route.of(route).encoded
+        await self._sender.deliver(Message(onward, self._sender.source, payload_of(body)))
 
     async def reply(self, message: Message, body: bytes | str) -> None:
-        """Answer a message along its return route exactly as it arrived (spec §4.1).
+        """Answer a message along its return route, exactly as it arrived (spec §4.1).
 
-        Dropped and counted if that way is gone (spec §4.2), or can't carry it: how long the way back is was the peer's choice.
+        If that path is gone (spec §4.2) or does not carry the answer, which is the peer's choice, the answer is dropped and counted.
+
+        Args:
+          message: The message to answer.
+          body: As for `send`.
+
+        Raises:
+          ConfigError: The body is something else.
+
+        If cancelled, nothing was sent.
         """
+        answer = Message(message.back, self._sender.source, payload_of(body), LOCAL, message.deliveries)
         try:
-            await self._sender.deliver(
-                Message(message.back, self._sender.source, payload_of(body), LOCAL, message.deliveries)
-            )
+            await self._sender.deliver(answer)
         except UnknownAddressError:
             self._router.counters[DropReason.REPLY_PATH_GONE] += 1
         except MessageTooLargeError:
             self._router.counters[DropReason.REPLY_TOO_LARGE] += 1
 
-    def reply_nowait(self, message: Message, body: bytes) -> None:
-        """Answer without waiting, as a service for strangers does: a link that does not take its answers is closed at its hard bound."""
-        self._router.answer(message, self.encoded, body)
+    def reply_nowait(self, message: Message, body: bytes | str) -> None:
+        """Answer without waiting, as a service for unauthenticated peers does: a link that takes no answers is closed at its hard limit.
 
-    async def forward(self, message: Message, onward: Route) -> None:
-        """Send a message on with another onward route and its return route untouched (spec §4.1): the answer does not come by here.
+        Args:
+          message: The message to answer.
+          body: As for `send`.
 
-        UnknownAddressError if the first address is nobody's here; a message too large for its way is dropped and counted.
+        Raises:
+          ConfigError: The body is something else.
         """
+        self._router.answer(message, self.encoded, payload_of(body))
+
+    async def forward(self, message: Message, onward: RouteLike) -> None:
+        """Send a message on with another onward route, and its return route untouched (spec §4.1): the answer does not come by here.
+
+        A message that is too large for its path is dropped and counted.
+
+        Args:
+          message: The message.
+          onward: Where it goes.
+
+        Raises:
+          UnknownAddressError: This node has no such first hop.
+          ConfigError: The route is something else.
+
+        If cancelled, nothing was sent.
+        """
+        forwarded = Message(Route.of(onward).encoded, message.back, message.payload, LOCAL, message.deliveries)
         try:
-            await self._sender.deliver(
-                Message(onward.encoded, message.back, message.payload, LOCAL, message.deliveries)
-            )
+            await self._sender.deliver(forwarded)
         except MessageTooLargeError:
             self._router.counters[DropReason.FORWARD_TOO_LARGE] += 1
 
-    def close(self) -> None:
-        """Let nothing more in; the worker's iteration ends when what waits has been taken."""
+    def _close(self) -> None:
+        """Let nothing more in. The worker's iteration ends when what waits has been taken."""
         self._inbox.close()
 
 
-#: A worker: an async function that owns its mailbox. What it raises ends its node.
+#: A worker: an async function that gets its mailbox. An exception that it raises ends its node.
 Worker = Callable[[Mailbox], Awaitable[None]]

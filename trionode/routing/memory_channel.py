@@ -1,4 +1,4 @@
-"""The bounded queue behind every mailbox and every outbox: a deque, two parking lots and a size in bytes."""
+"""The queue behind every mailbox and every outbox: a deque, two parking lots and a byte budget."""
 
 from collections import deque
 from collections.abc import Callable
@@ -11,16 +11,21 @@ from trionode.routing.byte_budget import DEFAULT_BOUND, ByteBudget
 
 T = TypeVar("T")
 
-#: What an item costs beside its bytes: the object, its routes, its place in the deque. A million tiny items are bounded by it.
+#: What an item costs beside its bytes: the object, its routes, its place in the deque. It bounds a million tiny items.
 ITEM_OVERHEAD = 512
-#: Items taken before a taker lets other tasks run: a checkpoint an item halves the rate, 512 an item starve others for 13 ms.
+#: Items taken before other tasks run: a checkpoint for each item halves the rate, and 512 items let others wait for 13 ms.
 FAIR_BURST = 64
 
 
 class MemoryChannel(ByteBudget, Generic[T]):
-    """One end for all: `put` and `take` never wait, `send`, `receive`, `room` and iteration do, and cancelling a wait changes nothing.
+    """A memory channel bounded in bytes, one object for both ends.
 
-    `bound` is in bytes, counting ITEM_OVERHEAD for each item.
+    `put` and `take` never wait. `send`, `receive` and iteration do, and if they are cancelled, nothing has changed.
+
+    Args:
+      bound: Bytes, with ITEM_OVERHEAD for each item.
+      stall_timeout: See `ByteBudget`.
+      on_stall: See `ByteBudget`.
     """
 
     __slots__ = ("_items", "_receivers")
@@ -37,9 +42,14 @@ class MemoryChannel(ByteBudget, Generic[T]):
         self._receivers = trio.lowlevel.ParkingLot()
 
     def put(self, item: T, size: int) -> ByteBudget | None:
-        """Add an item of `size` bytes; this channel itself if it is now over its bound: a debt, to be settled before the next.
+        """Add an item without waiting. A closed channel drops it.
 
-        A closed channel takes nothing more and owes nothing.
+        Args:
+          item: The item.
+          size: Its bytes.
+
+        Returns:
+          This channel if it is now over its bound: wait for it before the next `put`. Else None.
         """
         if self._closed:
             return None
@@ -65,7 +75,7 @@ class MemoryChannel(ByteBudget, Generic[T]):
         return item
 
     def take_all(self) -> list[T]:
-        """All items that wait."""
+        """Return all items that wait."""
         items = [item for item, _ in self._items]
         self.taken += len(items)
         self._items.clear()
@@ -75,7 +85,11 @@ class MemoryChannel(ByteBudget, Generic[T]):
         return items
 
     async def ready(self) -> bool:
-        """Wait until an item is there; False once the channel is closed and empty."""
+        """Wait until there is an item. If cancelled, nothing is taken.
+
+        Returns:
+          False once the channel is closed and empty.
+        """
         while not self._items:
             if self._closed:
                 return False
@@ -83,14 +97,28 @@ class MemoryChannel(ByteBudget, Generic[T]):
         return True
 
     async def send(self, item: T, size: int) -> None:
-        """Wait for room and add an item; cancelled, the item has not been added. ClosedError after `aclose`."""
+        """Wait for capacity and add an item.
+
+        Args:
+          item: The item.
+          size: Its bytes.
+
+        Raises:
+          ClosedError: The channel is closed.
+
+        If cancelled, the item has not been added.
+        """
         await self.wait_for_capacity()
         if self._closed:
             raise ClosedError("this memory channel is closed: nothing can be sent into it")
         self.put(item, size)
 
     async def receive(self) -> T:
-        """Wait for the next item and return it; EndOfChannel once closed and empty. Cancelled, nothing is taken."""
+        """Wait for the next item and return it. If cancelled, nothing is taken.
+
+        Raises:
+          trio.EndOfChannel: The channel is closed and empty.
+        """
         await trio.lowlevel.checkpoint()
         if not await self.ready():
             raise trio.EndOfChannel
@@ -99,17 +127,17 @@ class MemoryChannel(ByteBudget, Generic[T]):
         return item
 
     def close(self) -> None:
-        """Take nothing more in; what waits can still be taken."""
+        """Let nothing more in. What waits can still be taken."""
         super().close()
         self._receivers.unpark_all()
 
     async def aclose(self) -> None:
-        """Do the same as `close`, with Trio's name and a checkpoint."""
+        """Do the same as `close`, with Trio's name and a checkpoint. If cancelled, the channel is closed."""
         self.close()
         await trio.lowlevel.checkpoint()
 
     def discard(self) -> int:
-        """Throw away all that waits; how many items that was."""
+        """Drop all items that wait; return how many they were."""
         return len(self.take_all())
 
     def __aiter__(self) -> Self:

@@ -1,4 +1,4 @@
-"""A link that is dialled when a message is to go there, whoever sent it: what a node does only where its program told it to."""
+"""A link that is dialled when a message is to leave by it, whoever sent the message. A node has one only if its program asked for it."""
 
 from collections.abc import Awaitable, Callable, Sequence
 
@@ -7,25 +7,23 @@ import trio
 from trionode.counters import Counters, DropReason
 from trionode.errors import ConnectionLost, RemoteError, TrionodeError
 from trionode.log import LogThrottle, log, sanitize
-from trionode.net.backoff import STEADY_SECONDS
+from trionode.net.backoff import STEADY_SECONDS, Backoff
 from trionode.net.transport import Link
 from trionode.protocol.wire.current_codec import CURRENT
 from trionode.protocol.wire.version import ProtocolVersion
 
-#: Seconds that dialling may take: less than a link's reader waits for another link (PATIENCE in link.py), so that nobody gives this one up for it.
+#: Seconds that dialling may take: less than STALL_TIMEOUT in link.py, so a link's reader that waits meanwhile does not report a stall.
 DIAL_SECONDS = 5.0
-#: Seconds without another try after one that failed, or that made a connection which did not last for STEADY_SECONDS, doubled at each failure, the
-#: last for ever: what comes meanwhile is dropped, so that whoever sends much makes this node dial seldom.
-PAUSES = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
-#: Seconds that a burst which a peer does not take is given after that peer's own end.
+#: Seconds to finish a burst that the peer does not take, after the peer's own end.
 GRACE = 1.0
 
 
 class OnDemandLink:
-    """A link of the current generation that connects with the first burst, and again with the next one after the connection was lost.
+    """A link of the current protocol version that connects with the first burst, and again with the next burst after a loss.
 
-    It ends only when this side closes it. What can't be sent is dropped, and counted in `counters`: what waited for a dial that failed, what comes
-    within the pause after that, and what was under way when the connection broke.
+    It ends only when this side closes it. What can't be sent is dropped and counted: what waited for a dial that failed, what comes within the
+    pause after that, and what was under way when the connection broke. The pauses are those of `Backoff`, so a peer that sends much makes this
+    node dial seldom.
     """
 
     def __init__(self, peer: str, connect: Callable[[], Awaitable[Link]], counters: Counters) -> None:
@@ -35,25 +33,25 @@ class OnDemandLink:
         self._connect = connect
         self._counters = counters
         self._link: Link | None = None
-        # What was left and is not closed yet; until it is, nothing is dialled.
-        self._left: Link | None = None
+        # A connection that is no longer used and not closed yet; nothing is dialled meanwhile.
+        self._leaving: Link | None = None
         self._connected = trio.Event()
         self._since = 0.0
         self._sending = trio.Lock()
         self._burst = trio.CancelScope()
         self._reading = trio.CancelScope()
         self._is_ending = False
-        self._failures = 0
+        self._backoff = Backoff()
         self._not_before = 0.0
         self._log_throttle = LogThrottle()
 
     async def receive(self) -> Sequence[bytes]:
-        """All frames of one read of whatever connection there is, or will be; () once this side has ended and the peer too."""
+        """Return the frames of one read of the present or the next connection; () once this side has ended and the peer too."""
         while True:
-            if self._left is not None:
-                async with self._sending:  # a link is closed when nobody sends
-                    await self._left.aclose()
-                    self._left = None
+            if self._leaving is not None:
+                async with self._sending:  # a link is closed while nothing is sent
+                    await self._leaving.aclose()
+                    self._leaving = None
             link = self._link
             if link is None:
                 if self._is_ending:
@@ -73,30 +71,27 @@ class OnDemandLink:
                 self._burst.deadline = trio.current_time() + GRACE
 
     def hang_up(self, reason: str) -> None:
-        """Leave the connection, if there is one, and drop the burst under way; a later one dials again. It never waits."""
+        """Leave the connection, if there is one, and drop the burst under way, without waiting. A later burst dials again."""
         if self._link is not None:
             self._leave(self._link, reason)
             self._burst.cancel()
             self._reading.cancel()
 
     def _leave(self, link: Link, reason: str) -> None:
-        """Use a connection no longer; whoever receives closes it."""
-        if trio.current_time() - self._since >= STEADY_SECONDS:
-            self._failures = 0
+        """Use a connection no longer; `receive` closes it."""
+        now = trio.current_time()
+        if now - self._since >= STEADY_SECONDS:
+            self._backoff.reset()
         else:
-            self._pause()  # who greets and then goes is no better than who is away
-        self._left, self._link, self._connected = link, None, trio.Event()
+            self._not_before = now + self._backoff.failed()
+        self._leaving, self._link, self._connected = link, None, trio.Event()
         if self._is_ending:
             self._connected.set()
-        elif self._log_throttle.is_due("ended", trio.current_time()):
+        elif self._log_throttle.is_due("ended", now):
             log.info("link with %s ended: %s; a later message dials again", sanitize(self.peer), sanitize(reason))
 
-    def _pause(self) -> None:
-        self._not_before = trio.current_time() + PAUSES[min(self._failures, len(PAUSES) - 1)]
-        self._failures += 1
-
     async def send(self, frames: Sequence[bytes]) -> None:
-        """Send a burst, connecting before if need be; what can't be sent is dropped and counted. Cancelled half-way, the link is broken."""
+        """Send a burst, and connect before if necessary. What can't be sent is dropped and counted. If cancelled, the link is broken."""
         async with self._sending:
             link = self._link or await self._dial()
             if link is None:
@@ -105,40 +100,41 @@ class OnDemandLink:
             fitting = [frame for frame in frames if len(frame) <= link.max_frame]
             if len(fitting) < len(frames):
                 self._counters[DropReason.FRAME_TOO_LARGE] += len(frames) - len(fitting)
+            is_lost = False
             with trio.CancelScope() as self._burst:
                 try:
                     await link.send(fitting)
                 except ConnectionLost:
-                    self._counters[DropReason.LINK_LOST] += len(fitting)
-            if self._burst.cancelled_caught:
+                    is_lost = True
+            if is_lost or self._burst.cancelled_caught:
                 self._counters[DropReason.LINK_LOST] += len(fitting)
 
     async def _dial(self) -> Link | None:
-        """Connect; None if that is not possible, or was not possible a moment ago."""
-        if self._is_ending or self._left is not None or trio.current_time() < self._not_before:
+        """Connect; None if that fails, or failed a moment ago."""
+        if self._is_ending or self._leaving is not None or trio.current_time() < self._not_before:
             await trio.lowlevel.checkpoint()
             return None
         try:
-            link = await self._connected_link()
-        except Exception as error:  # noqa: BLE001  # a stranger made this node dial: whatever anybody's transport raises costs his message, not the node
-            self._pause()
-            # By kind, not by text: a remote that chooses words could otherwise fill the log.
+            link = await self._open()
+        except Exception as error:  # noqa: BLE001  # a peer's message made this node dial: an error of any transport costs that message, not the node
+            self._not_before = trio.current_time() + self._backoff.failed()
+            # By type, not by text: a remote that chooses the words could fill the log.
             if self._log_throttle.is_due(type(error).__name__, trio.current_time()):
                 reason = str(error) if isinstance(error, TrionodeError) else repr(error)
-                log.warning("a message for %s was dropped: %s", sanitize(self.peer), sanitize(reason))
+                log.warning("dropped a message for %s: %s", sanitize(self.peer), sanitize(reason))
             return None
         self._link, self._since = link, trio.current_time()
         self._connected.set()
         return link
 
-    async def _connected_link(self) -> Link:
+    async def _open(self) -> Link:
         with trio.move_on_after(DIAL_SECONDS):
             link = await self._connect()
             if link.protocol_version is self.protocol_version:
                 return link
             await link.aclose()
             raise ConnectionLost(
-                f"the peer speaks the {link.protocol_version.name} generation, links on demand speak {CURRENT.name}"
+                f"the peer speaks protocol version {link.protocol_version.name!r}, links on demand speak {CURRENT.name!r}"
             )
         raise ConnectionLost(f"no answer within {DIAL_SECONDS:g} s")
 
@@ -155,9 +151,9 @@ class OnDemandLink:
         self._connected.set()
 
     async def aclose(self) -> None:
-        """Dial no more, and close what was connected."""
+        """Dial no more, and close the connection."""
         self._end()
-        link, self._link, self._left = self._link or self._left, None, None
+        link, self._link, self._leaving = self._link or self._leaving, None, None
         if link is not None:
             await link.aclose()
         else:

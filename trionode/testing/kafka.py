@@ -289,7 +289,7 @@ def _archive_classes(cache: Path, java: str, name: str, *, secure: bool) -> None
     with tempfile.TemporaryDirectory(dir=cache) as folder:
         broker = KafkaBroker(Path(folder), java=java, cache=cache, secure=secure)
         archive = Path(folder) / name
-        broker._launch([f"-XX:ArchiveClassesAtExit={archive}", "-cp", _class_path(cache)])  # noqa: SLF001 - the same class
+        broker._launch([f"-XX:ArchiveClassesAtExit={archive}", "-cp", _class_path(cache)])
         broker.stop()
         archive.rename(cache / name)
 

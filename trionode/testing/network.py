@@ -94,7 +94,7 @@ class FaultyTransport(Transport):
     async def connect(self, peer: str) -> Link:
         """Return a link to the node that listens at a name (see `Transport.connect`)."""
         await trio.lowlevel.checkpoint()
-        return self._network._connect(self._node, peer, self._max_frame)  # noqa: SLF001  # the network and its transports are one
+        return self._network._connect(self._node, peer, self._max_frame)  # the network and its transports are one
 
     async def serve(
         self,
@@ -104,7 +104,7 @@ class FaultyTransport(Transport):
         task_status: trio.TaskStatus[str] = trio.TASK_STATUS_IGNORED,
     ) -> Never:
         """Listen at a name (see `Transport.serve`). An empty name, or one that ends in `:0`, gets a free number."""
-        with self._network._listening(at, self._node, self._max_frame) as (bound, waiting):  # noqa: SLF001  # as above
+        with self._network._listening(at, self._node, self._max_frame) as (bound, waiting):  # as above
             async with trio.open_nursery() as nursery:
                 task_status.started(bound)
                 while True:
@@ -281,9 +281,9 @@ class FaultyNetwork:
         """
         async with trio.open_nursery() as nursery:
             node = Crashable(self, name, run, nursery)
-            await node._start()  # noqa: SLF001  # the network starts and stops the nodes that it makes
+            await node._start()  # the network starts and stops the nodes that it makes
             yield node
-            node._stop()  # noqa: SLF001  # as above
+            node._stop()  # as above
 
     def crash(self, name: str, *, silent: bool = False) -> None:
         """Separate a node from the network, as a crash does. Its tasks go on, without effect in the network.

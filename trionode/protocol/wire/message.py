@@ -2,6 +2,7 @@
 
 import attrs
 
+from trionode.errors import ConfigError
 from trionode.protocol.wire import bare
 from trionode.protocol.wire.address import Encoded
 from trionode.protocol.wire.route import Route
@@ -90,5 +91,9 @@ class Message:
 
 
 def payload_of(body: bytes | str) -> bytes:
-    """Return the payload for a body: bytes unchanged, a str as a BARE string (spec §5, current)."""
-    return bare.string(body) if isinstance(body, str) else body
+    """Return the payload for a body: bytes unchanged, a str as a BARE string (spec §5, current); ConfigError for another type."""
+    if isinstance(body, bytes | bytearray | memoryview):
+        return bytes(body)
+    if isinstance(body, str):
+        return bare.string(body)
+    raise ConfigError(f"a body is bytes or a str, and this is {type(body).__name__}: encode it first")

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from functools import cached_property
-from typing import Protocol, runtime_checkable
+from typing import Protocol, TypeAlias, runtime_checkable
 
 import attrs
 
@@ -36,7 +36,7 @@ class Route:
 
     hops: tuple[Address, ...]
 
-    def __init__(self, *hops: "Address | str | Routable | Route | Sequence[Address | str | Routable | Route]") -> None:
+    def __init__(self, *hops: "RouteLike") -> None:
         flat: list[Address] = []
         for hop in hops:
             if isinstance(hop, Address):
@@ -51,6 +51,18 @@ class Route:
                 msg = f"a hop is an address, a text, a stream, a secure channel or a link, not {hop!r:.100}"
                 raise ConfigError(msg)
         self.__attrs_init__(tuple(flat))  # pyright: ignore[reportAttributeAccessIssue]  # attrs makes it because of init=False
+
+    @classmethod
+    def of(cls, route: "RouteLike") -> "Route":
+        """Return the route that a verb was given: a Route itself, or one made of a hop or a list of hops.
+
+        Args:
+          route: As for the constructor.
+
+        Raises:
+          ConfigError: As of the constructor.
+        """
+        return route if isinstance(route, Route) else cls(route)
 
     @classmethod
     def from_encoded(cls, route: tuple[Encoded, ...]) -> "Route":
@@ -84,3 +96,9 @@ class Route:
 
     def __str__(self) -> str:
         return " => ".join(map(str, self.hops))
+
+
+#: What can be a hop of a route; a Route contributes all of its hops.
+Hop: TypeAlias = Address | str | Routable | Route
+#: What a verb takes as a route: a Route, one hop, or a list of hops.
+RouteLike: TypeAlias = Hop | Sequence[Hop]
