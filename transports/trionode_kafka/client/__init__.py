@@ -1,32 +1,42 @@
-"""The one package that imports kafka-python: its threaded clients behind a small typed interface for Trio.
+"""kafka-python behind a small typed interface for Trio. No other package imports kafka-python.
 
-kafka-python's clients block and keep threads of their own, so each lives in a lane: a thread with a queue of jobs. Batches cross
-between Trio and the lanes, never single records; what comes back is drained in the Trio thread once a burst.
+Its clients block and have threads of their own, so worker threads call them. Records cross between these threads and Trio in batches,
+never one by one.
 """
 
 import warnings
 
 with warnings.catch_warnings():
-    # Loading kafka-python 3.0.12 warns of its own use of importlib.resources, which a program that makes warnings errors should survive.
+    # kafka-python 3.0.12 raises this warning for itself while it is imported (importlib.resources). Programs that turn warnings into
+    # errors must be able to import it.
     warnings.simplefilter("ignore", DeprecationWarning)
-    from trionode_kafka.client.connection import Bridge, close_bridge, connect_bridge, open_bridge, parse_addresses
-    from trionode_kafka.client.errors import AwayError, RefusedByBrokerError
-    from trionode_kafka.client.records import Arrive, Confirm, Fetched, Outgoing, Page, Topic
-    from trionode_kafka.client.worker_thread import Slot
+    from trionode_kafka.client.errors import BrokerUnavailableError, RefusedByBrokerError
+    from trionode_kafka.client.kafka_client import KafkaClient, open_kafka_client, parse_addresses
+    from trionode_kafka.client.records import (
+        FetchedRecord,
+        FetchResult,
+        OnConfirmed,
+        OnRecords,
+        OutgoingRecord,
+        TopicInfo,
+    )
+    from trionode_kafka.client.security import Security, exposure_of
+    from trionode_kafka.client.threads import Future, wait_for
 
 __all__ = [
-    "Arrive",
-    "AwayError",
-    "Bridge",
-    "Confirm",
-    "Fetched",
-    "Outgoing",
-    "Page",
+    "BrokerUnavailableError",
+    "FetchResult",
+    "FetchedRecord",
+    "Future",
+    "KafkaClient",
+    "OnConfirmed",
+    "OnRecords",
+    "OutgoingRecord",
     "RefusedByBrokerError",
-    "Slot",
-    "Topic",
-    "close_bridge",
-    "connect_bridge",
-    "open_bridge",
+    "Security",
+    "TopicInfo",
+    "exposure_of",
+    "open_kafka_client",
     "parse_addresses",
+    "wait_for",
 ]

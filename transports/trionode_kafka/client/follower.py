@@ -1,119 +1,123 @@
-"""Following the end of topics: one consumer for all that have a waiting reader, and the thread that polls it."""
+"""Following the end of topics: one consumer for all followed topics, and the thread that polls it."""
 
 import threading
 from collections.abc import Sequence
+from functools import partial
 from queue import Empty, SimpleQueue
 from typing import Any
 
-import trio
+from kafka import KafkaConsumer
 from kafka.errors import OffsetOutOfRangeError
 from kafka.structs import TopicPartition
 
 from trionode.plugins import StoreError
-from trionode_kafka.client.clients import CLOSE_SECONDS, FETCH_WAIT_MS
-from trionode_kafka.client.errors import RefusedByBrokerError, UnreadableError, out_of_range, store_error
-from trionode_kafka.client.records import Arrive, Fetched, fetched
-from trionode_kafka.client.worker_thread import Drain
+from trionode_kafka.client.clients import Clients
+from trionode_kafka.client.errors import UnreadableError, out_of_range, records_are_gone, store_error
+from trionode_kafka.client.records import FetchedRecord, OnRecords, fetched_record
+from trionode_kafka.client.settings import CONSUMER, FETCH_WAIT_MS
+from trionode_kafka.client.threads import CallbackQueue, WorkerThreads, wait_for
 
-#: Seconds after a failure until the next poll: what fails for long, such as a password that was changed, would spin.
+#: Seconds from a failure to the next poll: a lasting failure, such as a changed password, would spin.
 FAILED_SECONDS = 0.1
-#: Batches, of one topic each, that the shared consumer may be ahead of Trio.
+#: Batches, of one topic each, that the consumer may be ahead of Trio.
 BATCHES_AHEAD = 4
 
 
-class Tails:
-    """The shared consumer of all topics with a waiting reader, and the thread that polls it."""
+class Follower:
+    """Calls back with the records of each followed topic as they arrive."""
 
-    def __init__(self, consumer: Any, token: trio.lowlevel.TrioToken) -> None:
-        self._consumer = consumer
-        self._drain = Drain(token)
-        self._orders: SimpleQueue[tuple[str, int, Arrive | None] | None] = SimpleQueue()
-        self._following: dict[TopicPartition, Arrive] = {}
+    def __init__(self, clients: Clients, callbacks: CallbackQueue) -> None:
+        self._clients = clients
+        self._callbacks = callbacks
+        self.thread = WorkerThreads("following")
+        self._consumer: Any = None
+        self._changes: SimpleQueue[tuple[str, int, OnRecords | None] | None] = SimpleQueue()
+        self._followed: dict[TopicPartition, OnRecords] = {}
         self._ahead = threading.Semaphore(BATCHES_AHEAD)
         self._closed = threading.Event()
-        self._thread = threading.Thread(target=self._work, name="kafka tails", daemon=True)
-        self._thread.start()
 
-    def order(self, topic: str, offset: int, arrive: Arrive | None) -> None:
-        """Follow a topic from an offset on, or with None no longer; from any thread."""
-        self._orders.put((topic, offset, arrive))
+    async def connect(self) -> None:
+        """Make the client; a KafkaError means that no Kafka is at this address."""
+        self._consumer = await wait_for(self.thread.run(lambda: self._clients.make(KafkaConsumer, CONSUMER)))
+        self.thread.put(self._run)
 
-    def end(self) -> None:
-        """Close the consumer and end its thread. Blocks, for CLOSE_SECONDS at most beside the closing."""
+    def follow(self, topic: str, offset: int, on_records: OnRecords) -> None:
+        """Pass every record from this offset on to `on_records`, until `unfollow`; a topic has one follower."""
+        self._changes.put((topic, offset, on_records))
+
+    def unfollow(self, topic: str) -> None:
+        """Stop following a topic. Records that are on their way still arrive."""
+        self._changes.put((topic, 0, None))
+
+    def stop(self) -> None:
+        """Let the thread end once the consumer is closed."""
         self._closed.set()
-        self._orders.put(None)
-        self._consumer.close(autocommit=False, timeout_ms=0)
-        self._thread.join(CLOSE_SECONDS)
+        self._changes.put(None)
 
-    def _work(self) -> None:
+    def _run(self) -> None:
         while not self._closed.is_set():
             try:
-                self._obey()
-                if self._following and not self._closed.is_set():
+                self._apply_changes()
+                if self._followed and not self._closed.is_set():
                     self._poll()
-            except Exception as error:  # noqa: BLE001  # of several kinds from a closed consumer: whatever it is, readers must hear of it
+            except Exception as error:  # noqa: BLE001  # a closed consumer raises several kinds; whatever it is, readers must get it
                 if not self._closed.is_set():
-                    self._fail_all(error)
+                    for topic in list(self._followed):
+                        self._fail(topic, store_error(error))
                     self._closed.wait(FAILED_SECONDS)
 
-    def _obey(self) -> None:
-        """Take all orders that wait; with nothing to follow, wait for one."""
-        changed: dict[TopicPartition, int] = {}
-        dropped = False
+    def _apply_changes(self) -> None:
+        """Apply the calls of `follow` and `unfollow`; wait for one if nothing is followed."""
+        added: dict[TopicPartition, int] = {}
+        removed = False
         while not self._closed.is_set():
             try:
-                order = self._orders.get(block=not self._following and not changed)
+                change = self._changes.get(block=not self._followed and not added)
             except Empty:
                 break
-            if order is None:
+            if change is None:
                 return
-            name, offset, arrive = order
+            name, offset, on_records = change
             topic = TopicPartition(name, 0)
-            if arrive is None:
-                dropped |= self._following.pop(topic, None) is not None
-                changed.pop(topic, None)
+            if on_records is None:
+                removed |= self._followed.pop(topic, None) is not None
+                added.pop(topic, None)
             else:
-                self._following[topic] = arrive
-                changed[topic] = offset
-        if changed or dropped:
-            self._consumer.assign(list(self._following))
-            for topic, offset in changed.items():
+                self._followed[topic] = on_records
+                added[topic] = offset
+        if added or removed:
+            self._consumer.assign(list(self._followed))
+            for topic, offset in added.items():
                 self._consumer.seek(topic, offset)
 
     def _poll(self) -> None:
         try:
             batches = self._consumer.poll(timeout_ms=FETCH_WAIT_MS)
         except OffsetOutOfRangeError as error:
-            for topic in out_of_range(error, self._following):
-                self._fail(topic, RefusedByBrokerError("records that were to be read are gone from the topic"))
+            for topic in out_of_range(error, self._followed):
+                self._fail(topic, records_are_gone())
             self._closed.wait(FAILED_SECONDS)
-            return
         except UnreadableError as error:
             self._fail(error.topic, error)
             self._closed.wait(FAILED_SECONDS)
-            return
-        for topic, records in batches.items():
-            arrive = self._following.get(topic)
-            if arrive is not None:
-                self._hand_over(arrive, [fetched(record) for record in records])
+        else:
+            for topic, records in batches.items():
+                if (on_records := self._followed.get(topic)) is not None:
+                    self._pass_on(on_records, [fetched_record(record) for record in records])
 
-    def _hand_over(self, arrive: Arrive, records: Sequence[Fetched]) -> None:
+    def _pass_on(self, on_records: OnRecords, records: Sequence[FetchedRecord]) -> None:
         while not self._ahead.acquire(timeout=FETCH_WAIT_MS / 1000):
             if self._closed.is_set():
                 return
 
         def call() -> None:
             self._ahead.release()
-            arrive(records)
+            on_records(records)
 
-        self._drain.put(call)
-
-    def _fail_all(self, error: Exception) -> None:
-        for topic in list(self._following):
-            self._fail(topic, store_error(error))
+        self._callbacks.put(call)
 
     def _fail(self, topic: TopicPartition, error: StoreError) -> None:
-        arrive = self._following.pop(topic, None)
-        self._consumer.assign(list(self._following))
-        if arrive is not None:
-            self._drain.put(lambda: arrive(error))
+        on_records = self._followed.pop(topic, None)
+        self._consumer.assign(list(self._followed))
+        if on_records is not None:
+            self._callbacks.put(partial(on_records, error))

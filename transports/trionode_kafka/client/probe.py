@@ -1,11 +1,10 @@
-"""A first look at a Kafka: one connection as every other will be, so that what is wrong is said at once and in words.
+"""The first connection to a Kafka, made as all others will be. It finds out within seconds what is wrong, and says so in one line.
 
-kafka-python's clients try again for as long as they were told to, and then say that time is up. `kafka-python` 3.0.12 also loses what a
-broker says directly before it hangs up, so that the stage at which it did has to tell.
+kafka-python's clients retry for as long as they are told to, and then report a timeout. kafka-python 3.0.12 also loses what a broker
+sends directly before it hangs up, so the stage at which it hung up has to tell the reason.
 """
 
 import contextlib
-import logging
 import ssl
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -18,57 +17,56 @@ from kafka.errors import (
     SaslAuthenticationFailedError,
     UnsupportedSaslMechanismError,
 )
-from kafka.net.manager import KafkaConnectionManager
-from kafka.net.selector import NetworkSelector
 
 from trionode.plugins import ConnectionLost, reason_of_tls
-from trionode_kafka.client.clients import CONNECT_SECONDS, Sockets
+from trionode_kafka.client.kafka_internals import KafkaConnectionManager, NetworkSelector, Sockets
 from trionode_kafka.client.security import Security
+from trionode_kafka.client.settings import CONNECT_SECONDS
 
 
 class Probe:
-    """One try to connect, as far as a first answer to a request. `look` blocks, `end` ends it at once from another thread."""
+    """One try to connect, up to the first answer to a request. `run` blocks; `cancel` ends it at once from another thread."""
 
-    def __init__(self, where: str, security: Security, settings: Mapping[str, object]) -> None:
-        self._where = where
+    def __init__(self, address: str, security: Security, settings: Mapping[str, object]) -> None:
+        self._address = address
         self._security = security
-        self._sockets = Sockets.url()
+        self._sockets = Sockets.new_client()
         self._net: Any = NetworkSelector()
         self._manager: Any = KafkaConnectionManager(
-            self._net, **Sockets.remembered(self._sockets, {**settings, "bootstrap_servers": [where]})
+            self._net, **Sockets.with_settings(self._sockets, {**settings, "bootstrap_servers": [address]})
         )
         self._connection: Any = None
-        self._is_late = False
+        self._timed_out = False
 
-    def look(self) -> None:
+    def run(self) -> None:
         """Raise ConnectionLost with the reason, unless a broker answers."""
         try:
-            self._net.run(self._look)
-        except (
-            Exception
-        ) as error:  # of many kinds, also ValueError from the mechanisms: whatever it is, no broker answers
-            raise ConnectionLost(f"no Kafka for us at {self._where}: {self._reason(error)}") from error
-        finally:
-            self._manager.close()
-            Sockets.close_all(self._sockets)  # before what refers to them is dropped
-            self._net.close()
+            self._net.run(self._connect)
+        except Exception as error:  # of many kinds, also ValueError from SASL; whatever it is, no broker answers
+            raise ConnectionLost(f"can't use the Kafka at {self._address}: {self._reason(error)}") from error
 
-    def end(self) -> None:
-        """Let `look` fail now, if it is under way."""
+    def cancel(self) -> None:
+        """Let `run` fail now."""
         with contextlib.suppress(RuntimeError, OSError):  # it has ended
-            self._net.call_soon_threadsafe(self._give_up)
+            self._net.call_soon_threadsafe(self._disconnect)
 
-    def _time_is_up(self) -> None:
-        self._is_late = True
-        self._give_up()
+    def close(self) -> None:
+        """Close all sockets."""
+        self._manager.close()
+        Sockets.close_all(self._sockets)  # before anything that refers to them is dropped
+        self._net.close()
 
-    def _give_up(self) -> None:
+    def _time_out(self) -> None:
+        self._timed_out = True
+        self._disconnect()
+
+    def _disconnect(self) -> None:
         if self._connection is not None:
             self._connection.close()
 
-    async def _look(self) -> None:
-        # 3.0.12 itself waits for TLS without end.
-        self._net.call_later(CONNECT_SECONDS, self._time_is_up)
+    async def _connect(self) -> None:
+        # 3.0.12 itself waits for a TLS handshake without end.
+        self._net.call_later(CONNECT_SECONDS, self._time_out)
         (broker,) = self._manager.cluster.bootstrap_brokers()
         self._connection = self._manager.get_connection(
             broker.node_id, timeout_ms=int(CONNECT_SECONDS * 1000), pop_on_close=False, refresh_metadata_on_err=False
@@ -78,73 +76,60 @@ class Probe:
 
     def _reason(self, error: Exception) -> str:
         security = self._security
-        failed = next((each for each in _causes(error) if isinstance(each, ssl.SSLError)), None)
-        if isinstance(failed, ssl.SSLEOFError):
-            return "it hung up on TLS. Is that a listener without TLS, where security is 'plaintext' or 'sasl_plaintext', or no Kafka at all?"
-        refused = failed is not None and not isinstance(failed, ssl.SSLCertVerificationError)
-        if failed is not None and refused and security.certificate is None and "CERTIFICATE" in (failed.reason or ""):
-            return "it demands a certificate: give the options certificate and key"
-        if failed is not None:
-            return reason_of_tls(failed)
+        tls_error = next((each for each in _causes(error) if isinstance(each, ssl.SSLError)), None)
+        if tls_error is not None:
+            return self._tls_reason(tls_error)
         if isinstance(error, (SaslAuthenticationFailedError, ValueError)):
             return self._wrong_password()
         if isinstance(error, UnsupportedSaslMechanismError):
-            return f"it does not take passwords by {security.mechanism}: choose another mechanism"
+            return f"it does not accept {security.mechanism}: choose another mechanism"
         if isinstance(error, IllegalSaslStateError):
-            return f"it asks for no password: security is {'ssl' if security.has_tls else 'plaintext'!r} there"
-        if self._is_late or isinstance(error, (KafkaTimeoutError, RequestTimedOutError)):
-            return f"something listens, but said nothing for {CONNECT_SECONDS:g} s. Is it a Kafka broker?"
+            return f"it asks for no password: set security={'ssl' if security.has_tls else 'plaintext'!r}"
+        if self._timed_out or isinstance(error, (KafkaTimeoutError, RequestTimedOutError)):
+            return f"something listens there, but it sent nothing for {CONNECT_SECONDS:g} s: is it a Kafka broker?"
         if isinstance(error, InvalidReceiveError):
-            return self._no_kafka()
+            return f"it does not speak Kafka's protocol: {self._maybe_tls()}"
         return self._hung_up(error)
 
-    def _wrong_password(self) -> str:
-        return (
-            f"it does not accept the user {self._security.username!r} with this password, by {self._security.mechanism}"
-        )
+    def _tls_reason(self, error: ssl.SSLError) -> str:
+        if isinstance(error, ssl.SSLEOFError):
+            return (
+                "it hung up during the TLS handshake: is it a listener without TLS (set security='plaintext' or 'sasl_plaintext'), "
+                "or no Kafka broker?"
+            )
+        unverified = isinstance(error, ssl.SSLCertVerificationError)
+        if not unverified and self._security.certificate is None and "CERTIFICATE" in (error.reason or ""):
+            return "it demands a certificate: set the options certificate and key"
+        return reason_of_tls(error)
 
-    def _no_kafka(self) -> str:
+    def _wrong_password(self) -> str:
+        user, mechanism = self._security.username, self._security.mechanism
+        return f"it does not accept the user {user!r} with this password by {mechanism}"
+
+    def _maybe_tls(self) -> str:
         if self._security.has_tls:
-            return "what it says is not Kafka's protocol: is it a Kafka broker?"
-        return "what it says is not Kafka's protocol. Does it speak TLS, so that security is 'ssl' or 'sasl_ssl', or is it no Kafka at all?"
+            return "is it a Kafka broker?"
+        return "does it speak TLS (set security='ssl' or 'sasl_ssl'), or is it no Kafka broker?"
 
     def _hung_up(self, error: Exception) -> str:
-        """What it means at which stage, when a broker only closes the connection."""
+        """Return what it means at each stage if a broker just closes the connection."""
         security, connection = self._security, self._connection
         if connection is None or connection.broker_version_data is None:
-            if security.has_tls:
-                return f"it hung up at the first request ({error}). Is it a Kafka broker?"
-            return "it hung up at the first request. Does it speak TLS, so that security is 'ssl' or 'sasl_ssl', or is it no Kafka at all?"
+            return f"it hung up at the first request ({error}): {self._maybe_tls()}"
         if not connection.init_future.succeeded():
-            if security.has_password:
-                return self._wrong_password()
-            return f"it hung up ({error})"
+            return self._wrong_password() if security.has_password else f"it hung up ({error})"
         if not security.has_password:
-            return f"it hung up at a request without a password: security is {'sasl_ssl' if security.has_tls else 'sasl_plaintext'!r} there, with a username and a password"
+            return (
+                f"it hung up at a request without a password: set security={'sasl_ssl' if security.has_tls else 'sasl_plaintext'!r}, "
+                "username and password"
+            )
         return f"it hung up ({error})"
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:
-    """An error, and what it holds or was raised for: kafka-python wraps those of TLS in either way."""
-    seen: BaseException | None = error
-    while seen is not None:
-        yield seen
-        yield from (each for each in seen.args if isinstance(each, BaseException))
-        seen = seen.__cause__ or seen.__context__
-
-
-class _NoPasswords(logging.Filter):
-    """kafka-python logs its settings, each request and its bytes for who debugs it, the password in them."""
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        arguments = record.args if isinstance(record.args, tuple) else (record.args,)
-        return not any(
-            isinstance(each, (bytes, bytearray))
-            or type(each).__name__.startswith("Sasl")
-            or (isinstance(each, Mapping) and "sasl_plain_password" in each)
-            for each in arguments
-        )
-
-
-for _name in ("admin.client", "net.connection", "protocol.parser"):
-    logging.getLogger(f"kafka.{_name}").addFilter(_NoPasswords())
+    """Yield an error, its arguments that are errors, and its causes: kafka-python wraps TLS errors in either way."""
+    cause: BaseException | None = error
+    while cause is not None:
+        yield cause
+        yield from (each for each in cause.args if isinstance(each, BaseException))
+        cause = cause.__cause__ or cause.__context__

@@ -1,4 +1,4 @@
-"""What crosses between the store and Kafka: records, topics, and the calls that hand them over."""
+"""What crosses between this package and Kafka: records, topics, and the callbacks that take them."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -13,8 +13,8 @@ _STREAM_HEADER = "stream"
 
 
 @attrs.frozen
-class Fetched:
-    """One record of a topic; `producer` and `request_id` are None where whoever wrote it gave none, `stream` likewise."""
+class FetchedRecord:
+    """One record of a topic. `producer`, `request_id` and `stream` are None if the record has no such header."""
 
     offset: int
     #: Unix milliseconds by its writer's clock.
@@ -26,16 +26,16 @@ class Fetched:
 
 
 @attrs.frozen
-class Page:
-    """Consecutive records of a topic, at least one, and the offset that its next record had then."""
+class FetchResult:
+    """Consecutive records of a topic, at least one, and the topic's end offset at that time."""
 
-    records: Sequence[Fetched]
+    records: Sequence[FetchedRecord]
     end: int
 
 
 @attrs.frozen
-class Outgoing:
-    """One record to be written to partition 0 of a topic, with the time (Unix milliseconds) at which its writer was sure of it."""
+class OutgoingRecord:
+    """One record for partition 0 of a topic. `timestamp` is in Unix milliseconds."""
 
     timestamp: int
     value: bytes = attrs.field(repr=False)
@@ -44,7 +44,7 @@ class Outgoing:
     stream: str | None = None
 
     def headers(self) -> list[tuple[str, bytes]]:
-        """What stands beside the value, which is the record and nothing else."""
+        """Return the headers. The value is the message and nothing else."""
         headers: list[tuple[str, bytes]] = []
         if self.producer is not None and self.request_id is not None:
             headers = [(_PRODUCER_HEADER, self.producer), (_REQUEST_HEADER, self.request_id.to_bytes(8, "big"))]
@@ -54,22 +54,22 @@ class Outgoing:
 
 
 @attrs.frozen
-class Topic:
-    """What the broker says of a topic; `identity` changes when it is deleted and made anew."""
+class TopicInfo:
+    """What the broker reports about a topic. `topic_id` changes when the topic is deleted and created again."""
 
     name: str
-    identity: str
+    topic_id: str
     partitions: int
 
 
-#: Called in the Trio thread with the record's offset, or with why nothing is known of it.
-Confirm = Callable[[int | StoreError], None]
-#: Called in the Trio thread with a followed topic's next records, or with why there are no more.
-Arrive = Callable[[Sequence[Fetched] | StoreError], None]
+#: Called in the Trio thread with the record's offset, or with the error after which it is unknown whether the record was written.
+OnConfirmed = Callable[[int | StoreError], None]
+#: Called in the Trio thread with the next records of a followed topic, or with the error after which no more come.
+OnRecords = Callable[[Sequence[FetchedRecord] | StoreError], None]
 
 
-def fetched(record: Any) -> Fetched:
-    """A record as kafka-python's consumers give it."""
+def fetched_record(record: Any) -> FetchedRecord:
+    """Convert a record of kafka-python's consumers."""
     producer: bytes | None = None
     request_id: int | None = None
     stream: str | None = None
@@ -80,4 +80,4 @@ def fetched(record: Any) -> Fetched:
             request_id = int.from_bytes(value, "big")
         elif name == _STREAM_HEADER and value is not None:
             stream = value.decode(errors="replace")
-    return Fetched(record.offset, record.timestamp, record.value or b"", producer, request_id, stream)
+    return FetchedRecord(record.offset, record.timestamp, record.value or b"", producer, request_id, stream)

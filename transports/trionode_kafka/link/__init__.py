@@ -1,1 +1,5 @@
-"""Links over a pair of Kafka topics."""
+"""The transport `kafka`: links between two nodes over a pair of Kafka topics."""
+
+from trionode_kafka.link.transport import KafkaTransport
+
+__all__ = ["KafkaTransport"]

@@ -1,12 +1,14 @@
 """The transport `kafka:HOST:PORT[,HOST:PORT…]/NAME`: links over a pair of topics, straight to the brokers, without a hub.
 
-A place to listen at is a topic. Whoever connects makes two more with random names, one for each direction, and writes the link's id into the place.
-Each end deletes the topic that it reads, once its peer has written its last into it. What dead programs leave behind, listeners delete.
+An endpoint to listen at is a topic. A dialer creates two more topics, one for each direction, and announces them in the endpoint's topic.
+Each end deletes the topic that it reads, once the peer has written its last record. Listeners delete what dead programs leave behind.
 """
 
-import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager, suppress
+from collections import defaultdict
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
+from copy import copy
+from functools import partial
 from typing import ClassVar, Never, Self
 
 import attrs
@@ -21,60 +23,37 @@ from trionode.plugins import (
     Link,
     LocalError,
     LogThrottle,
-    RemoteError,
     StoreError,
     Transport,
-    log,
-    sanitize,
     valid_stream_name,
 )
-from trionode_kafka.client import Slot, parse_addresses
-from trionode_kafka.client.security import Security, exposure_of
-from trionode_kafka.link import endpoint as endpoints
-from trionode_kafka.link.endpoint import Endpoint, fresh_id, taken
-from trionode_kafka.link.frames import Invitation, Word
-from trionode_kafka.link.link import KafkaLink
-from trionode_kafka.link.shared_client import Kafkas, SharedKafka
+from trionode_kafka.client import Security, exposure_of, open_kafka_client, parse_addresses
+from trionode_kafka.link.claim import Claim, taken
+from trionode_kafka.link.link import open_link
+from trionode_kafka.link.listener import Listener
+from trionode_kafka.link.records import Announcement, AnnouncementKind
+from trionode_kafka.link.shared_client import SharedClient
+from trionode_kafka.link.topics import LINK_SETTINGS, TopicNames, new_id
 
-#: Seconds until a listener that is there has answered, which took 0.1-0.2 s, or Kafka has let us listen.
+#: Seconds in which a living listener must have answered, which took 0.1-0.2 s.
 CONNECT_SECONDS = 10.0
-#: Links that may be greeting a listener at a time: one that says nothing costs a followed topic for CONNECT_SECONDS.
-MAX_GREETING = 512
-#: Seconds that a listener which ends waits until its place is free again, which took 0.1 s.
-FREE_SECONDS = 1.0
-#: Seconds after whose silence a topic is a leftover of the dead: links speak every 10 s, listeners every 10 minutes, and clocks may differ.
-LEFTOVER_SECONDS = 3600.0
-#: Seconds until a place that was lost is claimed again, and those to which that doubles while somebody else has it: each try is two records.
-AGAIN_SECONDS = 1.0
-AGAIN_SECONDS_MOST = 30.0
-#: Topics of one request for what is a leftover.
-SWEPT_AT_ONCE = 200
-
-#: What is unread is bounded by the link's window, so that size alone tells what nobody needs any more.
-_SETTINGS: Mapping[str, str] = {
-    "cleanup.policy": "delete",
-    "retention.ms": "-1",
-    "retention.bytes": str(32 << 20),
-    "segment.bytes": str(8 << 20),
-    "max.message.bytes": str(1 << 20),
-    "message.timestamp.type": "LogAppendTime",
-}
 
 
 @attrs.frozen
-class _At:
-    """HOST:PORT[,HOST:PORT…]/NAME; without a name one that nobody has."""
+class Address:
+    """HOST:PORT[,HOST:PORT…]/NAME. The name is empty in an address to listen at that leaves it open."""
 
     bootstrap: str
     name: str
 
     @classmethod
     def parse(cls, text: str) -> Self:
+        """Parse an address; ConfigError if it has another form."""
         bootstrap, _, name = text.partition("/")
         parse_addresses(bootstrap)
         if name and not (valid_stream_name(name) and len(name) <= 100):
-            raise LocalError(
-                f"expected HOST:PORT[,HOST:PORT…]/NAME with a name of 1 to 100 of A-Z a-z 0-9 . _ -, this is {text!r:.300}"
+            raise ConfigError(
+                f"expected HOST:PORT[,HOST:PORT…]/NAME with a name of 1 to 100 of A-Z a-z 0-9 . _ -, got {text!r:.300}"
             )
         return cls(bootstrap, name)
 
@@ -83,14 +62,26 @@ class _At:
 
 
 class KafkaTransport(Transport):
-    """The transport `kafka:HOST:PORT[,HOST:PORT…]/NAME`; nodes meet that say the same name, prefix and Kafka.
+    """The transport `kafka:HOST:PORT[,HOST:PORT…]/NAME`.
 
-    Only topics whose names begin with `prefix` are touched; they are made with `replication_factor` replicas. `max_frame` bounds what one
-    peer can make this node hold (bytes, at most the wire's 16 MiB).
+    Nodes that connect to each other need the same name, prefix and Kafka. A node has one Kafka client for each bootstrap address. It is
+    opened by the first link or listener, and closed when the node ends or nothing has used it for a minute.
 
-    `security` is plaintext, ssl, sasl_plaintext or sasl_ssl. With ssl, `ca_file` is who has signed the brokers' certificates (the system's
-    authorities without it), `certificate` and `key` what we show where that is demanded, all paths of PEM files. With sasl, the user
-    `username` proves a `password`, which may stand in a `password_file`, by `mechanism`: SCRAM-SHA-512, SCRAM-SHA-256 or PLAIN.
+    Args:
+      prefix: Prefix of all topics of this transport. Nothing else in the Kafka is touched.
+      replication_factor: Replicas of each topic that is created.
+      max_frame: Bytes in the largest frame; it bounds what one peer can make this node hold.
+      security: "plaintext", "ssl", "sasl_plaintext" or "sasl_ssl".
+      ca_file: PEM file with the CA that signed the brokers' certificates; the system's CAs by default. For ssl.
+      certificate: PEM file with the client's certificate, if the brokers demand one. For ssl.
+      key: PEM file with the key of `certificate`, unless that file contains it.
+      username: The user who authenticates. For sasl.
+      password: The user's password.
+      password_file: A file whose first line is the password.
+      mechanism: "SCRAM-SHA-512", "SCRAM-SHA-256" or "PLAIN".
+
+    Raises:
+      ConfigError: An option has a wrong value, or options do not fit together.
     """
 
     name: ClassVar[str] = "kafka"
@@ -111,30 +102,31 @@ class KafkaTransport(Transport):
         mechanism: str = "SCRAM-SHA-512",
     ) -> None:
         if not valid_stream_name(prefix) or len(prefix) > 40:
-            raise LocalError(f"a prefix is 1 to 40 of A-Z a-z 0-9 . _ -, not {prefix!r:.100}")
-        self._prefix = prefix
+            raise ConfigError(f"a prefix is 1 to 40 of A-Z a-z 0-9 . _ -, not {prefix!r:.100}")
+        self._names = TopicNames(prefix)
         self._replication_factor = replication_factor
         self._max_frame = max_frame
         self._log_throttle = LogThrottle()
-        self._kafkas = Kafkas(
-            Security.of(
-                security,
-                ca_file=ca_file,
-                certificate=certificate,
-                key=key,
-                username=username,
-                password=password,
-                password_file=password_file,
-                mechanism=mechanism,
-            )
+        self._security = Security.of(
+            security,
+            ca_file=ca_file,
+            certificate=certificate,
+            key=key,
+            username=username,
+            password=password,
+            password_file=password_file,
+            mechanism=mechanism,
         )
+        self._nursery: trio.Nursery | None = None
+        self._clients: dict[str, SharedClient] = {}
+        self._opening: defaultdict[str, trio.Lock] = defaultdict(trio.Lock)
 
     @classmethod
     def parse_address(cls, address: str) -> AddressParts:
         """Return the name as path, and host and port if there is one broker."""
-        at = _At.parse(address)
+        at = Address.parse(address)
         if not at.name:
-            raise ConfigError(f"expected HOST:PORT/NAME, such as 127.0.0.1:9092/alice; this is {address!r:.300}")
+            raise ConfigError(f"expected HOST:PORT/NAME, such as 127.0.0.1:9092/alice, got {address!r:.300}")
         brokers = parse_addresses(at.bootstrap)
         return AddressParts(*brokers[0], at.name) if len(brokers) == 1 else AddressParts(path=address)
 
@@ -143,45 +135,86 @@ class KafkaTransport(Transport):
         """Return who observes the bytes: the brokers, and without TLS the network too."""
         return exposure_of(options)
 
-    async def connect(self, peer: str) -> Link:
-        """Meet whoever listens at the place; ConnectionLost if nobody does, or Kafka does not let us."""
-        at = _At.parse(peer)
-        if not at.name:
-            raise LocalError(
-                f"expected HOST:PORT[,HOST:PORT…]/NAME, as the listener has reported it, this is {peer!r:.300}"
-            )
-        shared = await self._kafkas.use(at.bootstrap)
-        try:
-            with trio.fail_after(CONNECT_SECONDS):
-                return await self._dial(shared, at)
-        except trio.TooSlowError:
-            msg = f"nobody answers at kafka:{at} within {CONNECT_SECONDS:g} s: has the node that listened there died?"
-            raise ConnectionLost(msg) from None
-        except StoreError as error:
-            msg = f"can't connect to kafka:{at}: {error}"
-            raise ConnectionLost(msg) from error
-        finally:
-            await shared.release()
+    def open(self, nursery: trio.Nursery) -> "KafkaTransport":
+        """Return the transport for one node.
 
-    async def _dial(self, shared: SharedKafka, at: _At) -> Link:
-        bridge, endpoint = shared.bridge, self._endpoint(at)
-        if not await bridge.describe([endpoint]):
-            msg = f"nobody listens at kafka:{at}: start the node that should"
-            raise ConnectionLost(msg)
-        link_id = fresh_id()
-        there, back = self._topics(link_id)
-        await bridge.create_topics(
-            [there, back], replication_factor=self._replication_factor, settings=_SETTINGS, keep=False
+        Args:
+          nursery: Holds the Kafka clients of the node, and the tasks of their links. It may take 2 s to end: closed links wait until
+              Kafka has confirmed their last records.
+        """
+        opened = copy(self)
+        opened._nursery = nursery  # noqa: SLF001 - the same class
+        opened._clients = {}  # noqa: SLF001
+        opened._opening = defaultdict(trio.Lock)  # noqa: SLF001
+        return opened
+
+    @asynccontextmanager
+    async def _client(self, bootstrap: str) -> AsyncIterator[SharedClient]:
+        """Keep the client for these brokers open for the length of a block."""
+        if self._nursery is None:
+            raise LocalError(
+                "this transport is not open: give it to open_node, or connect by what open(nursery) returns"
+            )
+        async with AsyncExitStack() as stack:
+            async with self._opening[bootstrap]:
+                shared = self._clients.get(bootstrap)
+                if shared is None:
+                    shared = await self._nursery.start(self._run_client, bootstrap)
+                await stack.enter_async_context(shared.in_use())
+            yield shared
+
+    async def _run_client(self, bootstrap: str, *, task_status: trio.TaskStatus[SharedClient]) -> None:
+        async with open_kafka_client(bootstrap, self._security) as client, trio.open_nursery() as nursery:
+            shared = self._clients[bootstrap] = SharedClient(client, nursery)
+            try:
+                task_status.started(shared)
+                await shared.run()
+            finally:
+                del self._clients[bootstrap]
+
+    async def connect(self, peer: str) -> Link:
+        """Connect to the node that listens at an endpoint.
+
+        Args:
+          peer: HOST:PORT[,HOST:PORT…]/NAME.
+
+        Returns:
+          The link, once the listener has answered.
+
+        Raises:
+          ConnectionLost: No node listens there, or Kafka does not answer or refuses.
+          ConfigError: The address has another form.
+
+        If cancelled, no link stays open, and its topics are deleted.
+        """
+        address = Address.parse(peer)
+        if not address.name:
+            raise ConfigError(f"expected HOST:PORT[,HOST:PORT…]/NAME, as the listener reported it, got {peer!r:.300}")
+        async with self._client(address.bootstrap) as shared:
+            try:
+                with trio.fail_after(CONNECT_SECONDS):
+                    return await self._dial(shared, address)
+            except trio.TooSlowError:
+                raise ConnectionLost(
+                    f"no answer from kafka:{address} within {CONNECT_SECONDS:g} s: is the node that listened there dead?"
+                ) from None
+            except StoreError as error:
+                raise ConnectionLost(f"can't connect to kafka:{address}: {error}") from error
+
+    async def _dial(self, shared: SharedClient, address: Address) -> Link:
+        client, endpoint = shared.client, self._names.of_endpoint(address.name)
+        if not await client.admin.describe_topics([endpoint]):
+            raise ConnectionLost(f"no node listens at kafka:{address}: start the one that should")
+        await client.producer.load_metadata(endpoint)
+        link_id = new_id()
+        to_listener, to_dialer = self._names.of_link(link_id)
+        await client.admin.create_topics(
+            to_listener, to_dialer, replication_factor=self._replication_factor, settings=LINK_SETTINGS, keep=False
         )
-        link = KafkaLink(shared, peer=f"kafka:{at}", reads=back, writes=there, max_frame=self._max_frame)
-        try:
-            await bridge.introduce(endpoint)
-            await link.open()
-            await shared.write(endpoint, Invitation(Word.DIAL, link_id).encoded())
-            await link.greeted()
-        except BaseException:  # whatever ends it, cancellation too: nothing stays open
-            await link.aclose()
-            raise
+        link = open_link(
+            shared, peer=f"kafka:{address}", reads=to_dialer, writes=to_listener, max_frame=self._max_frame
+        )
+        await link.greet(partial(shared.write, endpoint, Announcement(AnnouncementKind.DIAL, link_id).encode()))
         return link
 
     async def serve(
@@ -191,190 +224,30 @@ class KafkaTransport(Transport):
         *,
         task_status: trio.TaskStatus[str] = trio.TASK_STATUS_IGNORED,
     ) -> Never:
-        """Listen at HOST:PORT[,HOST:PORT…][/NAME], without a name at one that nobody has; LocalError if that is not possible."""
-        endpoint = _At.parse(at)
-        endpoint = attrs.evolve(endpoint, name=endpoint.name or fresh_id())
-        try:
-            shared = await self._kafkas.use(endpoint.bootstrap)
-        except ConnectionLost as error:
-            raise LocalError(f"can't listen at kafka:{at}: {error}") from error
-        topic = self._endpoint(endpoint)
-        if topic in shared.endpoints:
-            await shared.release()
-            raise taken(f"kafka:{endpoint}")
-        shared.endpoints.add(topic)
-        try:
-            async with self._held(shared, Endpoint(shared, topic, f"kafka:{endpoint}")) as hold:
-                await self._listen(shared, hold, accept, task_status=task_status, bound=str(endpoint))
-        finally:
-            shared.endpoints.discard(topic)
-            await shared.release()
+        """Listen at an endpoint.
 
-    async def _listen(
-        self,
-        shared: SharedKafka,
-        hold: Endpoint,
-        accept: Callable[[Link], Awaitable[None]],
-        *,
-        task_status: trio.TaskStatus[str],
-        bound: str,
-    ) -> Never:
-        """Greet who dials whenever the place is ours, for good."""
-        greeting = trio.Semaphore(MAX_GREETING)
-        async with trio.open_nursery() as nursery:
+        Args:
+          at: HOST:PORT[,HOST:PORT…]/NAME. Without a name, the listener takes a new one.
+          accept: Runs in a task of its own for each link.
+          task_status: `started` reports the address, with the name.
 
-            async def greet() -> Never:
-                while True:
-                    for link_id in await self._there(shared, await hold.dialled()):
-                        nursery.start_soon(self._greet, shared, hold.shown, link_id, greeting, accept)
+        Raises:
+          ConfigError: Another node listens there, the address has another form, or Kafka does not answer or refuses.
 
-            nursery.start_soon(self._sweep, shared)
-            task_status.started(bound)
-            while True:
-                async with trio.open_nursery() as holding:
-                    holding.start_soon(greet)
-                    why = await hold.keep()
-                    holding.cancel_scope.cancel()
-                if self._log_throttle.is_due(hold.topic, trio.current_time()):
-                    log.warning("%s is lost, and will be claimed again: %s", hold.shown, sanitize(why))
-                await self._claim_again(shared, hold)
-
-    async def _there(self, shared: SharedKafka, ids: Sequence[str]) -> Sequence[str]:
-        """Those of the ids under which somebody has made both topics, and no link of ours was."""
-        wanted = {link_id: self._topics(link_id) for link_id in ids if not shared.has_read(self._topics(link_id)[0])}
-        try:
-            found = await shared.bridge.describe([topic for both in wanted.values() for topic in both])
-        except StoreError as error:
-            if self._log_throttle.is_due("describe", trio.current_time()):
-                log.warning("refused %d links: %s", len(wanted), sanitize(error))
-            return ()
-        return [link_id for link_id, both in wanted.items() if found.keys() >= set(both)]
-
-    async def _claim_again(self, shared: SharedKafka, endpoint: Endpoint) -> None:
-        """Take a place that was lost, as soon as it is free."""
-        seconds = AGAIN_SECONDS
-        while True:
-            await trio.sleep(seconds)
-            seconds = min(2 * seconds, AGAIN_SECONDS_MOST)
+        If cancelled, the endpoint is free for the next listener.
+        """
+        address = Address.parse(at)
+        address = attrs.evolve(address, name=address.name or new_id())
+        topic, text = self._names.of_endpoint(address.name), f"kafka:{address}"
+        async with AsyncExitStack() as stack:
             try:
-                await self._claim(shared, endpoint)
-            except (StoreError, LocalError, trio.TooSlowError):
-                endpoint.lose()  # somebody else answers, or Kafka does not
-            else:
-                return
-
-    async def _claim(self, shared: SharedKafka, endpoint: Endpoint) -> None:
-        """Make the place's topic unless it exists, and take it; LocalError if somebody else has it, StoreError or TooSlowError if Kafka lets us not."""
-        bridge, topic = shared.bridge, endpoint.topic
-        endpoint.mine = False
-        with trio.fail_after(CONNECT_SECONDS):
-            while not endpoint.mine:
-                # What was made remains only if this block is left in the ordinary way, in which `mine` says what is to be done.
-                endpoint.mine = await bridge.create_topics(
-                    [topic], replication_factor=self._replication_factor, settings=endpoints.SETTINGS, keep=False
-                )
-                before = await bridge.describe([topic])
-                await bridge.introduce(topic)
-                await endpoint.claim(fresh=endpoint.mine)
-                # Whoever had it may have deleted it meanwhile.
-                endpoint.mine = bool(before) and await bridge.describe([topic]) == before
-
-    @asynccontextmanager
-    async def _held(self, shared: SharedKafka, endpoint: Endpoint) -> AsyncIterator[Endpoint]:
-        """The place, claimed, for the length of a block, and then free again."""
-        bridge, topic = shared.bridge, endpoint.topic
-        try:
-            try:
-                await self._claim(shared, endpoint)
-            except (StoreError, trio.TooSlowError) as error:
-                raise LocalError(
-                    f"can't listen at {endpoint.shown}: {str(error) or 'Kafka does not answer'}"
-                ) from error
-            yield endpoint
-        finally:
-            endpoint.leave()
-            if endpoint.mine and not endpoint.is_lost:
-                deleted: Slot[None] = bridge.delete_topics([topic])
-                with trio.CancelScope(shield=True), trio.move_on_after(FREE_SECONDS), suppress(StoreError):
-                    await deleted.answer()
-                    while await bridge.describe([topic]):
-                        pass  # the broker that was asked has not heard of it yet; each time is a round trip
-
-    async def _greet(
-        self,
-        shared: SharedKafka,
-        endpoint: str,
-        link_id: str,
-        greeting: trio.Semaphore,
-        accept: Callable[[Link], Awaitable[None]],
-    ) -> None:
-        """Answer one who would talk, and hand the link over."""
-        there, back = self._topics(link_id)
-        try:
-            greeting.acquire_nowait()
-        except trio.WouldBlock:
-            if self._log_throttle.is_due("greeting", trio.current_time()):
-                log.warning("refused links at %s: %d others have not greeted", endpoint, MAX_GREETING)
-            return
-        try:
-            if shared.has_read(there):
-                return  # said twice: a second reader would do all again that was sent
-            link = KafkaLink(shared, peer=f"{endpoint}:{link_id}", reads=there, writes=back, max_frame=self._max_frame)
-            try:
-                with trio.fail_after(CONNECT_SECONDS):
-                    await link.open()
-                    await link.greeted()
-            except BaseException:  # whatever ends it, cancellation too: nothing stays open
-                await link.aclose()
-                raise
-        except (RemoteError, StoreError, trio.TooSlowError) as error:
-            log.info("refused a link at %s: %s", endpoint, sanitize(str(error) or "no greeting in time"))
-            return
-        finally:
-            greeting.release()
-        await accept(link)
-
-    async def _sweep(self, shared: SharedKafka) -> None:
-        """Delete, now and again, topics in which nobody has spoken for so long that whoever made them is dead."""
-        while True:
-            with suppress(StoreError):  # it is tried again
-                await self._sweep_once(shared)
-            await trio.sleep(endpoints.SWEEP_SECONDS)
-
-    async def _sweep_once(self, shared: SharedKafka) -> None:
-        bridge, before = shared.bridge, int((time.time() - LEFTOVER_SECONDS) * 1000)
-        names = [name for name in await bridge.topics(self._prefix) if self._may_be_left(name, before)]
-        for start in range(0, len(names), SWEPT_AT_ONCE):
-            some = names[start : start + SWEPT_AT_ONCE]
-            written = await bridge.last_written(some)
-            # A place without a record is one that somebody is about to claim.
-            if left := [name for name in some if written.get(name, before if self._is_place(name) else 0) < before]:
-                log.info("deleting %d topics that programs which have died left in Kafka", len(left))
-                bridge.delete_topics(left)
-
-    def _may_be_left(self, name: str, before: int) -> bool:
-        # The id of a link tells when it was made.
-        link_id, _, way = name.removeprefix(self._prefix).partition("-")
-        return self._is_place(name) or (way in _WAYS and len(link_id) == 32 and _hex(link_id[:12]) < before)
-
-    def _is_place(self, name: str) -> bool:
-        return name.startswith(f"{self._prefix}{_PLACE}")
-
-    def _endpoint(self, at: _At) -> str:
-        return f"{self._prefix}{_PLACE}{at.name}"
-
-    def _topics(self, link_id: str) -> tuple[str, str]:
-        there, back = (f"{self._prefix}{link_id}-{way}" for way in _WAYS)
-        return there, back
-
-
-_PLACE = "at-"
-#: From who connected to who listens, and back.
-_WAYS = ("there", "back")
-
-
-def _hex(text: str) -> int:
-    try:
-        return int(text, 16)
-    except ValueError:
-        return 1 << 48
+                shared = await stack.enter_async_context(self._client(address.bootstrap))
+            except ConnectionLost as error:
+                raise ConfigError(f"can't listen at kafka:{at}: {error}") from error
+            if topic in shared.endpoints:
+                raise taken(text)
+            shared.endpoints.add(topic)
+            stack.callback(shared.endpoints.discard, topic)
+            claim = Claim(shared, topic, text, replication_factor=self._replication_factor)
+            listener = Listener(shared, claim, self._names, max_frame=self._max_frame, log_throttle=self._log_throttle)
+            await listener.serve(accept, partial(task_status.started, str(address)))

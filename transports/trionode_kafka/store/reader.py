@@ -1,4 +1,4 @@
-"""Reading streams: what is at the end of a topic is followed for all who wait there, what is behind it is fetched ahead of each reader."""
+"""Reading streams: the end of a topic is followed for all readers that wait there, and older records are fetched for each reader."""
 
 import contextlib
 import time
@@ -8,72 +8,84 @@ from collections.abc import Sequence
 import attrs
 import trio
 
-from trionode.plugins import Record, StoreError, UnknownStreamError, fitting
-from trionode_kafka.client import AwayError, Bridge, Fetched
-from trionode_kafka.store.deduplicator import Seen, look_back
-from trionode_kafka.store.retry import Pause
-from trionode_kafka.store.streams import Stream, Streams
+from trionode.plugins import Backoff, Record, StoreError, fitting
+from trionode_kafka.client import BrokerUnavailableError, FetchedRecord, FetchResult, KafkaClient
+from trionode_kafka.store.deduplicator import Deduplicator, deduplicator_at
+from trionode_kafka.store.streams import RETRY_SECONDS, Stream, Streams
 
-#: Bytes of records kept for the readers at the end of one stream, two pull answers; who falls behind them reads from the broker again.
-TAIL_BYTES = 128 << 10
-#: Bytes of records fetched for readers behind the end and not asked for yet, over all streams.
-AHEAD_BYTES = 16 << 20
-#: Readers behind the end whose place is kept, each with what is known of the producers before it.
-MAX_PLACES = 1024
-#: Seconds without a reader after which a stream's end is no longer followed; more than a long poll's pause, less than a reader's absence.
+#: Bytes of records kept at the end of one stream, two pull answers; a reader that falls behind them reads from the broker again.
+END_BYTES = 128 << 10
+#: Bytes of records that were fetched and not read yet, over all streams and readers.
+PREFETCHED_BYTES = 16 << 20
+#: Readers behind the end whose cursor is kept, each with what is known of the producers before it.
+MAX_CURSORS = 1024
+#: Seconds without a reader after which a topic is not followed any more: longer than the pause of a long poll, shorter than an absence.
 IDLE_SECONDS = 15.0
 
 
 @attrs.define(eq=False)
-class _Place:
-    """Records fetched ahead for a reader that is at `index`, and what is known of the producers before `end`; None if a tail has that."""
+class _Cursor:
+    """The records that were fetched for the reader that is at `index`. Without a deduplicator, the followed end has it."""
 
     index: int
     end: int
-    seen: Seen | None
+    deduplicator: Deduplicator | None
     records: deque[Record] = attrs.field(factory=deque)
     size: int = 0
 
+    def add(self, result: FetchResult) -> None:
+        """Add records, except copies and those before the reader."""
+        assert self.deduplicator is not None
+        for record in result.records:
+            if self.deduplicator.is_new(record) and record.offset >= self.index:
+                self.records.append(Record(record.offset, record.value))
+                self.size += self.records[-1].size
+        self.end = result.records[-1].offset + 1
+
+    def take(self, *, limit: int, max_bytes: int) -> Sequence[Record]:
+        """Remove the records that fit into one answer, and advance."""
+        taken = fitting(self.records, limit=limit, max_bytes=max_bytes)
+        for record in taken:
+            self.records.popleft()
+            self.size -= record.size
+        self.index = taken[-1].index + 1 if taken else self.end
+        return taken
+
 
 @attrs.define(eq=False)
-class _Tail:
-    """The newest records of a followed topic: none from `start` to `end` is missing, but for copies."""
+class _FollowedEnd:
+    """The newest records of a followed topic: all from `start` to below `end`, except copies."""
 
     start: int
     end: int
-    seen: Seen
-    used: float
+    deduplicator: Deduplicator
+    used_at: float
     records: deque[Record] = attrs.field(factory=deque)
     size: int = 0
     readers: int = 0
     error: StoreError | None = None
-    news: trio.Event = attrs.field(factory=trio.Event)
+    changed: trio.lowlevel.ParkingLot = attrs.field(factory=trio.lowlevel.ParkingLot)
 
-    def arrive(self, answer: Sequence[Fetched] | StoreError) -> None:
-        """Take the next records, drop the oldest beyond TAIL_BYTES, and wake the readers."""
-        if isinstance(answer, StoreError):
-            self.error = answer
+    def on_records(self, records: Sequence[FetchedRecord] | StoreError) -> None:
+        """Add the next records, drop the oldest beyond END_BYTES, and wake the readers."""
+        if isinstance(records, StoreError):
+            self.error = records
         else:
-            for fetched in answer:
-                if fetched.offset >= self.end and self.seen.first_time(fetched):
-                    record = Record(fetched.offset, fetched.value)
-                    self.records.append(record)
-                    self.size += record.size
-            self.end = max(self.end, answer[-1].offset + 1)
-            while self.size > TAIL_BYTES and len(self.records) > 1:
+            for record in records:
+                if record.offset >= self.end and self.deduplicator.is_new(record):
+                    self.records.append(Record(record.offset, record.value))
+                    self.size += self.records[-1].size
+            self.end = max(self.end, records[-1].offset + 1)
+            while self.size > END_BYTES and len(self.records) > 1:
                 oldest = self.records.popleft()
                 self.size -= oldest.size
                 self.start = oldest.index + 1
-        self.news.set()
-        self.news = trio.Event()
+        self.changed.unpark_all()
 
     def since(self, index: int) -> list[Record]:
-        """What is here from an index on."""
-        if not self.records or index > self.records[-1].index:
-            return []
-        if index <= self.records[0].index:
-            return list(self.records)
+        """Return the records from an index on."""
         newer: list[Record] = []
+        # A reader is near the end, so this is short.
         for record in reversed(self.records):
             if record.index < index:
                 break
@@ -82,140 +94,131 @@ class _Tail:
         return newer
 
 
-class Reading:
-    """All readers: the tails of the topics that are followed, and the places of those behind the end, least recently used first."""
+class Reader:
+    """Serves all readers. Cursors of readers behind the end are kept least recently used first."""
 
-    def __init__(self, bridge: Bridge, streams: Streams) -> None:
-        self._bridge = bridge
+    def __init__(self, client: KafkaClient, streams: Streams) -> None:
+        self._client = client
         self._streams = streams
-        self._tails: dict[Stream, _Tail] = {}
-        self._places: OrderedDict[tuple[Stream, int], _Place] = OrderedDict()
-        self._ahead = 0
-        streams.when_closed.append(self._let_go)
+        self._followed: dict[Stream, _FollowedEnd] = {}
+        self._cursors: OrderedDict[tuple[Stream, int], _Cursor] = OrderedDict()
+        self._prefetched = 0
+        streams.on_close.append(self._close_stream)
 
-    async def read(self, stream: str, index: int, *, limit: int, max_bytes: int) -> Sequence[Record]:
-        """Wait for records from an index on; waits while the broker is away."""
-        pause = Pause()
+    async def read(self, name: str, index: int, *, limit: int, max_bytes: int) -> Sequence[Record]:
+        """Wait for records from an index on, also while the broker is away."""
+        backoff = Backoff(*RETRY_SECONDS)
         while True:
             try:
-                there = await self._streams.find(stream)
-                tail = self._tails.get(there)
-                if tail is not None and tail.start <= index:
-                    records = await self._at_the_end(there, tail, index)
+                stream = await self._streams.find(name)
+                followed = self._followed.get(stream)
+                if followed is not None and followed.start <= index:
+                    records = await self._read_end(stream, followed, index)
                 else:
-                    records = await self._behind(there, index, limit=limit, max_bytes=max_bytes)
-            except AwayError:
-                # Also what one gets who asks for a topic that was deleted.
-                known = self._streams.get(stream)
-                if known is not None:
-                    with contextlib.suppress(AwayError):
+                    records = await self._read_behind(stream, index, limit=limit, max_bytes=max_bytes)
+            except BrokerUnavailableError:
+                # Kafka also answers so for a topic that was deleted.
+                if (known := self._streams.get(name)) is not None:
+                    with contextlib.suppress(BrokerUnavailableError):
                         await self._streams.check([known])
-                await pause.wait()
+                await trio.sleep(backoff.failed())
             else:
                 if records:
                     return fitting(records, limit=limit, max_bytes=max_bytes)
 
-    async def _at_the_end(self, stream: Stream, tail: _Tail, index: int) -> Sequence[Record]:
-        """What there is in a followed topic, once there is anything; nothing if the reader has to look elsewhere."""
-        tail.readers += 1
+    async def _read_end(self, stream: Stream, followed: _FollowedEnd, index: int) -> Sequence[Record]:
+        """Wait for records at the end; returns none if the reader has to read elsewhere."""
+        followed.readers += 1
         try:
-            while self._tails.get(stream) is tail and tail.start <= index:
-                if tail.error is not None:
-                    self._close_tail(stream)
-                    raise tail.error
-                records = tail.since(index)
-                if records:
+            while self._followed.get(stream) is followed and followed.start <= index:
+                if followed.error is not None:
+                    self._unfollow(stream)
+                    raise followed.error
+                if records := followed.since(index):
                     return records
-                await tail.news.wait()
+                await followed.changed.park()
             return ()
         finally:
-            tail.readers -= 1
-            tail.used = trio.current_time()
+            followed.readers -= 1
+            followed.used_at = trio.current_time()
 
-    async def _behind(self, stream: Stream, index: int, *, limit: int, max_bytes: int) -> Sequence[Record]:
-        """Records behind the end, fetched ahead of their reader; nothing if it is at the end, which is then followed."""
-        place = self._places.pop((stream, index), None)
-        if place is not None:
-            self._ahead -= place.size
-        if place is None or not place.records:
-            place = await self._fetch(stream, index, place)
-        if place is None:
-            return ()
-        taken = fitting(place.records, limit=limit, max_bytes=max_bytes)
-        for record in taken:
-            place.records.popleft()
-            place.size -= record.size
-        place.index = taken[-1].index + 1 if taken else place.end
-        if place.records or place.seen is not None:
-            self._places[stream, place.index] = place
-            self._ahead += place.size
-        while self._ahead > AHEAD_BYTES or len(self._places) > MAX_PLACES:
-            _, oldest = self._places.popitem(last=False)
-            self._ahead -= oldest.size
+    async def _read_behind(self, stream: Stream, index: int, *, limit: int, max_bytes: int) -> Sequence[Record]:
+        """Return records behind the end; returns none at the end, which is followed then."""
+        cursor = self._cursors.pop((stream, index), None)
+        if cursor is not None:
+            self._prefetched -= cursor.size
+        if cursor is None or not cursor.records:
+            cursor = await self._fetch(stream, index, cursor)
+            if cursor is None:
+                return ()
+        taken = cursor.take(limit=limit, max_bytes=max_bytes)
+        if cursor.records or cursor.deduplicator is not None:
+            self._cursors[stream, cursor.index] = cursor
+            self._prefetched += cursor.size
+        while self._prefetched > PREFETCHED_BYTES or len(self._cursors) > MAX_CURSORS:
+            _, oldest = self._cursors.popitem(last=False)
+            self._prefetched -= oldest.size
         return taken
 
-    async def _fetch(self, stream: Stream, index: int, place: _Place | None) -> _Place | None:
-        """Go on at a place, or find one for an index; None at the end, which is followed then."""
-        if place is None or place.seen is None:
-            # The end first: what is there then is above a first offset that is asked for later.
-            end = await self._bridge.end_offset(stream.topic)
-            first = await self._bridge.first_offset(stream.topic)
+    async def _fetch(self, stream: Stream, index: int, cursor: _Cursor | None) -> _Cursor | None:
+        """Fetch records for a cursor, or for a new one; returns None at the end, which is followed then."""
+        if cursor is None or cursor.deduplicator is None:
+            # The end before the first offset: retention may delete records in between.
+            end = await self._client.admin.end_offset(stream.topic)
+            first = await self._client.admin.first_offset(stream.topic)
             if index < first:
                 raise StoreError(
                     f"the records of {stream.name} below {first} are gone: its topic's retention removed them"
                 )
             at = min(index, end)
-            page = await self._bridge.fetch(stream.topic, at) if at < end else None
-            timestamp = int(time.time() * 1000) if page is None else page.records[0].timestamp
-            place = _Place(at, at, await look_back(self._bridge, stream.topic, first, at, timestamp))
+            result = await self._client.fetcher.fetch(stream.topic, at) if at < end else None
+            timestamp = int(time.time() * 1000) if result is None else result.records[0].timestamp
+            deduplicator = await deduplicator_at(self._client, stream.topic, first, at, timestamp)
+            cursor = _Cursor(index, at, deduplicator)
         else:
-            page = await self._bridge.fetch(stream.topic, place.end)
-        assert place.seen is not None
-        if page is not None:
-            for record in page.records:
-                if place.seen.first_time(record) and record.offset >= index:
-                    place.records.append(Record(record.offset, record.value))
-                    place.size += place.records[-1].size
-            place.end = page.records[-1].offset + 1
-        if page is None or place.end >= page.end:
-            # At the end, as of then. The tail goes on from here, with what is known of the producers.
-            tail = self._tails.get(stream)
-            if tail is None or (tail.start > place.end and not tail.readers):
-                self._open_tail(stream, place.end, place.seen)
-            place.seen = None
-            if not place.records:
+            result = await self._client.fetcher.fetch(stream.topic, cursor.end)
+        if result is not None:
+            cursor.add(result)
+        if result is None or cursor.end >= result.end:
+            # The cursor is at the end as of then. The followed end continues from here, with the same deduplicator.
+            assert cursor.deduplicator is not None
+            followed = self._followed.get(stream)
+            if followed is None or (followed.start > cursor.end and not followed.readers):
+                self._follow(stream, cursor.end, cursor.deduplicator)
+            cursor.deduplicator = None
+            if not cursor.records:
                 return None
-        return place
+        return cursor
 
-    def _open_tail(self, stream: Stream, at: int, seen: Seen) -> None:
-        if stream.gone:
+    def _follow(self, stream: Stream, at: int, deduplicator: Deduplicator) -> None:
+        if stream.deleted:
             return
-        if stream in self._tails:
-            self._bridge.unfollow(stream.topic)
-        tail = self._tails[stream] = _Tail(at, at, seen, trio.current_time())
-        self._bridge.follow(stream.topic, at, tail.arrive)
+        if stream in self._followed:
+            self._client.follower.unfollow(stream.topic)
+        followed = self._followed[stream] = _FollowedEnd(at, at, deduplicator, trio.current_time())
+        self._client.follower.follow(stream.topic, at, followed.on_records)
 
-    def _close_tail(self, stream: Stream) -> _Tail | None:
-        tail = self._tails.pop(stream, None)
-        if tail is not None:
-            self._bridge.unfollow(stream.topic)
-        return tail
+    def _unfollow(self, stream: Stream) -> _FollowedEnd | None:
+        followed = self._followed.pop(stream, None)
+        if followed is not None:
+            self._client.follower.unfollow(stream.topic)
+        return followed
 
     def close_idle(self) -> None:
-        """Follow no longer what nobody reads."""
+        """Stop following the topics that have no readers."""
         now = trio.current_time()
-        for stream, tail in list(self._tails.items()):
-            if not tail.readers and (now - tail.used > IDLE_SECONDS or tail.error):
-                self._close_tail(stream)
+        for stream, followed in list(self._followed.items()):
+            if not followed.readers and (now - followed.used_at > IDLE_SECONDS or followed.error):
+                self._unfollow(stream)
 
-    def under_way(self, stream: Stream) -> bool:
+    def is_used(self, stream: Stream) -> bool:
         """Whether readers wait at the end of this stream."""
-        tail = self._tails.get(stream)
-        return tail is not None and tail.readers > 0
+        followed = self._followed.get(stream)
+        return followed is not None and followed.readers > 0
 
-    def _let_go(self, stream: Stream) -> None:
-        tail = self._close_tail(stream)
-        if tail is not None:
-            tail.arrive(UnknownStreamError(f"the stream {stream.name} was deleted"))
-        for key in [key for key in self._places if key[0] is stream]:
-            self._ahead -= self._places.pop(key).size
+    def _close_stream(self, stream: Stream) -> None:
+        followed = self._unfollow(stream)
+        if followed is not None:
+            followed.on_records(stream.error())
+        for key in [key for key in self._cursors if key[0] is stream]:
+            self._prefetched -= self._cursors.pop(key).size

@@ -1,13 +1,14 @@
-"""A stream store in Kafka: one topic a stream, its offsets the indexes, each push pulled exactly once across restarts and hubs.
+"""A stream store in Kafka: one topic for each stream, offsets as indexes, each push pulled exactly once across restarts and hubs.
 
-A record's value is the message and nothing else; the headers `producer` and `request_id` name the push (spec §11.3). A hub keeps no
-state that Kafka does not have, so any number of hubs may share one Kafka. Two things together make a push appear once:
+A record's value is the message and nothing else. The headers `producer` and `request_id` name the push (spec §11.3). A hub has no state
+that Kafka does not have, so any number of hubs may share one Kafka. Two rules together make a push appear once:
 
-- Before a hub stores, it knows what every producer stored last, by reading the topic: back to a producer's birth when it is new to it,
-  and again whatever others added since when its knowledge is older than KNOWN_SECONDS.
-- What slips through (two hubs that store the same push at the same time, a hub that was frozen between knowing and storing) lies within
-  LOOK_BACK_SECONDS of its first copy: a record carries the time at which its hub knew, and the broker refuses records that are older than
-  OUTAGE_SECONDS (`message.timestamp.before.max.ms`). Readers drop, in log order, a UUIDv7 producer's record whose id is not above its last.
+- Before a hub stores a push, it knows what the push's producer stored last, by reading the topic: back to the producer's birth if it does
+  not know the producer, and what others added since if its knowledge is older than KNOWN_SECONDS.
+- Two cases remain: two hubs store the same push at the same time, or a hub is suspended between knowing and storing. Such a copy is within
+  LOOK_BACK_SECONDS of the first one, because a record carries the time at which its hub knew, and the broker refuses records that are
+  older than OUTAGE_SECONDS (`message.timestamp.before.max.ms`). Readers drop, in order, a record of a UUIDv7 producer whose id is not above
+  the producer's last.
 """
 
 import contextlib
@@ -16,8 +17,8 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 import trio
 
 from trionode.plugins import (
+    ConfigError,
     FinalError,
-    LocalError,
     Position,
     Push,
     Record,
@@ -27,65 +28,65 @@ from trionode.plugins import (
     valid_stream_name,
     with_store_info,
 )
-from trionode_kafka.client import Bridge, open_bridge, parse_addresses
-from trionode_kafka.client.security import Security, exposure_of
+from trionode_kafka.client import KafkaClient, Security, exposure_of, open_kafka_client, parse_addresses
 from trionode_kafka.store.owners import Owners
-from trionode_kafka.store.reader import Reading
+from trionode_kafka.store.reader import Reader
 from trionode_kafka.store.streams import OWNERS, Streams
-from trionode_kafka.store.writer import Pushing
+from trionode_kafka.store.writer import Writer
 
-#: Seconds between two looks whether the topics in use still exist: Kafka itself answers nothing to whoever reads a deleted one.
-WATCH_SECONDS = 1.0
-#: Topics of one such look.
-WATCHED_AT_ONCE = 500
+#: Seconds between two checks whether the topics in use still exist: Kafka answers nothing to a reader of a deleted topic.
+CHECK_SECONDS = 1.0
+#: Topics in one check.
+CHECKED_AT_ONCE = 500
 #: The largest offset that Kafka has.
 MAX_OFFSET = (1 << 63) - 1
 
 
 class KafkaStore:
-    """The store that `open_kafka_store` opens; see `trionode.stream.store.base.StreamStore` for what its methods promise.
+    """The store that `open_kafka_store` opens. `StreamStore` documents its methods.
 
-    While the broker is away, `append` and `read` wait, whatever else raises StoreError after some seconds. Reading below the first index
-    that retention has left raises StoreError, and reading a deleted stream raises UnknownStreamError, so that neither looks like an empty
-    stream. Positions are committed offsets of the group `<prefix><client id>`: the broker forgets those of clients that are away for
+    While the broker is away, `append` and `read` wait, and the other methods raise StoreError after some seconds. `read` below the first
+    index that retention has left raises StoreError, and `read` of a deleted stream raises UnknownStreamError, so that neither looks like an
+    empty stream. Positions are committed offsets of the group `<prefix><client id>`. The broker forgets them when the client is away for
     `offsets.retention.minutes` (7 days).
     """
 
-    def __init__(self, bridge: Bridge, nursery: trio.Nursery, *, prefix: str, replication_factor: int) -> None:
-        self._bridge = bridge
+    def __init__(self, client: KafkaClient, nursery: trio.Nursery, *, prefix: str, replication_factor: int) -> None:
+        self._client = client
         self._prefix = prefix
-        self._streams = Streams(bridge, prefix=prefix, replication_factor=replication_factor)
-        self._pushing = Pushing(bridge, nursery, self._streams)
-        self._reading = Reading(bridge, self._streams)
-        self._owners = Owners(bridge, self._pushing.write, topic=prefix + OWNERS, replication_factor=replication_factor)
-        # Positions not saved yet.
+        self._streams = Streams(client, prefix=prefix, replication_factor=replication_factor)
+        self._writer = Writer(client, nursery, self._streams)
+        self._reader = Reader(client, self._streams)
+        self._owners = Owners(client, self._writer.write, topic=prefix + OWNERS, replication_factor=replication_factor)
         self._unsaved: dict[str, dict[str, int]] = {}
         self._saving = trio.Lock()
+        nursery.start_soon(self._writer.replace_producers)
+        nursery.start_soon(self._check_streams)
 
     async def create(self, stream: str, owner: str = "") -> str:
-        """Make the topic unless it exists; the owner that stands first in the topic of owners."""
+        """Create the stream's topic, unless it exists. Returns its owner: the first one in the topic of owners."""
         if stream == OWNERS or not valid_stream_name(stream):
             raise FinalError(f"no stream can be named {stream!r:.100}")
         first = self._owners.get(stream)
         if first is None or self._streams.get(stream) is None:
             first = await self._owners.claim(stream, owner)
-            await self._streams.make(stream)
+            await self._streams.create(stream)
         return first
 
     async def append(self, pushes: Sequence[Push]) -> Sequence[Stored | StoreError]:
-        """Store a batch; waits while the broker is away, and survives its restart."""
-        return await self._pushing.append(pushes)
+        """Store a batch; it waits while the broker is away, and survives its restart."""
+        return await self._writer.append(pushes)
 
     async def read(self, stream: str, index: int, *, limit: int, max_bytes: int) -> Sequence[Record]:
-        """Wait for records from an index on; waits while the broker is away."""
-        return await self._reading.read(stream, index, limit=limit, max_bytes=max_bytes)
+        """Wait for records from an index on, also while the broker is away."""
+        return await self._reader.read(stream, index, limit=limit, max_bytes=max_bytes)
 
     async def position(self, client_id: str, stream: str) -> int | None:
-        """The offset that the client's group committed."""
-        return await self._bridge.committed(self._prefix + client_id, self._prefix + stream)
+        """Return the offset that the client's group committed."""
+        return await self._client.admin.committed_offset(self._prefix + client_id, self._prefix + stream)
 
     async def save_positions(self, positions: Sequence[Position]) -> None:
-        """Commit offsets, those of all callers that wait in one go, each client's in one request."""
+        """Commit offsets: those of all waiting callers at once, in one request for each client."""
         for position in positions:
             if position.stream != OWNERS:
                 offsets = self._unsaved.setdefault(position.client_id, {})
@@ -96,7 +97,7 @@ class KafkaStore:
 
             async def commit(client_id: str, offsets: Mapping[str, int]) -> None:
                 try:
-                    await self._bridge.commit(self._prefix + client_id, offsets)
+                    await self._client.admin.commit_offsets(self._prefix + client_id, offsets)
                 except StoreError as error:
                     errors.append(error)
 
@@ -106,20 +107,16 @@ class KafkaStore:
         if errors:
             raise errors[0]
 
-    async def renew(self) -> None:
-        """Replace the producer whenever it has failed."""
-        await self._pushing.renew()
-
-    async def watch(self) -> None:
-        """Notice deleted topics, and follow no longer what nobody reads."""
+    async def _check_streams(self) -> None:
+        """Close the streams whose topics are deleted, and stop following topics that nothing reads."""
         while True:
-            await trio.sleep(WATCH_SECONDS / 2)
-            self._reading.close_idle()
-            used = [s for s in self._streams.in_hand() if self._pushing.under_way(s) or self._reading.under_way(s)]
-            for start in range(0, len(used), WATCHED_AT_ONCE):
+            await trio.sleep(CHECK_SECONDS / 2)
+            self._reader.close_idle()
+            used = [each for each in self._streams.all() if self._writer.is_used(each) or self._reader.is_used(each)]
+            for start in range(0, len(used), CHECKED_AT_ONCE):
                 with contextlib.suppress(StoreError):
-                    await self._streams.check(used[start : start + WATCHED_AT_ONCE])
-                await trio.sleep(WATCH_SECONDS)
+                    await self._streams.check(used[start : start + CHECKED_AT_ONCE])
+                await trio.sleep(CHECK_SECONDS)
 
 
 @with_store_info(StoreInfo(parse_addresses, exposure_of))
@@ -138,19 +135,34 @@ async def open_kafka_store(
     password_file: str | None = None,
     mechanism: str = "SCRAM-SHA-512",
 ) -> AsyncIterator[KafkaStore]:
-    """Open the store in the Kafka at `where`, "host:port" or several with commas between; the entry point `kafka`.
+    """Open a stream store in a Kafka, for `async with`; the entry point `kafka`.
 
-    `security` is plaintext, ssl, sasl_plaintext or sasl_ssl. With ssl, `ca_file` is who has signed the brokers' certificates (the system's
-    authorities without it), `certificate` and `key` what we show where that is demanded, all paths of PEM files. With sasl, the user
-    `username` proves a `password`, which may stand in a `password_file`, by `mechanism`: SCRAM-SHA-512, SCRAM-SHA-256 or PLAIN.
+    Args:
+      where: HOST:PORT of a broker, or several with commas between.
+      prefix: Prefix of all topics and consumer groups of this store. Nothing else in the Kafka is touched.
+      replication_factor: Replicas of each topic that is created.
+      security: "plaintext", "ssl", "sasl_plaintext" or "sasl_ssl".
+      ca_file: PEM file with the CA that signed the brokers' certificates; the system's CAs by default. For ssl.
+      certificate: PEM file with the client's certificate, if the brokers demand one. For ssl.
+      key: PEM file with the key of `certificate`, unless that file contains it.
+      username: The user who authenticates. For sasl.
+      password: The user's password.
+      password_file: A file whose first line is the password.
+      mechanism: "SCRAM-SHA-512", "SCRAM-SHA-256" or "PLAIN".
 
-    Only topics and groups whose names begin with `prefix` are ever touched. Topics are made with `replication_factor` replicas. Raises
-    LocalError for what can't be meant and ConnectionLost within some seconds when no Kafka answers at `where`. Closing ends every thread and connection
-    within some seconds, also while the broker hangs; pushes that await confirmation then are unknown, as after a cancelled `append`.
+    Returns:
+      The async context manager that opens the store.
+
+    Raises:
+      ConfigError: An option has a wrong value, or options do not fit together.
+      ConnectionLost: No Kafka answers at `where`, or it refuses this client. It is raised within some seconds and says why.
+
+    The end of the block closes every thread and connection within some seconds, also if it is cancelled or the broker hangs. It is then
+    unknown whether unconfirmed pushes are stored, as after a cancelled `append`.
     """
     if not valid_stream_name(prefix) or len(prefix) > 40:
-        raise LocalError(f"a prefix is 1 to 40 of A-Z a-z 0-9 . _ -, not {prefix!r:.100}")
-    speech = Security.of(
+        raise ConfigError(f"a prefix is 1 to 40 of A-Z a-z 0-9 . _ -, not {prefix!r:.100}")
+    options = Security.of(
         security,
         ca_file=ca_file,
         certificate=certificate,
@@ -160,9 +172,6 @@ async def open_kafka_store(
         password_file=password_file,
         mechanism=mechanism,
     )
-    async with open_bridge(where, speech) as bridge, trio.open_nursery() as nursery:
-        store = KafkaStore(bridge, nursery, prefix=prefix, replication_factor=replication_factor)
-        nursery.start_soon(store.renew)
-        nursery.start_soon(store.watch)
-        yield store
+    async with open_kafka_client(where, options) as client, trio.open_nursery() as nursery:
+        yield KafkaStore(client, nursery, prefix=prefix, replication_factor=replication_factor)
         nursery.cancel_scope.cancel()

@@ -1,4 +1,4 @@
-"""The streams that this hub has in hand, each a topic: found when they are first named, let go of when their topic is gone."""
+"""The streams that this hub has opened, each a topic: found when they are first used, closed when their topic is deleted."""
 
 from collections.abc import Callable, Mapping, Sequence
 
@@ -6,13 +6,15 @@ import attrs
 import trio
 
 from trionode.plugins import FinalError, UnknownStreamError, valid_stream_name
-from trionode_kafka.client import Bridge
+from trionode_kafka.client import KafkaClient
 
-#: Seconds after which the broker refuses a record by its timestamp: how long an outage or a freeze may last before a hub looks again
+#: Seconds after which the broker refuses a record by its timestamp: how long an outage or a suspension may last before a hub reads again
 #: whether another one stored the push meanwhile.
 OUTAGE_SECONDS = 60
 #: The stream name whose topic would be that of the owners.
 OWNERS = "_owners"
+#: Seconds between two tries while the broker is away: the first delay, and the longest.
+RETRY_SECONDS = (0.1, 2.0)
 
 _SETTINGS: Mapping[str, str] = {
     "cleanup.policy": "delete",
@@ -23,45 +25,49 @@ _SETTINGS: Mapping[str, str] = {
 
 @attrs.define(eq=False)
 class Stream:
-    """A stream whose topic was there; once that is deleted it is `gone` for ever, and one of the same name is another."""
+    """A stream whose topic existed. Once the topic is deleted, it is `deleted` for good; a new one of that name is another object."""
 
     name: str
     topic: str
-    identity: str
-    max_message: int
-    gone: bool = False
+    topic_id: str
+    max_message_bytes: int
+    deleted: bool = False
+
+    def error(self) -> UnknownStreamError:
+        """Return the error for a deleted stream."""
+        return UnknownStreamError(f"the stream {self.name} was deleted")
 
 
 class Streams:
-    """All streams in hand, by name."""
+    """All open streams, by name."""
 
-    def __init__(self, bridge: Bridge, *, prefix: str, replication_factor: int) -> None:
-        self._bridge = bridge
+    def __init__(self, client: KafkaClient, *, prefix: str, replication_factor: int) -> None:
+        self._client = client
         self._prefix = prefix
         self._replication_factor = replication_factor
-        self._found: dict[str, Stream] = {}
+        self._open: dict[str, Stream] = {}
         self._opening: dict[str, trio.Lock] = {}
-        #: Called with each stream that is gone, so that whoever keeps something of it lets go.
-        self.when_closed: list[Callable[[Stream], None]] = []
+        #: Called with each stream that was deleted.
+        self.on_close: list[Callable[[Stream], None]] = []
 
-    def in_hand(self) -> list[Stream]:
-        """The streams found so far whose topics are there, as far as is known."""
-        return list(self._found.values())
+    def all(self) -> list[Stream]:
+        """Return the open streams. Their topics exist, as far as is known."""
+        return list(self._open.values())
 
     def get(self, name: str) -> Stream | None:
-        """A stream in hand; nothing is asked."""
-        return self._found.get(name)
+        """Return a stream if it is open, without asking the broker."""
+        return self._open.get(name)
 
-    async def make(self, name: str) -> None:
-        """Make a stream's topic unless it exists."""
-        await self._bridge.create_topic(
+    async def create(self, name: str) -> None:
+        """Create a stream's topic, unless it exists."""
+        await self._client.admin.create_topics(
             self._prefix + name, replication_factor=self._replication_factor, settings=_SETTINGS
         )
         await self.find(name)
 
     async def find(self, name: str) -> Stream:
-        """A stream; UnknownStreamError if its topic does not exist."""
-        known = self._found.get(name)
+        """Return a stream; UnknownStreamError if its topic does not exist."""
+        known = self._open.get(name)
         if known is not None:
             return known
         if name == OWNERS or not valid_stream_name(name):
@@ -70,30 +76,31 @@ class Streams:
         try:
             # In order of arrival: a push must not overtake one that waits for the same stream.
             async with opening:
-                if name not in self._found:
-                    self._found[name] = await self._open(name)
-                return self._found[name]
+                if name not in self._open:
+                    self._open[name] = await self._find(name)
+                return self._open[name]
         finally:
             if not opening.locked():
                 self._opening.pop(name, None)
 
     async def check(self, streams: Sequence[Stream]) -> None:
-        """Let go of streams whose topics are not what they were: readers and pushes get UnknownStreamError."""
-        there = await self._bridge.describe([stream.topic for stream in streams])
+        """Close the streams whose topics were deleted: readers and pushes get UnknownStreamError."""
+        found = await self._client.admin.describe_topics([stream.topic for stream in streams])
         for stream in streams:
-            found = there.get(stream.topic)
-            if (found is None or found.identity != stream.identity) and self._found.get(stream.name) is stream:
-                del self._found[stream.name]
-                stream.gone = True
-                self._bridge.unlearn([stream.topic])
-                for let_go in self.when_closed:
-                    let_go(stream)
+            topic = found.get(stream.topic)
+            if (topic is None or topic.topic_id != stream.topic_id) and self._open.get(stream.name) is stream:
+                del self._open[stream.name]
+                stream.deleted = True
+                self._client.producer.forget_topics([stream.topic])
+                for closed in self.on_close:
+                    closed(stream)
 
-    async def _open(self, name: str) -> Stream:
+    async def _find(self, name: str) -> Stream:
         topic = self._prefix + name
-        there = (await self._bridge.describe([topic])).get(topic)
-        if there is None:
+        info = (await self._client.admin.describe_topics([topic])).get(topic)
+        if info is None:
             raise UnknownStreamError(f"there is no stream {name!r:.100}")
-        if there.partitions != 1:
-            raise FinalError(f"the topic {topic} has {there.partitions} partitions; a stream has one")
-        return Stream(name, topic, there.identity, await self._bridge.prepare(topic))
+        if info.partitions != 1:
+            raise FinalError(f"the topic {topic} has {info.partitions} partitions; a stream has one")
+        await self._client.producer.load_metadata(topic)
+        return Stream(name, topic, info.topic_id, await self._client.admin.max_message_bytes(topic))
