@@ -17,7 +17,7 @@ from trionode.workers import echoer
 
 def _open_store(kind: str, where: str) -> AbstractAsyncContextManager[StreamStore]:
     if kind == "kafka":
-        from trionode_kafka.store.store import open_kafka_store  # noqa: PLC0415  # nobody else should need Kafka's client
+        from trionode_kafka import open_kafka_store  # noqa: PLC0415  # nobody else should need Kafka's client
 
         return open_kafka_store(where)
     return open_sqlite_store(where)

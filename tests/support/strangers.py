@@ -11,7 +11,7 @@ class _NoText(str):
 
 def write_strangely(bootstrap: str, topic: str, *, compressed: bool) -> None:
     """Write one record that nobody of ours writes: compressed, 512 KiB in some, or with a header whose name is no text. Blocks."""
-    from kafka import KafkaProducer  # it warns while it is loaded, which `trionode_kafka.bridge` is silent about
+    from kafka import KafkaProducer  # after `trionode_kafka.client` has, without its warning
 
     producer = KafkaProducer(bootstrap_servers=bootstrap, compression_type="gzip" if compressed else None)
     try:

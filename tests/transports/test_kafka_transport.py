@@ -1,23 +1,27 @@
-"""Links straight through a real Kafka: the contract, nothing lost or doubled over a kill, who is dead and what the dead leave, and strangers in the topics."""
+"""Links through a real Kafka: the contract, a broker that is killed, dead peers and what they leave, and foreign records in the topics."""
 
+import functools
 import os
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
+from concurrent.futures import Future
 from contextlib import asynccontextmanager
 from functools import partial
 from types import SimpleNamespace
 
+import attrs
 import pytest
 import trio
 import trio.testing
 
-import trionode_kafka.link.endpoint
 import trionode_kafka.link.link
+import trionode_kafka.link.listener
 import trionode_kafka.link.shared_client
 import trionode_kafka.link.transport
 from tests.support.strangers import write_strangely
 from trionode import Identity, Route, open_node, trust_only
-from trionode.errors import ConnectionLost, LocalError
+from trionode.errors import ConfigError, ConnectionLost, LocalError
+from trionode.log import LogThrottle
 from trionode.net.transport import Link, load_transport
 from trionode.testing import KafkaBroker, transport
 from trionode.testing.contract import Held
@@ -38,15 +42,16 @@ from trionode.testing.transport import (
     run_check,
 )
 from trionode.workers import echoer
-from trionode_kafka.client import Outgoing, connection
-from trionode_kafka.link.endpoint import Endpoint, fresh_id
-from trionode_kafka.link.frames import Invitation, Word
+from trionode_kafka.client import KafkaClient, OutgoingRecord, admin, open_kafka_client, wait_for
+from trionode_kafka.link import KafkaTransport, claim
+from trionode_kafka.link.claim import Claim
 from trionode_kafka.link.link import KafkaLink
-from trionode_kafka.link.shared_client import SharedKafka
-from trionode_kafka.link.transport import KafkaTransport
+from trionode_kafka.link.listener import Listener
+from trionode_kafka.link.records import Announcement, AnnouncementKind
+from trionode_kafka.link.topics import TopicNames, new_id
 
-#: Seconds for whatever a test waits for, on a machine with other load; a broker killed is back after 3.5-7 s.
-STALL_TIMEOUT = 30.0
+#: Seconds for everything that a test waits for, also under load; a killed broker is back after 3.5-7 s.
+TIMEOUT = 30.0
 
 #: Checks that wait until nothing moves any more, which all can do at the same time.
 CLOGGED = {
@@ -71,80 +76,93 @@ def ground(broker: KafkaBroker, prefix: str = "trionode-link-") -> Ground:
 
 
 @asynccontextmanager
-async def listening(served: KafkaTransport, at: str) -> AsyncIterator[tuple[str, trio.MemoryReceiveChannel[Link]]]:
+async def opened(*transports: KafkaTransport) -> AsyncIterator[Sequence[KafkaTransport]]:
+    """Open transports as nodes do."""
+    async with trio.open_nursery() as nursery:
+        yield [transport.open(nursery) for transport in transports]
+        nursery.cancel_scope.cancel()
+
+
+@asynccontextmanager
+async def listening(transport: KafkaTransport, at: str) -> AsyncIterator[tuple[str, trio.MemoryReceiveChannel[Link]]]:
     links, accepted = trio.open_memory_channel[Link](100)
     async with trio.open_nursery() as nursery:
-        yield await nursery.start(served.serve, at, links.send), accepted
+        yield await nursery.start(transport.serve, at, links.send), accepted
         nursery.cancel_scope.cancel()
 
 
 @asynccontextmanager
 async def a_pair(broker: KafkaBroker) -> AsyncIterator[tuple[KafkaLink, KafkaLink]]:
     """Both ends of a link, each with a Kafka client of its own, as in two programs."""
-    async with listening(KafkaTransport(), broker.bootstrap) as (at, accepted):
-        one = await KafkaTransport().connect(at)
+    async with (
+        opened(KafkaTransport(), KafkaTransport()) as (server, client),
+        listening(server, broker.bootstrap) as (at, accepted),
+    ):
+        one = await client.connect(at)
         other = await accepted.receive()
         assert isinstance(one, KafkaLink)
         assert isinstance(other, KafkaLink)
-        try:
-            yield one, other
-        finally:
-            for link in (one, other):
-                await link.aclose()
+        yield one, other
+        for link in (one, other):
+            await link.aclose()
 
 
-async def rest(link: Link) -> list[bytes]:
-    frames: list[bytes] = []
-    while burst := await link.receive():
-        frames += burst
-    return frames
+def in_a_node(check: Check) -> Check:
+    """Give a check transports that are open, and end them with it."""
+
+    @functools.wraps(check)
+    async def run(ground: Ground) -> None:
+        async with trio.open_nursery() as nursery:
+            small = ground.small and ground.small.open(nursery)
+            await check(attrs.evolve(ground, transport=ground.transport.open(nursery), small=small))
+            nursery.cancel_scope.cancel()
+
+    return run
 
 
 async def topics(broker: KafkaBroker, prefix: str = "trionode-link-") -> Sequence[str]:
-    from trionode_kafka.client import open_bridge
-
-    async with open_bridge(broker.bootstrap) as bridge:
-        return await bridge.topics(prefix)
+    async with open_kafka_client(broker.bootstrap) as client:
+        return await client.admin.list_topics(prefix)
 
 
 @pytest.mark.kafka
-@pytest.mark.parametrize("checks", ["those that wait for nobody", "those of a clogged link"])
-async def test_kafka_keeps_the_contract_in_many_checks_at_once(
+@pytest.mark.parametrize("checks", ["other checks", "checks of a clogged link"])
+async def test_contract_of_transports_in_many_checks_at_once(
     kafka_broker: KafkaBroker, checks: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Only as long as it takes, which is longer with other load: what is not deleted within these seconds is left to a sweep.
-    monkeypatch.setattr(trionode_kafka.link.shared_client, "LINGER_SECONDS", STALL_TIMEOUT / 3)
-    monkeypatch.setattr(connection, "FAREWELL_SECONDS", STALL_TIMEOUT / 3)
+    monkeypatch.setattr(trionode_kafka.link.link, "PEER_CLOSE_SECONDS", TIMEOUT / 3)
+    monkeypatch.setattr(admin, "DELETE_SECONDS", TIMEOUT / 3)
     chosen = CLOGGED if "clogged" in checks else set(CHECKS) - CLOGGED - ALONE
     prefix = f"test-{os.urandom(4).hex()}-"
     before, on = Held.now(), ground(kafka_broker, prefix)
-    with trio.fail_after(2 * STALL_TIMEOUT):
+    with trio.fail_after(2 * TIMEOUT):
         async with trio.open_nursery() as nursery:
             for check in chosen:
-                nursery.start_soon(check, on)
+                nursery.start_soon(in_a_node(check), on)
     before.require_back()
     assert not await topics(kafka_broker, prefix)
 
 
 @pytest.mark.kafka
 @pytest.mark.parametrize("check", [check for check in CHECKS if check in ALONE], ids=lambda check: check.__name__)
-async def test_kafka_keeps_the_contract_when_it_is_cancelled(
+async def test_contract_of_transports_when_cancelled(
     kafka_broker: KafkaBroker, check: Check, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(transport, "STAGES", 5)  # all of them, one after the other, take a minute
-    await run_check(check, ground(kafka_broker))
+    await run_check(in_a_node(check), ground(kafka_broker))
 
 
 @pytest.mark.kafka
 @pytest.mark.soak
 @pytest.mark.parametrize("check", [check for check in CHECKS if check not in ALONE], ids=lambda check: check.__name__)
-async def test_kafka_keeps_the_contract_in_each_check_by_itself(kafka_broker: KafkaBroker, check: Check) -> None:
-    await run_check(check, ground(kafka_broker))
+async def test_contract_of_transports_check_by_check(kafka_broker: KafkaBroker, check: Check) -> None:
+    await run_check(in_a_node(check), ground(kafka_broker))
     assert not await topics(kafka_broker)
 
 
 @pytest.mark.kafka
-async def test_two_nodes_talk_through_a_secure_channel_over_nothing_but_kafka(kafka_broker: KafkaBroker) -> None:
+async def test_secure_channel_over_kafka_alone(kafka_broker: KafkaBroker) -> None:
     async with open_node("kafka") as bob, open_node(load_transport("kafka")) as alice:
         bob_id, alice_id = await Identity.create(bob.vault), await Identity.create(alice.vault)
         at = await bob.listen(f"kafka:{kafka_broker.bootstrap}/bob-{os.urandom(4).hex()}")
@@ -156,7 +174,7 @@ async def test_two_nodes_talk_through_a_secure_channel_over_nothing_but_kafka(ka
 
 @pytest.mark.kafka
 @pytest.mark.faults
-async def test_a_link_loses_and_doubles_nothing_when_the_broker_is_killed_in_between(kafka_broker: KafkaBroker) -> None:
+async def test_killed_broker_loses_and_doubles_nothing(kafka_broker: KafkaBroker) -> None:
     frames = [b"%d " % number * 100 for number in range(1000)]
     halfway = trio.Event()
     received: list[list[bytes]] = [[], []]
@@ -173,7 +191,7 @@ async def test_a_link_loses_and_doubles_nothing_when_the_broker_is_killed_in_bet
             into += await link.receive()
 
     async with a_pair(kafka_broker) as pair:
-        with trio.fail_after(STALL_TIMEOUT):
+        with trio.fail_after(TIMEOUT):
             async with trio.open_nursery() as nursery:
                 for link, into in zip(pair, received, strict=True):
                     nursery.start_soon(receive, link, into)
@@ -188,151 +206,144 @@ async def test_a_link_loses_and_doubles_nothing_when_the_broker_is_killed_in_bet
 
 
 @pytest.mark.kafka
-async def test_a_dialler_is_told_at_once_that_a_listener_has_ended_and_soon_that_it_died(
+async def test_dialer_learns_that_a_listener_has_ended_or_died(
     kafka_broker: KafkaBroker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(trionode_kafka.link.transport, "CONNECT_SECONDS", 0.5)
-    make = partial(KafkaTransport, prefix=f"test-{os.urandom(4).hex()}-")
-    name = f"{kafka_broker.bootstrap}/somebody"
-    with trio.fail_after(STALL_TIMEOUT):
-        async with listening(make(), name) as (at, _):
-            pass
-        with pytest.raises(ConnectionLost, match="nobody listens at kafka:"):
-            await make().connect(at)
-        await _die_at(make(), name, monkeypatch)
-        with pytest.raises(ConnectionLost, match="has the node that listened there died"):
-            await make().connect(at)
+    a_transport = KafkaTransport(prefix=f"test-{os.urandom(4).hex()}-")
+    name = f"{kafka_broker.bootstrap}/name"
+    with trio.fail_after(TIMEOUT):
+        async with opened(a_transport, a_transport) as (server, client):
+            async with listening(server, name) as (at, _):
+                pass
+            with pytest.raises(ConnectionLost, match="no node listens at kafka:"):
+                await client.connect(at)
+            await _die(server, name, monkeypatch)
+            with pytest.raises(ConnectionLost, match="is the node that listened there dead"):
+                await client.connect(at)
 
 
 @pytest.mark.kafka
-async def test_a_place_of_a_dead_listener_is_taken_over_and_that_of_a_living_one_is_not(
+async def test_endpoint_of_a_dead_listener_is_free_and_that_of_a_living_one_is_not(
     kafka_broker: KafkaBroker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(trionode_kafka.link.endpoint, "CLAIM_SECONDS", 0.7)
+    monkeypatch.setattr(claim, "CLAIM_SECONDS", 0.7)
+    monkeypatch.setattr(trionode_kafka.link.link, "PEER_CLOSE_SECONDS", TIMEOUT / 3)
     prefix = f"test-{os.urandom(4).hex()}-"
-    make = partial(KafkaTransport, prefix=prefix)
-    name = f"{kafka_broker.bootstrap}/somebody"
-    with trio.fail_after(STALL_TIMEOUT):
-        await _die_at(make(), name, monkeypatch)
-        async with listening(make(), name) as (bound, accepted):
-            with pytest.raises(LocalError, match=f"kafka:{name} is taken"):
-                # Through a Kafka client of its own, as another program does.
-                async with _only_error(partial(make().serve, name, _drop)):
-                    pass
-            link = await make().connect(bound)
-            other = await accepted.receive()
-            await link.send([b"x"])
-            assert await other.receive() == [b"x"]
-            await link.aclose()
-            await other.aclose()
+    a_transport = KafkaTransport(prefix=prefix)
+    name = f"{kafka_broker.bootstrap}/name"
+    with trio.fail_after(TIMEOUT):
+        async with opened(a_transport, a_transport, a_transport) as (dead, server, client):
+            await _die(dead, name, monkeypatch)
+            async with listening(server, name) as (bound, accepted):
+                # Both through another Kafka client, as another program does, and through the same one.
+                for rival in (client, server):
+                    with pytest.raises(ConfigError, match=f"kafka:{name} is taken"):
+                        await rival.serve(name, Link.aclose)
+                link = await client.connect(bound)
+                other = await accepted.receive()
+                await link.send([b"x"])
+                assert await other.receive() == [b"x"]
+                await link.aclose()
+                await other.aclose()
     assert not await topics(kafka_broker, prefix)
 
 
-async def _die_at(served: KafkaTransport, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Listen there, and leave the topic behind as the dead do."""
+async def _die(transport: KafkaTransport, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Listen, and leave the topic behind as a killed program does."""
     with monkeypatch.context() as dead:
-        dead.setattr(trionode_kafka.link.endpoint.Endpoint, "is_lost", True)
-        async with listening(served, name):
+        dead.setattr(KafkaClient, "delete_topics", lambda self, names: Future[None]())
+        dead.setattr(claim, "FREE_SECONDS", 0)
+        async with listening(transport, name):
             pass
 
 
-@asynccontextmanager
-async def _only_error(serve: Callable[..., Awaitable[object]]) -> AsyncIterator[None]:
-    try:
-        async with trio.open_nursery() as nursery:
-            await nursery.start(serve)
-            yield
-    except* LocalError as group:
-        raise group.exceptions[0] from None
-
-
-async def _drop(link: Link) -> None:
-    await link.aclose()
-
-
-async def test_one_who_stood_still_while_another_took_his_place_has_lost_it(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    # The log decides: LISTEN of B, nothing from A, HERE of B, and only then what A answers.
-    a, b = fresh_id(), fresh_id()
-    endpoint = Endpoint(SimpleNamespace(), "topic", "kafka:host:1/name")  # type: ignore[arg-type]
-    said: list[Word] = []
-    monkeypatch.setattr(endpoint, "_say", said.append)
-    endpoint._me, endpoint._claimed = a, True
-    endpoint._hear(Invitation(Word.LOCAL, b))
-    endpoint._hear(Invitation(Word.LISTEN, a))
-    endpoint._hear(Invitation(Word.LOCAL, b))
-    lost = [endpoint.is_lost]  # it was of somebody from before
-    endpoint._hear(Invitation(Word.LISTEN, b))
-    endpoint._hear(Invitation(Word.LOCAL, a))
-    endpoint._hear(Invitation(Word.LOCAL, b))
-    lost.append(endpoint.is_lost)  # b had our answer before
-    endpoint._hear(Invitation(Word.LISTEN, b))
-    endpoint._hear(Invitation(Word.LOCAL, b))
-    assert [*lost, endpoint.is_lost] == [False, False, True]
-    assert said == [Word.LOCAL, Word.LOCAL]
+async def test_suspended_listener_loses_its_endpoint_to_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    # The order of the topic decides: LISTEN of B, nothing from A, LISTENING of B, and only then what A answers.
+    a, b = new_id(), new_id()
+    endpoint = Claim(SimpleNamespace(), "topic", "kafka:host:1/name")  # type: ignore[arg-type]
+    announced: list[AnnouncementKind] = []
+    monkeypatch.setattr(endpoint, "_announce", announced.append)
+    endpoint._id, endpoint._has_claimed = a, True
+    endpoint._receive(Announcement(AnnouncementKind.LISTENING, b))
+    endpoint._receive(Announcement(AnnouncementKind.LISTEN, a))
+    endpoint._receive(Announcement(AnnouncementKind.LISTENING, b))
+    lost = [endpoint._lost.is_set()]  # it was from before
+    endpoint._receive(Announcement(AnnouncementKind.LISTEN, b))
+    endpoint._receive(Announcement(AnnouncementKind.LISTENING, a))
+    endpoint._receive(Announcement(AnnouncementKind.LISTENING, b))
+    lost.append(endpoint._lost.is_set())  # b had read our answer before
+    endpoint._receive(Announcement(AnnouncementKind.LISTEN, b))
+    endpoint._receive(Announcement(AnnouncementKind.LISTENING, b))
+    assert [*lost, endpoint._lost.is_set()] == [False, False, True]
+    assert announced == [AnnouncementKind.LISTENING, AnnouncementKind.LISTENING]
 
 
 @pytest.mark.kafka
-async def test_topics_of_the_dead_are_deleted_and_those_of_the_living_are_not(
+async def test_sweep_deletes_leftovers_and_no_other_topics(
     kafka_broker: KafkaBroker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     prefix = f"test-{os.urandom(4).hex()}-"
-    served = KafkaTransport(prefix=prefix)
-    old = [f"{prefix}{fresh_id()}-there", f"{prefix}{fresh_id()}-back", f"{prefix}at-nobody"]
-    mine = [f"{prefix}mine", f"{prefix}{'g' * 32}-there", f"other-{prefix}{fresh_id()}-there"]
-    async with listening(served, f"{kafka_broker.bootstrap}/somebody") as (at, accepted):
-        one = await KafkaTransport(prefix=prefix).connect(at)
+    a_transport = KafkaTransport(prefix=prefix)
+    old = [f"{prefix}{new_id()}-to-listener", f"{prefix}{new_id()}-to-dialer", f"{prefix}at-nobody"]
+    foreign = [f"{prefix}mine", f"{prefix}{'g' * 32}-to-listener", f"other-{prefix}{new_id()}-to-listener"]
+    async with (
+        opened(a_transport, a_transport) as (server, dialer),
+        listening(server, f"{kafka_broker.bootstrap}/name") as (at, accepted),
+    ):
+        one = await dialer.connect(at)
         other = await accepted.receive()
-        assert isinstance(one, KafkaLink)
-        bridge = one._shared.bridge
-        for names in (old, mine):
-            await bridge.create_topics(names, replication_factor=1, settings={})
-        await bridge.introduce(old[0])
-        written = trio.Event()
-        bridge.send(old[0], [(Outgoing(int(time.time() * 1000), b"x"), lambda _: written.set())])
-        await written.wait()
-        shared = await served._kafkas.use(kafka_broker.bootstrap)
-        monkeypatch.setattr(trionode_kafka.link.transport, "LEFTOVER_SECONDS", 600)
-        await served._sweep_once(shared)
-        monkeypatch.setattr(bridge, "last_written", dict)
-        monkeypatch.setattr(shared.bridge, "last_written", partial(_as_if_old, shared, set(old)))
-        monkeypatch.setattr(trionode_kafka.link.transport, "LEFTOVER_SECONDS", 0)
-        there = set(await bridge.topics(prefix))
-        assert {*old[:2], *mine[:2]} <= there  # young ones may be of a link that begins
-        await served._sweep_once(shared)
-        await shared.release()
-        with trio.fail_after(STALL_TIMEOUT):
-            while set(await bridge.topics(prefix)) & set(old):
+        client = server._clients[kafka_broker.bootstrap].client
+        listener = Listener(
+            server._clients[kafka_broker.bootstrap],
+            SimpleNamespace(),  # type: ignore[arg-type]
+            TopicNames(prefix),
+            max_frame=1,
+            log_throttle=LogThrottle(),
+        )
+        for names in (old, foreign):
+            await client.admin.create_topics(*names, replication_factor=1, settings={})
+        await client.producer.load_metadata(old[0])
+        await wait_for(client.producer.write(old[0], OutgoingRecord(int(time.time() * 1000), b"x")))
+        monkeypatch.setattr(trionode_kafka.link.listener, "LEFTOVER_SECONDS", 600)
+        await listener.sweep_once()
+        monkeypatch.setattr(trionode_kafka.link.listener, "LEFTOVER_SECONDS", 0)
+        monkeypatch.setattr(client.admin, "last_timestamps", partial(_as_if_old, set(old)))
+        there = set(await client.admin.list_topics(prefix))
+        assert {*old[:2], *foreign[:2]} <= there  # new ones may be of a link that begins
+        await listener.sweep_once()
+        with trio.fail_after(TIMEOUT):
+            while set(await client.admin.list_topics(prefix)) & set(old):
                 pass  # each look is a round trip
-        assert set(mine[:2]) <= set(await bridge.topics(prefix))
+        assert set(foreign[:2]) <= set(await client.admin.list_topics(prefix))
         await one.send([b"still here"])
         assert await other.receive() == [b"still here"]
         await one.aclose()
         await other.aclose()
-        bridge.delete_topics(mine)
+        client.delete_topics(foreign)
 
 
-async def _as_if_old(shared: SharedKafka, old: set[str], names: Sequence[str]) -> dict[str, int]:
+async def _as_if_old(old: set[str], names: Sequence[str]) -> dict[str, int]:
     return {name: 0 if name in old else 1 << 60 for name in names}
 
 
 @pytest.mark.kafka
-async def test_a_stranger_who_dials_for_links_that_are_not_there_costs_nothing(kafka_broker: KafkaBroker) -> None:
-    async with listening(KafkaTransport(), kafka_broker.bootstrap) as (at, accepted):
-        dialling = KafkaTransport()
-        link = await dialling.connect(at)
-        assert isinstance(link, KafkaLink)
+async def test_dials_for_links_that_do_not_exist_cost_nothing(kafka_broker: KafkaBroker) -> None:
+    async with (
+        opened(KafkaTransport(), KafkaTransport()) as (server, dialer),
+        listening(server, kafka_broker.bootstrap) as (at, accepted),
+    ):
+        link = await dialer.connect(at)
         endpoint = "trionode-link-at-" + at.partition("/")[2]
         for value in (
             b"",
             b"nonsense",
             b"D" + b"0" * 32,
             b"D" + b"../" * 10 + b"xx",
-            Invitation(Word.DIAL, fresh_id()).encoded(),
+            Announcement(AnnouncementKind.DIAL, new_id()).encode(),
         ):
-            link._shared.bridge.send(endpoint, [(Outgoing(0, value), lambda _: None)])
-        again = await dialling.connect(at)
+            dialer._clients[kafka_broker.bootstrap].client.producer.write(endpoint, OutgoingRecord(0, value))
+        again = await dialer.connect(at)
         for one in (link, again):
             other = await accepted.receive()
             await one.aclose()
@@ -340,7 +351,7 @@ async def test_a_stranger_who_dials_for_links_that_are_not_there_costs_nothing(k
 
 
 @pytest.mark.kafka
-async def test_a_strangers_compressed_record_ends_the_link_that_it_is_in_and_is_not_unpacked(
+async def test_compressed_record_ends_its_link_and_is_not_unpacked(
     kafka_broker: KafkaBroker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("kafka.record.default_records.gzip_decode", None)
@@ -350,7 +361,7 @@ async def test_a_strangers_compressed_record_ends_the_link_that_it_is_in_and_is_
         strange = partial(write_strangely, compressed=True)
         await trio.to_thread.run_sync(strange, kafka_broker.bootstrap, other.reads)
         with (
-            trio.fail_after(STALL_TIMEOUT),
+            trio.fail_after(TIMEOUT),
             pytest.raises(ConnectionLost, match=r"read any more: .*they are compressed"),
         ):
             await other.receive()
@@ -359,19 +370,45 @@ async def test_a_strangers_compressed_record_ends_the_link_that_it_is_in_and_is_
         assert await fourth.receive() == [b"still"]
 
 
-def test_a_place_says_what_is_wrong_with_it() -> None:
-    for wrong in ("nonsense", "host:0/x", "host:1/a/b", "host:1/a b", "host:1/" + "x" * 101, "/x"):
-        with pytest.raises(LocalError, match=r"host:port|NAME"):
-            trionode_kafka.link.transport._At.parse(wrong)
-    with pytest.raises(LocalError, match="a prefix is"):
+@pytest.mark.kafka
+async def test_links_of_a_node_share_one_client_that_closes_when_it_is_idle(
+    kafka_broker: KafkaBroker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trionode_kafka.link.shared_client, "IDLE_SECONDS", 0.2)
+    async with opened(KafkaTransport()) as (both,):
+        async with listening(both, kafka_broker.bootstrap) as (at, accepted):
+            links = [link for _ in range(3) for link in (await both.connect(at), await accepted.receive())]
+            assert len(both._clients) == 1
+            for link in links:
+                await link.aclose()
+        with trio.fail_after(TIMEOUT):
+            while both._clients:  # noqa: ASYNC110  # nothing reports it
+                await trio.sleep(0.05)
+
+
+@pytest.mark.parametrize(
+    "wrong", ["nonsense", "host:0/x", "host:1/a/b", "host:1/a b", "host:1/" + "x" * 101, "/x", "host:1"]
+)
+async def test_wrong_address_is_a_config_error(wrong: str) -> None:
+    async with opened(KafkaTransport()) as (transport,):
+        with pytest.raises(ConfigError, match=r"host:port|NAME"):
+            await transport.connect(wrong)
+
+
+def test_wrong_prefix_is_a_config_error() -> None:
+    with pytest.raises(ConfigError, match="a prefix is"):
         KafkaTransport(prefix="a/b")
 
 
-async def test_nobody_and_no_name_are_said_before_anything_is_made() -> None:
+async def test_missing_kafka_is_reported_within_seconds() -> None:
     with trio.fail_after(6):
-        with pytest.raises(LocalError, match="NAME, as the listener has reported it"):
-            await KafkaTransport().connect("127.0.0.1:1")
-        with pytest.raises(ConnectionLost, match=r"no Kafka at 127\.0\.0\.1:1 \(Connection refused\)"):
-            await KafkaTransport().connect("127.0.0.1:1/x")
-        with pytest.raises(LocalError, match=r"can't listen at kafka:127\.0\.0\.1:1/x: no Kafka"):
-            await KafkaTransport().serve("127.0.0.1:1/x", _drop)
+        async with opened(KafkaTransport()) as (transport,):
+            with pytest.raises(ConnectionLost, match=r"no Kafka at 127\.0\.0\.1:1 \(Connection refused\)"):
+                await transport.connect("127.0.0.1:1/x")
+            with pytest.raises(ConfigError, match=r"can't listen at kafka:127\.0\.0\.1:1/x: no Kafka"):
+                await transport.serve("127.0.0.1:1/x", Link.aclose)
+
+
+async def test_transport_that_is_not_open_says_so() -> None:
+    with pytest.raises(LocalError, match="this transport is not open: give it to open_node"):
+        await KafkaTransport().connect("127.0.0.1:1/x")

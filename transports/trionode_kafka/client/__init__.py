@@ -21,13 +21,12 @@ with warnings.catch_warnings():
         TopicInfo,
     )
     from trionode_kafka.client.security import Security, exposure_of
-    from trionode_kafka.client.threads import Future, wait_for
+    from trionode_kafka.client.threads import wait_for
 
 __all__ = [
     "BrokerUnavailableError",
     "FetchResult",
     "FetchedRecord",
-    "Future",
     "KafkaClient",
     "OnConfirmed",
     "OnRecords",

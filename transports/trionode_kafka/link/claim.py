@@ -136,9 +136,12 @@ class Claim:
         if not (is_new and first == 0):
             with trio.move_on_after(CLAIM_SECONDS):
                 await self._lost.wait()
-                raise self._error or taken(self.address)
+                raise self._lost_error()
             self._announce(AnnouncementKind.LISTENING)
         self._has_claimed = True
+
+    def _lost_error(self) -> StoreError | ConfigError:
+        return self._error or taken(self.address)
 
     def _lose(self, error: StoreError | None = None) -> None:
         """Stop holding the endpoint, and drop the dials that wait."""
