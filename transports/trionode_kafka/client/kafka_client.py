@@ -120,7 +120,7 @@ def parse_addresses(bootstrap: str) -> list[tuple[str, int]]:
         host, colon, port = part.strip().rpartition(":")
         if not (colon and host and port.isdecimal() and 0 < int(port) < 1 << 16):
             raise ConfigError(
-                f"the address of a Kafka is host:port, or several with commas between, not {bootstrap!r:.300}"
+                f"expected host:port of a Kafka broker, or several with commas between, got {bootstrap!r:.300}"
             )
         addresses.append((host.strip("[]"), int(port)))
     return addresses
