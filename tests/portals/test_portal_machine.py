@@ -223,7 +223,7 @@ def test_each_direction_ends_by_itself() -> None:
     end = opened()
     end.end()
     assert said(end) == [EndOfInput(0)]
-    assert state_of(end) is State.SPOKEN
+    assert state_of(end) is State.INPUT_ENDED
     assert end.room == 0
     end.receive(Payload(b"the whole answer", 0))
     end.receive(EndOfInput(16))

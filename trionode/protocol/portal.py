@@ -1,4 +1,4 @@
-"""TCP portals: what an inlet and an outlet say to each other, and the machine of one end of one connection (spec §13.3)."""
+"""TCP portals: the messages between inlet and outlet, and the state machine of one end of a connection (spec §13.3)."""
 
 import enum
 from collections import deque
@@ -11,43 +11,43 @@ from trionode.errors import WireError
 from trionode.protocol.wire import bare
 from trionode.protocol.wire.bare import Reader
 
-#: Bytes of data in one Payload: the bound of classic, which fits into every stream record and every classic frame (spec §13.3, §11.6).
+#: Bytes of data in one Payload: the classic limit, which fits into every stream record and every classic frame (spec §13.3, §11.6).
 MAX_DATA = 48 * 1024
-#: Bytes that a peer may send ahead of the socket that takes them: between our own nodes. It bounds one connection's memory, and its speed to
-#: WINDOW a round trip: 10 MB/s where that takes 100 ms, as over the streams of a busy hub. A quarter of it made those three times slower.
+#: Bytes that a peer may send ahead of our socket, between our own nodes. It bounds the memory of one connection, and its speed to WINDOW
+#: bytes per round trip: 10 MB/s if that takes 100 ms, as over the streams of a busy hub. A quarter of it made those three times slower.
 WINDOW = 1024 * 1024
-#: Credit is given back when so many parts of the window were taken: fewer messages for smaller parts, no standstill for the last.
+#: Credit is returned when 1/CREDIT_PARTS of the window was taken. Fewer parts mean fewer messages; with one, the sender would stand still.
 CREDIT_PARTS = 4
-#: Bytes that may wait for the socket from a peer that speaks no credit and so can't be asked to wait; beyond it the connection ends.
+#: Bytes that may wait for our socket if the peer does not speak credit, so can't be told to wait. Beyond that the connection ends.
 MAX_UNPACED = 1024 * 1024
-#: Whether an inlet says that it speaks credit: by bytes behind its Ping, which Rust peers of both generations read over.
+#: Whether an inlet offers credit, by bytes behind its Ping. Rust peers of both protocol versions ignore those bytes.
 TELLS_CREDIT: Final = True
-#: Counters of Payloads go round after so many (spec §13.3: u16).
+#: Counters of Payloads wrap around after this many (spec §13.3: u16).
 _COUNTERS = 1 << 16
 
 
 @attrs.frozen
 class Ping:
-    """An inlet has a client. `window`: it speaks credit, and this many bytes may be sent to it; None: it is a peer as the specification has it."""
+    """An inlet has a client. With `window` it speaks credit, and may be sent that many bytes. None: the peer does not speak credit."""
 
     window: int | None = None
 
 
 @attrs.frozen
 class Pong:
-    """The outlet has its target; `window` as in Ping, and only in answer to one that had it."""
+    """The outlet has connected its target. `window` as in Ping, and only in answer to a Ping that had one."""
 
     window: int | None = None
 
 
 @attrs.frozen
 class Disconnect:
-    """The connection is over. Between peers that speak credit: it broke."""
+    """The connection has ended. Between peers that speak credit it means that the connection broke."""
 
 
 @attrs.frozen
 class Payload:
-    """Bytes of the connection; `counter` counts Payloads, so that none is missing or out of turn: between our own nodes only."""
+    """Bytes of the connection. `counter` numbers Payloads, between our own nodes only, so that loss and reordering are detected."""
 
     data: bytes = attrs.field(repr=False)
     counter: int | None = None
@@ -55,14 +55,14 @@ class Payload:
 
 @attrs.frozen
 class Credit:
-    """So many bytes in all, since the beginning, may have been sent to who says this. Ours, not Ockam's."""
+    """The sender of this may be sent `total` bytes, counted from the beginning. Ours, not Ockam's."""
 
     total: int
 
 
 @attrs.frozen
 class EndOfInput:
-    """Nothing more comes in this direction, after so many bytes in all; the other direction goes on. Ours, not Ockam's."""
+    """This direction has ended after `total` bytes; the other goes on (half-close). Ours, not Ockam's."""
 
     total: int
 
@@ -71,15 +71,14 @@ PortalMessage = Ping | Pong | Disconnect | Payload | Credit | EndOfInput
 
 
 def encode(message: PortalMessage) -> bytes:
-    """Encode the payload of a portal's message (spec §13.3)."""
+    """Encode a portal message (spec §13.3)."""
     match message:
         case Payload(data, counter):
             tail = b"" if counter is None else b"\x01" + counter.to_bytes(2, "little")
             return b"".join((b"\x03", bare.uint(len(data)), data, tail))
-        case Ping(window):
-            return b"\x00" + (b"" if window is None else bare.uint(window))
-        case Pong(window):
-            return b"\x01" + (b"" if window is None else bare.uint(window))
+        case Ping(window) | Pong(window):
+            start = b"\x00" if isinstance(message, Ping) else b"\x01"
+            return start + (b"" if window is None else bare.uint(window))
         case Disconnect():
             return b"\x02"
         case Credit(total):
@@ -89,7 +88,7 @@ def encode(message: PortalMessage) -> bytes:
 
 
 def decode(payload: bytes) -> PortalMessage:
-    """Read the payload of a portal's message; WireError if it is none. Bytes behind it are ignored, as all peers do."""
+    """Decode a portal message; WireError if it is not one. Like all peers, ignore bytes behind it."""
     reader = Reader(payload)
     match reader.u8():
         case 0:
@@ -107,11 +106,11 @@ def decode(payload: bytes) -> PortalMessage:
         case 5:
             return EndOfInput(reader.uint())
         case other:
-            raise WireError(f"a portal's message that begins with {other:#04x}")
+            raise WireError(f"a portal message of unknown type {other:#04x}")
 
 
 def _window(reader: Reader) -> int | None:
-    # Whatever else stands there is another's extension, and none of ours.
+    # Any other bytes are an extension of another implementation.
     try:
         return reader.uint() if reader.left else None
     except WireError:
@@ -119,85 +118,82 @@ def _window(reader: Reader) -> int | None:
 
 
 class State(enum.Enum):
-    """How far one end of a connection has come."""
+    """The states of one end of a connection."""
 
     CONNECTING = "connecting the target"  # outlets only
     WAITING = "waiting for the outlet"  # inlets only
-    ABANDONED = "given up before the outlet answered"  # inlets only
+    ABANDONED = "aborted before the outlet answered"  # inlets only
     OPEN = "open"
-    SPOKEN = "our input has ended, the peer's goes on"
-    HEARD = "the peer's input has ended, ours goes on"
+    INPUT_ENDED = "our input has ended, the peer's goes on"
+    PEER_INPUT_ENDED = "the peer's input has ended, ours goes on"
     CLOSED = "closed"
 
 
 class Event(enum.Enum):
-    """What happens to an end: messages of the peer, and what its own socket or its way does."""
+    """The events at one end: messages of the peer, and events of its own socket or of the route to the peer."""
 
-    PONG = "the outlet has its target"
+    PONG = "the outlet has connected its target"
     DATA = "data of the peer"
     CREDIT = "credit of the peer"
-    PEER_ENDS = "the peer's input has ended"
-    PEER_LEAVES = "the peer is gone"
-    CONNECT = "our target is connected"
-    END = "our input has ended"
-    LEAVE = "our socket is gone, or we give up"
-    LOSE = "the way is gone"
+    PEER_INPUT_ENDS = "the peer's input has ended"
+    PEER_DISCONNECTS = "the peer has disconnected"
+    CONNECTED = "our target is connected"
+    INPUT_ENDS = "our input has ended"
+    ABORT = "our socket broke, or this program aborts"
+    ROUTE_LOST = "the route to the peer is gone"
 
 
 class Action(enum.Enum):
-    """What is done on the way from one state to the next."""
+    """What an end does on the way to the next state."""
 
-    AGREE = "take the peer's window"
-    ANSWER = "send Pong"
-    DECLINE = "send Disconnect, behind a Pong if the peer understands it only then"
-    KEEP = "keep the data for the socket, or give up if they are too many or not the next"
-    GAIN = "take the credit"
-    HEAR_OUT = "see whether all data came"
-    SAY_END = "send EndOfInput"
-    SAY_GONE = "send Disconnect"
-    PART = "send nothing more; whether it was an orderly end depends on what the peer speaks"
-    BREAK = "send nothing more, the connection broke"
+    TAKE_WINDOW = "take the peer's window"
+    SEND_PONG = "send Pong"
+    DECLINE = "send Disconnect, after a Pong if the peer understands it only then"
+    STORE = "store the data for the socket; abort if they are too many or out of order"
+    TAKE_CREDIT = "take the credit"
+    CHECK_TOTAL = "check that all data have arrived"
+    SEND_END = "send EndOfInput"
+    SEND_DISCONNECT = "send Disconnect"
+    STOP = "send nothing more; it is broken if the peer speaks credit"
+    BREAK = "send nothing more; it is broken"
     NOTHING = "nothing"
 
 
-#: What is not in it has no effect: the portal goes on (spec §13.3).
+def _close(event: Event, action: Action, *states: State) -> dict[tuple[State, Event], tuple[Action, State]]:
+    return {(state, event): (action, State.CLOSED) for state in states}
+
+
+_CONNECTED = (State.OPEN, State.INPUT_ENDED, State.PEER_INPUT_ENDED)
+
+#: An event without a row has no effect, and the portal goes on (spec §13.3).
 _TABLE: Mapping[tuple[State, Event], tuple[Action, State]] = {
-    (State.CONNECTING, Event.CONNECT): (Action.ANSWER, State.OPEN),
-    (State.CONNECTING, Event.LEAVE): (Action.DECLINE, State.CLOSED),
-    (State.CONNECTING, Event.PEER_LEAVES): (Action.BREAK, State.CLOSED),
-    (State.CONNECTING, Event.LOSE): (Action.BREAK, State.CLOSED),
-    (State.WAITING, Event.PONG): (Action.AGREE, State.OPEN),
-    (State.WAITING, Event.LEAVE): (Action.NOTHING, State.ABANDONED),
-    (State.WAITING, Event.PEER_LEAVES): (Action.BREAK, State.CLOSED),
-    (State.WAITING, Event.LOSE): (Action.BREAK, State.CLOSED),
-    (State.ABANDONED, Event.PONG): (Action.SAY_GONE, State.CLOSED),
-    (State.ABANDONED, Event.PEER_LEAVES): (Action.NOTHING, State.CLOSED),
-    (State.ABANDONED, Event.LOSE): (Action.NOTHING, State.CLOSED),
-    (State.OPEN, Event.DATA): (Action.KEEP, State.OPEN),
-    (State.OPEN, Event.CREDIT): (Action.GAIN, State.OPEN),
-    (State.OPEN, Event.PEER_ENDS): (Action.HEAR_OUT, State.HEARD),
-    (State.OPEN, Event.PEER_LEAVES): (Action.PART, State.CLOSED),
-    (State.OPEN, Event.END): (Action.SAY_END, State.SPOKEN),
-    (State.OPEN, Event.LEAVE): (Action.SAY_GONE, State.CLOSED),
-    (State.OPEN, Event.LOSE): (Action.BREAK, State.CLOSED),
-    (State.SPOKEN, Event.DATA): (Action.KEEP, State.SPOKEN),
-    (State.SPOKEN, Event.PEER_ENDS): (Action.HEAR_OUT, State.CLOSED),
-    (State.SPOKEN, Event.PEER_LEAVES): (Action.PART, State.CLOSED),
-    (State.SPOKEN, Event.LEAVE): (Action.SAY_GONE, State.CLOSED),
-    (State.SPOKEN, Event.LOSE): (Action.BREAK, State.CLOSED),
-    (State.HEARD, Event.CREDIT): (Action.GAIN, State.HEARD),
-    (State.HEARD, Event.PEER_LEAVES): (Action.PART, State.CLOSED),
-    (State.HEARD, Event.END): (Action.SAY_END, State.CLOSED),
-    (State.HEARD, Event.LEAVE): (Action.SAY_GONE, State.CLOSED),
-    (State.HEARD, Event.LOSE): (Action.BREAK, State.CLOSED),
+    (State.CONNECTING, Event.CONNECTED): (Action.SEND_PONG, State.OPEN),
+    (State.CONNECTING, Event.ABORT): (Action.DECLINE, State.CLOSED),
+    (State.WAITING, Event.PONG): (Action.TAKE_WINDOW, State.OPEN),
+    (State.WAITING, Event.ABORT): (Action.NOTHING, State.ABANDONED),
+    (State.ABANDONED, Event.PONG): (Action.SEND_DISCONNECT, State.CLOSED),
+    (State.OPEN, Event.DATA): (Action.STORE, State.OPEN),
+    (State.OPEN, Event.CREDIT): (Action.TAKE_CREDIT, State.OPEN),
+    (State.OPEN, Event.PEER_INPUT_ENDS): (Action.CHECK_TOTAL, State.PEER_INPUT_ENDED),
+    (State.OPEN, Event.INPUT_ENDS): (Action.SEND_END, State.INPUT_ENDED),
+    (State.INPUT_ENDED, Event.DATA): (Action.STORE, State.INPUT_ENDED),
+    (State.INPUT_ENDED, Event.PEER_INPUT_ENDS): (Action.CHECK_TOTAL, State.CLOSED),
+    (State.PEER_INPUT_ENDED, Event.CREDIT): (Action.TAKE_CREDIT, State.PEER_INPUT_ENDED),
+    (State.PEER_INPUT_ENDED, Event.INPUT_ENDS): (Action.SEND_END, State.CLOSED),
+    **_close(Event.ABORT, Action.SEND_DISCONNECT, *_CONNECTED),
+    **_close(Event.PEER_DISCONNECTS, Action.STOP, *_CONNECTED),
+    **_close(Event.PEER_DISCONNECTS, Action.BREAK, State.CONNECTING, State.WAITING),
+    **_close(Event.PEER_DISCONNECTS, Action.NOTHING, State.ABANDONED),
+    **_close(Event.ROUTE_LOST, Action.BREAK, State.CONNECTING, State.WAITING, *_CONNECTED),
+    **_close(Event.ROUTE_LOST, Action.NOTHING, State.ABANDONED),
 }
 
 _EVENTS: Mapping[type[PortalMessage], Event] = {
     Pong: Event.PONG,
-    Disconnect: Event.PEER_LEAVES,
+    Disconnect: Event.PEER_DISCONNECTS,
     Payload: Event.DATA,
     Credit: Event.CREDIT,
-    EndOfInput: Event.PEER_ENDS,
+    EndOfInput: Event.PEER_INPUT_ENDS,
 }
 
 
@@ -205,20 +201,21 @@ _EVENTS: Mapping[type[PortalMessage], Event] = {
 class PortalEnd:
     """One end of one connection through a portal; made by `inlet` or `outlet`.
 
-    What is to be sent stands in `outgoing`, in order. The socket's side: `take` what has arrived, tell what was `written`, read at most `room`
-    bytes and `send` them, tell its `end`, or `leave` when it broke. The way's side: `receive` messages, `lose` when it is gone.
+    Send the messages in `outgoing` to the peer, in order. For the socket: `take` the data that have arrived and report with `written` how
+    many the socket took; read at most `room` bytes and `send` them; call `end` at the end of its input, and `leave` if it breaks. For the
+    route: `receive` messages, and call `lose` when it is gone.
     """
 
     state: State
-    #: Bytes that a peer which speaks credit may send ahead.
+    #: Bytes that a peer with credit may send ahead.
     _window: int
-    #: What the peer lets us send in all; None while it speaks no credit.
+    #: Bytes that the peer allows us to send, counted from the beginning; None if it does not speak credit.
     _allowed: int | None = None
-    #: Bytes of data in one Payload, less than MAX_DATA where the way demands.
+    #: Bytes of data in one Payload: less than MAX_DATA if the route needs that.
     max_data: int = MAX_DATA
-    #: What is to be sent to the peer.
+    #: The messages to send to the peer.
     outgoing: deque[PortalMessage] = attrs.Factory(deque)
-    #: Whether the connection ended otherwise than by both ends of input, or a Disconnect of a peer that has nothing else to say.
+    #: Whether the connection broke: it ended without the end of both inputs, and without a Disconnect of a peer that does not speak credit.
     is_broken: bool = False
     _arrived: bytearray = attrs.field(factory=bytearray, repr=False)
     _sent: int = 0
@@ -230,7 +227,7 @@ class PortalEnd:
 
     @classmethod
     def inlet(cls, window: int = WINDOW) -> Self:
-        """Return the end that a client has connected to; its Ping is to be sent."""
+        """Return the end of an inlet, whose client has connected. Its first message is a Ping."""
         end = cls(State.WAITING, window)
         end._granted = window
         end.outgoing.append(Ping(window if TELLS_CREDIT else None))
@@ -238,56 +235,56 @@ class PortalEnd:
 
     @classmethod
     def outlet(cls, ping: Ping, window: int = WINDOW) -> Self:
-        """Return the end that a Ping asked for, while its target is being connected."""
+        """Return the end of an outlet that has received a Ping, while it connects its target."""
         end = cls(State.CONNECTING, window, ping.window)
         end._granted = window
         return end
 
     @property
     def speaks_credit(self) -> bool:
-        """Whether the peer is known to: then both directions end by themselves, and neither is sent more than it has room for."""
+        """Whether the peer speaks credit. Then each direction ends on its own, and neither side is sent more than it has room for."""
         return self._allowed is not None
 
     @property
     def has_opened(self) -> bool:
-        """Whether the time before data is over."""
+        """Whether the connection has been opened, or will not be."""
         return self.state not in (State.CONNECTING, State.WAITING)
 
     @property
     def is_heard_out(self) -> bool:
-        """Whether nothing more arrives."""
-        return self.state in (State.HEARD, State.CLOSED)
+        """Whether no more data will arrive."""
+        return self.state in (State.PEER_INPUT_ENDED, State.CLOSED)
 
     @property
     def speaks(self) -> bool:
-        """Whether our socket's input still goes to the peer."""
-        return self.state in (State.OPEN, State.HEARD)
+        """Whether the input of our socket still goes to the peer."""
+        return self.state in (State.OPEN, State.PEER_INPUT_ENDED)
 
     @property
     def room(self) -> int:
-        """How many bytes may be sent now; 0: wait for credit, or for ever."""
+        """How many bytes may be sent now. At 0, wait for credit; none comes after the end."""
         if not self.speaks:
             return 0
         return self.max_data if self._allowed is None else max(0, min(self.max_data, self._allowed - self._sent))
 
     @property
     def waiting(self) -> int:
-        """Bytes that arrived and that the socket has not taken."""
+        """Bytes that have arrived and that the socket has not taken."""
         return self._received - self._written
 
-    # The socket's side
+    # Called for the socket
 
     def connected(self) -> None:
-        """The target is there: the peer is told."""
-        self._on(Event.CONNECT)
+        """Note that the target is connected, and tell the peer."""
+        self._on(Event.CONNECTED)
 
     def take(self) -> bytearray:
-        """Return all that has arrived since the last time, in order; it counts as waiting until it is `written`."""
+        """Return the data that have arrived since the last call. They count as waiting until they are `written`."""
         taken, self._arrived = self._arrived, bytearray()
         return taken
 
     def written(self, count: int) -> None:
-        """The socket has taken so many bytes: the peer gets its credit back in parts of the window."""
+        """Note that the socket has taken `count` bytes, and return credit to the peer in parts of the window."""
         self._written += count
         due = self._written + self._window
         if self._allowed is not None and not self.is_heard_out and due - self._granted >= self._window // CREDIT_PARTS:
@@ -295,7 +292,7 @@ class PortalEnd:
             self.outgoing.append(Credit(due))
 
     def send(self, data: bytes) -> None:
-        """Send what was read from the socket, at most `room` bytes; without effect once our direction has ended."""
+        """Send data of the socket, at most `room` bytes. Once our direction has ended this has no effect."""
         if not self.speaks:
             return
         self._sent += len(data)
@@ -306,27 +303,27 @@ class PortalEnd:
         self.outgoing.append(Payload(data, counter))
 
     def end(self) -> None:
-        """The socket's input has ended: half of the connection, or, with a peer that knows no halves, all of it."""
-        self._on(Event.LEAVE if self._allowed is None else Event.END)
+        """Note that the input of the socket has ended. That closes our direction; without credit, it closes the connection."""
+        self._on(Event.ABORT if self._allowed is None else Event.INPUT_ENDS)
 
     def leave(self) -> None:
-        """The socket broke, could not be had, or is given up."""
+        """Abort the connection: the socket broke, or the target could not be connected."""
         if self.state is not State.CLOSED:
             self.is_broken = True
-            self._on(Event.LEAVE)
+            self._on(Event.ABORT)
 
-    # The way's side
+    # Called for the route
 
     def receive(self, message: PortalMessage) -> None:
-        """Take a message of the peer; one that has no place now has no effect."""
+        """Take a message of the peer. A message out of turn has no effect."""
         event = _EVENTS.get(type(message))
         if event is None or (isinstance(message, Credit | EndOfInput) and self._allowed is None):
             return
         self._on(event, message)
 
     def lose(self) -> None:
-        """The way to the peer is gone: nothing more can be sent, and what arrived is all."""
-        self._on(Event.LOSE)
+        """Note that the route to the peer is gone: nothing more is sent, and nothing more arrives."""
+        self._on(Event.ROUTE_LOST)
 
     def _on(self, event: Event, message: PortalMessage | None = None) -> None:
         step = _TABLE.get((self.state, event))
@@ -334,25 +331,25 @@ class PortalEnd:
             return
         action, self.state = step
         match action, message:
-            case Action.AGREE, Pong(window):
+            case Action.TAKE_WINDOW, Pong(window):
                 self._allowed = window if TELLS_CREDIT else None
-            case Action.ANSWER, _:
+            case Action.SEND_PONG, _:
                 self.outgoing.append(self._pong())
             case Action.DECLINE, _:
-                # A Rust inlet hears nothing but a Pong, and leaves its client hanging without one.
+                # A Rust inlet ignores everything before a Pong, and its client would hang without one.
                 self.outgoing.extend((Disconnect(),) if self._allowed is not None else (self._pong(), Disconnect()))
-            case Action.KEEP, Payload(data, counter):
-                self._keep(data, counter)
-            case Action.GAIN, Credit(total):
+            case Action.STORE, Payload(data, counter):
+                self._store(data, counter)
+            case Action.TAKE_CREDIT, Credit(total):
                 self._allowed = max(self._allowed or 0, total)
-            case Action.HEAR_OUT, EndOfInput(total):
+            case Action.CHECK_TOTAL, EndOfInput(total):
                 if total != self._received:
-                    self._break_off()
-            case Action.SAY_END, _:
+                    self._abort()
+            case Action.SEND_END, _:
                 self.outgoing.append(EndOfInput(self._sent))
-            case Action.SAY_GONE, _:
+            case Action.SEND_DISCONNECT, _:
                 self.outgoing.append(Disconnect())
-            case Action.PART, _:
+            case Action.STOP, _:
                 self.outgoing.clear()
                 self.is_broken |= self._allowed is not None
             case Action.BREAK, _:
@@ -364,21 +361,21 @@ class PortalEnd:
     def _pong(self) -> Pong:
         return Pong(None if self._allowed is None else self._window)
 
-    def _keep(self, data: bytes, counter: int | None) -> None:
+    def _store(self, data: bytes, counter: int | None) -> None:
         if counter is not None:
             expected = self._counted_in % _COUNTERS
             self._counted_in += 1
             if counter != expected:
-                self._break_off()
+                self._abort()
                 return
         self._received += len(data)
         if (self._received > self._granted) if self._allowed is not None else (self.waiting > MAX_UNPACED):
-            self._break_off()
+            self._abort()
             return
         self._arrived += data
 
-    def _break_off(self) -> None:
-        """Data are missing, or too many: what came before is good, what comes behind is not."""
+    def _abort(self) -> None:
+        """End the connection because data are missing, or too many. The data before that are valid."""
         self.state = State.CLOSED
         self.is_broken = True
         self.outgoing.append(Disconnect())
