@@ -24,7 +24,7 @@ from trionode.stream.store.base import (
     StoreError,
     StoreInfo,
     UnknownStreamError,
-    fitting,
+    limit_records,
     with_store_info,
 )
 
@@ -59,9 +59,9 @@ __all__ = [
     "WireError",
     "born_at",
     "client_context",
-    "fitting",
     "join_frames",
     "join_host_port",
+    "limit_records",
     "log",
     "open_listeners",
     "parse_host_port",

@@ -17,7 +17,7 @@ from trionode.stream.store.memory import MemoryStore
 from trionode.testing.stream_store import (
     CHECKS,
     Check,
-    Ground,
+    Harness,
     a_cancelled_append_can_be_sent_again,
     a_cancelled_read_takes_nothing,
     a_read_ahead_of_the_end_waits_for_its_index,
@@ -27,14 +27,14 @@ from trionode.testing.stream_store import (
     a_refused_push_harms_no_other,
     a_resend_is_stored_once,
     a_restart_loses_nothing,
-    a_stream_belongs_to_who_created_it_first,
+    a_stream_belongs_to_its_first_creator,
     check_stream_store,
+    concurrent_streams_do_not_mix,
+    concurrent_writers_of_one_stream_get_different_indexes,
     positions_are_kept_for_a_client_and_a_stream,
+    reading_removed_records_is_an_error,
     records_are_read_as_they_were_pushed,
     run_check,
-    streams_that_are_used_at_once_do_not_mix,
-    what_retention_removed_is_an_error,
-    writers_of_one_stream_get_an_index_each,
 )
 
 
@@ -222,11 +222,11 @@ class LooksBeforeItWrites(Memory):
 class RemembersBeforeItStores(Memory):
     async def append(self, pushes: Sequence[Push]) -> Sequence[Stored | StoreError]:
         for push in pushes:
-            known = self._streams[push.stream].known
+            known = self._streams[push.stream].indexes
             known.setdefault((push.producer, push.request_id), len(known))
         await trio.lowlevel.checkpoint()
         for push in pushes:
-            del self._streams[push.stream].known[push.producer, push.request_id]
+            del self._streams[push.stream].indexes[push.producer, push.request_id]
         return await super().append(pushes)
 
 
@@ -265,27 +265,35 @@ BROKEN: tuple[tuple[type[Memory], Check, str], ...] = (
     (CantBeCancelled, a_cancelled_read_takes_nothing, "still waiting after|can be cancelled"),
     (LosesWhatACancelledReadWaitedFor, a_cancelled_read_takes_nothing, "retention removed it"),
     (StoresResendsAgain, a_resend_is_stored_once, "a resend gets the indexes that its records have"),
-    (TakesResendsForAnyProducers, a_resend_is_stored_once, "each push is pulled once|still waiting"),
-    (RefusesWholeBatches, a_refused_push_harms_no_other, "a push longer than MAX_RECORD|harms no other"),
+    (TakesResendsForAnyProducers, a_resend_is_stored_once, "each push is read once|still waiting"),
+    (RefusesWholeBatches, a_refused_push_harms_no_other, "a push longer than MAX_RECORD|does not affect others"),
     (MakesUnknownStreams, a_refused_push_harms_no_other, "a push to an unknown stream"),
     (WaitsForUnknownStreams, a_refused_push_harms_no_other, "still waiting after"),
     (ForgetsPositions, positions_are_kept_for_a_client_and_a_stream, "a position of 0 is kept"),
     (SharesPositions, positions_are_kept_for_a_client_and_a_stream, "positions belong to one client"),
     (KeepsTheHighestPosition, positions_are_kept_for_a_client_and_a_stream, "also when it is lower"),
-    (TheLastOwnerWins, a_stream_belongs_to_who_created_it_first, "the first who created it"),
-    (CreatesAnew, a_stream_belongs_to_who_created_it_first, "still waiting|leaves an existing stream"),
-    (MixesStreams, streams_that_are_used_at_once_do_not_mix, "keep their own records"),
-    (WorksOnOneStreamAtATime, streams_that_are_used_at_once_do_not_mix, "still waiting after"),
-    (LooksBeforeItWrites, writers_of_one_stream_get_an_index_each, "one index|below the index|still waiting"),
+    (TheLastOwnerWins, a_stream_belongs_to_its_first_creator, "belongs to its first creator"),
+    (CreatesAnew, a_stream_belongs_to_its_first_creator, "still waiting|leaves an existing stream"),
+    (MixesStreams, concurrent_streams_do_not_mix, "keeps its own records"),
+    (WorksOnOneStreamAtATime, concurrent_streams_do_not_mix, "still waiting after"),
+    (
+        LooksBeforeItWrites,
+        concurrent_writers_of_one_stream_get_different_indexes,
+        "one index|below the index|still waiting",
+    ),
     (RemembersBeforeItStores, a_cancelled_append_can_be_sent_again, "is stored once"),
     (Forgets, a_restart_loses_nothing, "has its owner after a restart"),
-    (ReadsWhatIsLeft, what_retention_removed_is_an_error, "raises StoreError; it brought"),
-    (TakesAnEmptyStreamForNone, what_retention_removed_is_an_error, "is no UnknownStreamError"),
-    (BeginsAnewWhenItExpires, what_retention_removed_is_an_error, "is recognised|go on rising|is read as before|still"),
+    (ReadsWhatIsLeft, reading_removed_records_is_an_error, "raises StoreError; it returned"),
+    (TakesAnEmptyStreamForNone, reading_removed_records_is_an_error, "does not raise UnknownStreamError"),
+    (
+        BeginsAnewWhenItExpires,
+        reading_removed_records_is_an_error,
+        "is recognised|keep rising|is read as before|still",
+    ),
 )
 
 
-def ground(of: type[Memory]) -> Ground:
+def harness(of: type[Memory]) -> Harness:
     """One store for all openings, as if it were on a disk."""
     kept = of()
 
@@ -298,7 +306,7 @@ def ground(of: type[Memory]) -> Ground:
         assert isinstance(store, Memory)
         await store.expire(stream, index)
 
-    return Ground(make, durable=True, expire=expire)
+    return Harness(make, durable=True, expire=expire)
 
 
 @pytest.mark.parametrize(("broken", "check", "says"), BROKEN, ids=lambda each: getattr(each, "__name__", ""))
@@ -306,13 +314,13 @@ async def test_a_broken_store_is_found(
     broken: type[Memory], check: Check, says: str, autojump_clock: trio.testing.MockClock
 ) -> None:
     with pytest.raises((Exception, ExceptionGroup)) as caught:
-        await run_check(check, ground(broken))
+        await run_check(check, harness(broken))
     assert any(re.search(says, failure) for failure in failures(caught.value)), list(failures(caught.value))
 
 
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
 async def test_a_store_that_keeps_it_all_is_not(check: Check, autojump_clock: trio.testing.MockClock) -> None:
-    await run_check(check, ground(Memory))
+    await run_check(check, harness(Memory))
 
 
 def test_every_check_has_a_store_that_breaks_it() -> None:
@@ -323,10 +331,10 @@ def test_every_check_has_a_store_that_breaks_it() -> None:
 async def test_the_contract_as_a_whole_stops_at_the_first_broken_promise(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
-    await check_stream_store(ground(Memory).make, durable=True, expire=ground(Memory).expire)
+    await check_stream_store(harness(Memory).make, durable=True, expire=harness(Memory).expire)
     with pytest.raises(AssertionError, match="has its owner after a restart"):
-        await check_stream_store(ground(Forgets).make, durable=True)
-    await check_stream_store(ground(Forgets).make)
+        await check_stream_store(harness(Forgets).make, durable=True)
+    await check_stream_store(harness(Forgets).make)
 
 
 async def test_a_store_that_leaves_something_behind_is_found(autojump_clock: trio.testing.MockClock) -> None:
@@ -340,6 +348,6 @@ async def test_a_store_that_leaves_something_behind_is_found(autojump_clock: tri
 
     try:
         with pytest.raises(AssertionError, match="are left behind: left"):
-            await run_check(a_read_begins_at_its_index, Ground(make))
+            await run_check(a_read_begins_at_its_index, Harness(make))
     finally:
         over.set()

@@ -341,7 +341,7 @@ class Failing(MemoryStore):
         return await super().position(client_id, stream)
 
 
-async def test_a_refused_create_is_silence_for_whoever_would_push_a_refusal(
+async def test_a_refused_create_is_not_answered_to_clients_that_would_push_the_answer(
     autojump_clock: trio.testing.MockClock, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with open_scene() as scene:
@@ -351,14 +351,14 @@ async def test_a_refused_create_is_silence_for_whoever_would_push_a_refusal(
         assert len([entry for entry in caplog.records if "waits without end" in entry.getMessage()]) == 1
 
 
-async def test_one_of_our_streams_is_told_the_refusal_behind_any_link(autojump_clock: trio.testing.MockClock) -> None:
+async def test_our_streams_get_the_refusal_over_any_link(autojump_clock: trio.testing.MockClock) -> None:
     async with open_scene() as scene:
         ours = producer_name(1_700_000_000_000, bytes(10))
         (answer,) = await scene.client().ask("stream_kafka", CreateRequest("no/name"), back=ours)
         assert "named by" in str(answer)
 
 
-async def test_what_one_of_our_streams_sends_again_is_stored_once_behind_any_link(
+async def test_resends_of_our_streams_are_stored_once_over_any_link(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     async with open_scene() as scene:
@@ -369,13 +369,13 @@ async def test_what_one_of_our_streams_sends_again_is_stored_once_behind_any_lin
             assert answers == [PushResponse(0, ok=True, index=0)]
 
 
-def test_only_our_producers_look_like_ours() -> None:
+def test_only_our_producer_addresses_are_recognised() -> None:
     assert sends_again(producer_name(1_700_000_000_000, b"0123456789").encode())
     assert not sends_again(uuid7_hex(1_700_000_000_000, b"0123456789").encode())
     assert not sends_again(b"0" * 32)
 
 
-async def test_create_and_get_are_answered_once_when_the_store_is_back(autojump_clock: trio.testing.MockClock) -> None:
+async def test_create_and_get_are_answered_once_the_store_is_back(autojump_clock: trio.testing.MockClock) -> None:
     store = Failing()
     async with open_scene(store) as scene:
         client = scene.client()
@@ -418,7 +418,7 @@ async def test_pushes_wait_for_the_store_in_order_and_are_stored_once(autojump_c
         ]
 
 
-async def test_a_push_that_can_never_be_stored_is_given_up_and_holds_up_no_other(
+async def test_a_push_that_can_never_be_stored_is_refused_and_delays_no_other(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     store = Failing()
@@ -431,7 +431,7 @@ async def test_a_push_that_can_never_be_stored_is_given_up_and_holds_up_no_other
         assert await client.ask("stream_kafka.s", PushRequest(1, b"y")) == [PushResponse(1, ok=True, index=0)]
 
 
-async def test_what_waits_takes_its_clients_room_so_that_the_link_is_not_read_on(
+async def test_waiting_pushes_fill_their_clients_budget_and_stop_reading_its_link(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     store = Failing()
@@ -456,7 +456,7 @@ async def test_what_waits_takes_its_clients_room_so_that_the_link_is_not_read_on
         await over_budget.wait_for_capacity()
 
 
-async def test_the_end_gives_up_what_the_store_has_not_taken_and_says_so(
+async def test_closing_refuses_unstored_pushes_and_logs_it(
     autojump_clock: trio.testing.MockClock, caplog: pytest.LogCaptureFixture
 ) -> None:
     store = Failing()
@@ -476,9 +476,7 @@ LOOKS = ["c" * 32, uuid7_hex((1 << 48) - 1, bytes(10)), uuid7_hex(0, bytes(10)),
 
 
 @pytest.mark.parametrize("look", LOOKS)
-async def test_a_push_is_stored_once_whatever_the_producers_address_looks_like(
-    look: str, open_store: OpenStore
-) -> None:
+async def test_a_push_is_stored_once_for_any_form_of_producer_address(look: str, open_store: OpenStore) -> None:
     name = unique("s")
     async with open_store() as store, open_node(Loopback()) as node:
         await node.serve_streams(store)
@@ -496,7 +494,7 @@ async def test_a_push_is_stored_once_whatever_the_producers_address_looks_like(
             assert [record.message for record in found] == [b"0", b"1", b"2", b"3"]
 
 
-async def test_a_way_back_that_leaves_no_room_for_a_record_still_gets_an_answer(
+async def test_a_return_route_without_room_for_a_record_still_gets_an_answer(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     async with open_scene() as scene:
@@ -553,7 +551,7 @@ async def test_finishing_waits_for_consumers_between_two_pulls_and_answers_all_t
         assert await client.ask("stream_kafka.s", PushRequest(1, b"y")) == [PushResponse(1, ok=True, index=1)]
 
 
-async def test_finishing_does_not_wait_for_a_consumer_that_is_gone(autojump_clock: trio.testing.MockClock) -> None:
+async def test_finishing_does_not_wait_for_a_disconnected_consumer(autojump_clock: trio.testing.MockClock) -> None:
     async with open_scene() as scene:
         client, mute = scene.client(), scene.client()
         await client.ask("stream_kafka", CreateRequest("s"))
@@ -572,7 +570,7 @@ async def test_finishing_does_not_wait_for_a_consumer_that_is_gone(autojump_cloc
 
 
 @pytest.mark.parametrize(("ours", "theirs"), [("classic", "classic"), ("classic", "current"), ("current", "classic")])
-async def test_streams_of_two_nodes_read_both_generations_and_write_the_chosen_one(
+async def test_streams_read_both_protocol_versions_and_write_the_chosen_one(
     ours: str, theirs: str, autojump_clock: trio.testing.MockClock
 ) -> None:
     network, store = Loopback(), MemoryStore()
@@ -594,7 +592,7 @@ async def test_streams_of_two_nodes_read_both_generations_and_write_the_chosen_o
             assert {record.message[0] for record in records} == {0x01 if protocol_version == "classic" else 0x83}
 
 
-async def test_an_unknown_wire_is_said_to_be_unknown(autojump_clock: trio.testing.MockClock) -> None:
+async def test_an_unknown_protocol_version_is_refused(autojump_clock: trio.testing.MockClock) -> None:
     async with open_node(Loopback()) as node:
         with pytest.raises(LocalError, match="'current' or 'classic', not 'klassik'"):
             await node.open_stream(Route("loopback:hub"), sends="s", receives="r", protocol_version="klassik")

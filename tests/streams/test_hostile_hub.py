@@ -89,7 +89,7 @@ async def open_conversation() -> AsyncIterator[Conversation]:
 
 @pytest.mark.parametrize("direction", ["to Bob", "to Alice"])
 @pytest.mark.parametrize("fault", FAULTS, ids=str)
-async def test_nothing_wrong_reaches_a_handler_and_the_next_good_record_arrives(
+async def test_no_false_record_reaches_a_handler_and_the_next_good_record_arrives(
     fault: Fault, direction: str, autojump_clock: trio.testing.MockClock
 ) -> None:
     async with open_conversation() as talk:
@@ -110,7 +110,7 @@ async def test_nothing_wrong_reaches_a_handler_and_the_next_good_record_arrives(
         assert bool(way.reader.refused) is fault.refuses
 
 
-async def test_two_conversations_that_are_spliced_are_refused_threat_10(autojump_clock: trio.testing.MockClock) -> None:
+async def test_splicing_two_conversations_is_refused_threat_10(autojump_clock: trio.testing.MockClock) -> None:
     async with open_conversation() as talk:
         parties, store = talk.parties, talk.store
         # Another pair of streams and another channel between the same nodes.
@@ -154,7 +154,7 @@ async def test_two_conversations_that_are_spliced_are_refused_threat_10(autojump
         assert [each.refused for each in (talk.bobs, bobs_other, talk.alices, other)] == [20, 20, 20, 20]
 
 
-async def test_records_that_were_deleted_are_missed_and_the_next_ones_arrive_threat_9(
+async def test_after_deleted_records_the_next_ones_arrive_threat_9(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     async with open_conversation() as talk:
@@ -212,7 +212,7 @@ async def test_false_indexes_deliver_nothing_twice_and_the_next_good_record_arri
 
 
 @pytest.mark.parametrize("by", [1, 10**6, 2**63])
-async def test_false_indexes_far_ahead_starve_the_reader_and_do_nothing_worse_threat_23(
+async def test_false_indexes_far_ahead_only_starve_the_reader_threat_23(
     by: int, autojump_clock: trio.testing.MockClock
 ) -> None:
     # Where a reader stands in a stream is the hub's word: only who counts what the peer sent can know what was passed over.
@@ -241,7 +241,7 @@ async def test_false_indexes_far_ahead_starve_the_reader_and_do_nothing_worse_th
         assert talk.bobs.refused >= before
 
 
-async def test_a_false_position_far_ahead_is_silence_threat_23(autojump_clock: trio.testing.MockClock) -> None:
+async def test_a_false_position_far_ahead_delivers_nothing_threat_23(autojump_clock: trio.testing.MockClock) -> None:
     store = ScriptedStore()
     store.false_position = 10**9
     async with open_parties("streams", store=store) as parties:
@@ -250,7 +250,7 @@ async def test_a_false_position_far_ahead_is_silence_threat_23(autojump_clock: t
         assert not parties.listener._pending
 
 
-async def test_a_position_that_was_rolled_back_brings_nothing_a_second_time_threat_6(
+async def test_a_rolled_back_position_delivers_nothing_twice_threat_6(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     async with open_conversation() as talk:
@@ -361,7 +361,7 @@ ANSWERS: dict[str, Callable[[], Callable[[Response], Sequence[Response]]]] = {
 
 
 @pytest.mark.parametrize("answers", ANSWERS)
-async def test_false_answers_stall_nothing_and_have_no_second_effect_threat_24(
+async def test_false_answers_stall_nothing_and_act_only_once_threat_24(
     answers: str, autojump_clock: trio.testing.MockClock
 ) -> None:
     async with open_conversation() as talk:
@@ -382,7 +382,7 @@ async def test_false_answers_stall_nothing_and_have_no_second_effect_threat_24(
 
 
 @pytest.mark.parametrize("pulls", [False, True])
-async def test_answers_to_one_client_given_to_another_bring_nothing_wrong_threat_24(
+async def test_answers_given_to_another_client_deliver_nothing_wrong_threat_24(
     pulls: bool, autojump_clock: trio.testing.MockClock
 ) -> None:
     async with open_conversation() as talk:
@@ -419,7 +419,7 @@ async def test_answers_to_one_client_given_to_another_bring_nothing_wrong_threat
 # -- what a hub sees ------------------------------------------------------------------------------------------------------------------
 
 
-async def test_no_byte_that_a_hub_ever_held_shows_a_payload_or_an_inner_address_threat_1(
+async def test_no_bytes_at_a_hub_reveal_a_payload_or_an_inner_address_threat_1(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     async with open_conversation() as talk:
@@ -502,6 +502,6 @@ async def converse_over_a_hostile_hub(seed: int) -> None:
 
 @settings(max_examples=30, deadline=None)
 @given(seed=st.integers(0, 2**32))
-def test_whatever_a_hub_does_handlers_get_only_what_was_sent_and_each_once(seed: int) -> None:
+def test_under_random_hub_actions_handlers_get_only_sent_messages_each_once(seed: int) -> None:
     # Threats 3 to 10, 23 and 24 in any mixture, the handshake included.
     trio.run(converse_over_a_hostile_hub, seed, clock=trio.testing.MockClock(autojump_threshold=0))

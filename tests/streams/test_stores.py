@@ -13,20 +13,20 @@ import trio.testing
 from trionode.errors import LocalError
 from trionode.protocol.stream import RECORD_OVERHEAD, Record
 from trionode.stream.store import memory, sqlite
-from trionode.stream.store.base import Position, Push, Stored, StoreError, StreamStore, fitting
+from trionode.stream.store.base import Position, Push, Stored, StoreError, StreamStore, limit_records
 from trionode.stream.store.memory import open_memory_store
 from trionode.stream.store.sqlite import open_sqlite_store
-from trionode.testing.stream_store import CHECKS, Check, Ground, run_check
+from trionode.testing.stream_store import CHECKS, Check, Harness, run_check
 
 
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
 async def test_the_memory_store_keeps_the_contract(check: Check, autojump_clock: trio.testing.MockClock) -> None:
-    await run_check(check, Ground(open_memory_store))
+    await run_check(check, Harness(open_memory_store))
 
 
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
 async def test_the_sqlite_store_keeps_the_contract(check: Check, tmp_path: Path) -> None:
-    await run_check(check, Ground(partial(open_sqlite_store, str(tmp_path / "store")), durable=True))
+    await run_check(check, Harness(partial(open_sqlite_store, str(tmp_path / "store")), durable=True))
 
 
 # -- bounds -----------------------------------------------------------------------------------------------------------------------------
@@ -89,14 +89,14 @@ async def test_streams_and_positions_have_a_bound_in_sqlite(tmp_path: Path, monk
         assert [await store.position(f"c{number}", "s0") for number in (0, 3, 4, 5)] == [14, None, 4, 5]
 
 
-def test_what_fits_is_counted_with_its_overhead() -> None:
+def test_records_are_limited_with_their_overhead() -> None:
     records = [Record(number, bytes(100)) for number in range(5)]
     one = 100 + RECORD_OVERHEAD
-    assert len(fitting(records, limit=9, max_bytes=3 * one)) == 3
-    assert len(fitting(records, limit=9, max_bytes=3 * one - 1)) == 2
-    assert len(fitting(records, limit=2, max_bytes=1000)) == 2
-    assert len(fitting(records, limit=9, max_bytes=0)) == 1
-    assert fitting([], limit=9, max_bytes=0) == []
+    assert len(limit_records(records, limit=9, max_bytes=3 * one)) == 3
+    assert len(limit_records(records, limit=9, max_bytes=3 * one - 1)) == 2
+    assert len(limit_records(records, limit=2, max_bytes=1000)) == 2
+    assert len(limit_records(records, limit=9, max_bytes=0)) == 1
+    assert limit_records([], limit=9, max_bytes=0) == []
 
 
 # -- the file ---------------------------------------------------------------------------------------------------------------------------
@@ -116,7 +116,7 @@ async def test_the_file_is_private(tmp_path: Path) -> None:
         path.chmod(0o644)
 
 
-async def test_a_file_that_is_no_store_is_left_as_it_is(tmp_path: Path) -> None:
+async def test_a_file_that_is_no_store_is_left_unchanged(tmp_path: Path) -> None:
     text, other, newer = tmp_path / "text", tmp_path / "other", tmp_path / "newer"
     text.write_text("certainly no database, but long enough to be read as one" * 20)
     for path, statement in ((other, "CREATE TABLE t (x)"), (newer, "PRAGMA user_version = 99")):
@@ -125,20 +125,24 @@ async def test_a_file_that_is_no_store_is_left_as_it_is(tmp_path: Path) -> None:
         connection.close()
     for path in (text, other, newer):
         before = path.read_bytes()
-        with pytest.raises(LocalError, match=r"no stream store.*name another path"):
+        with pytest.raises(LocalError, match=r"no stream store.*choose another path"):
             async with open_sqlite_store(str(path)):
                 raise AssertionError
         assert path.read_bytes() == before
 
 
-async def test_a_path_that_can_be_no_file_is_told(tmp_path: Path) -> None:
-    for where, message in (("", "path"), (str(tmp_path), "no file"), (str(tmp_path / "no" / "folder"), "existing")):
+async def test_a_path_that_is_not_a_file_is_refused(tmp_path: Path) -> None:
+    for where, message in (
+        ("", "path"),
+        (str(tmp_path), "is not a file"),
+        (str(tmp_path / "no" / "folder"), "existing"),
+    ):
         with pytest.raises(LocalError, match=message):
             async with open_sqlite_store(where):
                 raise AssertionError
 
 
-async def test_a_store_has_one_hub(tmp_path: Path) -> None:
+async def test_a_second_process_cannot_open_a_store(tmp_path: Path) -> None:
     path = str(tmp_path / "store")
     async with open_sqlite_store(path) as store:
         await store.create("s")
@@ -148,7 +152,7 @@ async def test_a_store_has_one_hub(tmp_path: Path) -> None:
         assert list(await store.append([Push("s", b"p", 0, b"")])) == [Stored(0)]
 
 
-async def test_a_failing_file_is_an_answer_and_not_a_crash(tmp_path: Path) -> None:
+async def test_a_failing_file_refuses_pushes(tmp_path: Path) -> None:
     async with open_sqlite_store(str(tmp_path / "store")) as store:
         await store.create("s")
         assert isinstance(store, sqlite.SQLiteStore)
@@ -163,7 +167,7 @@ async def test_a_failing_file_is_an_answer_and_not_a_crash(tmp_path: Path) -> No
         assert list(await store.append([Push("s", b"p", 0, b"")])) == [Stored(0)]
 
 
-async def test_a_cancelled_append_is_whole_or_nothing(tmp_path: Path) -> None:
+async def test_a_cancelled_append_stores_all_or_nothing(tmp_path: Path) -> None:
     async with open_sqlite_store(str(tmp_path / "store")) as store:
         await store.create("s")
         pushes = [Push("s", b"p", number, bytes(1000)) for number in range(200)]
@@ -190,7 +194,7 @@ trio.run(main)
 
 
 def _push_until_killed(path: str) -> int:
-    """The number of the last batch that was acknowledged."""
+    """Return the number of the last acknowledged batch."""
     said = 0
     process = subprocess.Popen([sys.executable, "-c", PUSHER, path], stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
@@ -201,7 +205,7 @@ def _push_until_killed(path: str) -> int:
         return int([str(said), *process.stdout.read().split()][-1])
 
 
-async def test_what_was_acknowledged_survives_a_kill(tmp_path: Path) -> None:
+async def test_acknowledged_records_survive_a_kill(tmp_path: Path) -> None:
     path = str(tmp_path / "store")
     said = await trio.to_thread.run_sync(_push_until_killed, path)
     async with open_sqlite_store(path) as store:
@@ -212,7 +216,7 @@ async def test_what_was_acknowledged_survives_a_kill(tmp_path: Path) -> None:
         assert list(records) == [Record(number, b"%d" % number) for number in range(len(records))]
 
 
-def test_both_stores_are_named_by_entry_points() -> None:
+def test_entry_points_name_both_stores() -> None:
     for module, opener in (("memory", open_memory_store), ("sqlite", open_sqlite_store)):
         value = f"trionode.stream.store.{module}:open_{module}_store"
         assert EntryPoint(module, value, "trionode.stream_stores").load() is opener

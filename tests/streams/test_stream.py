@@ -159,7 +159,7 @@ async def open_scripted(network: Loopback, script: Script, at: str = "loopback:h
 # -- opening, closing, names -------------------------------------------------------------------------------------------------------------
 
 
-async def test_what_one_side_sends_comes_out_of_the_others_iteration_until_it_closes(
+async def test_messages_arrive_in_the_peers_iteration_until_it_closes(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     async with open_scene() as (_, _, alice, bob):
@@ -174,7 +174,7 @@ async def test_what_one_side_sends_comes_out_of_the_others_iteration_until_it_cl
         await theirs.aclose()  # a second time does nothing
 
 
-async def test_closing_waits_for_what_was_sent_to_be_confirmed(autojump_clock: trio.testing.MockClock) -> None:
+async def test_closing_waits_until_pushes_are_confirmed(autojump_clock: trio.testing.MockClock) -> None:
     async with open_scene() as (_, store, alice, bob):
         ours, _ = await open_pair(alice, bob)
         await send_all(alice, Route(ours), numbered(400))
@@ -182,7 +182,7 @@ async def test_closing_waits_for_what_was_sent_to_be_confirmed(autojump_clock: t
         assert len(await store.read("to_bob", 399, limit=1, max_bytes=1000)) == 1
 
 
-async def test_closing_ends_in_time_although_the_hub_is_gone(autojump_clock: trio.testing.MockClock) -> None:
+async def test_closing_ends_in_time_without_a_hub(autojump_clock: trio.testing.MockClock) -> None:
     network = Network()
     async with open_node(network) as alice:
         async with open_hub(network, MemoryStore()):
@@ -193,7 +193,7 @@ async def test_closing_ends_in_time_although_the_hub_is_gone(autojump_clock: tri
         assert trio.current_time() - before <= 1.0
 
 
-async def test_streams_may_be_named_in_one_alphabet_only(autojump_clock: trio.testing.MockClock) -> None:
+async def test_stream_names_have_one_alphabet(autojump_clock: trio.testing.MockClock) -> None:
     async with open_scene() as (_, _, alice, _):
         for bad in ("", "a b", "ä", "a/b", "x" * 201, ".."):
             with pytest.raises(LocalError, match="named by 1 to 200"):
@@ -205,7 +205,7 @@ async def test_streams_may_be_named_in_one_alphabet_only(autojump_clock: trio.te
                     await alice.open_stream(HUB, sends="to_bob", receives="to_alice", client_id=bad)
 
 
-async def test_no_hub_is_a_lost_link_at_once(autojump_clock: trio.testing.MockClock) -> None:
+async def test_opening_without_a_hub_raises_connection_lost_at_once(autojump_clock: trio.testing.MockClock) -> None:
     async with open_node(Network()) as alice:
         before = trio.current_time()
         with pytest.raises(ConnectionLost, match="nobody listens at loopback:hub"):
@@ -214,7 +214,7 @@ async def test_no_hub_is_a_lost_link_at_once(autojump_clock: trio.testing.MockCl
         assert len(alice._router._table) == 0
 
 
-async def test_a_hub_without_the_service_is_no_answer(autojump_clock: trio.testing.MockClock) -> None:
+async def test_a_hub_without_the_service_is_an_answer_timeout(autojump_clock: trio.testing.MockClock) -> None:
     network = Network()
     async with open_node(network) as hub, open_node(network) as alice:
         await hub.listen("loopback:hub")
@@ -223,7 +223,7 @@ async def test_a_hub_without_the_service_is_no_answer(autojump_clock: trio.testi
         assert trio.current_time() == pytest.approx(30, abs=1.5)
 
 
-async def test_a_hub_that_refuses_says_why_and_its_words_are_made_harmless(
+async def test_a_refusal_of_the_hub_is_raised_with_its_reason_sanitized(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     network = Network()
@@ -248,7 +248,7 @@ async def test_a_cancelled_opening_leaves_no_stream_behind(autojump_clock: trio.
 # -- sending -----------------------------------------------------------------------------------------------------------------------------
 
 
-async def test_a_message_too_large_rises_at_the_caller_and_the_stream_goes_on(
+async def test_a_message_too_large_raises_at_the_caller_and_the_stream_goes_on(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     async with open_scene() as (_, _, alice, bob):
@@ -273,7 +273,7 @@ class GatedStore(MemoryStore):
 
 
 @pytest.mark.parametrize(("size", "count"), [(8, 2000), (1000, 2000), (60_000, 300)])
-async def test_a_full_window_holds_the_sender_and_releases_him(
+async def test_a_full_window_blocks_the_sender_until_pushes_are_confirmed(
     size: int, count: int, autojump_clock: trio.testing.MockClock
 ) -> None:
     network, store = Network(), GatedStore()
@@ -302,7 +302,7 @@ async def test_a_full_window_holds_the_sender_and_releases_him(
         assert sent == len(bodies)
 
 
-async def test_a_sender_that_is_cancelled_while_it_waits_has_sent_nothing(
+async def test_a_sender_cancelled_while_blocked_has_sent_nothing(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     network, store = Network(), GatedStore()
@@ -318,7 +318,7 @@ async def test_a_sender_that_is_cancelled_while_it_waits_has_sent_nothing(
         assert await receive(theirs, len(sent) + 1) == [*sent, b"last"]
 
 
-async def test_pushes_that_are_not_confirmed_are_sent_again_under_their_ids(
+async def test_unconfirmed_pushes_are_resent_under_their_ids(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     network = Network()
@@ -335,7 +335,7 @@ async def test_pushes_that_are_not_confirmed_are_sent_again_under_their_ids(
 # -- links that break, hubs that go ------------------------------------------------------------------------------------------------------
 
 
-async def test_over_lost_links_every_message_arrives_once_in_order_and_the_log_says_so(
+async def test_over_lost_links_every_message_arrives_once_in_order(
     autojump_clock: trio.testing.MockClock, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, "trionode")
@@ -360,7 +360,7 @@ async def test_over_lost_links_every_message_arrives_once_in_order_and_the_log_s
     )
 
 
-async def test_while_the_hub_is_away_both_sides_try_again_with_growing_pauses(
+async def test_while_the_hub_is_away_both_sides_retry_with_growing_delays(
     autojump_clock: trio.testing.MockClock, caplog: pytest.LogCaptureFixture
 ) -> None:
     network, store = Network(), MemoryStore()
@@ -377,7 +377,7 @@ async def test_while_the_hub_is_away_both_sides_try_again_with_growing_pauses(
             assert trio.current_time() - before < 7
 
 
-async def test_a_hub_that_takes_links_and_ends_them_is_tried_with_growing_pauses_and_the_next_one_too(
+async def test_a_hub_that_closes_links_at_once_is_retried_with_growing_delays(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     async def close(link: Link) -> None:
@@ -399,7 +399,7 @@ async def test_a_hub_that_takes_links_and_ends_them_is_tried_with_growing_pauses
         nursery.cancel_scope.cancel()
 
 
-async def test_a_hub_that_answers_and_then_ends_each_link_is_tried_with_growing_pauses_too(
+async def test_a_hub_that_answers_and_then_closes_links_is_retried_with_growing_delays(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     network, store = Network(), MemoryStore()
@@ -415,7 +415,7 @@ async def test_a_hub_that_answers_and_then_ends_each_link_is_tried_with_growing_
         assert 6 <= dials <= 20
 
 
-async def test_of_several_hubs_over_one_store_the_next_is_tried_when_one_is_gone(
+async def test_the_next_of_several_hubs_is_tried_when_one_is_gone(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     network, store = Network(), MemoryStore()
@@ -432,7 +432,7 @@ async def test_of_several_hubs_over_one_store_the_next_is_tried_when_one_is_gone
         assert trio.current_time() < 5
 
 
-async def test_when_all_hubs_are_gone_at_the_opening_the_caller_hears_of_it_at_once(
+async def test_opening_raises_at_once_when_all_hubs_are_unreachable(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     async with open_node(Network()) as alice:
@@ -441,7 +441,7 @@ async def test_when_all_hubs_are_gone_at_the_opening_the_caller_hears_of_it_at_o
         assert trio.current_time() < 1
 
 
-async def test_a_hub_that_accepts_and_never_answers_is_left_for_the_next(
+async def test_a_hub_that_never_answers_is_replaced_by_the_next(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     network, store = Network(), MemoryStore()
@@ -457,7 +457,7 @@ async def test_a_hub_that_accepts_and_never_answers_is_left_for_the_next(
         assert await receive(ours, 1) == [b"after all"]
 
 
-async def test_a_hub_that_falls_silent_is_left_for_the_next_and_nothing_is_lost(
+async def test_a_hub_that_falls_silent_is_replaced_without_loss(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     network, store = Network(), MemoryStore()
@@ -475,7 +475,7 @@ async def test_a_hub_that_falls_silent_is_left_for_the_next_and_nothing_is_lost(
         assert trio.current_time() - before < LONG_POLL_SECONDS + 4 * ANSWER_SECONDS
 
 
-async def test_a_hub_that_is_silent_for_long_is_asked_again_and_nothing_piles_up(
+async def test_a_hub_that_is_silent_for_long_is_retried_without_growth(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     network = Network()
@@ -511,7 +511,7 @@ async def test_answers_that_do_not_come_from_the_hub_are_counted_and_change_noth
 # -- positions ---------------------------------------------------------------------------------------------------------------------------
 
 
-async def test_a_new_stream_with_the_same_client_id_reads_on(autojump_clock: trio.testing.MockClock) -> None:
+async def test_a_new_stream_with_the_same_client_id_continues_reading(autojump_clock: trio.testing.MockClock) -> None:
     async with open_scene() as (_, _, alice, bob):
         ours = await alice.open_stream(HUB, sends="to_bob", receives="to_alice")
         await send_all(alice, Route(ours), numbered(150))
@@ -528,7 +528,7 @@ async def test_a_new_stream_with_the_same_client_id_reads_on(autojump_clock: tri
         assert late.position == 151
 
 
-async def test_the_position_is_saved_only_after_the_mailbox_took_the_message(
+async def test_a_position_is_saved_only_after_the_mailbox_has_the_message(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     async with open_scene() as (_, store, alice, bob):
@@ -557,7 +557,9 @@ async def test_the_position_is_saved_only_after_the_mailbox_took_the_message(
 # -- receiving ---------------------------------------------------------------------------------------------------------------------------
 
 
-async def test_whoever_iterates_can_answer_along_the_return_route(autojump_clock: trio.testing.MockClock) -> None:
+async def test_a_received_message_can_be_answered_along_its_return_route(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
     async with open_scene() as (_, _, alice, bob):
         ours, theirs = await open_pair(alice, bob)
 
@@ -576,7 +578,7 @@ async def test_whoever_iterates_can_answer_along_the_return_route(autojump_clock
             nursery.cancel_scope.cancel()
 
 
-async def test_records_of_dead_sessions_are_counted_reported_once_and_skipped(
+async def test_records_of_ended_sessions_are_counted_logged_once_and_skipped(
     autojump_clock: trio.testing.MockClock, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with open_scene() as (_, store, _, bob):
@@ -592,7 +594,7 @@ async def test_records_of_dead_sessions_are_counted_reported_once_and_skipped(
 @pytest.mark.parametrize(
     "strange", [b"", b"\x01", b"\x01\x00\x01", b"\x02\x00\x00\x00", b"\x83", b"\x83\xff\xff", b"\xff" * 100]
 )
-async def test_records_of_no_known_generation_are_skipped(
+async def test_records_of_unknown_protocol_versions_are_skipped(
     strange: bytes, autojump_clock: trio.testing.MockClock
 ) -> None:
     async with open_scene() as (_, store, _, bob):
@@ -602,7 +604,7 @@ async def test_records_of_no_known_generation_are_skipped(
         assert theirs.skipped_records == 1
 
 
-async def test_a_record_cannot_reach_what_is_only_for_this_node(autojump_clock: trio.testing.MockClock) -> None:
+async def test_a_record_cannot_reach_a_local_only_worker(autojump_clock: trio.testing.MockClock) -> None:
     async with open_scene() as (_, store, _, bob):
 
         async def private(mailbox: Mailbox) -> None:
@@ -643,7 +645,7 @@ async def test_there_is_no_polling_interval_between_a_push_and_its_arrival(
             assert trio.current_time() - before < 0.05
 
 
-async def test_a_pull_that_stays_unanswered_is_asked_again_five_seconds_after_its_wait(
+async def test_an_unanswered_pull_is_repeated_five_seconds_after_its_wait(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     network = Network()
@@ -663,7 +665,7 @@ async def test_a_pull_that_stays_unanswered_is_asked_again_five_seconds_after_it
         assert await receive(ours, 1) == [b"late"]
 
 
-async def test_a_hub_that_answers_pulls_at_once_and_empty_is_asked_four_times_a_second_at_most(
+async def test_a_hub_that_answers_pulls_empty_at_once_gets_at_most_four_a_second(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     network = Network()
@@ -690,7 +692,7 @@ async def test_undecodable_answers_of_the_hub_are_counted_and_change_nothing(
         assert await receive(theirs, 1) == [b"on"]
 
 
-async def test_a_refused_push_rests_and_arrives_in_order(autojump_clock: trio.testing.MockClock) -> None:
+async def test_a_refused_push_is_repeated_in_order(autojump_clock: trio.testing.MockClock) -> None:
     network = Network()
     refusing = True
     stored: list[int] = []
@@ -787,7 +789,7 @@ async def serve_again(
         await trio.sleep_forever()
 
 
-async def test_records_addressed_to_nobody_do_not_stop_a_stream_that_nobody_iterates(
+async def test_records_that_end_at_the_stream_do_not_stop_a_stream_that_is_never_read(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     async with open_scene() as (_, _, alice, bob):

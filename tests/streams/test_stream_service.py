@@ -143,7 +143,7 @@ async def test_pushes_are_answered_with_their_ids_and_indexes(autojump_clock: tr
         assert await client.hears_nothing()
 
 
-async def test_pulls_are_answered_with_what_lies_from_their_index_on(autojump_clock: trio.testing.MockClock) -> None:
+async def test_pulls_are_answered_with_records_from_their_index_on(autojump_clock: trio.testing.MockClock) -> None:
     async with open_scene() as scene:
         client = await scene.client()
         await client.ask(SERVICE, CreateRequest("s"))
@@ -160,7 +160,7 @@ async def test_pulls_are_answered_with_what_lies_from_their_index_on(autojump_cl
         assert await client.hears_nothing()
 
 
-async def test_positions_are_saved_in_silence_and_told_when_asked(autojump_clock: trio.testing.MockClock) -> None:
+async def test_saving_a_position_is_not_answered_and_getting_it_is(autojump_clock: trio.testing.MockClock) -> None:
     async with open_scene() as scene:
         client = await scene.client()
         await client.ask(SERVICE, CreateRequest("s"))
@@ -173,7 +173,7 @@ async def test_positions_are_saved_in_silence_and_told_when_asked(autojump_clock
         assert await client.hears_nothing()
 
 
-async def test_a_position_is_told_right_after_it_was_saved(autojump_clock: trio.testing.MockClock) -> None:
+async def test_a_position_can_be_read_right_after_it_was_saved(autojump_clock: trio.testing.MockClock) -> None:
     async with open_scene() as scene:
         client = await scene.client()
         await client.ask(SERVICE, CreateRequest("s"))
@@ -181,7 +181,7 @@ async def test_a_position_is_told_right_after_it_was_saved(autojump_clock: trio.
         assert await client.ask(INDEX_SERVICE, IndexGet("i", "s")) == IndexResponse("i", "s", 5)
 
 
-async def test_a_stream_that_may_not_be_is_an_error(autojump_clock: trio.testing.MockClock) -> None:
+async def test_an_invalid_stream_name_is_an_error(autojump_clock: trio.testing.MockClock) -> None:
     async with open_scene() as scene:
         client = await scene.client()
         for request in ("00", "01 00", "01 01 2f", "01 02 2e2e"):  # no name, an empty one, "/", ".."
@@ -214,7 +214,7 @@ async def test_a_stream_that_may_not_be_is_an_error(autojump_clock: trio.testing
         ("stream_kafka.\u00e4", PUSH + body("00 00")),
     ],
 )
-async def test_what_is_no_request_is_not_answered(
+async def test_undecodable_requests_are_not_answered(
     to: str, payload: bytes, autojump_clock: trio.testing.MockClock
 ) -> None:
     async with open_scene() as scene:
@@ -228,7 +228,7 @@ async def test_what_is_no_request_is_not_answered(
 @pytest.mark.parametrize(
     "request_", [CreateRequest("s"), PushRequest(0, b"x"), PullRequest(0, 0, 8), IndexGet("i", "s")]
 )
-async def test_a_request_without_a_way_back_does_no_harm(
+async def test_a_request_without_a_return_route_is_ignored(
     request_: Request, autojump_clock: trio.testing.MockClock
 ) -> None:
     async with open_scene() as scene:
@@ -243,7 +243,7 @@ async def test_a_request_without_a_way_back_does_no_harm(
 # -- pulls (spec §11.6, 1 to 4, 8 and 9) -------------------------------------------------------------------------------------------------
 
 
-async def test_a_pending_pull_does_not_hold_up_other_frames_and_is_answered_once(
+async def test_a_pending_pull_delays_no_other_frames_and_is_answered_once(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     async with open_scene() as scene:
@@ -264,7 +264,7 @@ async def test_a_pending_pull_does_not_hold_up_other_frames_and_is_answered_once
         assert await client.hears_nothing()
 
 
-async def test_a_second_pull_of_a_consumer_answers_its_first_empty_and_leaves_others_alone(
+async def test_a_second_pull_of_a_consumer_answers_only_its_first_one_empty(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     async with open_scene() as scene:
@@ -312,7 +312,7 @@ async def test_an_answer_has_at_most_65000_bytes_and_at_least_one_record(
         assert max(seen) <= 1000
 
 
-async def test_a_pull_with_limit_zero_still_brings_one_record(autojump_clock: trio.testing.MockClock) -> None:
+async def test_a_pull_with_limit_zero_returns_one_record(autojump_clock: trio.testing.MockClock) -> None:
     async with open_scene() as scene:
         client = await scene.client()
         await client.ask(SERVICE, CreateRequest("s"))
@@ -321,7 +321,7 @@ async def test_a_pull_with_limit_zero_still_brings_one_record(autojump_clock: tr
         assert answer == PullResponse(0, (Record(0, b"x"),))
 
 
-async def test_the_answer_to_a_link_that_is_gone_is_dropped(autojump_clock: trio.testing.MockClock) -> None:
+async def test_the_answer_to_a_closed_link_is_dropped(autojump_clock: trio.testing.MockClock) -> None:
     async with open_scene() as scene:
         client = await scene.client()
         await client.ask(SERVICE, CreateRequest("s"))
@@ -362,7 +362,7 @@ class FailingStore(MemoryStore):
 
 
 @pytest.mark.parametrize("resends", [True, False])
-async def test_what_follows_a_refused_push_does_not_overtake_it_where_its_producer_sends_again(
+async def test_later_pushes_do_not_overtake_a_refused_push_of_a_producer_that_resends(
     resends: bool, autojump_clock: trio.testing.MockClock, caplog: pytest.LogCaptureFixture
 ) -> None:
     producer = uuid7_hex(1_700_000_000_000, bytes(10)) if resends else "c"
@@ -392,7 +392,7 @@ async def test_what_follows_a_refused_push_does_not_overtake_it_where_its_produc
     assert "the disk is full" in caplog.text
 
 
-async def test_the_tail_of_a_lost_link_does_not_overtake_what_is_sent_again(
+async def test_late_pushes_of_a_lost_link_do_not_overtake_resends(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     producer = uuid7_hex(1_700_000_000_000, bytes(10))
@@ -407,7 +407,7 @@ async def test_the_tail_of_a_lost_link_does_not_overtake_what_is_sent_again(
         assert [record.message for record in records] == [b"0", b"1", b"2"]
 
 
-async def test_a_push_that_is_sent_again_is_stored_once(autojump_clock: trio.testing.MockClock) -> None:
+async def test_a_resent_push_is_stored_once(autojump_clock: trio.testing.MockClock) -> None:
     async with open_scene() as scene:
         one, two = await scene.client(), await scene.client()
         await one.ask(SERVICE, CreateRequest("s"))
@@ -418,7 +418,7 @@ async def test_a_push_that_is_sent_again_is_stored_once(autojump_clock: trio.tes
         assert answer == PushResponse(7, ok=True, index=1)
 
 
-async def test_a_push_that_is_sent_again_after_a_restart_is_stored_once(tmp_path: Path) -> None:
+async def test_a_push_resent_after_a_restart_is_stored_once(tmp_path: Path) -> None:
     producer = uuid7_hex(1_700_000_000_000, bytes(10))
     with trio.fail_after(20):
         for run in range(3):
@@ -440,7 +440,7 @@ async def test_a_push_that_is_sent_again_after_a_restart_is_stored_once(tmp_path
 # -- limits ------------------------------------------------------------------------------------------------------------------------------
 
 
-async def test_a_client_may_use_so_many_streams(autojump_clock: trio.testing.MockClock) -> None:
+async def test_the_streams_of_a_client_are_limited(autojump_clock: trio.testing.MockClock) -> None:
     async with open_scene(limits=StreamLimits(streams=2)) as scene:
         client, other = await scene.client(), await scene.client()
         for name in ("a", "b", "a"):
@@ -452,7 +452,7 @@ async def test_a_client_may_use_so_many_streams(autojump_clock: trio.testing.Moc
         assert await other.ask(SERVICE, CreateRequest("c")) == CreateResponse("c")
 
 
-async def test_a_client_that_asks_for_many_streams_at_once_gets_no_more_than_one_who_asks_in_turn(
+async def test_concurrent_creates_do_not_pass_the_limit_together(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     class SlowStore(MemoryStore):
@@ -478,7 +478,7 @@ class GatedStore(MemoryStore):
         return await super().append(pushes)
 
 
-async def test_pushes_beyond_the_limit_hold_the_reader_of_their_link_and_no_other(
+async def test_pushes_beyond_the_limit_block_only_the_reader_of_their_link(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     store = GatedStore()
@@ -504,7 +504,7 @@ async def test_pushes_beyond_the_limit_hold_the_reader_of_their_link_and_no_othe
             assert room.size == 0
 
 
-async def test_pushes_by_a_trunk_whose_reader_never_waits_are_refused_at_the_hard_bound(
+async def test_pushes_over_a_link_that_drops_when_full_are_refused_at_the_hard_limit(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     store = GatedStore()
@@ -521,7 +521,7 @@ async def test_pushes_by_a_trunk_whose_reader_never_waits_are_refused_at_the_har
             assert (await client.hear())[2] == encode(PushResponse(request_id, ok=True, index=request_id))
 
 
-async def test_pulls_beyond_the_limit_are_answered_empty_and_other_requests_not_at_all(
+async def test_beyond_the_limit_pulls_are_answered_empty_and_other_requests_dropped(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     async with open_scene(limits=StreamLimits(requests=3)) as scene:
@@ -542,7 +542,7 @@ async def test_pulls_beyond_the_limit_are_answered_empty_and_other_requests_not_
         assert await client.ask(SERVICE, CreateRequest("t")) == CreateResponse("t")
 
 
-async def test_clients_that_are_gone_are_forgotten(autojump_clock: trio.testing.MockClock) -> None:
+async def test_disconnected_clients_are_forgotten(autojump_clock: trio.testing.MockClock) -> None:
     async with open_scene() as scene:
         for _ in range(600):
             client = await scene.client()
@@ -551,7 +551,7 @@ async def test_clients_that_are_gone_are_forgotten(autojump_clock: trio.testing.
         assert len(scene.service._clients._clients) <= 257
 
 
-async def test_saves_beyond_the_table_are_lost_and_nothing_else(
+async def test_position_saves_beyond_the_limit_are_dropped(
     autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("trionode.stream.service.MAX_SAVES", 10)
@@ -590,7 +590,7 @@ async def test_a_worker_is_valid_on_a_new_hub_over_the_same_store_without_a_crea
         assert pulled == PullResponse(0, (Record(0, b"before"), Record(1, b"after")))
 
 
-async def test_pushes_to_a_stream_that_this_hub_has_not_met_keep_their_order(
+async def test_pushes_to_a_stream_that_is_new_to_this_hub_keep_their_order(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     store = MemoryStore()
@@ -602,7 +602,7 @@ async def test_pushes_to_a_stream_that_this_hub_has_not_met_keep_their_order(
             assert (await client.hear())[2] == encode(PushResponse(request_id, ok=True, index=request_id))
 
 
-async def test_closing_answers_every_pull_and_every_push_and_lets_no_more_in(
+async def test_closing_answers_all_requests_and_accepts_no_more(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     async with open_scene() as scene:
@@ -653,7 +653,7 @@ class SlowStore(MemoryStore):
 
 
 @pytest.mark.parametrize(("seconds", "answered"), [(0.5, True), (2.0, False)])
-async def test_closing_while_a_stream_is_met_waits_for_its_pushes_and_ends_no_node(
+async def test_closing_while_a_stream_is_opened_waits_for_its_pushes(
     seconds: float, *, answered: bool, autojump_clock: trio.testing.MockClock
 ) -> None:
     async with open_scene(SlowStore(seconds)) as scene:
@@ -684,7 +684,7 @@ async def test_closing_ends_although_requests_keep_coming() -> None:
                 closed.set()
 
 
-async def test_a_hub_has_one_service_of_a_name(autojump_clock: trio.testing.MockClock) -> None:
+async def test_a_service_name_can_be_used_once_on_a_node(autojump_clock: trio.testing.MockClock) -> None:
     async with open_scene() as scene:
         with pytest.raises(AddressInUseError):
             await scene.node.serve_streams(MemoryStore())
@@ -728,7 +728,7 @@ A, B = b"A" * 32, b"B" * 32
 
 
 @pytest.mark.parametrize("restarted", [False, True])
-async def test_a_stream_belongs_to_the_identity_that_made_it(
+async def test_a_stream_belongs_to_the_identity_that_created_it(
     restarted: bool, autojump_clock: trio.testing.MockClock
 ) -> None:
     store = MemoryStore()
@@ -769,14 +769,14 @@ async def test_a_name_that_nobody_can_guess_is_a_capability_for_other_identities
             assert not await Visitor(scene.node, None).may_use(name)
 
 
-async def test_streams_of_strangers_are_everybodys(autojump_clock: trio.testing.MockClock) -> None:
+async def test_streams_of_unauthenticated_clients_are_shared(autojump_clock: trio.testing.MockClock) -> None:
     async with open_scene() as scene:
         await Visitor(scene.node, None).ask(SERVICE, CreateRequest("open"))
         for identifier in (None, A, B):
             assert await Visitor(scene.node, identifier).may_use("open")
 
 
-async def test_each_identity_has_positions_of_its_own(autojump_clock: trio.testing.MockClock) -> None:
+async def test_positions_are_separate_for_each_identity(autojump_clock: trio.testing.MockClock) -> None:
     async with open_scene() as scene:
         visitors = [Visitor(scene.node, identifier) for identifier in (None, A, B)]
         await visitors[0].ask(SERVICE, CreateRequest("open"))
@@ -790,7 +790,7 @@ async def test_each_identity_has_positions_of_its_own(autojump_clock: trio.testi
             assert again == answer
 
 
-async def test_the_longest_client_id_of_an_identity_is_its_own_too(autojump_clock: trio.testing.MockClock) -> None:
+async def test_the_longest_client_ids_are_separate_for_each_identity(autojump_clock: trio.testing.MockClock) -> None:
     async with open_scene() as scene:
         visitor = Visitor(scene.node, A)
         await visitor.ask(SERVICE, CreateRequest("s"))
@@ -810,7 +810,7 @@ async def test_the_limits_of_an_identity_hold_over_all_its_links(autojump_clock:
         assert await Visitor(scene.node, B).ask(SERVICE, CreateRequest("b")) == CreateResponse("b")
 
 
-async def test_what_peers_call_their_streams_is_harmless_in_the_log(
+async def test_stream_names_chosen_by_peers_are_sanitized_in_the_log(
     autojump_clock: trio.testing.MockClock, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.DEBUG, "trionode")
@@ -824,7 +824,7 @@ async def test_what_peers_call_their_streams_is_harmless_in_the_log(
     assert all(len(entry.getMessage()) < 1000 for entry in caplog.records)
 
 
-async def test_a_client_behind_a_secure_channel_that_leaves_with_a_pull_outstanding_does_not_end_the_hub(
+async def test_a_channel_that_closes_with_a_pull_outstanding_does_not_end_the_hub(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     from trionode import Identity, trust_everyone

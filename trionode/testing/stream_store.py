@@ -1,4 +1,4 @@
-"""The contract of a StreamStore as checks that any store can run against itself, memory's and yours."""
+"""The contract of a StreamStore, as checks that any store can run against itself."""
 
 import os
 from collections.abc import Awaitable, Callable, Sequence
@@ -14,30 +14,33 @@ from trionode.protocol.stream import MAX_RECORD, RECORD_OVERHEAD, Record, unique
 from trionode.stream.store.base import Position, Push, Stored, StoreError, StreamStore, UnknownStreamError
 from trionode.testing.contract import Held, cancelled_after, demand
 
-#: How long one check may take: a store that lost a wake-up is then told from one that is slow.
+#: Seconds that one check may take. A store that lost a wake-up exceeds it; a slow store does not.
 STALL_TIMEOUT = 30.0
 
-#: Streams that are used at once: enough to show one that waits for another.
+#: Streams that are used at once: enough to reveal a stream that waits for another.
 MANY_STREAMS = 20
 
-#: Steps of tasks after which an append is cancelled: more than it takes in memory, or until it is done.
+#: Task steps after which an append is cancelled, from 0 to so many. It ends earlier if the append is done by then.
 STAGES = 12
 
-#: No limit by size that a test's records could meet.
+#: A size limit that the records of a check never reach, bytes.
 _PLENTY: Final = 1 << 20
 _LARGEST: Final = 2**64 - 1
 
 MakeStore = Callable[[], AbstractAsyncContextManager[StreamStore]]
-#: (store, stream, index): makes the records of a stream below an index vanish, as the store's own retention does.
+#: (store, stream, index): removes the records of a stream below an index, as the store's own retention does.
 Expire = Callable[[StreamStore, str, int], Awaitable[None]]
 
 
 @attrs.frozen
-class Ground:
-    """Where a store is checked: what opens it, several times, one at a time; the place need not be empty, for streams get names that nobody has used.
+class Harness:
+    """A store to check.
 
-    With `durable`, every one must have what the ones before it stored: then `make` opens the same place again, as after a restart.
-    With `expire`, for a store that removes old records, what it must say of those is checked.
+    Attributes:
+      make: Opens the store; called several times, one store at a time. The store need not be empty, since checks use new stream names.
+      durable: Whether `make` opens the same store again, which must then hold everything, as after a restart.
+      expire: Removes old records, for a store that does so by itself: an async function of the store, a stream and the first index to keep.
+      stall_timeout: Seconds that one check may take.
     """
 
     make: MakeStore
@@ -46,28 +49,47 @@ class Ground:
     stall_timeout: float = STALL_TIMEOUT
 
 
-#: One promise of the contract; AssertionError that says what was demanded, or another error, if the store breaks it.
-Check = Callable[[Ground], Awaitable[None]]
+#: One promise of the contract. It raises AssertionError, or another error, if the store breaks it.
+Check = Callable[[Harness], Awaitable[None]]
 
 
 async def check_stream_store(
     make: MakeStore, *, durable: bool = False, expire: Expire | None = None, stall_timeout: float = STALL_TIMEOUT
 ) -> None:
-    """Run every check against what `make()` opens; AssertionError, saying what was demanded, at the first broken promise.
+    """Run every check.
 
-    See Ground for the arguments.
+    Args:
+      make: Opens the store; called several times, one store at a time.
+      durable: Whether `make` opens the same store again, which must then hold everything, as after a restart.
+      expire: Removes old records, for a store that does so by itself: an async function of the store, a stream and the first index to keep.
+      stall_timeout: Seconds that one check may take.
+
+    Raises:
+      AssertionError: A promise is broken; the text says which. Other errors of the store are raised as they are, perhaps in a group.
+
+    If cancelled, the check that runs ends.
     """
     for check in CHECKS:
-        await run_check(check, Ground(make, durable, expire, stall_timeout))
+        await run_check(check, Harness(make, durable, expire, stall_timeout))
 
 
-async def run_check(check: Check, ground: Ground) -> None:
-    """Run one check, as long as the ground's patience lasts, and see that it leaves no task, no thread and no open file behind."""
+async def run_check(check: Check, harness: Harness) -> None:
+    """Run one check. No task, thread or open file may be left.
+
+    Args:
+      check: One of CHECKS.
+      harness: What to check.
+
+    Raises:
+      AssertionError: The promise is broken, or the check took more than the stall timeout.
+
+    If cancelled, the check ends.
+    """
     before = Held.now()
-    with trio.move_on_after(ground.stall_timeout) as scope:
-        await check(ground)
+    with trio.move_on_after(harness.stall_timeout) as scope:
+        await check(harness)
     name = check.__name__.replace("_", " ")
-    demand(not scope.cancelled_caught, f"{name}: still waiting after {ground.stall_timeout} s")
+    demand(not scope.cancelled_caught, f"{name}: still waiting after {harness.stall_timeout} s")
     before.require_back()
 
 
@@ -98,7 +120,7 @@ async def _append(store: StreamStore, pushes: Sequence[Push]) -> list[int]:
 
 
 async def _read_all(store: StreamStore, stream: str, index: int, count: int) -> list[Record]:
-    """As many records as there must be, read as a consumer does."""
+    """Read so many records, as a consumer does."""
     records: list[Record] = []
     while len(records) < count:
         read = await store.read(stream, index, limit=8, max_bytes=_PLENTY)
@@ -114,18 +136,18 @@ def _messages(records: Sequence[Record]) -> list[bytes]:
     return [record.message for record in records]
 
 
-def _of_a_store(check: Callable[[StreamStore], Awaitable[None]]) -> Check:
+def _with_store(check: Callable[[StreamStore], Awaitable[None]]) -> Check:
     @wraps(check)
-    async def of_a_ground(ground: Ground) -> None:
-        async with ground.make() as store:
+    async def with_open_store(harness: Harness) -> None:
+        async with harness.make() as store:
             await check(store)
 
-    return of_a_ground
+    return with_open_store
 
 
-@_of_a_store
+@_with_store
 async def records_are_read_as_they_were_pushed(store: StreamStore) -> None:
-    """Indexes rise from 0 or more, records come in their order, once, each at the index that append returned."""
+    """Indexes rise, from 0 or more. Records are read once, in order, each at the index that append returned."""
     stream, producer = await _stream(store), _producer()
     messages = [f"message {number}".encode() for number in range(30)] + [b"", b"\x00\xff" * 50]
     indexes = await _append(store, _pushes(stream, producer, messages[:10]))
@@ -136,12 +158,12 @@ async def records_are_read_as_they_were_pushed(store: StreamStore) -> None:
     records = await _read_all(store, stream, 0, len(messages))
     demand(_messages(records) == messages, "read returns the records as they were pushed, in their order, once")
     demand([record.index for record in records] == indexes, "a record is read at the index that append returned")
-    demand(list(await store.append([])) == [], "an empty batch is answered by nothing")
+    demand(list(await store.append([])) == [], "an empty batch gets an empty answer")
 
 
-@_of_a_store
+@_with_store
 async def a_read_begins_at_its_index(store: StreamStore) -> None:
-    """From any index on, and nothing below it."""
+    """A read from any index returns that record first, and none below."""
     stream = await _stream(store)
     indexes = await _append(store, _pushes(stream, _producer(), [b"%d" % number for number in range(10)]))
     for at, index in enumerate(indexes):
@@ -150,9 +172,9 @@ async def a_read_begins_at_its_index(store: StreamStore) -> None:
         demand(len(records) == 10 - at, "read returns the records from the index on, and no other")
 
 
-@_of_a_store
+@_with_store
 async def a_read_keeps_within_its_limits(store: StreamStore) -> None:
-    """At most `limit` records, at most `max_bytes` with their overhead, and always one."""
+    """A read returns at most `limit` records of at most `max_bytes` with their overhead, and always at least one."""
     stream = await _stream(store)
     await _append(store, _pushes(stream, _producer(), [bytes(100)] * 10))
     for limit in (1, 3):
@@ -167,9 +189,9 @@ async def a_read_keeps_within_its_limits(store: StreamStore) -> None:
     demand(len(read) == 1, "read returns one record, even if that alone exceeds `max_bytes`")
 
 
-@_of_a_store
+@_with_store
 async def a_read_waits_for_its_record(store: StreamStore) -> None:
-    """At the end of a stream it waits, and every one that waits is woken by the append; nobody is by another stream's."""
+    """A read at the end of a stream waits. An append wakes every read of its stream, and none of another."""
     stream, other, producer = await _stream(store), await _stream(store), _producer()
     (first,) = await _append(store, _pushes(stream, producer, [b"first"]))
     results: list[Sequence[Record]] = []
@@ -187,13 +209,13 @@ async def a_read_waits_for_its_record(store: StreamStore) -> None:
     demand(not early, "read waits until there is a record with the index asked for or a higher one")
     demand(
         all(list(records) == [Record(second, b"second")] for records in results),
-        "every read that waits is woken by the append, and returns what it waited for",
+        "an append wakes every read that waits, and each returns the new record",
     )
 
 
-@_of_a_store
+@_with_store
 async def a_read_ahead_of_the_end_waits_for_its_index(store: StreamStore) -> None:
-    """A record below the index asked for wakes nobody."""
+    """A record below the index asked for ends no read."""
     stream, producer = await _stream(store), _producer()
     (first,) = await _append(store, _pushes(stream, producer, [b"0"]))
     results: list[Sequence[Record]] = []
@@ -203,16 +225,16 @@ async def a_read_ahead_of_the_end_waits_for_its_index(store: StreamStore) -> Non
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(read)
-        # Two, of which the second has that index or a higher one.
+        # Two appends; the second has that index or a higher one.
         for number in (1, 2):
             await trio.testing.wait_all_tasks_blocked()
             await _append(store, _pushes(stream, producer, [b"%d" % number], first=number))
     demand(results[0][0].index >= first + 2, "read returns no record below the index asked for")
 
 
-@_of_a_store
+@_with_store
 async def a_cancelled_read_takes_nothing(store: StreamStore) -> None:
-    """A read that waits can be cancelled, and what comes after it is there for the next."""
+    """A waiting read can be cancelled, and the next read gets the records that come later."""
     stream = await _stream(store)
     with trio.CancelScope() as scope:
         async with trio.open_nursery() as nursery:
@@ -224,17 +246,17 @@ async def a_cancelled_read_takes_nothing(store: StreamStore) -> None:
             nursery.start_soon(read, _LARGEST)
             await trio.testing.wait_all_tasks_blocked()
             scope.cancel()
-    demand(scope.cancelled_caught, "a read that waits can be cancelled")
+    demand(scope.cancelled_caught, "a waiting read can be cancelled")
     await _append(store, _pushes(stream, _producer(), [b"after"]))
     records = await _read_all(store, stream, 0, 1)
-    demand(_messages(records) == [b"after"], "a cancelled read takes nothing away")
+    demand(_messages(records) == [b"after"], "a cancelled read removes nothing")
 
 
-@_of_a_store
+@_with_store
 async def a_resend_is_stored_once(store: StreamStore) -> None:
-    """(stream, producer, request id) names a push for ever: it gets its old index, in whatever batch."""
+    """(stream, producer, request id) names a push for ever: a resend gets its old index, in any batch."""
     stream, other = await _stream(store), await _stream(store)
-    producer, stranger = _producer(), _producer()
+    producer, other_producer = _producer(), _producer()
     pushes = _pushes(stream, producer, [b"a", b"b", b"c"])
     indexes = await _append(store, pushes)
     demand(await _append(store, pushes) == indexes, "a resend gets the indexes that its records have")
@@ -242,14 +264,14 @@ async def a_resend_is_stored_once(store: StreamStore) -> None:
     again = await _append(store, [*more, more[-1]])
     demand(again[:2] == indexes[1:], "a resend gets its old index in a batch with new records too")
     demand(again[4] == again[3], "the same push twice in a batch is one record")
-    (of_stranger,) = await _append(store, _pushes(stream, stranger, [b"a"]))
+    (of_other,) = await _append(store, _pushes(stream, other_producer, [b"a"]))
     (elsewhere,) = await _append(store, _pushes(other, producer, [b"a"]))
     (last,) = await _append(store, [Push(stream, producer, _LARGEST, b"last")])
     demand(await _append(store, [Push(stream, producer, _LARGEST, b"last")]) == [last], "request ids have 64 bits")
     records = await _read_all(store, stream, 0, 7)
     demand(
-        _messages(records) == [b"a", b"b", b"c", b"d", b"d", b"a", b"last"] and records[5].index == of_stranger,
-        "each push is pulled once, and another producer's push, or other request id, is another push",
+        _messages(records) == [b"a", b"b", b"c", b"d", b"d", b"a", b"last"] and records[5].index == of_other,
+        "each push is read once; a push of another producer or with another request id is another push",
     )
     demand(
         await _read_all(store, other, 0, 1) == [Record(elsewhere, b"a")],
@@ -257,9 +279,9 @@ async def a_resend_is_stored_once(store: StreamStore) -> None:
     )
 
 
-@_of_a_store
+@_with_store
 async def a_refused_push_harms_no_other(store: StreamStore) -> None:
-    """Unknown streams and records beyond MAX_RECORD are answered one by one, and not stored; reading an unknown stream raises."""
+    """A push to an unknown stream or beyond MAX_RECORD gets its own error and is not stored. Reading an unknown stream raises."""
     stream, unknown, producer = await _stream(store), _name("unknown"), _producer()
     batch = [
         Push(stream, producer, 0, b"first"),
@@ -273,11 +295,11 @@ async def a_refused_push_harms_no_other(store: StreamStore) -> None:
     demand(len(answers) == 5, "append answers each push")
     demand(kinds[1] is UnknownStreamError, "a push to an unknown stream gets UnknownStreamError")
     demand(isinstance(answers[3], StoreError), "a push longer than MAX_RECORD gets StoreError")
-    demand(kinds[0] is kinds[2] is kinds[4] is Stored, "a refused push harms no other in its batch")
+    demand(kinds[0] is kinds[2] is kinds[4] is Stored, "a refused push does not affect others in its batch")
     records = await _read_all(store, stream, 0, 3)
     demand(
         [len(message) for message in _messages(records)] == [5, MAX_RECORD, 4],
-        "what is refused is not stored, and records up to MAX_RECORD are",
+        "refused pushes are not stored, and records up to MAX_RECORD are",
     )
     try:
         await store.read(unknown, 0, limit=1, max_bytes=_PLENTY)
@@ -286,11 +308,11 @@ async def a_refused_push_harms_no_other(store: StreamStore) -> None:
     raise AssertionError("read of an unknown stream raises UnknownStreamError")
 
 
-@_of_a_store
+@_with_store
 async def positions_are_kept_for_a_client_and_a_stream(store: StreamStore) -> None:
-    """The later one counts, 0 is one, and there is none of an unknown stream."""
+    """The later position counts, 0 is a position, and an unknown stream has none."""
     stream, other, unknown = await _stream(store), await _stream(store), _name("unknown")
-    client, stranger = _name("client"), _name("client")
+    client, other_client = _name("client"), _name("client")
     demand(await store.position(client, stream) is None, "a position that was never saved is None")
     await store.save_positions([Position(client, stream, 0)])
     demand(await store.position(client, stream) == 0, "a position of 0 is kept, and is not None")
@@ -303,29 +325,29 @@ async def positions_are_kept_for_a_client_and_a_stream(store: StreamStore) -> No
         ]
     )
     demand(await store.position(client, stream) == 5, "the later position of a batch is kept, also when it is lower")
-    demand(await store.position(stranger, stream) is None, "positions belong to one client")
-    # Kafka has 63 bits; a store may bound what nobody reaches, as long as the rest of the batch is kept.
+    demand(await store.position(other_client, stream) is None, "positions belong to one client")
+    # Kafka has 63 bits. A store may cap so high a position, but must keep the rest of the batch.
     demand(await store.position(client, other) is not None, "positions belong to one stream")
     demand(await store.position(client, unknown) is None, "an unknown stream has no position")
     await store.save_positions([])
 
 
-@_of_a_store
-async def a_stream_belongs_to_who_created_it_first(store: StreamStore) -> None:
-    """Creating again changes neither the owner nor the records."""
-    stream, nobodys = _name(), _name()
+@_with_store
+async def a_stream_belongs_to_its_first_creator(store: StreamStore) -> None:
+    """Creating a stream again changes neither its owner nor its records."""
+    stream, shared = _name(), _name()
     demand(await store.create(stream, "alice") == "alice", "create returns the owner that it was given")
-    await _append(store, _pushes(stream, _producer(), [b"kept"]))
+    await _append(store, _pushes(stream, _producer(), [b"record"]))
     for owner in ("bob", "alice", ""):
-        demand(await store.create(stream, owner) == "alice", "a stream belongs to the first who created it")
-    demand(_messages(await _read_all(store, stream, 0, 1)) == [b"kept"], "create leaves an existing stream as it is")
-    demand(await store.create(nobodys) == "", 'a stream created for nobody has the owner ""')
-    demand(await store.create(nobodys, "bob") == "", "a stream of nobody's is not to be taken afterwards")
+        demand(await store.create(stream, owner) == "alice", "a stream belongs to its first creator")
+    demand(_messages(await _read_all(store, stream, 0, 1)) == [b"record"], "create leaves an existing stream as it is")
+    demand(await store.create(shared) == "", 'a stream created without an owner has the owner ""')
+    demand(await store.create(shared, "bob") == "", "a stream without an owner gets none later")
 
 
-@_of_a_store
-async def streams_that_are_used_at_once_do_not_mix(store: StreamStore) -> None:
-    """Many writers and readers, each with a stream of his own."""
+@_with_store
+async def concurrent_streams_do_not_mix(store: StreamStore) -> None:
+    """Many writers and readers, each pair with a stream of its own."""
     wrong: list[str] = []
 
     async def talk(number: int) -> None:
@@ -346,12 +368,12 @@ async def streams_that_are_used_at_once_do_not_mix(store: StreamStore) -> None:
     async with trio.open_nursery() as nursery:
         for number in range(MANY_STREAMS):
             nursery.start_soon(talk, number)
-    demand(not wrong, "streams that are used at once keep their own records, in order")
+    demand(not wrong, "each of several concurrent streams keeps its own records, in order")
 
 
-@_of_a_store
-async def writers_of_one_stream_get_an_index_each(store: StreamStore) -> None:
-    """At once, each producer's records in their order, and one owner."""
+@_with_store
+async def concurrent_writers_of_one_stream_get_different_indexes(store: StreamStore) -> None:
+    """Concurrent producers of one stream: their records have different indexes, each producer's in order, and the stream has one owner."""
     stream, created = _name(), list[str]()
     producers = [_producer() for _ in range(5)]
 
@@ -363,7 +385,7 @@ async def writers_of_one_stream_get_an_index_each(store: StreamStore) -> None:
     async with trio.open_nursery() as nursery:
         for producer in producers:
             nursery.start_soon(write, producer)
-    demand(len(set(created)) == 1, "of several who create a stream at once, one is its owner")
+    demand(len(set(created)) == 1, "if several clients create a stream at once, one of them owns it")
     records = await _read_all(store, stream, 0, 30)
     indexes = [record.index for record in records]
     demand(indexes == sorted(set(indexes)), "no two records of a stream have one index")
@@ -372,9 +394,9 @@ async def writers_of_one_stream_get_an_index_each(store: StreamStore) -> None:
         demand(mine == [producer + b"%d" % at for at in range(6)], "each producer's records are in their order")
 
 
-@_of_a_store
+@_with_store
 async def a_cancelled_append_can_be_sent_again(store: StreamStore) -> None:
-    """Whether it happened is unknown then, and a resend settles it: each push is stored once."""
+    """It is unknown whether a cancelled append happened. A resend stores each push once."""
     stream, producer = await _stream(store), _producer()
     pushes = _pushes(stream, producer, [b"%d" % number for number in range(3 * STAGES)])
     indexes = list[int]()
@@ -387,62 +409,63 @@ async def a_cancelled_append_can_be_sent_again(store: StreamStore) -> None:
     demand(
         await _read_all(store, stream, 0, len(indexes))
         == [Record(index, push.record) for index, push in zip(indexes, pushes, strict=False)],
-        "a push whose append was cancelled, and which is sent again, is stored once, at the index of the second answer",
+        "a push whose append was cancelled and that is sent again is stored once, at the index of the second answer",
     )
 
 
-async def a_restart_loses_nothing(ground: Ground) -> None:
-    """Streams, owners, records, positions, and which push is a resend; only where the store is durable."""
-    if not ground.durable:
+async def a_restart_loses_nothing(harness: Harness) -> None:
+    """Streams, owners, records, positions and the knowledge of resends survive, if the store is durable."""
+    if not harness.durable:
         return
     stream, client, producer = _name(), _name("client"), _producer()
     pushes = _pushes(stream, producer, [b"a", b"b", b"c"])
-    async with ground.make() as store:
+    async with harness.make() as store:
         await store.create(stream, "alice")
         indexes = await _append(store, pushes[:2])
         await store.save_positions([Position(client, stream, indexes[1])])
-    async with ground.make() as store:
+    async with harness.make() as store:
         demand(await store.create(stream, "bob") == "alice", "a stream has its owner after a restart")
         demand(await store.position(client, stream) == indexes[1], "a position is there after a restart")
         demand(await _append(store, pushes[1:2]) == indexes[1:], "a resend is recognised after a restart")
         indexes += await _append(store, pushes[2:])
-        demand(indexes == sorted(set(indexes)), "indexes go on rising after a restart")
-    async with ground.make() as store:
+        demand(indexes == sorted(set(indexes)), "indexes keep rising after a restart")
+    async with harness.make() as store:
         records = await _read_all(store, stream, 0, 3)
         demand(
             records == [Record(index, push.record) for index, push in zip(indexes, pushes, strict=True)],
-            "each push is pulled once, with its index, whatever was restarted in between",
+            "each push is read once, at its index, after restarts in between",
         )
 
 
-async def what_retention_removed_is_an_error(ground: Ground) -> None:
-    """StoreError, and not the next record or a wait, below the first index that is left; what is left is untouched; only where `expire` is given."""
-    if ground.expire is None:
+async def reading_removed_records_is_an_error(harness: Harness) -> None:
+    """A read below the first remaining index raises StoreError. It does not wait or return later records, which stay as they are."""
+    if harness.expire is None:
         return
-    async with ground.make() as store:
+    async with harness.make() as store:
         stream, producer = await _stream(store), _producer()
         pushes = _pushes(stream, producer, [b"%d" % number for number in range(6)])
         indexes = await _append(store, pushes[:5])
-        await ground.expire(store, stream, indexes[2])
+        await harness.expire(store, stream, indexes[2])
         for index in (0, indexes[1]):
             try:
                 got = await store.read(stream, index, limit=8, max_bytes=_PLENTY)
             except StoreError as error:
                 demand(
                     not isinstance(error, UnknownStreamError),
-                    "reading what retention has removed is no UnknownStreamError: the stream is there",
+                    "reading removed records does not raise UnknownStreamError, since the stream exists",
                 )
             else:
-                raise AssertionError(f"reading what retention has removed raises StoreError; it brought {got!r}")
+                raise AssertionError(f"reading removed records raises StoreError; it returned {got!r}")
         demand(
-            await _append(store, pushes[4:5]) == indexes[4:], "a resend of what is left is recognised after an expiry"
+            await _append(store, pushes[4:5]) == indexes[4:],
+            "a resend of a remaining record is recognised after an expiry",
         )
         indexes += await _append(store, pushes[5:])
-        demand(indexes == sorted(set(indexes)), "indexes go on rising after an expiry")
+        demand(indexes == sorted(set(indexes)), "indexes keep rising after an expiry")
         demand(
             await _read_all(store, stream, indexes[2], 4)
             == [Record(index, push.record) for index, push in zip(indexes[2:], pushes[2:], strict=True)],
-            "what retention has left is read as before",
+            "the remaining records are read as before",
         )
 
 
@@ -456,10 +479,10 @@ CHECKS: tuple[Check, ...] = (
     a_resend_is_stored_once,
     a_refused_push_harms_no_other,
     positions_are_kept_for_a_client_and_a_stream,
-    a_stream_belongs_to_who_created_it_first,
-    streams_that_are_used_at_once_do_not_mix,
-    writers_of_one_stream_get_an_index_each,
+    a_stream_belongs_to_its_first_creator,
+    concurrent_streams_do_not_mix,
+    concurrent_writers_of_one_stream_get_different_indexes,
     a_cancelled_append_can_be_sent_again,
     a_restart_loses_nothing,
-    what_retention_removed_is_an_error,
+    reading_removed_records_is_an_error,
 )

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import attrs
 import trio
 
-from trionode.plugins import Backoff, Record, StoreError, fitting
+from trionode.plugins import Backoff, Record, StoreError, limit_records
 from trionode_kafka.client import BrokerUnavailableError, FetchedRecord, FetchResult, KafkaClient
 from trionode_kafka.store.deduplicator import Deduplicator, deduplicator_at
 from trionode_kafka.store.streams import RETRY_SECONDS, Stream, Streams
@@ -44,7 +44,7 @@ class _Cursor:
 
     def take(self, *, limit: int, max_bytes: int) -> Sequence[Record]:
         """Remove the records that fit into one answer, and advance."""
-        taken = fitting(self.records, limit=limit, max_bytes=max_bytes)
+        taken = limit_records(self.records, limit=limit, max_bytes=max_bytes)
         for record in taken:
             self.records.popleft()
             self.size -= record.size
@@ -124,7 +124,7 @@ class Reader:
                 await trio.sleep(backoff.failed())
             else:
                 if records:
-                    return fitting(records, limit=limit, max_bytes=max_bytes)
+                    return limit_records(records, limit=limit, max_bytes=max_bytes)
 
     async def _read_end(self, stream: Stream, followed: _FollowedEnd, index: int) -> Sequence[Record]:
         """Wait for records at the end; returns none if the reader has to read elsewhere."""

@@ -1,7 +1,7 @@
-"""What a stream service keeps its streams in: the interface that every store fulfils, its values and its errors.
+"""The interface of stream stores, in which a stream service keeps its streams, with its values and errors.
 
-A store is opened by an async context manager of one shape, `open_…_store(where: str)`, which is also what an entry point of the
-group `trionode.stream_stores` names. `trionode.testing.stream_store.check_stream_store` is the contract as a test.
+A function of the form `open_…_store(where: str)` opens a store; it returns an async context manager. An entry point of the group
+`trionode.stream_stores` names such a function. `trionode.testing.stream_store.check_stream_store` tests the contract.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -16,47 +16,62 @@ from trionode.net.endpoint import Exposure
 from trionode.net.plugins import STREAM_STORES, load_plugin
 from trionode.protocol.stream import Record
 
-#: Streams that a store makes before it refuses: every name is a peer's choice, and each costs a row, a topic or a dictionary entry.
+#: Streams in one store; further ones are refused. Peers choose the names, and each stream costs a row, a topic or a dictionary entry.
 MAX_STREAMS = 10_000
-#: Positions that a store remembers before it forgets those saved longest ago: programs of the classic generation take a new client id
-#: in every run (spec §11.2), so the table would otherwise only grow; whose position is forgotten starts at 0 again.
+#: Positions in one store; beyond it the one that was saved longest ago is forgotten, and its client starts at 0 again. Classic programs
+#: use a new client id in every run (spec §11.2), so the table would grow without a bound.
 MAX_POSITIONS = 100_000
 
 
 class StoreError(ServiceError):
-    """A store could not do what it was asked; nothing was stored."""
+    """A store could not do what it was asked, and stored nothing. Another try may succeed."""
 
 
 class FinalError(StoreError):
-    """A store will never do what it was asked, so that to try again is no use; any other StoreError may pass."""
+    """A store will never do what it was asked: another try is of no use."""
 
 
 class UnknownStreamError(FinalError):
-    """The stream was never created in this store, or is gone from it."""
+    """The stream was never created in this store, or was deleted."""
 
 
 @attrs.frozen
 class Push:
-    """One record on its way into a stream; (stream, producer, request_id) names it for ever, so that a resend is recognised."""
+    """One record to be stored. (stream, producer, request_id) identifies it for ever, so a store recognises a resend.
+
+    Attributes:
+      stream: The name of the stream.
+      producer: The last hop of the push's return route.
+      request_id: 0 to 2^64-1; rises from push to push of one producer in one stream.
+      record: The bytes to store, at most MAX_RECORD.
+    """
 
     stream: str
-    #: The last hop of the push's return route.
     producer: bytes
-    #: 0 … 2^64-1; rises from push to push of one producer in one stream.
     request_id: int
     record: bytes = attrs.field(repr=False)
 
 
 @attrs.frozen
 class Stored:
-    """Where a record lies; for a resend, where it has lain since the first time."""
+    """A push was stored.
+
+    Attributes:
+      index: The record's index in its stream; for a resend, the index that it got the first time.
+    """
 
     index: int
 
 
 @attrs.frozen
 class Position:
-    """The next index that a client wants to read of a stream, 0 … 2^64-1; only a hint, since anyone may save anything."""
+    """The next index that a client wants to read of a stream. It is only a hint, since a client may save any number.
+
+    Attributes:
+      client_id: The client.
+      stream: The name of the stream.
+      index: 0 to 2^64-1.
+    """
 
     client_id: str
     stream: str
@@ -64,48 +79,110 @@ class Position:
 
 
 class StreamStore(Protocol):
-    """Streams of records, each with an index that rises, but may skip, from record to record (spec §11.2).
+    """Streams of records. Indexes rise from record to record, and may skip numbers (spec §11.2).
 
-    Stream names and client ids are valid already (`trionode.protocol.stream.valid_stream_name`). Every method may be called from many
-    tasks at once, and raises StoreError when the store can't do it. Cancelling `append` or `save_positions` leaves unknown whether it
-    happened: a resend under the same request id is then the way to find out. Cancelling anything else changes nothing.
+    The service calls it with valid stream names and client ids only (`valid_stream_name`). Many tasks may call every method at once. Every
+    method raises StoreError if the store can't do it.
     """
 
     async def create(self, stream: str, owner: str = "") -> str:
-        """Make the stream unless it exists; the owner that it has (the first who created it), "" for nobody in particular."""
+        """Create a stream, unless it exists.
+
+        Args:
+          stream: The name of the stream.
+          owner: Its owner if it is created now; "" for none.
+
+        Returns:
+          The owner that it has: the one that was given when it was created.
+
+        Raises:
+          StoreError: The store can't create it.
+
+        If cancelled, the stream may have been created.
+        """
         ...
 
     async def append(self, pushes: Sequence[Push]) -> Sequence[Stored | StoreError]:
-        """Store a batch in its order, durably where the store is durable; one answer a push, in the order of the pushes.
+        """Store a batch in order; a durable store has it on the disk when this returns.
 
-        A push whose (stream, producer, request_id) is stored already stores nothing and gets its old index. A refused push (unknown
-        stream, longer than MAX_RECORD, store full) gets its error as a value and harms no other: a FinalError if that is for ever, since a
-        hub tries the others again for clients that don't (spec §11.6, 5).
+        Args:
+          pushes: The batch. A push whose (stream, producer, request_id) is stored already stores nothing and gets its old index.
+
+        Returns:
+          One answer for each push, in their order. A refused push (unknown stream, longer than MAX_RECORD, store full) gets its error as a
+          value and does not affect the others. Make it a FinalError if it is refused for ever: a hub repeats other pushes for clients that
+          don't send again (spec §11.6, 5).
+
+        Raises:
+          StoreError: The whole batch was not stored.
+
+        If cancelled, the batch may have been stored. The same pushes can be appended again.
         """
         ...
 
     async def read(self, stream: str, index: int, *, limit: int, max_bytes: int) -> Sequence[Record]:
-        """Wait until a record with this index or a higher one exists; then what is there, ascending, none below `index`.
+        """Wait until the stream has a record with this index or a higher one, and return it and those that follow.
 
-        At most `limit` (at least 1) records, whose messages and RECORD_OVERHEAD each come to at most `max_bytes`, yet always at least
-        one record. Raises UnknownStreamError.
+        Args:
+          stream: The name of the stream.
+          index: The lowest index to return.
+          limit: The most records to return, at least 1.
+          max_bytes: The most bytes to return, counting each message and RECORD_OVERHEAD. The first record is returned at any size.
+
+        Returns:
+          At least one record, by ascending index.
+
+        Raises:
+          UnknownStreamError: The stream does not exist.
+          StoreError: The records below the first remaining one were removed, or the store failed.
+
+        If cancelled, nothing has changed.
         """
         ...
 
     async def position(self, client_id: str, stream: str) -> int | None:
-        """Look up the position last saved by this client for this stream; None if there is none."""
+        """Look up a position.
+
+        Args:
+          client_id: The client.
+          stream: The name of the stream.
+
+        Returns:
+          The position that was saved last, or None.
+
+        Raises:
+          StoreError: The store failed.
+
+        If cancelled, nothing has changed.
+        """
         ...
 
     async def save_positions(self, positions: Sequence[Position]) -> None:
-        """Keep a batch of positions, the later of two for the same client and stream; unknown streams are passed over."""
+        """Save a batch of positions.
+
+        Args:
+          positions: The later of two for the same client and stream counts. Those of unknown streams are ignored.
+
+        Raises:
+          StoreError: The store failed.
+
+        If cancelled, the positions may have been saved.
+        """
         ...
 
 
 class OpenStore(Protocol):
-    """What an entry point of the group `trionode.stream_stores` names; closing wakes nobody: readers end before their store."""
+    """The function that an entry point of the group `trionode.stream_stores` names. Reads must have ended before the store is closed."""
 
     def __call__(self, where: str, /) -> AbstractAsyncContextManager[StreamStore]:
-        """Open the store that lies at `where` (a path, a bootstrap address, "" for none), making it if there is none."""
+        """Open a store, and create it if it does not exist.
+
+        Args:
+          where: The path or address of the store; "" if the kind of store has none.
+
+        Returns:
+          The context manager; entering it may raise ConfigError.
+        """
         ...
 
 
@@ -168,20 +245,28 @@ def load_store(spec: str, **options: object) -> AbstractAsyncContextManager[Stre
 
     Raises:
       ConfigError: No such store is installed, a package that it needs is missing, or its import failed. Opening raises it too, if
-          the place or an option is wrong.
+          the address or an option is wrong.
     """
     name, _, where = spec.partition(":")
     store: AbstractAsyncContextManager[StreamStore] = load_plugin(STREAM_STORES, name)(where, **options)
     return store
 
 
-def fitting(records: Iterable[Record], *, limit: int, max_bytes: int) -> list[Record]:
-    """Choose the first records that go into one answer, by number and by size; the first of all goes in at any size."""
-    chosen: list[Record] = []
-    room = max_bytes
+def limit_records(records: Iterable[Record], *, limit: int, max_bytes: int) -> list[Record]:
+    """Return the first records of some, as many as one answer may have.
+
+    Args:
+      records: Is not read further than the first record that is left out.
+      limit: The most records to return.
+      max_bytes: The most bytes to return, counting each message and RECORD_OVERHEAD. The first record is returned at any size.
+
+    Returns:
+      At least one record, unless there is none.
+    """
+    limited: list[Record] = []
     for record in records:
-        room -= record.size
-        if chosen and (room < 0 or len(chosen) >= limit):
+        max_bytes -= record.size
+        if limited and (max_bytes < 0 or len(limited) >= limit):
             break
-        chosen.append(record)
-    return chosen
+        limited.append(record)
+    return limited

@@ -1,4 +1,4 @@
-"""Streams in memory: bounded, refused when full, gone with the process."""
+"""A stream store in memory: bounded, it refuses when full, and ends with the process."""
 
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -18,13 +18,13 @@ from trionode.stream.store.base import (
     StoreError,
     StreamStore,
     UnknownStreamError,
-    fitting,
+    limit_records,
     with_store_info,
 )
 
-#: Bytes of all streams together: a hub on a small machine lives with that; whoever needs more has a disk.
+#: Bytes of all streams together, as much as a hub on a small machine can spare. If you need more, use a store on disk.
 MAX_BYTES = 64 << 20
-#: What a stored record costs beside its message and its producer's name: three objects and a place in a list and in a dictionary.
+#: Bytes that a stored record costs beside its message and its producer: three objects and a place in a list and in a dictionary.
 RECORD_COST = 400
 
 
@@ -33,20 +33,20 @@ class _Stream:
     owner: str
     records: list[Record] = attrs.Factory(list)
     #: (producer, request id) -> index
-    known: dict[tuple[bytes, int], int] = attrs.Factory(dict)
+    indexes: dict[tuple[bytes, int], int] = attrs.Factory(dict)
     arrived: trio.lowlevel.ParkingLot = attrs.Factory(trio.lowlevel.ParkingLot)
 
 
 class MemoryStore:
-    """A StreamStore in memory; `append` that was cancelled has stored nothing."""
+    """A StreamStore in memory. A cancelled `append` has stored nothing."""
 
     def __init__(self, max_bytes: int = MAX_BYTES) -> None:
-        self._room = max_bytes
+        self._free = max_bytes
         self._streams: dict[str, _Stream] = {}
         self._positions: dict[tuple[str, str], int] = {}
 
     async def create(self, stream: str, owner: str = "") -> str:
-        """Make the stream unless it exists; the owner that it has."""
+        """Create a stream, unless it exists; see StreamStore."""
         await trio.lowlevel.checkpoint()
         if stream not in self._streams:
             if len(self._streams) >= MAX_STREAMS:
@@ -55,54 +55,54 @@ class MemoryStore:
         return self._streams[stream].owner
 
     async def append(self, pushes: Sequence[Push]) -> Sequence[Stored | StoreError]:
-        """Store a batch in its order; one answer a push."""
+        """Store a batch in order; see StreamStore."""
         await trio.lowlevel.checkpoint()
         return [self._append(push) for push in pushes]
 
     def _append(self, push: Push) -> Stored | StoreError:
         stream = self._streams.get(push.stream)
         if stream is None:
-            return UnknownStreamError("no such stream")
+            return UnknownStreamError("the stream does not exist")
+        if len(push.record) > MAX_RECORD:
+            return FinalError(f"the record has {len(push.record)} bytes; at most {MAX_RECORD} are allowed")
         key = (push.producer, push.request_id)
-        index = stream.known.get(key)
+        index = stream.indexes.get(key)
         if index is not None:
             return Stored(index)
         cost = len(push.record) + len(push.producer) + RECORD_COST
-        if len(push.record) > MAX_RECORD:
-            return FinalError(f"a record of {len(push.record)} bytes: {MAX_RECORD} are allowed")
-        if cost > self._room:
+        if cost > self._free:
             return FinalError("the store is full")
-        self._room -= cost
+        self._free -= cost
         index = len(stream.records)
         stream.records.append(Record(index, push.record))
-        stream.known[key] = index
+        stream.indexes[key] = index
         stream.arrived.unpark_all()
         return Stored(index)
 
     async def read(self, stream: str, index: int, *, limit: int, max_bytes: int) -> Sequence[Record]:
-        """Wait until there is a record from `index` on; then what is there, within the limits."""
+        """Wait for a record and return it with those that follow; see StreamStore."""
         await trio.lowlevel.checkpoint()
         found = self._streams.get(stream)
         if found is None:
-            raise UnknownStreamError("no such stream")
+            raise UnknownStreamError("the stream does not exist")
         while index >= len(found.records):
             await found.arrived.park()
         end = min(index + max(limit, 1), len(found.records))
-        return fitting((found.records[at] for at in range(index, end)), limit=limit, max_bytes=max_bytes)
+        return limit_records((found.records[at] for at in range(index, end)), limit=limit, max_bytes=max_bytes)
 
     async def position(self, client_id: str, stream: str) -> int | None:
-        """Look up the position last saved by this client for this stream."""
+        """Look up a position; see StreamStore."""
         await trio.lowlevel.checkpoint()
         return self._positions.get((client_id, stream))
 
     async def save_positions(self, positions: Sequence[Position]) -> None:
-        """Keep a batch of positions; the one saved longest ago gives way where there are too many."""
+        """Save a batch of positions. Beyond MAX_POSITIONS the one saved longest ago is forgotten."""
         await trio.lowlevel.checkpoint()
         for position in positions:
             if position.stream not in self._streams:
                 continue
             key = (position.client_id, position.stream)
-            # A dictionary keeps the order of insertion, so that its first key is the one saved longest ago.
+            # A dictionary keeps the order of insertion, so its first key is the one saved longest ago.
             self._positions.pop(key, None)
             self._positions[key] = position.index
             if len(self._positions) > MAX_POSITIONS:
@@ -112,7 +112,14 @@ class MemoryStore:
 @with_store_info(LOCAL_STORE)
 @asynccontextmanager
 async def open_memory_store(where: str = "", *, max_bytes: int = MAX_BYTES) -> AsyncIterator[StreamStore]:
-    """Open an empty store; `where` is of no meaning, since memory is in no place."""
+    """Open an empty store in memory.
+
+    Args:
+      where: Ignored.
+      max_bytes: Bytes of all streams together; further pushes are refused.
+
+    If cancelled, nothing stays open.
+    """
     del where
     await trio.lowlevel.checkpoint()
     yield MemoryStore(max_bytes)

@@ -1,19 +1,16 @@
-"""Streams in one SQLite file: what was acknowledged is on the disk, and a restart keeps everything."""
+"""A stream store in one SQLite file: acknowledged records are on the disk, and a restart keeps everything."""
 
 import sqlite3
 import stat
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, closing, contextmanager
-from os import O_CREAT, O_EXCL, O_RDWR
-from os import close as close_fd
-from os import open as open_fd
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import Final, TypeVar, TypeVarTuple
 
 import attrs
 import trio
 
-from trionode.errors import ConfigError, LocalError
+from trionode.errors import ConfigError
 from trionode.protocol.stream import MAX_RECORD, Record
 from trionode.stream.store.base import (
     LOCAL_STORE,
@@ -27,18 +24,18 @@ from trionode.stream.store.base import (
     StoreInfo,
     StreamStore,
     UnknownStreamError,
-    fitting,
+    limit_records,
     with_store_info,
 )
 
-#: Bytes of the file before it refuses: what peers push is kept for ever, and a full disk would take the machine's other services along.
+#: The largest file, bytes; a full one refuses pushes. Records are kept for ever, and a full disk would stop other services of the machine.
 MAX_BYTES = 16 << 30
 
 #: "trio": marks the file as ours (https://www.sqlite.org/pragma.html#pragma_application_id).
 _APPLICATION: Final = 0x7472696F
 _VERSION: Final = 1
 _PAGE: Final = 4096
-# Request ids and positions have 64 bits without a sign, SQLite's integers one with: so they are 8 bytes, big endian.
+# Request ids and positions are unsigned 64-bit numbers, and SQLite's integers are signed: so they are stored as 8 bytes, big endian.
 _SCHEMA: Final = f"""
 PRAGMA page_size = {_PAGE};
 BEGIN;
@@ -59,25 +56,26 @@ COMMIT;
 """
 
 T = TypeVar("T")
+Ts = TypeVarTuple("Ts")
 
 
 @attrs.define(eq=False)
 class _Stream:
     id: int
     owner: str
-    #: The index of the next record; moved in the worker thread after its commit.
+    #: The index of the next record. The worker thread raises it after each commit.
     end: int = 0
     arrived: trio.lowlevel.ParkingLot = attrs.Factory(trio.lowlevel.ParkingLot)
 
 
 class SQLiteStore:
-    """A StreamStore in a file that no other process may have open: what is in memory of it is the truth.
+    """A StreamStore in a file that no other process has open, so streams and their ends are cached in memory.
 
-    All SQL runs in one worker thread at a time and is never abandoned: cancelling waits for what has begun.
+    All SQL runs in one worker thread at a time. A call that has begun is never abandoned: cancelling waits for it.
     """
 
     def __init__(self, path: Path, max_bytes: int) -> None:
-        """Open in the worker thread; LocalError for a file that can't be such a store."""
+        """Open the file; call it in a worker thread. ConfigError if the file can't be such a store."""
         self._path = path
         self._max_bytes = max_bytes
         self._limiter = trio.CapacityLimiter(1)
@@ -88,24 +86,22 @@ class SQLiteStore:
         self._sql = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=0)
         try:
             self._load()
-        except sqlite3.Error as error:
+        except BaseException as error:  # an interrupt too: the connection must not outlive a failed opening
             self._sql.close()
-            raise LocalError(_opening_failed(path, error)) from None
-        except BaseException:
-            # A file that is not ours, or an interrupt: the connection must not outlive a failed opening.
-            self._sql.close()
+            if isinstance(error, sqlite3.Error):
+                raise ConfigError(_opening_failed(path, error)) from None
             raise
 
     def _load(self) -> None:
         sql = self._sql.execute
-        # Before anything is written to it, the file must be new or ours.
+        # Nothing is written before it is known that the file is new or ours.
         (application,), (version,) = sql("PRAGMA application_id").fetchone(), sql("PRAGMA user_version").fetchone()
         (tables,) = sql("SELECT count(*) FROM sqlite_master").fetchone()
         if (application, version) != (_APPLICATION, _VERSION) and (application, version, tables) != (0, 0, 0):
-            raise LocalError(
-                f"{self._path} is a database, but no stream store of version {_VERSION}: name another path"
+            raise ConfigError(
+                f"{self._path} is a database, but no stream store of version {_VERSION}: choose another path"
             )
-        # One process: readers are woken in memory, so a second writer's records would wait unseen.
+        # One process only: reads are woken in memory, so records of a second process would not be noticed.
         sql("PRAGMA locking_mode = EXCLUSIVE")
         sql("PRAGMA journal_mode = WAL")
         sql("PRAGMA synchronous = FULL")
@@ -121,14 +117,14 @@ class SQLiteStore:
         self._positions, self._saves = sql("SELECT count(*), coalesce(max(saved), 0) FROM positions").fetchone()
 
     async def create(self, stream: str, owner: str = "") -> str:
-        """Make the stream unless it exists; the owner that it has."""
+        """Create a stream, unless it exists; see StreamStore."""
         await trio.lowlevel.checkpoint()
         if stream not in self._streams:
-            await self._run(lambda: self._create(stream, owner))
+            await self._run(self._create, stream, owner)
         return self._streams[stream].owner
 
     def _create(self, stream: str, owner: str) -> None:
-        # Looked up again: another task may have been first while this one waited for the thread.
+        # Another task may have created it while this one waited for the thread.
         if stream in self._streams:
             return
         if len(self._streams) >= MAX_STREAMS:
@@ -139,9 +135,9 @@ class SQLiteStore:
         self._streams[stream] = _Stream(row, owner)
 
     async def append(self, pushes: Sequence[Push]) -> Sequence[Stored | StoreError]:
-        """Store a batch in its order and in one transaction; one answer a push. A failure of the file refuses the whole batch."""
+        """Store a batch in one transaction; see StreamStore. If the file fails, the whole batch is refused."""
         try:
-            answers = await self._run(lambda: self._append(pushes))
+            answers = await self._run(self._append, pushes)
         except StoreError as error:
             return [error] * len(pushes)
         for name in {push.stream for push in pushes} & self._streams.keys():
@@ -159,9 +155,9 @@ class SQLiteStore:
     def _store(self, push: Push, ends: dict[str, int]) -> Stored | StoreError:
         stream = self._streams.get(push.stream)
         if stream is None:
-            return UnknownStreamError("no such stream")
+            return UnknownStreamError("the stream does not exist")
         if len(push.record) > MAX_RECORD:
-            return FinalError(f"a record of {len(push.record)} bytes: {MAX_RECORD} are allowed")
+            return FinalError(f"the record has {len(push.record)} bytes; at most {MAX_RECORD} are allowed")
         name = (stream.id, push.producer, _u64(push.request_id))
         index = ends.get(push.stream, stream.end)
         stored = self._sql.execute(
@@ -178,26 +174,26 @@ class SQLiteStore:
         return Stored(index)
 
     async def read(self, stream: str, index: int, *, limit: int, max_bytes: int) -> Sequence[Record]:
-        """Wait until there is a record from `index` on; then what is there, within the limits."""
+        """Wait for a record and return it with those that follow; see StreamStore."""
         await trio.lowlevel.checkpoint()
         found = self._streams.get(stream)
         if found is None:
-            raise UnknownStreamError("no such stream")
+            raise UnknownStreamError("the stream does not exist")
         while index >= found.end:
             await found.arrived.park()
-        return await self._run(lambda: self._read(found.id, index, limit, max_bytes))
+        return await self._run(self._read, found.id, index, limit, max_bytes)
 
     def _read(self, stream: int, index: int, limit: int, max_bytes: int) -> list[Record]:
         query = "SELECT at, message FROM records WHERE stream = ? AND at >= ? ORDER BY at"
-        # Rows are fetched one by one, so no more is read than fits.
+        # Rows are fetched one by one, so no more than the limits are read.
         with closing(self._sql.execute(query, (stream, index))) as rows:
-            return fitting((Record(at, message) for at, message in rows), limit=limit, max_bytes=max_bytes)
+            return limit_records((Record(at, message) for at, message in rows), limit=limit, max_bytes=max_bytes)
 
     async def position(self, client_id: str, stream: str) -> int | None:
-        """Look up the position last saved by this client for this stream."""
+        """Look up a position; see StreamStore."""
         await trio.lowlevel.checkpoint()
         found = self._streams.get(stream)
-        return None if found is None else await self._run(lambda: self._position(client_id, found.id))
+        return None if found is None else await self._run(self._position, client_id, found.id)
 
     def _position(self, client_id: str, stream: int) -> int | None:
         query = "SELECT next FROM positions WHERE client = ? AND stream = ?"
@@ -205,8 +201,8 @@ class SQLiteStore:
         return None if row is None else int.from_bytes(row[0], "big")
 
     async def save_positions(self, positions: Sequence[Position]) -> None:
-        """Keep a batch of positions in one transaction; those saved longest ago give way where there are too many."""
-        await self._run(lambda: self._save(positions))
+        """Save a batch of positions in one transaction. Beyond MAX_POSITIONS those saved longest ago are forgotten."""
+        await self._run(self._save, positions)
 
     def _save(self, positions: Sequence[Position]) -> None:
         sql, count, saves = self._sql.execute, self._positions, self._saves
@@ -233,19 +229,19 @@ class SQLiteStore:
             yield
             self._sql.execute("COMMIT")
         except BaseException:
-            # A full disk has rolled back by itself already.
+            # On a full disk SQLite has rolled back already.
             if self._sql.in_transaction:
                 self._sql.execute("ROLLBACK")
             raise
 
-    async def _run(self, work: Callable[[], T]) -> T:
+    async def _run(self, work: Callable[[*Ts], T], *args: *Ts) -> T:
         try:
-            return await trio.to_thread.run_sync(work, limiter=self._limiter)
+            return await trio.to_thread.run_sync(work, *args, limiter=self._limiter)
         except sqlite3.Error as error:
-            raise StoreError(f"the store's file failed: {error}") from error
+            raise StoreError(f"the file of the stream store failed: {error}") from error
 
     async def aclose(self) -> None:
-        """Close the file, after what has begun, whether cancelled or not."""
+        """Close the file after the call that has begun, even if cancelled."""
         with trio.CancelScope(shield=True):
             await trio.to_thread.run_sync(self._sql.close, limiter=self._limiter)
 
@@ -255,26 +251,26 @@ def _u64(number: int) -> bytes:
 
 
 def _make_private(path: Path) -> None:
-    # Never opened where it exists: closing any descriptor of a file drops the locks that this process has on it.
+    # An existing file is not opened here: closing any descriptor of a file drops all locks of this process on it.
     try:
-        close_fd(open_fd(path, O_CREAT | O_EXCL | O_RDWR, 0o600))
+        path.touch(0o600, exist_ok=False)
     except FileExistsError:
         if not path.is_file():
-            raise LocalError(f"{path} is no file: a store's path names a file in an existing folder") from None
-        # SQLite gives its side files the mode of the main one.
+            raise ConfigError(f"{path} is not a file: the path of a store names a file in an existing folder") from None
+        # SQLite gives its side files the mode of the main file.
         if stat.S_IMODE(path.stat().st_mode) & 0o077:
             path.chmod(0o600)
     except OSError as error:
-        raise LocalError(
-            f"{path} can't be made: {error.strerror}; a store's path names a file in an existing folder"
+        raise ConfigError(
+            f"{path} can't be created: {error.strerror}; the path of a store names a file in an existing folder"
         ) from None
 
 
 def _opening_failed(path: Path, error: sqlite3.Error) -> str:
     if error.sqlite_errorcode == sqlite3.SQLITE_BUSY:
-        return f"{path} is open in another process: each store has one hub"
+        return f"{path} is open in another process: only one hub can use a store"
     if error.sqlite_errorcode == sqlite3.SQLITE_NOTADB:
-        return f"{path} is no stream store, and is left as it is: name another path"
+        return f"{path} is no stream store, and is left unchanged: choose another path"
     return f"{path} can't be opened as a stream store: {error}"
 
 
@@ -286,12 +282,18 @@ def _check_address(where: str) -> None:
 @with_store_info(StoreInfo(_check_address, LOCAL_STORE.exposure))
 @asynccontextmanager
 async def open_sqlite_store(where: str, *, max_bytes: int = MAX_BYTES) -> AsyncIterator[StreamStore]:
-    """Open the store in the file at path `where` (made with mode 0600 if there is none), and close it in the end.
+    """Open the store in a file, and close it at the end of the block. Reads must have ended by then.
 
-    LocalError if the file is something else, or open in another process. Reads must have ended before it closes.
+    Args:
+      where: The path of the file. It is created with mode 0600 if it does not exist.
+      max_bytes: The largest file; pushes that do not fit are refused.
+
+    Raises:
+      ConfigError: The file is something else, is open in another process, or can't be created.
+
+    If cancelled, opening or closing that has begun is finished.
     """
-    if not where:
-        raise LocalError("an SQLite store needs the path of its file, and got none")
+    _check_address(where)
     store = await trio.to_thread.run_sync(SQLiteStore, Path(where), max_bytes)
     try:
         yield store

@@ -148,7 +148,7 @@ async def send_until_closed(link: Link, frames: list[bytes]) -> bool:
 # -- clients that take nothing -----------------------------------------------------------------------------------------------------------
 
 
-async def test_a_client_that_opens_a_stream_and_a_pull_and_never_reads_stops_nobody(
+async def test_a_client_that_pulls_and_never_reads_blocks_no_other(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     async with open_scene() as scene, watched(scene, patient):
@@ -168,7 +168,7 @@ async def test_a_client_that_opens_a_stream_and_a_pull_and_never_reads_stops_nob
         await nobody_else_stops(scene)
 
 
-async def test_a_client_that_pulls_and_pulls_and_never_reads_is_closed_at_a_bound(
+async def test_a_client_that_floods_pulls_and_never_reads_is_closed_at_a_bound(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     async with open_scene() as scene, watched(scene, strangers):
@@ -205,7 +205,7 @@ async def test_a_client_that_floods_pushes_and_never_reads_is_closed_at_a_bound(
         await nobody_else_stops(scene)
 
 
-async def test_a_client_that_floods_pushes_and_reads_is_held_and_stops_nobody(
+async def test_a_client_that_floods_pushes_and_reads_is_slowed_and_blocks_no_other(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     async with open_scene(limits=StreamLimits(push_bytes=50_000)) as scene, watched(scene, patient):
@@ -225,7 +225,7 @@ async def test_a_client_that_floods_pushes_and_reads_is_held_and_stops_nobody(
             await nobody_else_stops(scene)
 
 
-async def test_a_full_store_refuses_everybody_and_nothing_grows(
+async def test_a_full_store_refuses_all_pushes_and_nothing_grows(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     async with open_scene(MemoryStore(max_bytes=2_000_000)) as scene, watched(scene, patient):
@@ -288,7 +288,7 @@ async def test_a_worker_that_asks_over_the_stream_that_feeds_it_is_answered(
         assert (worker.answered, worker.unanswered) == (100, 0)
 
 
-async def test_a_worker_that_asks_over_the_stream_that_feeds_it_while_its_mailbox_is_full_goes_on_at_its_deadline(
+async def test_a_worker_with_a_full_mailbox_that_asks_over_its_own_stream_goes_on_at_its_deadline(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     async with open_scene() as scene, watched(scene, patient):
@@ -311,7 +311,7 @@ async def test_a_worker_that_asks_over_the_stream_that_feeds_it_while_its_mailbo
         assert scene.bob.counters[DropReason.MAILBOX_STALLED] == 0
 
 
-async def test_a_worker_that_asks_over_the_link_that_feeds_it_while_its_mailbox_is_full_stops_nobody(
+async def test_a_worker_with_a_full_mailbox_that_asks_over_its_own_link_blocks_no_other(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     async with open_scene() as scene, watched(scene, patient):
