@@ -32,7 +32,7 @@ from trionode import (
 from trionode.channel.listener import SecureChannelListener
 from trionode.cli import main
 from trionode.cli.commands.alice import ECHO_SECONDS, converse
-from trionode.cli.commands.bob import echo_and_tell
+from trionode.cli.commands.bob import echo_and_print
 from trionode.cli.commands.hub import MAX_FRAME
 from trionode.cli.terminal import MAX_LINE, Line, Lines, Output
 from trionode.errors import AnswerTimeout, ConnectionLost, LocalError
@@ -133,7 +133,7 @@ async def test_a_line_that_does_not_fit_is_named_and_the_others_are_echoed(tmp_p
     said = alice.complaints
     assert "message 2 was not sent: " in said
     assert "message 3 was not sent: it has 200000 bytes" in said
-    assert "message 4 was not sent: it is no UTF-8" in said
+    assert "message 4 was not sent: it is not UTF-8" in said
     assert "y" * 100 not in said
 
 
@@ -210,9 +210,9 @@ async def test_wrong_addresses_are_one_clear_error(tmp_path: Path) -> None:
         async with Commands(tmp_path) as commands:
             _, at = await commands.hub("--store", "memory")
             cases = {
-                ("bob_to_alice_x", "alice_to_bob_x"): "no secure channel within 0.5 s: nobody completed a handshake",
+                ("bob_to_alice_x", "alice_to_bob_x"): "no secure channel within 0.5 s: no peer completed a handshake",
                 ("alice_to_bob_x", "bob_to_alice_x"): "give both, in this order",
-                ("no name!", "alice_to_bob_x"): "'no name!' is no bob_to_alice stream address",
+                ("no name!", "alice_to_bob_x"): "'no name!' is not a bob_to_alice stream address",
                 ("bob_to_alice_x",): "standard input ended before the alice_to_bob stream address",
             }
             alices = [await commands.start("alice", "--hub", at, "--timeout", "0.5") for _ in cases]
@@ -360,11 +360,11 @@ async def test_identities_are_made_shown_listed_exported_and_rotated(tmp_path: P
         (("bob", "--hub", "tcp:127.0.0.1"), "expected HOST:PORT"),
         (("alice", "--trust", "Bob"), "an identifier is I and 64 hex digits"),
         (("hub", "--identity", "default"), "--identity NAME, --state PATH and at least one --trust IDENTIFIER"),
-        (("hub", "--store-option", "replication_factor=3"), "--store-option is for --store"),
-        (("hub", "--store", "memory", "--store-option", "password=x"), "others can see a password in a command"),
+        (("hub", "--store-option", "replication_factor=3"), "--store-option needs --store"),
+        (("hub", "--store", "memory", "--store-option", "password=x"), "other users can see a password in a command"),
         (("demo", "--store-option", "nonsense"), "expected NAME=VALUE, not 'nonsense'"),
         (("bob", "--state", "vault"), "--passphrase-file FILE or TRIONODE_PASSPHRASE"),
-        (("bob", "--unencrypted"), "--state PATH: name one"),
+        (("bob", "--unencrypted"), "need --state PATH"),
     ],
 )
 def test_what_is_not_understood_is_said_and_exits_with_2(
@@ -466,7 +466,7 @@ async def test_a_missing_echo_is_named_after_half_a_minute_and_alice_goes_on(
         assert ECHO_SECONDS <= trio.current_time() - began <= ECHO_SECONDS + 1
     said = capsys.readouterr().err
     assert "no echo within 30 s of message 2: lost\n" in said
-    assert "in the end 1 echoes are missing, and 0 lines were not sent" in said
+    assert "1 echoes are missing, and 0 lines were not sent" in said
     assert written.lines() == ["Alice received an echo: one", "Alice received an echo: two"]
 
 
@@ -495,7 +495,7 @@ async def test_a_refused_identity_is_told_as_the_silence_that_it_looks_like(
     # An initiator has a channel before the responder has decided.
     async with pair(forgetful, trust_only(f"I{'0' * 64}")) as p:
         with pytest.raises(
-            AnswerTimeout, match=f"which looks the same from here: then he needs --trust {p.identity.identifier}"
+            AnswerTimeout, match=f"which looks the same from here: then start Bob with --trust {p.identity.identifier}"
         ):
             await converse(p.alice, p.channel, p.identity.identifier, lines_of("one", "two"), written.output)
     assert written.lines() == []
@@ -513,7 +513,7 @@ async def test_what_alice_never_sent_is_printed_and_told_apart(
 
     async with pair(twice_and_more) as p:
         await converse(p.alice, p.channel, p.identity.identifier, lines_of("one", "one", "lost"), written.output)
-    assert capsys.readouterr().err.count("Bob sent what was never sent to him, or more than one echo of it") >= 3
+    assert capsys.readouterr().err.count("Bob sent a message that Alice never sent, or a second echo of one") >= 3
     assert "Alice received an echo: bell\\x07" in written.lines()
 
 
@@ -533,7 +533,7 @@ async def test_the_conversation_ends_when_the_channel_does(tmp_path: Path, autoj
 async def test_bob_shows_a_payload_that_is_no_text_in_hex_and_echoes_it(tmp_path: Path) -> None:
     written = Written(tmp_path / "out")
     async with open_node() as node:
-        await node.start_worker("echoer", echo_and_tell(written.output))
+        await node.start_worker("echoer", echo_and_print(written.output))
         assert (await node.ask(Route("echoer"), b"\xff\x00raw")).payload == b"\xff\x00raw"
         assert (await node.ask(Route("echoer"), "bell\x07")).text == "bell\x07"
     assert written.lines() == [
@@ -606,6 +606,6 @@ async def test_output_that_nobody_reads_makes_its_writer_wait_and_nobody_else() 
 async def test_output_whose_reader_has_gone_is_a_clear_error() -> None:
     out_of, into = os.pipe()
     os.close(out_of)
-    with pytest.raises(LocalError, match="Whoever read it has gone"):
+    with pytest.raises(LocalError, match="Its reader is gone"):
         await Output(into).line("hello")
     os.close(into)

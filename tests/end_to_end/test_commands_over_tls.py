@@ -84,7 +84,10 @@ async def test_what_is_wrong_with_the_options_of_tls_is_one_clear_error(tmp_path
     wrong = (
         ((*listen,), "without a certificate: give the option certificate, and key"),
         ((*listen, "--certificate", authority.path), "there is no private key in"),
-        (("bob", "--ca-file", authority.path), "--ca-file: that is for places with TLS, tls:HOST:PORT or wss:"),
+        (
+            ("bob", "--ca-file", authority.path),
+            "--ca-file: these options need an address with TLS, tls:HOST:PORT or wss:",
+        ),
     )
     with trio.fail_after(60):
         async with Commands(tmp_path) as commands:

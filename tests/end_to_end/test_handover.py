@@ -144,7 +144,7 @@ async def test_what_is_no_listening_socket_is_a_clear_error(what: str, tmp_path:
                 hub = await commands.start(str(fd), "", "hub", program=("-c", _PASSING), pass_fds=(fd,))
                 assert await hub.end() == 1
                 (line,) = hub.complaints.splitlines()
-                assert line.startswith("error: LISTEN_FDS passes on file descriptor 3, which ")
+                assert line.startswith("error: LISTEN_FDS passes file descriptor 3, which ")
         finally:
             os.close(read)
             os.close(write)

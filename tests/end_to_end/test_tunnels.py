@@ -104,7 +104,7 @@ async def test_an_outlet_asks_who_may_use_it_and_refuses_others(tmp_path: Path) 
         async with Commands(tmp_path) as commands, shouting_service() as service:
             undecided = await commands.start("outlet", service, "--listen", "tcp:127.0.0.1:0")
             assert await undecided.end() == 2
-            assert "say who may use the outlet" in undecided.complaints
+            assert "to let everyone use the outlet" in undecided.complaints
             outlet = await commands.start("outlet", service, "--listen", "tcp:127.0.0.1:0", "--trust", "I" + "0" * 64)
             at, identifier = await listening(outlet), await outlet.line()
             inlet = await commands.start("inlet", "127.0.0.1:0", "--to", at, "--trust", identifier)

@@ -19,15 +19,15 @@ from trionode.cli.commands.run import run
 
 
 @click.group()
-@click.option("-v", "--verbose", is_flag=True, help="Tell more on standard error.")
+@click.option("-v", "--verbose", is_flag=True, help="Log more on standard error.")
 @click.version_option(package_name="trionode")
 def main(*, verbose: bool) -> None:
     """Let two programs talk end to end encrypted, over any number of hops.
 
-    Begin with `trionode demo`. Or, in three terminals: `trionode hub`, `trionode bob`, and `trionode alice`, who asks for the two addresses
-    that Bob prints.
+    Begin with `trionode demo`. Or start three commands in three terminals: `trionode hub`, `trionode bob` and `trionode alice`. Alice asks
+    for the two addresses that Bob prints.
 
-    Exit codes: 0 all went well, 1 it did not (standard error says why), 2 the command was not understood, 129, 130 and 143 it was stopped.
+    Exit codes: 0 success, 1 failure (standard error says why), 2 wrong options, 129, 130 and 143 stopped by a signal.
     """
     logging.basicConfig(stream=sys.stderr, level=logging.INFO if verbose else logging.WARNING, format="%(message)s")
 

@@ -1,8 +1,7 @@
-"""The options that several commands share, and what a command gets for them."""
+"""The options that several commands share, and the values that commands get for them."""
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from functools import wraps
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -11,7 +10,8 @@ import click
 
 from trionode.channel.secure_channel import SecureChannel
 from trionode.cli.certificates import Certificates, certificate_options
-from trionode.cli.state import State, read_passphrase
+from trionode.cli.combine import combine
+from trionode.cli.state import Conversation, State, read_passphrase
 from trionode.cli.terminal import say
 from trionode.errors import IdentityError, LocalError
 from trionode.identity.identity import Identity
@@ -22,21 +22,22 @@ from trionode.protocol.identity.identity import Identifier
 from trionode.protocol.wire.address import Address, parse_host_port
 from trionode.protocol.wire.route import Route
 from trionode.relay.service import is_relay_name
+from trionode.stream.client import Stream
 
-#: Where hubs listen and clients look for them, unless they are told otherwise.
+#: Where hubs listen and clients connect by default.
 DEFAULT_ENDPOINT = "tcp:127.0.0.1:4000"
 
-#: Seconds for the channel with one hub: less than a stream's opening may take, so that this error comes first, which says more.
+#: Seconds to open the channel with one hub. It is less than the timeout of a stream, since this error says more.
 HUB_CHANNEL_TIMEOUT = 15.0
 
-#: The generations of the wire that a program can be told to speak.
+#: The protocol versions that a program can speak.
 PROTOCOL_VERSIONS = ("current", "classic")
 
 C = TypeVar("C", bound=Callable[..., Any])
 
 
 def endpoint(text: str) -> str:
-    """Return the text of a transport address, as an option's type."""
+    """Return the text of a transport address, as the type of an option."""
     try:
         address = Address.parse(text)
         transport_class(address.transport).parse_address(address.value.decode())
@@ -48,7 +49,7 @@ def endpoint(text: str) -> str:
 
 
 def host_and_port(text: str) -> str:
-    """Return the text HOST:PORT, as an option's type."""
+    """Return the text HOST:PORT, as the type of an option."""
     try:
         parse_host_port(text)
     except LocalError as error:
@@ -57,7 +58,7 @@ def host_and_port(text: str) -> str:
 
 
 def route(text: str) -> Route:
-    """Return a route that begins at a transport address, its hops joined by =>, as an option's type."""
+    """Return a route that begins with a transport address, its hops joined by =>, as the type of an option."""
     first, *rest = (hop.strip() for hop in text.split("=>"))
     try:
         return Route(endpoint(first), *rest)
@@ -66,14 +67,14 @@ def route(text: str) -> Route:
 
 
 def relay_name(text: str) -> str:
-    """Return a name that a relay may have, as an option's type."""
+    """Return the name of a relay, as the type of an option."""
     if not is_relay_name(text):
         raise click.BadParameter(f"a relay's name is 1 to 64 of A-Z a-z 0-9 . _ -, this is {text!r}")
     return text
 
 
 def identifier(text: str) -> Identifier:
-    """Return the identifier that a text names, as an option's type."""
+    """Return an identifier, as the type of an option."""
     try:
         return Identifier.parse(text)
     except IdentityError as error:
@@ -81,13 +82,13 @@ def identifier(text: str) -> Identifier:
 
 
 def transports(*endpoints: str) -> set[str]:
-    """Return the names of the transports that some places need."""
+    """Return the names of the transports of some addresses."""
     return {Address.parse(endpoint).transport for endpoint in endpoints}
 
 
 @attrs.frozen
 class Client:
-    """What Alice and Bob are told alike: the hubs, whom to trust, who they are themselves, what they speak, and what outlives them."""
+    """The shared options of Alice, Bob and the other clients of hubs."""
 
     hubs: tuple[str, ...]
     hub_identities: tuple[Identifier, ...]
@@ -98,16 +99,16 @@ class Client:
     certificates: Certificates
 
     async def identifier(self, identity: Identity) -> Identifier:
-        """Return what peers of the chosen generation know an identity by."""
+        """Return the identifier that an identity has for peers of the chosen protocol version."""
         return (await identity.classic()).identifier if self.protocol_version == "classic" else identity.identifier
 
     @property
     def endpoints(self) -> list[str]:
-        """Where the hubs are, as a node of the chosen generation dials them."""
+        """The addresses of the hubs, as a node of the chosen protocol version connects to them."""
         return [_classic(hub) if self.protocol_version == "classic" else hub for hub in self.hubs]
 
     def trust(self, without: str) -> TrustPolicy:
-        """Return the policy that the user chose; if he named nobody, he is told what that means: `without`."""
+        """Return the trust policy that the user chose. If the user named no identifier, print what that means: `without`."""
         if self.trusted:
             return trust_only(*self.trusted)
         say(f"no --trust IDENTIFIER: {without}")
@@ -115,18 +116,38 @@ class Client:
 
     @asynccontextmanager
     async def open_node(self, *others: str, hubs: bool = True) -> AsyncIterator[tuple[Node, Identity]]:
-        """Open a node with the transports that reach the hubs, and others by name, and the identity that lives in its vault."""
-        names = {*others, *(transports(*self.endpoints) if hubs else ())}
-        transports_of = self.certificates.load(names)
-        async with self.state.open_vault() as vault, open_node(*transports_of, vault=vault) as node:
+        """Open a node with the transports of the hubs, and others by name, and the identity in its vault."""
+        loaded = self.certificates.load({*others, *(transports(*self.endpoints) if hubs else ())})
+        async with self.state.open_vault() as vault, open_node(*loaded, vault=vault) as node:
             yield node, await Identity.load_or_create(vault, self.identity_name)
 
-    async def open_channel(self, node: Node, identity: Identity, way: Route, trust: TrustPolicy) -> SecureChannel:
-        """Open a channel of the chosen generation."""
-        return await node.open_secure_channel(way, identity, trust=trust, protocol_version=self.protocol_version)
+    async def open_channel(self, node: Node, identity: Identity, route: Route, trust: TrustPolicy) -> SecureChannel:
+        """Open a channel of the chosen protocol version."""
+        return await node.open_secure_channel(route, identity, trust=trust, protocol_version=self.protocol_version)
 
-    def ways(self, node: Node, identity: Identity) -> list[Hub]:
-        """Return one way for each hub, through a secure channel if the hubs' identifiers are known."""
+    async def open_stream(self, node: Node, identity: Identity, client_id: str, *, sends: str, receives: str) -> Stream:
+        """Open a stream over the hubs, in the chosen protocol version."""
+        return await node.open_stream(
+            self.hub_routes(node, identity),
+            sends=sends,
+            receives=receives,
+            client_id=client_id,
+            protocol_version=self.protocol_version,
+        )
+
+    async def open_kept_stream(self, node: Node, identity: Identity, new: Conversation) -> tuple[Stream, Conversation]:
+        """Open a stream as Bob, by the names in the state file, or by new names that are written there."""
+        kept = self.state.conversation()
+        names = kept or new
+        stream = await self.open_stream(
+            node, identity, names.client_id, sends=names.bob_to_alice, receives=names.alice_to_bob
+        )
+        if kept is None:
+            self.state.keep(names)
+        return stream, names
+
+    def hub_routes(self, node: Node, identity: Identity) -> list[Hub]:
+        """Return one route for each hub, through a secure channel if the hubs' identifiers are given."""
         if not self.hub_identities:
             return [Route(hub) for hub in self.endpoints]
         trust = trust_only(*self.hub_identities)
@@ -134,7 +155,7 @@ class Client:
 
 
 def _classic(endpoint: str) -> str:
-    """Return the address by which the same listener is reached with the classic protocol version."""
+    """Return the address of the same listener for the classic protocol version."""
     name, _, where = endpoint.partition(":")
     return f"{transport_class(name).classic_name or name}:{where}"
 
@@ -142,67 +163,60 @@ def _classic(endpoint: str) -> str:
 def _secured(node: Node, hub: str, identity: Identity, trust: TrustPolicy) -> Hub:
     channel: SecureChannel | None = None
 
-    async def open_way() -> Route:
+    async def open_hub_route() -> Route:
         nonlocal channel
         if channel is not None:
-            await channel.aclose()  # the old one, if it still is there
+            await channel.aclose()
         channel = await node.open_secure_channel(
             Route(hub, "listener"), identity, trust=trust, timeout=HUB_CHANNEL_TIMEOUT
         )
         return Route(channel)
 
-    open_way.__name__ = f"{hub}, through a secure channel"
-    return open_way
+    open_hub_route.__name__ = f"{hub}, through a secure channel"
+    return open_hub_route
 
 
-def client_options(whom: str | None, *, anyone: str | None = None, listens: bool = False) -> Callable[[C], C]:
-    """Add what Alice, Bob and the other clients of hubs are told alike: the command gets a `client`.
+def client_options(
+    trust_help: str | None, *, everyone_may: str | None = None, listens: bool = False
+) -> Callable[[C], C]:
+    """Add the options that clients of hubs share: the command gets a `client`.
 
-    `whom` is the help of --trust, None for a command that makes no channel of its own. Where `anyone` says what strangers could do, nobody is
-    trusted unless --trust names somebody, or --trust-everyone says so. Where it `listens`, it can demand certificates.
+    Args:
+      trust_help: The help of --trust, None for a command that opens no channel of its own.
+      everyone_may: What unauthenticated peers could do, for a command that requires --trust or --trust-everyone.
+      listens: Whether the command can listen, and so can require certificates.
     """
 
-    def add(command: C) -> C:
-        @wraps(command)
-        def with_client(
-            *,
-            hubs: tuple[str, ...],
-            hub_identities: tuple[Identifier, ...],
-            identity_name: str,
-            protocol_version: str,
-            state: State,
-            certificates: Certificates,
-            trusted: tuple[Identifier, ...] = (),
-            everyone: bool = False,
-            **options: Any,
-        ) -> object:
-            if anyone is not None and bool(trusted) == everyone:
-                raise click.UsageError(
-                    f"say who may {anyone}: give --trust IDENTIFIER, or --trust-everyone to let whoever gets there do it"
-                )
-            client = Client(hubs, hub_identities, trusted, identity_name, protocol_version, state, certificates)
-            return command(client=client, **options)
+    def make(
+        *,
+        hubs: tuple[str, ...],
+        hub_identities: tuple[Identifier, ...],
+        identity_name: str,
+        protocol_version: str,
+        state: State,
+        certificates: Certificates,
+        trusted: tuple[Identifier, ...] = (),
+        everyone: bool = False,
+    ) -> Client:
+        if everyone_may is not None and bool(trusted) == everyone:
+            raise click.UsageError(f"give --trust IDENTIFIER, or --trust-everyone to let everyone {everyone_may}")
+        return Client(hubs, hub_identities, trusted, identity_name, protocol_version, state, certificates)
 
-        decorated: Any = state_options()(certificate_options(dials=True, listens=listens)(with_client))
-        for option in reversed(_CLIENT_OPTIONS):
-            decorated = option(decorated)
-        if anyone is not None:
-            decorated = click.option(
-                "--trust-everyone", "everyone", is_flag=True, help=f"Let whoever gets there {anyone}."
-            )(decorated)
-        if whom is not None:
-            decorated = click.option(
-                "--trust",
-                "trusted",
-                type=identifier,
-                multiple=True,
-                metavar="IDENTIFIER",
-                help=f"{whom} May be given several times.",
-            )(decorated)
-        result: C = decorated
-        return result
+    options = list(_CLIENT_OPTIONS)
+    if everyone_may is not None:
+        text = f"Let everyone who can connect {everyone_may}."
+        options.insert(0, click.option("--trust-everyone", "everyone", is_flag=True, help=text))
+    if trust_help is not None:
+        options.insert(0, trust_option(trust_help))
+    client = combine("client", make, *options)
+    return lambda command: state_options()(certificate_options(dials=True, listens=listens)(client(command)))
 
-    return add
+
+def trust_option(text: str) -> Callable[[C], C]:
+    """Add --trust, which gives `trusted`."""
+    return click.option(
+        "--trust", "trusted", type=identifier, multiple=True, metavar="IDENTIFIER", help=f"{text} Repeatable."
+    )
 
 
 _CLIENT_OPTIONS = (
@@ -214,7 +228,7 @@ _CLIENT_OPTIONS = (
         default=(DEFAULT_ENDPOINT,),
         show_default=True,
         metavar="ENDPOINT",
-        help="Where the hub listens. May be given several times: the next one is tried when one is gone.",
+        help="The address of the hub. Repeatable: if one hub does not answer, the next is tried.",
     ),
     click.option(
         "--hub-identity",
@@ -222,7 +236,7 @@ _CLIENT_OPTIONS = (
         type=identifier,
         multiple=True,
         metavar="IDENTIFIER",
-        help="The hub's identifier: talk to it by a secure channel of its own. For a hub that was started with --identity.",
+        help="The identifier of a hub that was started with --identity: connect to it through a secure channel.",
     ),
     click.option(
         "--identity",
@@ -230,52 +244,45 @@ _CLIENT_OPTIONS = (
         default="default",
         show_default=True,
         metavar="NAME",
-        help="The identity in the file of --state; made if that file has none.",
+        help="The name of the identity in the file of --state. A missing identity is created.",
     ),
     click.option(
         "--protocol-version",
         type=click.Choice(PROTOCOL_VERSIONS),
         default=PROTOCOL_VERSIONS[0],
         show_default=True,
-        help="The wire to speak: current, or classic for Ockam programs of 0.76 to 0.81. Classic channels have no rekeying, and such peers no "
-        "protection from replays.",
+        help="The protocol version: current, or classic for Ockam programs of 0.76 to 0.81. Classic channels have no "
+        "rekeying, and such peers accept replays.",
     ),
 )
 
 
+def _make_state(*, state_path: Path | None, passphrase_file: Path | None, unencrypted: bool) -> State:
+    return State(state_path, read_passphrase(state_path, passphrase_file, unencrypted=unencrypted))
+
+
 def state_options(*, required: bool = False) -> Callable[[C], C]:
-    """Add where the program keeps its keys: the command gets a `state`."""
-
-    def add(command: C) -> C:
-        @wraps(command)
-        def with_state(
-            *, state_path: Path | None, passphrase_file: Path | None, unencrypted: bool, **options: Any
-        ) -> object:
-            passphrase = read_passphrase(state_path, passphrase_file, unencrypted=unencrypted)
-            return command(state=State(state_path, passphrase), **options)
-
-        decorated: Any = with_state
-        for option in (
-            click.option(
-                "--unencrypted", is_flag=True, help="Keep the keys in the open: whoever can read the file has them."
-            ),
-            click.option(
-                "--passphrase-file",
-                type=click.Path(path_type=Path, dir_okay=False),
-                metavar="FILE",
-                help="Read the passphrase from FILE, and not from TRIONODE_PASSPHRASE or the terminal.",
-            ),
-            click.option(
-                "--state",
-                "state_path",
-                type=click.Path(path_type=Path, dir_okay=False),
-                required=required,
-                metavar="PATH",
-                help="Keep identity and streams over restarts: a file at PATH, sealed with a passphrase, and one beside it.",
-            ),
-        ):
-            decorated = option(decorated)
-        result: C = decorated
-        return result
-
-    return add
+    """Add the options for the keys of the program: the command gets a `state`."""
+    return combine(
+        "state",
+        _make_state,
+        click.option(
+            "--state",
+            "state_path",
+            type=click.Path(path_type=Path, dir_okay=False),
+            required=required,
+            metavar="PATH",
+            help="Keep the identity in an encrypted file at PATH, and stream names in a file beside it, over restarts.",
+        ),
+        click.option(
+            "--passphrase-file",
+            type=click.Path(path_type=Path, dir_okay=False),
+            metavar="FILE",
+            help="Read the passphrase from FILE instead of TRIONODE_PASSPHRASE or the terminal.",
+        ),
+        click.option(
+            "--unencrypted",
+            is_flag=True,
+            help="Do not encrypt the keys: everyone who can read the file has them.",
+        ),
+    )

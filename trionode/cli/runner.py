@@ -1,4 +1,4 @@
-"""How a command runs, is stopped by signals, and fails: exit codes, one clear line for every expected error, and an end in bounded time."""
+"""How a command runs, how signals end it in bounded time, and how it fails: exit codes, and one clear line for each expected error."""
 
 import os
 import signal
@@ -7,38 +7,39 @@ import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import suppress
+from functools import partial, wraps
 from types import FrameType
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import trio
 
 from trionode.cli.terminal import say
 from trionode.errors import TrionodeError
 
-#: Seconds from a signal until whatever still closes is cancelled.
+#: Seconds from a signal until closing is cancelled.
 CLOSE_SECONDS = 0.8
-#: Seconds from a signal until the process ends, whatever hangs: a hub, a broker, a thread that nobody can cancel.
+#: Seconds from a signal until the process ends, even if a hub, a broker or a thread hangs.
 LAST_SECONDS = 1.2
 
-_OURS = frozenset({signal.SIGINT, signal.SIGTERM, signal.SIGHUP})
+_HANDLED = frozenset({signal.SIGINT, signal.SIGTERM, signal.SIGHUP})
 
-#: What SIGHUP leads to, once a command has closed in order: it takes the place of this process.
-BeginAnew = Callable[[], NoReturn]
+#: Called after SIGHUP, when the command has closed in order; it replaces this process.
+Restart = Callable[[], NoReturn]
 
-#: What a command is: it works within the scope that it is given, which a signal cancels, then closes in order, and says whether all went well.
+#: An async command. It works within a scope that a signal cancels, closes in order, and returns whether it succeeded.
 Command = Callable[[trio.CancelScope], Awaitable[bool]]
 
 
 class _Signals:
-    """SIGINT, SIGTERM and SIGHUP: the first asks the command to end and sets the clock, the second ends the process at once.
+    """Handlers of SIGINT, SIGTERM and SIGHUP: the first signal asks the command to end and starts the clock, the second ends the process at once.
 
-    After SIGHUP a command that can begin anew does, but for one that comes because its terminal is gone. Where it is ignored from the start, as by
-    nohup, it stays so. These are Python's own handlers and not Trio's receiver: they run even while the Trio thread is stuck in a system call or a long loop.
+    After SIGHUP a command restarts if it can, unless the signal came because its terminal is gone. If SIGHUP is ignored at the start, as
+    nohup does, it stays ignored. The handlers are Python's, not Trio's receiver, so they run while the Trio thread is in a system call or a long loop.
     """
 
-    def __init__(self, begin_anew: BeginAnew | None) -> None:
+    def __init__(self, restart: Restart | None) -> None:
         self.received = 0
-        self._begin_anew = begin_anew
+        self._restart = restart
         self._had_terminal = _has_terminal()
         self._arrived = threading.Event()
         self._end: Callable[[], None] | None = None
@@ -48,11 +49,11 @@ class _Signals:
             signal.signal(number, self._handle)
         if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
             signal.signal(signal.SIGHUP, self._handle)
-        # One that came while the process before this one made room for it has waited.
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, _OURS)
+        # A signal that came while the process before this one restarted was blocked until now.
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _HANDLED)
 
     def call(self, end: Callable[[], None]) -> None:
-        """Call `end` in the Trio thread once a signal has come."""
+        """Call `end` in the Trio thread when a signal comes, or has come."""
         self._end, self._token = end, trio.lowlevel.current_trio_token()
         if self.received:
             end()
@@ -60,13 +61,13 @@ class _Signals:
     def _handle(self, number: int, frame: FrameType | None) -> None:
         del frame
         if number == signal.SIGHUP and self._had_terminal and not _has_terminal():
-            self._begin_anew = None
+            self._restart = None
         if number == signal.SIGHUP == self.received:
             return
         if self.received not in {0, signal.SIGHUP}:
             os._exit(128 + number)
         if number != signal.SIGHUP:
-            self._begin_anew = None
+            self._restart = None
         self.received = number
         self._arrived.set()
         if self._end is not None and self._token is not None:
@@ -74,21 +75,21 @@ class _Signals:
                 self._token.run_sync_soon(self._end)
 
     def _watch(self) -> None:
-        # They are the main thread's: of two that come at the same time by two threads, either could be the first.
-        signal.pthread_sigmask(signal.SIG_BLOCK, _OURS)
+        # Only the main thread takes signals: with two threads, two signals at the same time have no order.
+        signal.pthread_sigmask(signal.SIG_BLOCK, _HANDLED)
         self._arrived.wait()
-        time.sleep(LAST_SECONDS)  # no synchronisation: it is the clock itself
+        time.sleep(LAST_SECONDS)  # not synchronisation: it is the clock itself
         with suppress(OSError):
             os.write(2, b"ended without closing in order: something did not answer\n")
         self.finish()
         os._exit(128 + self.received)
 
     def finish(self) -> None:
-        """Begin anew, if that is what a signal asked for."""
-        if self.received == signal.SIGHUP and self._begin_anew is not None:
-            # Until the next one listens to signals, one more would end it.
+        """Restart, if a signal asked for that."""
+        if self.received == signal.SIGHUP and self._restart is not None:
+            # Another SIGHUP would end the new process before it has its handlers.
             signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
-            self._begin_anew()
+            self._restart()
 
 
 def _has_terminal() -> bool:
@@ -99,14 +100,14 @@ def _has_terminal() -> bool:
     return True
 
 
-def run(command: Command, *, begin_anew: BeginAnew | None = None) -> NoReturn:
-    """Run a command under Trio and exit: 0 if it says that all went well, 1 if not, 130 after SIGINT, 143 after SIGTERM, 129 after SIGHUP.
+def run(command: Command, *, restart: Restart | None = None) -> NoReturn:
+    """Run a command under Trio, and exit: 0 if it succeeded, 1 if not, 130 after SIGINT, 143 after SIGTERM, 129 after SIGHUP.
 
-    All three end it in order and in bounded time; with `begin_anew` that is called after SIGHUP.
+    All three signals end it in order and in bounded time. After SIGHUP `restart` is called, if it is given.
     """
-    signals = _Signals(begin_anew)
+    signals = _Signals(restart)
 
-    async def whole() -> bool:
+    async def main() -> bool:
         working = trio.CancelScope()
         with trio.CancelScope() as everything:
 
@@ -119,18 +120,28 @@ def run(command: Command, *, begin_anew: BeginAnew | None = None) -> NoReturn:
         return False
 
     try:
-        well = trio.run(whole)
+        succeeded = trio.run(main)
     except (TrionodeError, BaseExceptionGroup) as error:
         leaves = list(_leaves(error))
-        # What nobody foresaw keeps its traceback: it is a mistake of ours, and the traceback is where to look.
+        # An unexpected exception is a mistake of ours, and keeps its traceback.
         if not all(isinstance(leaf, TrionodeError) for leaf in leaves):
             raise
         if not signals.received:
             for text in dict.fromkeys(map(str, leaves)):
                 say(f"error: {text}")
-        well = False
+        succeeded = False
     signals.finish()
-    sys.exit(128 + signals.received if signals.received else 0 if well else 1)
+    sys.exit(128 + signals.received if signals.received else 0 if succeeded else 1)
+
+
+def run_async(command: Callable[..., Awaitable[bool]]) -> Callable[..., NoReturn]:
+    """Make an async function the body of a click command; it gets the scope that a signal cancels, and the options."""
+
+    @wraps(command)
+    def body(**options: Any) -> NoReturn:
+        run(partial(command, **options))
+
+    return body
 
 
 def _leaves(error: BaseException) -> Iterator[BaseException]:

@@ -1,4 +1,4 @@
-"""What a program keeps over restarts: a vault with its identity, and beside it a small file with its client id and its streams."""
+"""What a program keeps over restarts: a vault with its identity, and a small file beside it with its client id and stream names."""
 
 import json
 import os
@@ -8,6 +8,7 @@ import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Self
 
 import attrs
 import click
@@ -16,34 +17,40 @@ from trionode.cli.terminal import say
 from trionode.errors import LocalError
 from trionode.identity.stored import IdentityVault
 from trionode.protocol.stream import valid_client_id, valid_stream_name
+from trionode.stream.client import unique
 from trionode.vault.memory import MemoryVault
 from trionode.vault.sqlite import open_sqlite_vault
 
 #: The environment variable that may hold the passphrase of a vault.
-PASSPHRASE_VARIABLE = "TRIONODE_PASSPHRASE"  # noqa: S105  # where the passphrase is, not what
-#: Longest file of streams that is read: its three names have 600 characters at most.
+PASSPHRASE_VARIABLE = "TRIONODE_PASSPHRASE"  # noqa: S105  # the name of the variable, not the passphrase
+#: Bytes of the largest file of stream names that is read. Its three names have at most 600 characters.
 MAX_FILE = 4096
 
 
 @attrs.frozen
 class Conversation:
-    """The two streams of a conversation, and the id under which the hub keeps how far this program has read."""
+    """The names of the two streams of a conversation, and the client id of the reading position on the hub."""
 
     client_id: str
     bob_to_alice: str
     alice_to_bob: str
 
+    @classmethod
+    def create(cls, sends: str, receives: str) -> Self:
+        """Return new names that cannot be guessed, with the given beginnings."""
+        return cls(secrets.token_hex(16), unique(sends), unique(receives))
+
 
 @attrs.frozen
 class State:
-    """Where a program keeps what outlives it: nowhere without a path; without a passphrase the keys lie in the file in the open."""
+    """The state file of a program. Without a path nothing is kept; without a passphrase the keys are not encrypted."""
 
     path: Path | None
     passphrase: str | None = attrs.field(repr=False)
 
     @asynccontextmanager
     async def open_vault(self) -> AsyncIterator[IdentityVault]:
-        """Open the vault for the length of a block; VaultError says why it can't be opened."""
+        """Open the vault for the length of a block; VaultError if that fails."""
         if self.path is None:
             yield MemoryVault()
             return
@@ -52,7 +59,7 @@ class State:
             yield vault
 
     def conversation(self) -> Conversation | None:
-        """The conversation that was kept last; LocalError if the file is not as we write it, or others may read it."""
+        """Return the kept conversation, None if there is none; LocalError if the file is damaged, or other users can read it."""
         if self.path is None:
             return None
         path = self._streams_path
@@ -63,28 +70,28 @@ class State:
         except FileNotFoundError:
             return None
         except OSError as error:
-            raise LocalError(f"{path}, which keeps the streams, can't be read: {error.strerror}") from error
+            raise LocalError(f"the file of stream names {path} can't be read: {error.strerror}") from error
         if mode & 0o077:
             raise LocalError(
-                f"others may read {path} (mode {mode:04o}), whose stream names are secrets: run chmod 600 on it"
+                f"other users can read {path} (mode {mode:04o}), and its stream names are secrets: run chmod 600 on it"
             )
         return _parse(path, data)
 
     def keep(self, conversation: Conversation) -> None:
-        """Keep a conversation, whole or not at all, for its owner's eyes alone."""
+        """Write a conversation atomically to a file that only its owner can read."""
         if self.path is None:
             return
         path = self._streams_path
         written = path.with_name(f"{path.name}.{secrets.token_hex(4)}")
         try:
-            with open(os.open(written, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:  # noqa: PTH123  # its mode from the first byte on
+            with open(os.open(written, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:  # noqa: PTH123  # it has its mode from the first byte on
                 json.dump(attrs.asdict(conversation), file, indent=1)
                 file.flush()
                 os.fsync(file.fileno())
             written.replace(path)
         except OSError as error:
             written.unlink(missing_ok=True)
-            raise LocalError(f"{path}, which keeps the streams, can't be written: {error.strerror}") from error
+            raise LocalError(f"the file of stream names {path} can't be written: {error.strerror}") from error
 
     @property
     def _streams_path(self) -> Path:
@@ -103,22 +110,24 @@ def _parse(path: Path, data: bytes) -> Conversation:
         ):
             return read
     except (ValueError, TypeError, KeyError):
-        pass  # whatever it is, it is not ours
-    raise LocalError(f"{path} keeps no streams as this program writes them: remove it to begin with new ones")
+        pass  # the error below says what to do
+    raise LocalError(
+        f"{path} is not a file of stream names as this program writes it: remove it to begin with new names"
+    )
 
 
 def read_passphrase(path: Path | None, file: Path | None, *, unencrypted: bool) -> str | None:
-    """Return the passphrase of the vault at `path`, None for one that is unencrypted or in memory.
+    """Return the passphrase of the vault at `path`, None if the vault is unencrypted or in memory.
 
-    It comes from the file, from TRIONODE_PASSPHRASE, or from whoever sits at the terminal; UsageError if from nowhere.
+    It comes from the file, from TRIONODE_PASSPHRASE, or from the terminal; UsageError if there is none.
     """
     if path is None:
         if file is not None or unencrypted:
-            raise click.UsageError("--passphrase-file and --unencrypted are about the file of --state PATH: name one")
+            raise click.UsageError("--passphrase-file and --unencrypted need --state PATH")
         return None
     if unencrypted:
         if file is not None:
-            raise click.UsageError("--unencrypted has no passphrase: leave out one of the two options")
+            raise click.UsageError("give one of --passphrase-file and --unencrypted, not both")
         return None
     if file is not None:
         try:
@@ -130,13 +139,13 @@ def read_passphrase(path: Path | None, file: Path | None, *, unencrypted: bool) 
         return passphrase
     if os.isatty(0):
         if not path.exists():
-            say(f"{path} is new: its keys are sealed with the passphrase that you choose now.")
+            say(f"{path} is new: its keys are encrypted with the passphrase that you choose now.")
         try:
             answer: str = click.prompt("Passphrase", hide_input=True, confirmation_prompt=not path.exists(), err=True)
         except click.Abort:
-            sys.exit(130)  # Ctrl-C, or Ctrl-D, which is as much of an answer
+            sys.exit(130)  # Ctrl-C or Ctrl-D
         return answer
     raise click.UsageError(
-        f"the vault {path} is sealed with a passphrase: give it by --passphrase-file FILE or {PASSPHRASE_VARIABLE}, "
-        f"or say --unencrypted to let whoever can read the file have its keys"
+        f"the vault {path} needs a passphrase: give it by --passphrase-file FILE or {PASSPHRASE_VARIABLE}, "
+        f"or use --unencrypted, which leaves the keys readable for everyone who can read the file"
     )

@@ -1,47 +1,24 @@
-"""The options of stores that commands take, and the store that is opened with them."""
+"""The options of stores that commands share, and the store that is opened with them."""
 
 import os
 import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import AbstractAsyncContextManager
-from functools import wraps
-from typing import Any, TypeVar
 
 import click
 
-from trionode.errors import LocalError
+from trionode.cli.combine import combine
+from trionode.errors import ConfigError
 from trionode.stream.store.base import StreamStore, load_store
 
-#: Where the password for a Kafka may stand, if it is in no file.
-VARIABLE = "TRIONODE_STORE_PASSWORD"
-
-C = TypeVar("C", bound=Callable[..., Any])
-
-
-def store_options(command: C) -> C:
-    """Add options for the store: the command gets `store_options`, by their names."""
-
-    @wraps(command)
-    def with_options(*, store_options: tuple[tuple[str, object], ...], **options: Any) -> object:
-        return command(store_options=dict(store_options), **options)
-
-    decorated: Any = click.option(
-        "--store-option",
-        "store_options",
-        type=_option,
-        multiple=True,
-        metavar="NAME=VALUE",
-        help="An option of the store, such as replication_factor=3, or with a Kafka that demands it security=sasl_ssl, username=NAME and "
-        f"password_file=FILE (or {VARIABLE} for the password). May be given several times.",
-    )(with_options)
-    result: C = decorated
-    return result
+#: The environment variable with the password for the store, if the password is not in a file.
+PASSWORD_VARIABLE = "TRIONODE_STORE_PASSWORD"  # noqa: S105  # the name of the variable, not the password
 
 
 def open_store(spec: str, options: Mapping[str, object]) -> AbstractAsyncContextManager[StreamStore]:
-    """Return the store, to be opened by `async with`; LocalError if it has no such options."""
+    """Return the store, to be opened by `async with`; ConfigError if it has no such options."""
     given = dict(options)
-    secret = os.environ.get(VARIABLE)
+    secret = os.environ.get(PASSWORD_VARIABLE)
     if secret and "username" in given and "password_file" not in given:
         given["password"] = secret
     try:
@@ -49,19 +26,40 @@ def open_store(spec: str, options: Mapping[str, object]) -> AbstractAsyncContext
     except TypeError as error:
         if not options:
             raise
-        raise LocalError(f"the store {spec} has no such option: {error}") from error
+        raise ConfigError(f"the store {spec} has no such option: {error}") from error
 
 
 def _option(text: str) -> tuple[str, object]:
-    """Return name and value of NAME=VALUE, where the value is TOML's, such as 3 or true, or else a text."""
+    """Return name and value of NAME=VALUE. The value is TOML, such as 3 or true, or else a text."""
     name, equals, value = text.partition("=")
     if not (equals and name.isidentifier()):
         raise click.BadParameter(f"expected NAME=VALUE, not {text!r}")
     if name == "password":
         raise click.BadParameter(
-            f"others can see a password in a command: write it to a file and say password_file=FILE, or set {VARIABLE}"
+            "other users can see a password in a command line: write it to a file and use password_file=FILE, "
+            f"or set {PASSWORD_VARIABLE}"
         )
     try:
         return name, tomllib.loads(f"value = {value}")["value"]
     except tomllib.TOMLDecodeError:
         return name, value
+
+
+def _as_dict(*, store_options: tuple[tuple[str, object], ...]) -> dict[str, object]:
+    return dict(store_options)
+
+
+#: Adds the options of the store: the command gets `store_options`, by their names.
+store_options = combine(
+    "store_options",
+    _as_dict,
+    click.option(
+        "--store-option",
+        "store_options",
+        type=_option,
+        multiple=True,
+        metavar="NAME=VALUE",
+        help="An option of the store, such as replication_factor=3. For Kafka with a password: security=sasl_ssl, "
+        f"username=NAME and password_file=FILE, or {PASSWORD_VARIABLE} instead of the file. Repeatable.",
+    ),
+)

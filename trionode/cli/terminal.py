@@ -1,4 +1,4 @@
-"""What a command reads and writes: lines in and lines out, none of which blocks the node, and texts made fit for a terminal."""
+"""Input and output of commands: lines that never block the node, and texts that are safe for a terminal."""
 
 import os
 import sys
@@ -15,15 +15,15 @@ from trionode.protocol.wire.message import Message
 
 #: Bytes in one read.
 READ_SIZE = 65_536
-#: Longest line that is kept: longer than any message that a stream carries, so that whoever sends it can say how much too long it was.
+#: Bytes of the longest line that is kept. It is longer than any message of a stream, so an error can tell the length.
 MAX_LINE = 65_536
-#: Bytes in one write: what a pipe that says it is writable takes without blocking (PIPE_BUF on Linux; POSIX promises 512).
+#: Bytes in one write: what a writable pipe takes without blocking (PIPE_BUF on Linux; POSIX promises 512).
 WRITE_SIZE = 4096
 
 
 @attrs.frozen
 class Line:
-    """One line of input without its end: its number from 1 on, its bytes up to MAX_LINE, and how many it had."""
+    """One line of input without its end: its number from 1, its bytes up to MAX_LINE, and its whole length."""
 
     number: int
     content: bytes = attrs.field(repr=False)
@@ -31,12 +31,12 @@ class Line:
 
     @property
     def is_whole(self) -> bool:
-        """Whether no part of it was thrown away."""
+        """Whether no part of it was dropped."""
         return self.length == len(self.content)
 
 
 class Lines:
-    """The lines of a file descriptor, read without a thread, which could not be abandoned: `async for line in Lines()`."""
+    """The lines of a file descriptor: `async for line in Lines()`. No thread reads them, since a blocked thread can't be cancelled."""
 
     def __init__(self, fd: int = 0) -> None:
         self._fd = fd
@@ -60,7 +60,7 @@ class Lines:
                     raise StopAsyncIteration
                 return self._take(self._searched, self._searched)
             if self._searched > MAX_LINE:
-                # What is too long to be sent is not kept either, whatever its length.
+                # A line that is too long to be sent is not kept, either.
                 self._skipped += self._searched - MAX_LINE
                 del self._buffer[MAX_LINE:]
                 self._searched = MAX_LINE
@@ -80,19 +80,19 @@ class Lines:
             try:
                 await trio.lowlevel.wait_readable(self._fd)
             except PermissionError:
-                await trio.lowlevel.checkpoint()  # a regular file or /dev/null: never waited for, always ready
+                await trio.lowlevel.checkpoint()  # a regular file or /dev/null is always ready
             except OSError:
-                return b""  # it was closed before we began
+                return b""  # it was closed before the first read
             try:
                 return os.read(self._fd, READ_SIZE)
             except BlockingIOError:
-                continue  # somebody who shares it was faster
+                continue  # another process that shares it read first
             except OSError:
                 return b""  # the terminal is gone
 
 
 class Output:
-    """Whole lines to a file descriptor, each there when `line` returns; who reads slowly makes the writer wait, and nobody else."""
+    """Whole lines to a file descriptor, written when `line` returns. A slow reader makes only the writer wait."""
 
     def __init__(self, fd: int = 1) -> None:
         self._fd = fd
@@ -100,7 +100,7 @@ class Output:
         self._waits = True
 
     async def line(self, text: str) -> None:
-        """Write a text and a line end; LocalError if nobody reads them any more. Cancelled, a part may have been written."""
+        """Write a text and a line end; LocalError if the reader is gone. If cancelled, a part may have been written."""
         await self.write(f"{text}\n")
 
     async def write(self, text: str) -> None:
@@ -118,35 +118,35 @@ class Output:
                 except BlockingIOError:
                     continue
                 except OSError as error:
-                    msg = f"standard output can't be written: {error.strerror}. Whoever read it has gone"
+                    msg = f"standard output can't be written: {error.strerror}. Its reader is gone"
                     raise LocalError(msg) from error
 
 
 def print_out(text: str) -> None:
-    """Write a text and a line end to standard output, for commands that run no node; LocalError if there is no room for it."""
+    """Write a text and a line end to standard output, for commands that run no node; LocalError if the disk is full."""
     try:
         click.echo(text)
     except BrokenPipeError:
-        raise  # click ends quietly where nobody reads any more
+        raise  # click ends quietly if the reader is gone
     except OSError as error:
-        with Path(os.devnull).open("w") as nowhere:  # what is left would be tried again as Python ends
+        with Path(os.devnull).open("w") as nowhere:  # Python would write the rest again at its end
             os.dup2(nowhere.fileno(), sys.stdout.fileno())
         msg = f"standard output can't be written: {error.strerror}"
         raise LocalError(msg) from error
 
 
 def say(text: str) -> None:
-    """Tell whoever sits at the terminal, beside standard output."""
+    """Write a text and a line end to standard error."""
     click.echo(text, err=True)
 
 
 def printable(text: str) -> str:
-    """Return the whole of a text that a peer chose, with whatever could act on a terminal escaped."""
+    """Return a text of a peer, with everything escaped that could control a terminal."""
     return text if text.isprintable() else sanitize(text, len(text))
 
 
 def payload_text(message: Message) -> str:
-    """Return a message's text fit for a terminal, or its bytes in hex if it is no text."""
+    """Return a message's text, safe for a terminal, or its bytes in hex if it is not a text."""
     try:
         return printable(message.text)
     except WireError:

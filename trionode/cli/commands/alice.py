@@ -1,9 +1,8 @@
-"""`trionode alice`: a secure channel to Bob through two streams, lines of input as messages, and their echoes as they arrive."""
+"""`trionode alice`: a secure channel to Bob through two streams. Lines of input are messages, and their echoes are printed."""
 
 import secrets
 from collections import OrderedDict, deque
 from collections.abc import AsyncIterator
-from functools import partial
 from hashlib import sha256
 
 import attrs
@@ -12,7 +11,7 @@ import trio
 
 from trionode.channel.secure_channel import SecureChannel
 from trionode.cli.options import Client, client_options
-from trionode.cli.runner import run
+from trionode.cli.runner import run_async
 from trionode.cli.state import Conversation
 from trionode.cli.terminal import Line, Lines, Output, payload_text, printable, say
 from trionode.errors import AnswerTimeout, ConnectionLost, LocalError, MessageTooLargeError, UnknownAddressError
@@ -24,56 +23,50 @@ from trionode.protocol.wire.route import Route
 from trionode.routing.mailbox import Mailbox
 from trionode.stream.client import Stream
 
-#: Seconds after which an echo is called missing.
+#: Seconds after which an echo is reported as missing.
 ECHO_SECONDS = 30.0
-#: Messages, and their bytes, whose echoes may be awaited before the next line is read: without a bound Alice, who sends faster than Bob echoes,
-#: would be half a minute ahead of him on a long file, and call echoes missing that only wait their turn.
-MAX_AWAITED = 4096
-MAX_AWAITED_BYTES = 8 << 20
-#: Missing messages that are remembered, so that an echo which comes late is known for what it is.
+#: Messages, and their bytes, whose echoes may be outstanding before the next line is read. Alice sends faster than Bob echoes: without a bound
+#: she would be half a minute ahead on a long file, and report echoes as missing that are only late.
+MAX_OUTSTANDING = 4096
+MAX_OUTSTANDING_BYTES = 8 << 20
+#: Missing messages that are remembered, so that a late echo is recognised.
 MAX_MISSING = 100_000
 #: Lines of input before the messages.
-ADDRESSES = 2
-#: Characters of a message that are shown where it is called missing.
+ADDRESS_LINES = 2
+#: Characters of a message in a report.
 EXCERPT = 60
 
 
 @click.command()
-@client_options("Bob's identifier, as he prints it: talk to him and nobody else.")
+@client_options("Talk only to this identifier, as Bob prints it.")
 @click.option(
     "--timeout",
+    "seconds",
     type=click.FloatRange(0, min_open=True),
     default=CHANNEL_TIMEOUT,
     show_default=True,
     metavar="SECONDS",
     help="How long to wait for the secure channel.",
 )
-def alice(*, client: Client, timeout: float) -> None:
+@run_async
+async def alice(working: trio.CancelScope, *, client: Client, seconds: float) -> bool:
     """Send lines to Bob, end to end encrypted, and print their echoes.
 
     Alice reads from standard input: first the two stream addresses that Bob printed, bob_to_alice and then alice_to_bob (with --state an
-    empty line means the one of last time), then one message a line. She exits with 0 if every echo came.
+    empty line means the address of last time), then one message a line. The exit code is 0 if every echo came.
     """
-    run(partial(_alice, client, timeout))
-
-
-async def _alice(client: Client, seconds: float, working: trio.CancelScope) -> bool:
     output, lines = Output(), Lines()
-    trust = client.trust("whoever answers at the two addresses is taken for Bob; his identifier is shown")
+    trust = client.trust("the peer that answers at the two addresses is trusted as Bob; its identifier is printed")
     async with client.open_node() as (node, identity):
         stream: Stream | None = None
         channel: SecureChannel | None = None
-        well = False
+        succeeded = False
         with working:
-            who = await client.identifier(identity)
-            say(f"Alice is {who}")
+            own = await client.identifier(identity)
+            say(f"Alice is {own}")
             names = await ask_addresses(lines, client.state.conversation())
-            stream = await node.open_stream(
-                client.ways(node, identity),
-                sends=names.alice_to_bob,
-                receives=names.bob_to_alice,
-                client_id=names.client_id,
-                protocol_version=client.protocol_version,
+            stream = await client.open_stream(
+                node, identity, names.client_id, sends=names.alice_to_bob, receives=names.bob_to_alice
             )
             client.state.keep(names)
             try:
@@ -85,29 +78,29 @@ async def _alice(client: Client, seconds: float, working: trio.CancelScope) -> b
                     protocol_version=client.protocol_version,
                 )
             except AnswerTimeout as error:
-                raise AnswerTimeout(_silence(client, names, who, seconds)) from error
+                raise AnswerTimeout(_no_channel(client, names, own, seconds)) from error
             await output.line(
                 f"[✓] End-to-end encrypted secure channel was established with {channel.peer.identifier}."
             )
-            say("Now one message a line; Ctrl-D ends.")
-            well = await converse(node, channel, who, lines, output)
+            say("Type one message a line; Ctrl-D ends.")
+            succeeded = await converse(node, channel, own, lines, output)
         if channel is not None:
             await channel.aclose()
         if stream is not None:
             await stream.aclose()
-    return well
+    return succeeded
 
 
-def _silence(client: Client, names: Conversation, who: Identifier, seconds: float) -> str:
+def _no_channel(client: Client, names: Conversation, own: Identifier, seconds: float) -> str:
     return (
-        f"no secure channel within {seconds:g} s: nobody completed a handshake through the streams {names.alice_to_bob} and "
-        f"{names.bob_to_alice} on the hub {' or '.join(client.hubs)}. See that both addresses are the ones that `trionode bob` printed and that "
-        f"he runs, at the same hub; he may also refuse this identity, which looks the same from here: then he needs --trust {who}"
+        f"no secure channel within {seconds:g} s: no peer completed a handshake through the streams {names.alice_to_bob} and "
+        f"{names.bob_to_alice} on the hub {' or '.join(client.hubs)}. Check that both addresses are those that `trionode bob` printed, and that "
+        f"Bob runs at the same hub. Bob may also refuse this identity, which looks the same from here: then start Bob with --trust {own}"
     )
 
 
 async def ask_addresses(lines: AsyncIterator[Line], kept: Conversation | None) -> Conversation:
-    """Ask for Bob's two stream addresses; LocalError for what can't be addresses, or can't be his."""
+    """Ask for Bob's two stream addresses; LocalError if they are not valid, or in the wrong order."""
     to_alice = await _ask_address(lines, "bob_to_alice", kept.bob_to_alice if kept else None)
     to_bob = await _ask_address(lines, "alice_to_bob", kept.alice_to_bob if kept else None)
     if to_alice == to_bob or to_alice.startswith("alice_to_bob") or to_bob.startswith("bob_to_alice"):
@@ -125,40 +118,40 @@ async def _ask_address(lines: AsyncIterator[Line], name: str, kept: str | None) 
         raise LocalError(
             f"standard input ended before the {name} stream address: give it the two lines that `trionode bob` printed"
         )
-    # The whole line that Bob printed is as good as the address in it.
+    # The whole line that Bob printed is accepted, too.
     text = line.content.decode(errors="replace").rpartition(":")[2].strip()
     if not text and kept:
         return kept
     if not valid_stream_name(text):
         raise LocalError(
-            f"{printable(text[:EXCERPT])!r} is no {name} stream address: expected what `trionode bob` prints, such as {name}_ and 32 hex digits"
+            f"{printable(text[:EXCERPT])!r} is not a {name} stream address: expected what `trionode bob` prints, such as {name}_ and 32 hex digits"
         )
     return text
 
 
 @attrs.define(eq=False)
 class _Sent:
-    """A message whose echo is awaited; of its payload only the hash is kept, and how it begins."""
+    """A message whose echo is outstanding. Only the hash and the beginning of its payload are kept."""
 
     number: int
     excerpt: str
     digest: bytes
     size: int
     deadline: float
-    awaited: bool = True
+    outstanding: bool = True
 
 
 class Echoes:
-    """Which messages still want their echoes: an echo belongs to the oldest message with the same payload."""
+    """The messages whose echoes are outstanding. An echo belongs to the oldest message with the same payload."""
 
     def __init__(self) -> None:
-        #: Messages that were called missing and whose echoes have not come since.
+        #: Messages that were reported as missing, and whose echoes have not come since.
         self.missing = 0
-        #: Echoes that have come.
-        self.came = 0
-        #: Messages whose echoes are awaited.
-        self.awaited = 0
-        # The first is set, and made anew, whenever fewer are awaited than before, the other when more are.
+        #: Echoes that have arrived.
+        self.count = 0
+        #: Messages whose echoes are outstanding.
+        self.outstanding = 0
+        # The first event is set and replaced when the number falls, the other is set when it rises.
         self._fewer = trio.Event()
         self._more = trio.Event()
         self._bytes = 0
@@ -173,101 +166,101 @@ class Echoes:
         sent = _Sent(number, printable(text[:EXCERPT]), digest, len(payload), trio.current_time() + ECHO_SECONDS)
         self._in_order.append(sent)
         self._by_digest.setdefault(digest, deque()).append(sent)
-        self.awaited += 1
+        self.outstanding += 1
         self._bytes += sent.size
         self._more.set()
 
     def arrived(self, message: Message) -> str | None:
-        """Take an echo; what is to be said of it, if anything."""
+        """Count an echo. Return a remark if it is unusual."""
         digest = sha256(message.payload).digest()
         if digest in self._by_digest:
-            self.came += 1
-            self._settle(self._by_digest[digest][0])
+            self.count += 1
+            self._remove(self._by_digest[digest][0])
             return None
         if digest not in self._late:
-            return "Bob sent what was never sent to him, or more than one echo of it"
+            return "Bob sent a message that Alice never sent, or a second echo of one"
         self._late[digest] -= 1
         if not self._late[digest]:
             del self._late[digest]
         self.missing -= 1
-        self.came += 1
+        self.count += 1
         return "this echo came late"
 
-    def _settle(self, sent: _Sent) -> None:
+    def _remove(self, sent: _Sent) -> None:
         same = self._by_digest[sent.digest]
         same.popleft()
         if not same:
             del self._by_digest[sent.digest]
-        sent.awaited = False
-        self.awaited -= 1
+        sent.outstanding = False
+        self.outstanding -= 1
         self._bytes -= sent.size
-        while self._in_order and not self._in_order[0].awaited:
+        while self._in_order and not self._in_order[0].outstanding:
             self._in_order.popleft()
         self._fewer.set()
         self._fewer = trio.Event()
 
     def overdue(self) -> list[_Sent]:
-        """Give up waiting for the echoes whose time is over; they are returned."""
+        """Stop waiting for the echoes whose deadline is over, and return their messages."""
         overdue: list[_Sent] = []
         while self._in_order and self._in_order[0].deadline <= trio.current_time():
             sent = self._in_order[0]
             overdue.append(sent)
             self._late[sent.digest] = self._late.get(sent.digest, 0) + 1
             self.missing += 1
-            self._settle(sent)
+            self._remove(sent)
             if len(self._late) > MAX_MISSING:
                 self._late.popitem(last=False)
         return overdue
 
     async def next_deadline(self) -> float:
-        """Wait until an echo is awaited; when its time is over."""
+        """Wait until an echo is outstanding, and return its deadline."""
         while not self._in_order:
             self._more = trio.Event()
             await self._more.wait()
         return self._in_order[0].deadline
 
-    async def room(self) -> None:
-        """Wait until one more may be awaited."""
-        while self.awaited >= MAX_AWAITED or self._bytes >= MAX_AWAITED_BYTES:
+    async def wait_for_capacity(self) -> None:
+        """Wait until one more echo may be outstanding."""
+        while self.outstanding >= MAX_OUTSTANDING or self._bytes >= MAX_OUTSTANDING_BYTES:
             await self._fewer.wait()
 
-    async def none(self) -> None:
-        """Wait until no more are awaited."""
-        while self.awaited:
+    async def wait_until_none(self) -> None:
+        """Wait until no echo is outstanding."""
+        while self.outstanding:
             await self._fewer.wait()
 
 
 async def converse(
-    node: Node, channel: SecureChannel, who: Identifier, lines: AsyncIterator[Line], output: Output
+    node: Node, channel: SecureChannel, own: Identifier, lines: AsyncIterator[Line], output: Output
 ) -> bool:
-    """Send every line and print every echo, each as soon as may be; True if in the end every echo has come.
+    """Send every line and print every echo as soon as possible. Return whether every line was sent, and every echo came.
 
-    ConnectionLost if the channel ends meanwhile, AnswerTimeout if in the end not one echo has come.
+    ConnectionLost if the channel ends meanwhile, AnswerTimeout if no echo at all has come.
     """
     echoes = Echoes()
     async with node.open_mailbox() as mailbox, trio.open_nursery() as nursery:
         nursery.start_soon(_print_echoes, mailbox, echoes, output)
-        nursery.start_soon(_name_missing, echoes)
+        nursery.start_soon(_report_missing, echoes)
         nursery.start_soon(_watch, channel, echoes)
         refused = await _send_lines(mailbox, Route(channel, "echoer"), lines, echoes)
-        await echoes.none()
+        await echoes.wait_until_none()
         nursery.cancel_scope.cancel()
-    if echoes.missing and not echoes.came:
+    if echoes.missing and not echoes.count:
         raise AnswerTimeout(
-            f"sent {echoes.missing} messages to the echoer of {channel.peer.identifier}, and no echo came within {ECHO_SECONDS:g} s. He may have stopped, "
-            f"or he refuses this identity, which looks the same from here: then he needs --trust {who}"
+            f"sent {echoes.missing} messages to the echoer of {channel.peer.identifier}, and no echo came within {ECHO_SECONDS:g} s. Bob may have "
+            f"stopped, or refuse this identity, which looks the same from here: then start Bob with --trust {own}"
         )
     if refused or echoes.missing:
-        say(f"in the end {echoes.missing} echoes are missing, and {refused} lines were not sent")
+        say(f"{echoes.missing} echoes are missing, and {refused} lines were not sent")
     return not refused and not echoes.missing
 
 
 async def _send_lines(mailbox: Mailbox, route: Route, lines: AsyncIterator[Line], echoes: Echoes) -> int:
-    """Send all lines; how many could not be sent."""
+    """Send all lines, and return the number of lines that could not be sent."""
     refused = 0
     async for line in lines:
-        await echoes.room()
-        number = line.number - ADDRESSES
+        await echoes.wait_for_capacity()
+        number = line.number - ADDRESS_LINES
         if not line.is_whole:
             refused += 1
             say(
@@ -280,10 +273,10 @@ async def _send_lines(mailbox: Mailbox, route: Route, lines: AsyncIterator[Line]
         except (MessageTooLargeError, UnicodeDecodeError) as error:
             refused += 1
             say(
-                f"message {number} was not sent: {'it is no UTF-8' if isinstance(error, UnicodeDecodeError) else error}"
+                f"message {number} was not sent: {'it is not UTF-8' if isinstance(error, UnicodeDecodeError) else error}"
             )
         except UnknownAddressError:
-            await trio.sleep_forever()  # the channel has just ended: whoever watches it says why
+            await trio.sleep_forever()  # the channel has just ended, and `_watch` raises
         else:
             echoes.sent(number, text)
     return refused
@@ -291,14 +284,14 @@ async def _send_lines(mailbox: Mailbox, route: Route, lines: AsyncIterator[Line]
 
 async def _print_echoes(mailbox: Mailbox, echoes: Echoes, output: Output) -> None:
     async for message in mailbox:
-        # Printed first: with the last one settled, everything ends.
+        # Print first: everything ends when the last echo is counted.
         await output.line(f"Alice received an echo: {payload_text(message)}")
         remark = echoes.arrived(message)
         if remark is not None:
             say(f"{remark}: {payload_text(message)[:EXCERPT]}")
 
 
-async def _name_missing(echoes: Echoes) -> None:
+async def _report_missing(echoes: Echoes) -> None:
     while True:
         await trio.sleep_until(await echoes.next_deadline())
         for sent in echoes.overdue():
@@ -308,6 +301,6 @@ async def _name_missing(echoes: Echoes) -> None:
 async def _watch(channel: SecureChannel, echoes: Echoes) -> None:
     await channel.closed.wait()
     raise ConnectionLost(
-        f"the secure channel with {channel.peer.identifier} has ended, as when Bob stops, and {echoes.awaited + echoes.missing} echoes have not come: "
-        f"start `trionode alice` again once he runs"
+        f"the secure channel with {channel.peer.identifier} has ended, as when Bob stops, and {echoes.outstanding + echoes.missing} echoes have not come: "
+        f"start `trionode alice` again when Bob runs"
     )

@@ -1,51 +1,35 @@
 """`trionode bob`: two streams on a hub, a secure channel listener behind them, and a worker that echoes."""
 
-import secrets
-from functools import partial
-
 import click
 import trio
 
 from trionode.cli.options import Client, client_options
-from trionode.cli.runner import run
+from trionode.cli.runner import run_async
 from trionode.cli.state import Conversation
 from trionode.cli.terminal import Output, payload_text
 from trionode.routing.mailbox import Mailbox, Worker
-from trionode.stream.client import unique
 
 
 @click.command()
-@client_options("Whose channels to accept; without it everyone's.")
-def bob(*, client: Client) -> None:
+@client_options("Accept only channels of this identifier; without it, of everyone.")
+@run_async
+async def bob(working: trio.CancelScope, *, client: Client) -> bool:
     """Serve an echo, end to end encrypted, until stopped.
 
-    Bob makes two streams on the hub, prints their addresses for Alice to type in, and then his identifier for her --trust. For each
-    message that comes through her secure channel he prints a line, and sends it back.
+    Bob creates two streams on the hub. He prints their addresses for Alice to type in, and then his identifier for her --trust. For each
+    message from her secure channel he prints a line and sends the message back.
     """
-    run(partial(_bob, client))
-
-
-async def _bob(client: Client, working: trio.CancelScope) -> bool:
     output = Output()
-    kept = client.state.conversation()
-    names = kept or Conversation(secrets.token_hex(16), unique("bob_to_alice"), unique("alice_to_bob"))
-    trust = client.trust("whoever is told the two addresses may open a channel and use the echoer")
+    trust = client.trust("everyone who knows the two addresses can open a channel and use the echoer")
     async with client.open_node() as (node, identity):
         listener = await node.serve_secure_channels(
             "listener", identity, trust=trust, protocol_versions=(client.protocol_version,)
         )
         stream = None
         with working:
-            await node.start_worker("echoer", echo_and_tell(output))
-            stream = await node.open_stream(
-                client.ways(node, identity),
-                sends=names.bob_to_alice,
-                receives=names.alice_to_bob,
-                client_id=names.client_id,
-                protocol_version=client.protocol_version,
-            )
-            if kept is None:
-                client.state.keep(names)
+            await node.start_worker("echoer", echo_and_print(output))
+            new = Conversation.create("bob_to_alice", "alice_to_bob")
+            stream, names = await client.open_kept_stream(node, identity, new)
             await output.line(f"bob_to_alice stream address is: {names.bob_to_alice}")
             await output.line(f"alice_to_bob stream address is: {names.alice_to_bob}")
             await output.line(str(await client.identifier(identity)))
@@ -56,12 +40,12 @@ async def _bob(client: Client, working: trio.CancelScope) -> bool:
     return True
 
 
-def echo_and_tell(output: Output) -> Worker:
-    """Return the worker that sends every payload back, be it a text or not, and prints it."""
+def echo_and_print(output: Output) -> Worker:
+    """Return the worker that sends every payload back, text or not, and prints it."""
 
     async def echo(mailbox: Mailbox) -> None:
         async for message in mailbox:
-            # The echo first: whoever does not read what Bob prints shall hold up as little as can be.
+            # The echo first, so that slow output delays it as little as possible.
             await mailbox.reply(message, message.payload)
             await output.line(f"[✓] Address: {mailbox.address}, Received: {payload_text(message)}")
 

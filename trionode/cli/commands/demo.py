@@ -1,4 +1,4 @@
-"""`trionode demo`: hub, Bob and Alice in one process, over real TCP, and what each of them sees."""
+"""`trionode demo`: hub, Bob and Alice in one process, over real TCP, with what each of them sees."""
 
 import os
 import tempfile
@@ -24,18 +24,18 @@ from trionode.routing.mailbox import Mailbox, Worker
 from trionode.stream.client import Stream, unique
 from trionode.stream.store.base import StreamStore
 
-#: Messages of the scripted conversation, unless the user says how many.
+#: Messages of the scripted conversation by default.
 MESSAGES = 3
-#: Bytes of a stored record that are shown.
-SHOWN_BYTES = 96
+#: Bytes of a stored record that are printed.
+PRINTED_BYTES = 96
 #: Bytes in one row of them.
 ROW = 32
 #: Bytes of one read of the store.
 READ_BYTES = 1 << 20
-#: Shortest text whose absence from a record says something: a shorter one can be in ciphertext by chance.
-TELLING = 6
+#: Bytes of the shortest text that is searched in records. A shorter text can be in ciphertext by chance.
+MIN_SECRET = 6
 #: The address of Bob's worker, which only the two ends may see.
-INNER = "echoer"
+WORKER = "echoer"
 
 _COLORS = {"hub": "yellow", "bob": "green", "alice": "cyan", "": "magenta"}
 
@@ -51,13 +51,13 @@ _COLORS = {"hub": "yellow", "bob": "green", "alice": "cyan", "": "magenta"}
     "--messages",
     type=click.IntRange(1),
     metavar="N",
-    help=f"Send N messages and end, also on a terminal. By default {MESSAGES} where there is none.",
+    help=f"Send N messages and end, even on a terminal. By default {MESSAGES} without a terminal.",
 )
 def demo(*, store: str | None, store_options: dict[str, object], messages: int | None) -> None:
-    """See Alice and Bob talk through a hub, end to end encrypted.
+    """Watch Alice and Bob talk through a hub, end to end encrypted.
 
-    All three run in this one process and talk over TCP on this machine. On a terminal you type Alice's messages; otherwise she has some
-    of her own. The last line is the verdict.
+    All three run in this process and talk over TCP on this machine. On a terminal you type Alice's messages; otherwise they are scripted.
+    The last line is the verdict.
     """
     with tempfile.TemporaryDirectory(prefix="trionode-demo-", ignore_cleanup_errors=True) as folder:
         run(partial(_demo, store or f"sqlite:{Path(folder) / 'hub.db'}", store_options, messages))
@@ -66,25 +66,25 @@ def demo(*, store: str | None, store_options: dict[str, object], messages: int |
 async def _demo(
     store_spec: str, store_options: dict[str, object], messages: int | None, working: trio.CancelScope
 ) -> bool:
-    tell = Teller()
+    report = Reporter()
     async with (
         open_store(store_spec, store_options) as store,
         open_node("tcp") as hub,
         open_node("tcp") as bob,
         open_node("tcp") as alice,
     ):
-        well = False
+        succeeded = False
         with working:
             at = Route(await hub.listen("tcp:127.0.0.1:0"))
             await hub.serve_streams(store)
-            await tell("hub", f"listens on {at}, keeps what it is given in {store_spec}, and has no key")
-            well = await _converse(tell, _Scene(store, at, bob, alice), messages)
-    return well
+            await report("hub", f"listens on {at}, keeps the streams in {store_spec}, and has no key")
+            succeeded = await _converse(report, _Scene(store, at, bob, alice), messages)
+    return succeeded
 
 
 @attrs.frozen
 class _Scene:
-    """Who plays."""
+    """The nodes, the store and the route to the hub."""
 
     store: StreamStore
     hub: Route
@@ -92,62 +92,64 @@ class _Scene:
     alice: Node
 
 
-async def _converse(tell: "Teller", scene: _Scene, messages: int | None) -> bool:
+async def _converse(report: "Reporter", scene: _Scene, messages: int | None) -> bool:
     store, at, bob, alice = scene.store, scene.hub, scene.bob, scene.alice
     bob_id, alice_id = await Identity.create(bob.vault), await Identity.create(alice.vault)
     to_alice, to_bob = unique("bob_to_alice"), unique("alice_to_bob")
-    await bob.start_worker(INNER, echo_and_tell(tell))
+    await bob.start_worker(WORKER, echo_and_report(report))
     await bob.serve_secure_channels("listener", bob_id, trust=trust_only(alice_id.identifier))
     bobs = await bob.open_stream(at, sends=to_alice, receives=to_bob)
-    await tell("bob", f"is {bob_id.identifier}, and made two streams on the hub:")
-    await tell("", f"{to_alice} and {to_bob}")
+    await report("bob", f"is {bob_id.identifier}, and made two streams on the hub:")
+    await report("", f"{to_alice} and {to_bob}")
     alices = await alice.open_stream(at, sends=to_bob, receives=to_alice)
     channel = await alice.open_secure_channel(Route(alices, "listener"), alice_id, trust=trust_only(bob_id.identifier))
-    await tell("alice", f"is {alice_id.identifier}")
-    await tell("alice", "has a secure channel to Bob, through both streams: each has proven to the other who they are")
+    await report("alice", f"is {alice_id.identifier}")
+    await report("alice", "has a secure channel to Bob through both streams; each has proven its identity to the other")
     texts: list[str] = []
     echoed = 0
-    async for text in _texts(tell, messages):
-        await tell("alice", f"sends to Bob's worker {INNER!r}: {printable(text)}")
+    async for text in _texts(report, messages):
+        await report("alice", f"sends to Bob's worker {WORKER!r}: {printable(text)}")
         texts.append(text)
         began = time.perf_counter()
         try:
-            echo = await alice.ask(Route(channel, INNER), text)
+            echo = await alice.ask(Route(channel, WORKER), text)
         except (AnswerTimeout, MessageTooLargeError) as error:
-            await tell("alice", f"has no echo: {error}")
+            await report("alice", f"has no echo: {error}")
             continue
         echoed += echo.text == text
-        await tell(
+        await report(
             "alice", f"received an echo after {(time.perf_counter() - began) * 1000:.1f} ms: {payload_text(echo)}"
         )
         if len(texts) == 1:
-            await _show_newest(tell, store, bobs)
+            await _print_newest(report, store, bobs)
     records = [*await _stored(store, bobs), *await _stored(store, alices)]
-    private = _hold_nothing_of(records, [*texts, INNER])
+    private = _hide(records, [*texts, WORKER])
     await channel.aclose()
     await alices.aclose()
     await bobs.aclose()
-    well = private and echoed == len(texts) > 0
+    succeeded = private and echoed == len(texts) > 0
     verdict = f"{echoed} of {len(texts)} echoes came, and the {len(records)} records that the hub stored hold {'none' if private else 'SOME'} of it in the clear"
-    await tell("", click.style(f"{'✓' if well else '✗'} {verdict}", fg="green" if well else "red", bold=True))
-    return well
+    await report(
+        "", click.style(f"{'✓' if succeeded else '✗'} {verdict}", fg="green" if succeeded else "red", bold=True)
+    )
+    return succeeded
 
 
-async def _show_newest(tell: "Teller", store: StreamStore, bobs: Stream) -> None:
+async def _print_newest(report: "Reporter", store: StreamStore, bobs: Stream) -> None:
     record = (await _stored(store, bobs))[-1]
-    await tell(
+    await report(
         "hub",
         f"stored this as record {record.index} of {bobs.receives}, {len(record.message)} bytes, and sees no more than this:",
     )
-    shown = record.message[:SHOWN_BYTES]
+    shown = record.message[:PRINTED_BYTES]
     for start in range(0, len(shown), ROW):
-        await tell("", click.style(shown[start : start + ROW].hex(" ", 2), dim=True))
-    if len(record.message) > SHOWN_BYTES:
-        await tell("", click.style(f"… and {len(record.message) - SHOWN_BYTES} bytes more", dim=True))
+        await report("", click.style(shown[start : start + ROW].hex(" ", 2), dim=True))
+    if len(record.message) > PRINTED_BYTES:
+        await report("", click.style(f"… and {len(record.message) - PRINTED_BYTES} bytes more", dim=True))
 
 
 async def _stored(store: StreamStore, reader: Stream) -> list[Record]:
-    """All records of the stream that was read to its end, as they lie in the store."""
+    """Return all records of a stream as they are in the store."""
     records: list[Record] = []
     index, end = 0, reader.position or 0
     while index < end:
@@ -157,13 +159,13 @@ async def _stored(store: StreamStore, reader: Stream) -> list[Record]:
     return records
 
 
-def _hold_nothing_of(records: list[Record], secrets: list[str]) -> bool:
-    telling = [secret.encode() for secret in secrets if len(secret.encode()) >= TELLING]
-    return bool(records) and not any(secret in record.message for record in records for secret in telling)
+def _hide(records: list[Record], secrets: list[str]) -> bool:
+    searched = [secret.encode() for secret in secrets if len(secret.encode()) >= MIN_SECRET]
+    return bool(records) and not any(secret in record.message for record in records for secret in searched)
 
 
-async def _texts(tell: "Teller", messages: int | None) -> AsyncIterator[str]:
-    """What Alice sends: her own words, or what is typed."""
+async def _texts(report: "Reporter", messages: int | None) -> AsyncIterator[str]:
+    """Yield what Alice sends: scripted texts, or what the user types."""
     typed = messages is None and os.isatty(0) and os.isatty(1)
     for number in range(1, (1 if typed else messages or MESSAGES) + 1):
         yield f"Hello, Bob! This is message {number}. Привет, 你好 ✨"
@@ -171,40 +173,40 @@ async def _texts(tell: "Teller", messages: int | None) -> AsyncIterator[str]:
         return
     lines = Lines()
     while True:
-        await tell.prompt("Your message to Bob (an empty line ends): ")
+        await report.prompt("Your message to Bob (an empty line ends): ")
         line = await anext(lines, None)
         if line is None or not line.length:
-            await tell("", "")
+            await report("", "")
             return
         if line.is_whole:
             yield line.content.decode(errors="replace")
         else:
-            say(f"that is too long: {line.length} bytes")
+            say(f"this line is too long: {line.length} bytes")
 
 
-def echo_and_tell(tell: "Teller") -> Worker:
+def echo_and_report(report: "Reporter") -> Worker:
     """Return Bob's worker."""
 
     async def echo(mailbox: Mailbox) -> None:
         async for message in mailbox:
-            await tell("bob", f"received: {payload_text(message)}")
+            await report("bob", f"received: {payload_text(message)}")
             await mailbox.reply(message, message.payload)
 
     return echo
 
 
-class Teller:
-    """Lines that begin with who speaks, in colour where there is a terminal that has it."""
+class Reporter:
+    """Prints lines that begin with the name of the speaker, in colour on a terminal."""
 
     def __init__(self) -> None:
         self._output = Output()
         self._colours = os.isatty(1) and "NO_COLOR" not in os.environ
 
-    async def __call__(self, who: str, what: str) -> None:
-        """Say what somebody does or sees."""
-        text = click.style(f"{who:>6} ", fg=_COLORS[who], bold=True) + what
+    async def __call__(self, speaker: str, text: str) -> None:
+        """Print what a node does or sees."""
+        text = click.style(f"{speaker:>6} ", fg=_COLORS[speaker], bold=True) + text
         await self._output.line(text if self._colours else click.unstyle(text))
 
-    async def prompt(self, what: str) -> None:
-        """Ask for a line."""
-        await self._output.write(click.style(what, bold=True) if self._colours else what)
+    async def prompt(self, text: str) -> None:
+        """Print a prompt."""
+        await self._output.write(click.style(text, bold=True) if self._colours else text)

@@ -19,12 +19,12 @@ _FORMATS = {".svg": as_svg, ".mmd": as_mermaid, ".mermaid": as_mermaid}
     "-o",
     "--output",
     type=click.Path(path_type=Path, dir_okay=False),
-    metavar="PICTURE",
-    help="Write a picture to a file, by its ending: .svg, or .mmd for Mermaid.",
+    metavar="FILE",
+    help="Write the picture to a file: .svg, or .mmd for Mermaid.",
 )
 @click.pass_context
 def graph(context: click.Context, *, files: tuple[Path, ...], output: Path | None) -> None:
-    """Draw the topology that FILEs describe, with what each hop can see of its flows: as text here, or as a picture to a file."""
+    """Draw the topology of FILEs, with what each hop can see of its flows: as text, or as a picture in a file."""
     if output is not None and output.suffix not in _FORMATS:
         raise click.BadParameter(f"expected a name that ends in {' or '.join(_FORMATS)}; this is {output.name!r}")
     try:

@@ -1,4 +1,4 @@
-"""`trionode hub`: a node that keeps streams for others, and never has a key to what is in them."""
+"""`trionode hub`: a node that keeps streams for clients, and never has a key to their content."""
 
 import os
 from functools import partial
@@ -10,7 +10,7 @@ import click
 import trio
 
 from trionode.cli.certificates import Certificates, certificate_options
-from trionode.cli.options import DEFAULT_ENDPOINT, endpoint, identifier, state_options, transports
+from trionode.cli.options import DEFAULT_ENDPOINT, endpoint, state_options, transports, trust_option
 from trionode.cli.runner import run
 from trionode.cli.socket_activation import Listening
 from trionode.cli.state import State
@@ -28,10 +28,10 @@ from trionode.protocol.wire.message import Origin
 from trionode.stream.service import StreamService
 from trionode.workers import echo
 
-#: Bytes in the largest frame that a hub reads: a push of the longest record (64,000), its routes and a channel around them. What the wire
-#: allows, 16 MiB, is what any stranger could otherwise make it hold.
+#: Bytes in the largest frame that a hub reads: a push of the longest record (64,000), its routes and a channel around them. Otherwise every
+#: unauthenticated peer could make the hub hold 16 MiB, the limit of the wire.
 MAX_FRAME = 128 * 1024
-#: Seconds for what peers still send when the hub closes its links: less than the whole end may take, since the store comes last.
+#: Seconds to read what peers still send while links close. It is less than the whole end may take, since the store closes last.
 DRAIN_SECONDS = 0.25
 
 
@@ -42,68 +42,63 @@ DRAIN_SECONDS = 0.25
     default=DEFAULT_ENDPOINT,
     show_default=True,
     metavar="ENDPOINT",
-    help="Where to listen, tcp:HOST:PORT or by another transport (tls:, ws:, wss:); port 0 takes a free one.",
+    help="The address to listen at: tcp:HOST:PORT, or that of another transport (tls:, ws:, wss:). Port 0 takes a free one.",
 )
 @click.option(
     "--store",
+    "store_spec",
     metavar="STORE",
-    help="Where to keep the streams: memory, sqlite:PATH, or kafka:HOST:PORT. By default in an SQLite file of yours, named when the hub starts.",
+    help="Where to keep the streams: memory, sqlite:PATH, or kafka:HOST:PORT. By default in an SQLite file, which the hub names when it starts.",
 )
 @store_options
 @click.option(
     "--identity",
     "identity_name",
     metavar="NAME",
-    help="Serve through secure channels only, as this identity in the file of --state.",
+    help="Serve only through secure channels, as this identity in the file of --state.",
 )
-@click.option(
-    "--trust",
-    "trusted",
-    type=identifier,
-    multiple=True,
-    metavar="IDENTIFIER",
-    help="With --identity: who may use the hub. May be given several times.",
-)
+@trust_option("With --identity: let this identifier use the hub.")
 @certificate_options(dials=False, listens=True)
 @state_options()
 def hub(
     *,
     listen: str,
-    store: str | None,
+    store_spec: str | None,
     store_options: dict[str, object],
     identity_name: str | None,
     trusted: tuple[Identifier, ...],
     certificates: Certificates,
     state: State,
 ) -> None:
-    """Keep streams for others, until stopped.
+    """Keep streams for clients, until stopped.
 
-    The hub stores what clients push into a stream, and hands it to whoever pulls. Where they talk through a secure channel, as bob and
-    alice do, it sees ciphertext only. It prints `listening on tcp:HOST:PORT` when it listens.
+    The hub stores what clients push into a stream, and returns it to clients that pull. If the clients talk through a secure channel, as
+    bob and alice do, the hub sees only ciphertext. It prints `listening on tcp:HOST:PORT` when it listens.
 
-    On SIGHUP it begins anew, with the same options and what their files hold then, and goes on listening meanwhile: clients that connect then are served a moment later.
-    A listening socket that systemd passes on (LISTEN_PID, LISTEN_FDS) takes the place of --listen, which says only whether it is tcp: or tls:.
+    SIGHUP restarts the hub with the same options and reads their files again. The listening socket stays open, so clients never get
+    connection refused. A listening socket that systemd passes (LISTEN_PID, LISTEN_FDS) replaces the address of --listen; only its
+    transport, such as tcp: or tls:, still counts.
     """
     if not bool(identity_name) == bool(trusted) == (state.path is not None):
         raise click.UsageError(
-            "a hub with an identity takes --identity NAME, --state PATH and at least one --trust IDENTIFIER; without, none of them"
+            "use --identity NAME, --state PATH and at least one --trust IDENTIFIER together, or none of them"
         )
-    if store_options and store is None:
-        raise click.UsageError("--store-option is for --store, which is not given")
+    if store_options and store_spec is None:
+        raise click.UsageError("--store-option needs --store")
     listening = Listening()
     run(
         partial(
             _hub,
             listening=listening,
             listen=listen,
-            store_spec=store,
+            store_spec=store_spec,
             store_options=store_options,
             identity_name=identity_name,
             trusted=trusted,
             certificates=certificates,
             state=state,
         ),
-        begin_anew=listening.begin_anew,
+        restart=listening.restart,
     )
 
 
@@ -127,21 +122,20 @@ async def _hub(
         raise ConfigError(
             f"LISTEN_FDS passes listening sockets, and the transport of --listen {listen} takes none: use one that does, such as tcp or tls"
         )
-    options_of: dict[str, object] = {"max_frame": MAX_FRAME} if "max_frame" in signature(kind).parameters else {}
+    options: dict[str, object] = {"max_frame": MAX_FRAME} if "max_frame" in signature(kind).parameters else {}
     if kind.takes_sockets:
-        # The list itself: it is filled before the transport listens.
-        options_of["sockets"] = listening.sockets
+        options["sockets"] = listening.sockets  # the list itself, which is filled before the transport listens
     async with (
         state.open_vault() as vault,
         open_store(spec, store_options) as store,
-        open_node(*certificates.load([transport], **options_of), vault=vault) as node,
+        open_node(*certificates.load([transport], **options), vault=vault) as node,
     ):
         allow: Access = from_anywhere
         if identity_name:
             identity = await Identity.load_or_create(vault, identity_name)
             await node.serve_secure_channels("listener", identity, trust=trust_only(*trusted))
             allow = from_channels
-            say(f"this hub is {identity.identifier}: clients name it with --hub-identity")
+            say(f"this hub is {identity.identifier}: clients give it by --hub-identity")
         service = await node.serve_streams(store, allow=allow)
         await node.serve_relays(allow=allow)
         await node.start_worker("echo", echo, allow=allow)
@@ -158,9 +152,9 @@ async def _hub(
 
 
 async def _close(node: Node, service: StreamService) -> None:
-    """End in the order in which nothing is lost that its client would not send again (spec §11.6, 7).
+    """Close in the order that loses nothing which a client would not send again (spec §11.6, 7).
 
-    Nobody new; every pull answered; links closed at once then, with what they still bring; and the store has what came.
+    Accept no new connections, answer every pull, then close the links, and store what they still bring.
     """
     node.stop_listening()
     await service.finish()
@@ -170,12 +164,12 @@ async def _close(node: Node, service: StreamService) -> None:
 
 
 def from_channels(origin: Origin) -> bool:
-    """Admit peers whom a secure channel has authenticated, and nobody else."""
+    """Admit only peers that a secure channel has authenticated."""
     return origin.identifier is not None
 
 
 def warn_beyond_loopback(bound: Address, *, authenticated: bool, certificates: Certificates) -> None:
-    """Say what it means that others than this machine can reach the hub."""
+    """Print a warning if other machines can reach the address, with who can use the service."""
     kind = transport_class(bound.transport)
     if not kind.binds_tcp_port:
         return
@@ -183,22 +177,22 @@ def warn_beyond_loopback(bound: Address, *, authenticated: bool, certificates: C
     if ip_address(host.partition("%")[0]).is_loopback:
         return
     if authenticated:
-        who = "only those whom --trust names may use it"
+        access = "only the identifiers of --trust can use it"
     elif certificates.client_ca_file is not None:
-        who = "only those to whom --client-ca-file has given a certificate may use it"
+        access = "only clients with a certificate of --client-ca-file can use it"
     else:
-        who = "whoever reaches it may use it: restrict that with --identity and --trust, or listen at 127.0.0.1"
-    say(f"warning: {bound} is reachable from beyond this machine, and {who}")
+        access = "everyone who reaches it can use it: restrict that with --identity and --trust, or listen at 127.0.0.1"
+    say(f"warning: {bound} is reachable from beyond this machine, and {access}")
 
 
 def default_path() -> Path:
-    """Return the SQLite file that a hub uses unless it is told otherwise, in a folder for its owner alone, which is made."""
+    """Return the default SQLite file of a hub. Its folder is created, and only its owner can read it."""
     home = Path(os.environ.get("XDG_STATE_HOME", ""))
     folder = (home if home.is_absolute() else Path.home() / ".local" / "state") / "trionode"
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
         raise LocalError(
-            f"the folder {folder} can't be made: {error.strerror}. Name a store: --store sqlite:PATH"
+            f"the folder {folder} can't be created: {error.strerror}. Give a store: --store sqlite:PATH"
         ) from error
     return folder / "hub.db"

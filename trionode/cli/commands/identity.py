@@ -1,7 +1,8 @@
-"""`trionode identity`: the identities in the file of a state, made, shown, exported and rotated."""
+"""`trionode identity`: create, show, list, export and rotate the identities in a state file."""
 
 from collections.abc import Awaitable, Callable
-from functools import partial
+from functools import wraps
+from typing import Any
 
 import click
 import trio
@@ -15,79 +16,73 @@ from trionode.identity.stored import IdentityVault
 
 _name = click.argument("name", default="default")
 _classic = click.option(
-    "--classic", is_flag=True, help="What peers of the classic generation know it by; made the first time."
+    "--classic", is_flag=True, help="Use the identity's classic form, for classic peers. It is created if missing."
 )
 
 
 @click.group()
 def identity() -> None:
-    """Make, show, list, export and rotate the identities in a file.
+    """Create, show, list, export and rotate the identities in a state file.
 
-    An identity is known to its peers by its identifier, I and 64 hex digits, which stays the same when its key is rotated; to peers of the
-    classic generation by another one, P and 64 hex digits. NAME is what this machine calls it, and is `default` unless you say otherwise.
+    Peers know an identity by its identifier, I and 64 hex digits, which stays the same when the key is rotated. Classic peers know it by
+    another identifier, P and 64 hex digits. NAME is the local name of the identity, by default `default`.
     """
 
 
-def _run(work: Callable[[IdentityVault, Output], Awaitable[None]], state: State) -> None:
-    async def command(working: trio.CancelScope) -> bool:
-        with working:
-            async with state.open_vault() as vault:
-                await work(vault, Output())
-        return True
+def _with_vault(work: Callable[..., Awaitable[None]]) -> Any:
+    """Make the command of a function that takes the open vault, the output, and the command's own options."""
 
-    run(command)
+    @state_options(required=True)
+    @wraps(work)
+    def command(*, state: State, **options: Any) -> None:
+        async def in_vault(working: trio.CancelScope) -> bool:
+            with working:
+                async with state.open_vault() as vault:
+                    await work(vault, Output(), **options)
+            return True
+
+        run(in_vault)
+
+    return command
+
+
+async def _load(vault: IdentityVault, name: str, *, classic: bool) -> Any:
+    loaded = await Identity.load(vault, name)
+    return await loaded.classic() if classic else loaded
 
 
 @identity.command()
 @_name
-@state_options(required=True)
-def create(name: str, state: State) -> None:
-    """Make an identity and print its identifier."""
-
-    async def work(vault: IdentityVault, output: Output) -> None:
-        await output.line(str((await Identity.create(vault, name)).identifier))
-
-    _run(work, state)
+@_with_vault
+async def create(vault: IdentityVault, output: Output, *, name: str) -> None:
+    """Create an identity and print its identifier."""
+    await output.line(str((await Identity.create(vault, name)).identifier))
 
 
 @identity.command()
 @_name
 @_classic
-@state_options(required=True)
-def show(name: str, *, classic: bool, state: State) -> None:
+@_with_vault
+async def show(vault: IdentityVault, output: Output, *, name: str, classic: bool) -> None:
     """Print the identifier of an identity."""
-
-    async def work(vault: IdentityVault, output: Output) -> None:
-        shown = await Identity.load(vault, name)
-        await output.line(str((await shown.classic() if classic else shown).identifier))
-
-    _run(work, state)
+    await output.line(str((await _load(vault, name, classic=classic)).identifier))
 
 
 @identity.command("list")
-@state_options(required=True)
-def list_(state: State) -> None:
+@_with_vault
+async def list_(vault: IdentityVault, output: Output) -> None:
     """Print every identity, one a line: its identifier, then its name."""
-
-    async def work(vault: IdentityVault, output: Output) -> None:
-        for stored in await vault.identities.all():
-            await output.line(f"{stored.identifier} {printable(stored.name)}")
-
-    _run(work, state)
+    for stored in await vault.identities.all():
+        await output.line(f"{stored.identifier} {printable(stored.name)}")
 
 
 @identity.command()
 @_name
 @_classic
-@state_options(required=True)
-def export(name: str, *, classic: bool, state: State) -> None:
-    """Print the public history of an identity in hex: what others need to verify it. It holds no secret."""
-
-    async def work(vault: IdentityVault, output: Output) -> None:
-        exported = await Identity.load(vault, name)
-        await output.line((await exported.classic() if classic else exported).history.export())
-
-    _run(work, state)
+@_with_vault
+async def export(vault: IdentityVault, output: Output, *, name: str, classic: bool) -> None:
+    """Print the public history of an identity in hex, which peers need to verify it. It holds no secret."""
+    await output.line((await _load(vault, name, classic=classic)).history.export())
 
 
 @identity.command()
@@ -95,16 +90,12 @@ def export(name: str, *, classic: bool, state: State) -> None:
 @click.option(
     "--revoke-purpose-key",
     is_flag=True,
-    help="Also replace the key that handshakes use: say this if the file may have been stolen.",
+    help="Also replace the key for handshakes. Use this if the file may have been stolen.",
 )
-@state_options(required=True)
-def rotate(name: str, *, revoke_purpose_key: bool, state: State) -> None:
-    """Give an identity a new key; print its identifier, which stays."""
-    _run(partial(_rotate, name, revoke_purpose_key), state)
-
-
-async def _rotate(name: str, revoke: bool, vault: IdentityVault, output: Output) -> None:  # noqa: FBT001  # bound by position, just above
-    changed = await Identity.load(vault, name)
-    await changed.rotate(revoke_purpose_key=revoke)
-    say(f"{printable(name)} has a new key: peers that have met the new history refuse the old one")
-    await output.line(str(changed.identifier))
+@_with_vault
+async def rotate(vault: IdentityVault, output: Output, *, name: str, revoke_purpose_key: bool) -> None:
+    """Give an identity a new key. Print its identifier, which stays the same."""
+    loaded = await Identity.load(vault, name)
+    await loaded.rotate(revoke_purpose_key=revoke_purpose_key)
+    say(f"{printable(name)} has a new key: peers that have seen the new history refuse the old key")
+    await output.line(str(loaded.identifier))

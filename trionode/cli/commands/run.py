@@ -27,28 +27,28 @@ from trionode.topology.spec import TopologySpec
     "names",
     multiple=True,
     metavar="NAME",
-    help="Run this node, and not all of them. May be given several times.",
+    help="Run only this node. Repeatable.",
 )
 def run(*, files: tuple[Path, ...], names: tuple[str, ...]) -> None:
     """Run the nodes that FILEs describe, until stopped.
 
-    For each node it prints `NAME: identifier I…` and, once it listens, `NAME: listening on tcp:HOST:PORT`; at last, when all that these nodes need of
-    others is open too, `all is open`. Others may come later, or go: whatever is not open is tried again until it is.
+    For each node the command prints `NAME: identifier I…`, and `NAME: listening on tcp:HOST:PORT` when the node listens. It prints
+    `all is open` when everything that the nodes need of others is open. Other nodes may start later, or restart: what is lost is opened again.
 
-    Workers are imported from where Python finds them, and from the folders of the FILEs.
+    Workers are imported from Python's path and from the folders of the FILEs.
     """
     nodes = names or None
     try:
         spec = load_topology(*files, nodes=nodes)
     except SpecError as error:
-        _tell(error)
+        _print_problems(error)
         sys.exit(1)
     for folder in dict.fromkeys(str(file.resolve().parent) for file in files):
         sys.path.append(folder)
     run_command(partial(_run, spec, nodes))
 
 
-def _tell(error: SpecError) -> None:
+def _print_problems(error: SpecError) -> None:
     for problem in error.problems:
         say(printable(str(problem)))
 
@@ -56,12 +56,12 @@ def _tell(error: SpecError) -> None:
 async def _run(spec: TopologySpec, nodes: tuple[str, ...] | None, working: trio.CancelScope) -> bool:
     output = Output()
 
-    async def tell(node: RunningNode) -> None:
+    async def print_node(node: RunningNode) -> None:
         await output.line(f"{node.name}: identifier {node.identity.identifier}")
         for endpoint in node.endpoints:
             await output.line(f"{node.name}: listening on {endpoint}")
 
-    is_open, stopped, well = False, trio.Event(), True
+    is_open, stopped, succeeded = False, trio.Event(), True
     opening = trio.CancelScope()
 
     async def wait_for_signal() -> None:
@@ -75,7 +75,7 @@ async def _run(spec: TopologySpec, nodes: tuple[str, ...] | None, working: trio.
         nursery.start_soon(wait_for_signal)
         with opening:
             try:
-                async with run_topology(spec, nodes=nodes, on_listening=tell):
+                async with run_topology(spec, nodes=nodes, on_listening=print_node):
                     is_open = True
                     await output.line("all is open")
                     await stopped.wait()
@@ -83,17 +83,17 @@ async def _run(spec: TopologySpec, nodes: tuple[str, ...] | None, working: trio.
                 raised = list(_parts(error))
                 if not all(map(raised_by, raised)):
                     raise
-                well = False
+                succeeded = False
                 for each in raised:
-                    # While all ends, that what a worker used is closed is no mistake of his.
+                    # During the end a worker may use something that is closed already.
                     if not (stopped.is_set() and isinstance(each, TrionodeError)):
-                        _tell_of_worker(each)
+                        _print_worker_error(each)
         nursery.cancel_scope.cancel()
-    return well
+    return succeeded
 
 
 def _parts(error: BaseException) -> Iterator[BaseException]:
-    """What workers have raised, as they have raised it, and what else is in a group."""
+    """Yield the exceptions of workers as they were raised, and the other members of a group."""
     if isinstance(error, BaseExceptionGroup) and raised_by(error) is None:
         for each in error.exceptions:
             yield from _parts(each)
@@ -101,7 +101,7 @@ def _parts(error: BaseException) -> Iterator[BaseException]:
         yield error
 
 
-def _tell_of_worker(error: BaseException) -> None:
+def _print_worker_error(error: BaseException) -> None:
     say(printable(f"error: {raised_by(error)}: {type(error).__name__}: {error}"))
     for text in traceback.format_exception(type(error), error, frames_of(error)):
         for line in text.splitlines():

@@ -45,7 +45,7 @@ def check_spec(
     return tuple(problems)
 
 
-def check_here(
+def check_installation(
     spec: TopologySpec, *, positions: Positions | None = None, folders: Collection[str] = ()
 ) -> tuple[Problem, ...]:
     """Return what the nodes of a spec that is right itself miss here: plugins, options of these, and modules of workers.
