@@ -3,9 +3,18 @@
 from trionode.errors import ConfigError, ConnectionLost, LocalError, MessageTooLargeError, RemoteError, WireError
 from trionode.log import LogThrottle, log, sanitize
 from trionode.net.backoff import Backoff, reconnect
+from trionode.net.byte_stream import (
+    ByteStream,
+    TCPStream,
+    TLSStream,
+    close_on_error,
+    connect_byte_stream,
+    drain,
+    serve_byte_streams,
+)
 from trionode.net.endpoint import AddressParts, Exposure, parse_host_port_path
-from trionode.net.sockets import Greeters, join_host_port, open_listeners, reason_of
-from trionode.net.tls import client_context, reason_of_tls, server_context
+from trionode.net.sockets import PendingHandshakes, join_host_port, open_listeners, reason_of
+from trionode.net.tls import TLSContexts, client_context, reason_of_tls, server_context
 from trionode.net.transport import Link, Transport
 from trionode.protocol.stream import MAX_RECORD, Record, born_at, uuid7_hex, valid_stream_name
 from trionode.protocol.wire.address import parse_host_port
@@ -35,17 +44,18 @@ __all__ = [
     "MAX_STREAMS",
     "AddressParts",
     "Backoff",
+    "ByteStream",
     "ConfigError",
     "ConnectionLost",
     "Exposure",
     "FinalError",
     "FrameDecoder",
-    "Greeters",
     "Link",
     "LocalError",
     "LogThrottle",
     "MemoryChannel",
     "MessageTooLargeError",
+    "PendingHandshakes",
     "Position",
     "ProtocolVersion",
     "Push",
@@ -54,11 +64,17 @@ __all__ = [
     "StoreError",
     "StoreInfo",
     "Stored",
+    "TCPStream",
+    "TLSContexts",
+    "TLSStream",
     "Transport",
     "UnknownStreamError",
     "WireError",
     "born_at",
     "client_context",
+    "close_on_error",
+    "connect_byte_stream",
+    "drain",
     "join_frames",
     "join_host_port",
     "limit_records",
@@ -71,6 +87,7 @@ __all__ = [
     "recognise",
     "reconnect",
     "sanitize",
+    "serve_byte_streams",
     "server_context",
     "uuid7_hex",
     "valid_stream_name",

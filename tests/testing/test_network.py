@@ -14,7 +14,7 @@ from trionode.net.transport import Link
 from trionode.node.node import Node
 from trionode.protocol.rules.access import from_anywhere
 from trionode.testing import OVERTAKEN_WITHIN, Event, Fate, Faults, FaultyNetwork, Frame, transport
-from trionode.testing.transport import CHECKS, SMALL, Check, Ground, run_check
+from trionode.testing.transport import CHECKS, SMALL, Check, Harness, run_check
 from trionode.workers import echoer
 
 LINES = [b"line %d of them" % n for n in range(40)]
@@ -57,7 +57,7 @@ async def passed(network: FaultyNetwork, frames: list[bytes]) -> list[bytes]:
 async def test_a_calm_network_keeps_the_contract(check: Check, autojump_clock: trio.testing.MockClock) -> None:
     network = FaultyNetwork()
     small = network.transport("small", max_frame=SMALL)
-    await run_check(check, Ground(network.transport("node"), "hub:0", "nobody", small))
+    await run_check(check, Harness(network.transport("node"), "hub:0", "nobody", small))
 
 
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
@@ -65,7 +65,7 @@ async def test_a_slow_network_keeps_the_contract(check: Check, autojump_clock: t
     network = FaultyNetwork()
     network.set_faults(Faults(latency=0.01, rate=50e6))
     small = network.transport("small", max_frame=SMALL)
-    await run_check(check, Ground(network.transport("node"), "hub:0", "nobody", small))
+    await run_check(check, Harness(network.transport("node"), "hub:0", "nobody", small))
 
 
 ALL = {

@@ -1,6 +1,5 @@
 """Links through a real Kafka: the contract, a broker that is killed, dead peers and what they leave, and foreign records in the topics."""
 
-import functools
 import os
 import time
 from collections.abc import AsyncIterator, Sequence
@@ -9,7 +8,6 @@ from contextlib import asynccontextmanager
 from functools import partial
 from types import SimpleNamespace
 
-import attrs
 import pytest
 import trio
 import trio.testing
@@ -29,16 +27,16 @@ from trionode.testing.transport import (
     CHECKS,
     SMALL,
     Check,
-    Ground,
+    Harness,
+    a_blocked_direction_blocks_nothing_else,
+    a_broken_connection_leaves_whole_frames,
     a_cancelled_connect_leaves_no_link,
-    a_cancelled_receive_takes_nothing,
-    a_cancelled_send_to_a_clogged_peer_can_be_closed,
-    a_cancelled_serve_leaves_its_place_free,
-    a_clogged_direction_holds_up_nothing_else,
-    a_clogged_peer_blocks_the_sender_until_it_reads,
-    a_peer_that_vanishes_leaves_whole_frames,
-    a_wait_ends_when_the_peer_goes,
-    closing_needs_no_peer_that_listens,
+    a_cancelled_receive_loses_nothing,
+    a_cancelled_serve_frees_its_address,
+    a_link_can_be_closed_after_a_cancelled_send,
+    a_slow_reader_blocks_the_sender,
+    a_wait_ends_when_the_peer_disconnects,
+    closing_does_not_need_the_peer,
     run_check,
 )
 from trionode.workers import echoer
@@ -55,24 +53,24 @@ TIMEOUT = 30.0
 
 #: Checks that wait until nothing moves any more, which all can do at the same time.
 CLOGGED = {
-    a_cancelled_send_to_a_clogged_peer_can_be_closed,
-    a_clogged_direction_holds_up_nothing_else,
-    a_clogged_peer_blocks_the_sender_until_it_reads,
-    a_peer_that_vanishes_leaves_whole_frames,
-    a_wait_ends_when_the_peer_goes,
-    closing_needs_no_peer_that_listens,
+    a_link_can_be_closed_after_a_cancelled_send,
+    a_blocked_direction_blocks_nothing_else,
+    a_slow_reader_blocks_the_sender,
+    a_broken_connection_leaves_whole_frames,
+    a_wait_ends_when_the_peer_disconnects,
+    closing_does_not_need_the_peer,
 }
 #: Checks that cancel at each step of all tasks together, and so want to be alone.
 ALONE = {
     a_cancelled_connect_leaves_no_link,
-    a_cancelled_receive_takes_nothing,
-    a_cancelled_serve_leaves_its_place_free,
+    a_cancelled_receive_loses_nothing,
+    a_cancelled_serve_frees_its_address,
 }
 
 
-def ground(broker: KafkaBroker, prefix: str = "trionode-link-") -> Ground:
+def harness(broker: KafkaBroker, prefix: str = "trionode-link-") -> Harness:
     served, small = KafkaTransport(prefix=prefix), KafkaTransport(prefix=prefix, max_frame=SMALL)
-    return Ground(served, broker.bootstrap, f"{broker.bootstrap}/nobody", small)
+    return Harness(served, broker.bootstrap, f"{broker.bootstrap}/nobody", small)
 
 
 @asynccontextmanager
@@ -107,17 +105,11 @@ async def a_pair(broker: KafkaBroker) -> AsyncIterator[tuple[KafkaLink, KafkaLin
             await link.aclose()
 
 
-def in_a_node(check: Check) -> Check:
-    """Give a check transports that are open, and end them with it."""
-
-    @functools.wraps(check)
-    async def run(ground: Ground) -> None:
-        async with trio.open_nursery() as nursery:
-            small = ground.small and ground.small.open(nursery)
-            await check(attrs.evolve(ground, transport=ground.transport.open(nursery), small=small))
-            nursery.cancel_scope.cancel()
-
-    return run
+async def in_a_node(check: Check, harness: Harness) -> None:
+    """Run a check with transports that are open, and end them with it, as `run_check` does."""
+    async with trio.open_nursery() as nursery:
+        await check(harness.opened(nursery))
+        nursery.cancel_scope.cancel()
 
 
 async def expect_no_topics(broker: KafkaBroker, prefix: str = "trionode-link-") -> None:
@@ -139,11 +131,11 @@ async def test_contract_of_transports_in_many_checks_at_once(
     monkeypatch.setattr(admin, "DELETE_SECONDS", TIMEOUT / 3)
     chosen = CLOGGED if "clogged" in checks else set(CHECKS) - CLOGGED - ALONE
     prefix = f"test-{os.urandom(4).hex()}-"
-    before, on = Held.now(), ground(kafka_broker, prefix)
+    before, on = Held.now(), harness(kafka_broker, prefix)
     with trio.fail_after(2 * TIMEOUT):
         async with trio.open_nursery() as nursery:
             for check in chosen:
-                nursery.start_soon(in_a_node(check), on)
+                nursery.start_soon(in_a_node, check, on)
     before.require_back()
     await expect_no_topics(kafka_broker, prefix)
 
@@ -154,14 +146,14 @@ async def test_contract_of_transports_when_cancelled(
     kafka_broker: KafkaBroker, check: Check, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(transport, "STAGES", 5)  # all of them, one after the other, take a minute
-    await run_check(in_a_node(check), ground(kafka_broker))
+    await run_check(check, harness(kafka_broker))
 
 
 @pytest.mark.kafka
 @pytest.mark.soak
 @pytest.mark.parametrize("check", [check for check in CHECKS if check not in ALONE], ids=lambda check: check.__name__)
 async def test_contract_of_transports_check_by_check(kafka_broker: KafkaBroker, check: Check) -> None:
-    await run_check(in_a_node(check), ground(kafka_broker))
+    await run_check(check, harness(kafka_broker))
     await expect_no_topics(kafka_broker)
 
 

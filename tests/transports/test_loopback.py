@@ -10,9 +10,9 @@ from trionode.testing.transport import (
     CHECKS,
     SMALL,
     Check,
-    Ground,
+    Harness,
+    an_unreachable_address_is_connection_lost,
     check_transport,
-    nobody_there_is_a_lost_link,
     run_check,
 )
 from trionode.workers import echoer
@@ -30,11 +30,11 @@ async def test_loopback_keeps_the_contract_in_virtual_time(
 ) -> None:
     network = Network()
     small = Loopback(max_frame=SMALL, network=network)
-    await run_check(check, Ground(Loopback(network=network), "hub:0", "nobody", small))
+    await run_check(check, Harness(Loopback(network=network), "hub:0", "nobody", small))
 
 
 async def test_the_contract_runs_as_a_whole_for_plugins_that_want_it_so(autojump_clock: trio.testing.MockClock) -> None:
-    await check_transport(Loopback, at="", nobody="nobody")
+    await check_transport(Loopback, at="", unreachable="nobody")
 
 
 def test_the_entry_point_gives_every_node_of_this_process_the_same_network() -> None:
@@ -59,14 +59,14 @@ def test_a_transport_that_is_not_installed_is_answered_with_those_that_are() -> 
 
 
 async def test_two_networks_do_not_see_each_other(autojump_clock: trio.testing.MockClock) -> None:
-    ground = Ground(Loopback(), "hub", "nobody")
-    other = Ground(Loopback(), "hub", "hub")
+    ground = Harness(Loopback(), "hub", "nobody")
+    other = Harness(Loopback(), "hub", "hub")
     async with trio.open_nursery() as nursery:
 
         async def accept(_: object) -> None: ...
 
         await nursery.start(ground.transport.serve, ground.at, accept)
-        await run_check(nobody_there_is_a_lost_link, other)
+        await run_check(an_unreachable_address_is_connection_lost, other)
         nursery.cancel_scope.cancel()
 
 

@@ -12,17 +12,18 @@ import trio.testing
 import trionode_tcp.link
 from trionode import Node, Route, open_node
 from trionode.errors import ConnectionLost, LocalError, WireError
+from trionode.net import byte_stream
+from trionode.net.byte_stream import TCPStream
 from trionode.net.sockets import open_listeners
 from trionode.net.transport import Link
 from trionode.protocol.rules.access import from_anywhere
 from trionode.protocol.wire.address import local
 from trionode.protocol.wire.current_codec import CURRENT
 from trionode.protocol.wire.framing import join_frames
-from trionode.testing.transport import CHECKS, SMALL, Check, Ground, run_check, the_largest_frame_arrives_whole
+from trionode.testing.transport import CHECKS, SMALL, Check, Harness, run_check, the_largest_frame_arrives_whole
 from trionode.workers import echoer
 from trionode_tcp import TCP
 from trionode_tcp.link import TCPLink
-from trionode_tcp.stream import TCPStream
 
 #: Port 1 of the loopback interface: nobody listens there on any machine that runs tests.
 NOBODY = "127.0.0.1:1"
@@ -30,11 +31,11 @@ NOBODY = "127.0.0.1:1"
 
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
 async def test_tcp_keeps_the_contract(check: Check) -> None:
-    await run_check(check, Ground(TCP(), "127.0.0.1:0", NOBODY, small=TCP(max_frame=SMALL)))
+    await run_check(check, Harness(TCP(), "127.0.0.1:0", NOBODY, small=TCP(max_frame=SMALL)))
 
 
 async def test_tcp_keeps_its_contract_with_small_frames_too() -> None:
-    await run_check(the_largest_frame_arrives_whole, Ground(TCP(max_frame=1000), "127.0.0.1:0", NOBODY))
+    await run_check(the_largest_frame_arrives_whole, Harness(TCP(max_frame=1000), "127.0.0.1:0", NOBODY))
 
 
 async def test_tcp_speaks_ipv6_and_writes_its_addresses_with_brackets() -> None:
@@ -130,7 +131,7 @@ HEARTBEAT = join_frames(CURRENT, [bytes.fromhex("83808040")])
 NONSENSE = {
     "a huge length": (b"\xff\xff\xff\xff", "where 1 to 100000 are allowed"),
     "an empty frame": (bytes(4), "a frame of 0 bytes"),
-    "a frame that is no message": (join_frames(CURRENT, [b"\xa0"]), "CBOR should hold list"),
+    "a frame that is no message": (join_frames(CURRENT, [b"\xa0"]), "a CBOR dict, expected list"),
     "a truncated message": (join_frames(CURRENT, [b"\x83\x80\x80"]), "more items than its input"),
     "half a frame, then the end": (join_frames(CURRENT, [b"x" * 1000])[:500], "in the middle of a frame"),
     "half a length, then the end": (b"\x00\x00", "in the middle of a frame"),
@@ -210,7 +211,7 @@ async def test_a_frame_that_is_begun_and_not_ended_in_time_ends_its_link_and_an_
                     await link.receive()
                     raise AssertionError("nothing was sent")
                 await peer.send_all((1000).to_bytes(4, "big") + b"a part")
-                with pytest.raises(ConnectionLost, match="did not end a frame within"):
+                with pytest.raises(ConnectionLost, match="did not complete a frame within"):
                     await link.receive()
             await link.aclose()
             nursery.cancel_scope.cancel()
@@ -266,7 +267,7 @@ async def test_connections_that_say_nothing_are_dropped_when_their_time_is_over_
 ) -> None:
     caplog.set_level(logging.INFO, "trionode")
     monkeypatch.setattr(trionode_tcp.link, "GREETING_TIMEOUT", 0.2)
-    monkeypatch.setattr(trionode_tcp, "MAX_GREETING", 3)
+    monkeypatch.setattr(byte_stream, "MAX_HANDSHAKES", 3)
     with trio.fail_after(5):
         async with node_with_a_friend() as (_, peer, _, _):
             host, _, port = peer.partition(":")
@@ -274,14 +275,14 @@ async def test_connections_that_say_nothing_are_dropped_when_their_time_is_over_
             for stream in streams:
                 await end_of(stream)
                 await stream.aclose()
-    assert caplog.text.count("more than 3 connections at tcp:127.0.0.1:0 have not greeted") == 1
+    assert caplog.text.count("more than 3 connections at tcp:127.0.0.1:0 are in their handshake") == 1
     assert caplog.text.count("within 0.2 s: it sent nothing") == 3
 
 
 async def test_connections_that_say_nothing_keep_nobody_out(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(trionode_tcp, "MAX_GREETING", 3)
+    monkeypatch.setattr(byte_stream, "MAX_HANDSHAKES", 3)
     with trio.fail_after(5):
         async with node_with_a_friend() as (_, peer, _, route):
             host, _, port = peer.partition(":")
@@ -292,7 +293,7 @@ async def test_connections_that_say_nothing_keep_nobody_out(
                 assert not await end_of(silent[0]), "the oldest had to go"
                 silent.append(await trio.open_tcp_stream(host, int(port)))
                 await silent.pop(0).aclose()
-                assert caplog.text.count("have not greeted") == 1, f"told once a minute, not {gone + 1} times"
+                assert caplog.text.count("are in their handshake") == 1, f"told once a minute, not {gone + 1} times"
             for each in silent:
                 await each.aclose()
 
@@ -310,10 +311,10 @@ async def stranger(greeting: bytes, stream: trio.SocketStream) -> None:
 @pytest.mark.parametrize(
     ("greeting", "reason"),
     [
-        (b"SSH-2.0-OpenSSH_9.6\r\n", "is no trionode or Ockam node.*began with 53, expected 01"),
-        (b"HTTP/1.1 400 Bad Request\r\n\r\n", "is no trionode or Ockam node.*began with 48, expected 01"),
-        (b"\x01\xff\xff\xff\xff", "is no trionode or Ockam node.*are allowed"),
-        (b"", "closed the connection before it said which wire it speaks|was lost"),
+        (b"SSH-2.0-OpenSSH_9.6\r\n", "is not a trionode or Ockam node.*began with 53, expected 01"),
+        (b"HTTP/1.1 400 Bad Request\r\n\r\n", "is not a trionode or Ockam node.*began with 48, expected 01"),
+        (b"\x01\xff\xff\xff\xff", "is not a trionode or Ockam node.*are allowed"),
+        (b"", "closed the connection before it sent its preface|was lost"),
     ],
 )
 async def test_connecting_to_what_is_no_node_is_a_lost_link_that_says_so(greeting: bytes, reason: str) -> None:
@@ -340,9 +341,7 @@ async def test_connecting_to_a_silent_server_is_given_up(monkeypatch: pytest.Mon
         async with trio.open_nursery() as nursery:
             listeners = await nursery.start(partial(trio.serve_tcp, silent, 0, host="127.0.0.1"))
             port = listeners[0].socket.getsockname()[1]
-            with pytest.raises(
-                ConnectionLost, match=r"did not say within 0.1 s which wire it speaks: is it a trionode"
-            ):
+            with pytest.raises(ConnectionLost, match=r"sent no preface within 0.1 s: is it a trionode"):
                 await TCP().connect(f"127.0.0.1:{port}")
             nursery.cancel_scope.cancel()
 
@@ -355,7 +354,7 @@ async def test_connecting_where_nobody_listens_says_in_the_systems_words_why(pee
 
 @pytest.mark.parametrize("host", ["a..b", "x" * 64 + ".example", "\ud800"])
 async def test_a_host_that_can_have_no_such_name_is_a_lost_link(host: str) -> None:
-    with pytest.raises(ConnectionLost, match=r"can't connect to tcp:.*:4000: '.*' is no name that a host can have"):
+    with pytest.raises(ConnectionLost, match=r"can't connect to tcp:.*:4000: '.*' is not a valid host name"):
         await TCP().connect(f"{host}:4000")
     with pytest.raises(LocalError, match=r"can't listen at"):
         await open_listeners(f"{host}:4000")

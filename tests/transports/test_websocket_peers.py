@@ -65,6 +65,14 @@ def serving(
             thread.join()
 
 
+@asynccontextmanager
+async def opened(transport: WebSocket | None = None) -> AsyncIterator[tuple[WebSocket, trio.Nursery]]:
+    """A transport as a node has it, and the nursery of its connections."""
+    async with trio.open_nursery() as nursery:
+        yield (transport or WebSocket()).open(nursery), nursery
+        nursery.cancel_scope.cancel()
+
+
 async def call(use: Callable[[], None]) -> None:
     """Run blocking code of a client in a thread."""
     await trio.to_thread.run_sync(use)
@@ -148,25 +156,24 @@ async def test_a_client_of_websockets_is_refused_with_a_status_that_says_why() -
         await call(client)
 
 
-async def test_a_client_of_websockets_that_ends_still_gets_what_the_node_had_under_way() -> None:
+async def test_a_client_of_websockets_that_closes_ends_the_link_behind_what_it_sent() -> None:
+    received: list[object] = []
+
     def client() -> None:
         with connect(f"ws://{at}", subprotocols=[SPOKEN]) as websocket:
             websocket.send(b"last")
-            websocket.close()
-            assert websocket.recv() == b"late"
-            assert websocket.close_code == 1000
+        assert websocket.close_code == 1000
 
     async def accept(link: Link) -> None:
-        assert list(await link.receive()) == [b"last"]
-        assert not await link.receive()
-        await link.send([b"late"])
+        received.extend([await link.receive(), await link.receive(), await link.receive()])
         await link.aclose()
 
     with trio.fail_after(LIMIT):
-        async with trio.open_nursery() as nursery:
-            at = await nursery.start(WebSocket().serve, "127.0.0.1:0", accept)
+        async with opened() as (transport, nursery):
+            at = await nursery.start(transport.serve, "127.0.0.1:0", accept)
             await call(client)
-            nursery.cancel_scope.cancel()
+            await trio.testing.wait_all_tasks_blocked()
+    assert received == [(b"last",), (), ()]
 
 
 async def test_a_client_of_websockets_reaches_wss(tmp_path: Path) -> None:
@@ -199,12 +206,13 @@ async def test_a_server_of_websockets_gets_a_frame_sends_one_pings_and_closes() 
         websocket.send(b"before the end")
 
     with trio.fail_after(LIMIT), serving(server) as at:
-        ours = await WebSocket().connect(at)
-        await ours.send([b"frame"])
-        assert list(await ours.receive()) == [b"frame"]
-        assert list(await ours.receive()) == [b"before the end"]
-        assert not await ours.receive()
-        await ours.aclose()
+        async with opened() as (transport, _):
+            ours = await transport.connect(at)
+            await ours.send([b"frame"])
+            assert list(await ours.receive()) == [b"frame"]
+            assert list(await ours.receive()) == [b"before the end"]
+            assert not await ours.receive()
+            await ours.aclose()
     assert told == ["no compression offered", "no origin told", True]
 
 
@@ -212,24 +220,30 @@ async def test_a_server_of_websockets_gets_a_frame_sends_one_pings_and_closes() 
     ("act", "error", "reason"),
     [
         (lambda websocket: websocket.send("text"), WireError, "sent a text message"),
-        (lambda websocket: websocket.send(bytes(2000)), WireError, "a frame of .* where 1 to 1000 are allowed"),
+        (
+            lambda websocket: websocket.send(bytes(2000)),
+            WireError,
+            "a frame of 2000 bytes, where 1 to 1000 are allowed",
+        ),
+        (lambda websocket: websocket.send(bytes(70_000)), WireError, "Exceeded maximum message size: 65536 bytes"),
         (
             lambda websocket: websocket.close(4001, "go away"),
             ConnectionLost,
-            "closed the WebSocket with code 4001: go away",
+            "was closed with code 4001: go away",
         ),
         (lambda websocket: websocket.socket.shutdown(2), ConnectionLost, "without saying so first"),
     ],
-    ids=["text", "too large", "a reason", "cut off"],
+    ids=["text", "too large", "much too large", "a reason", "cut off"],
 )
 async def test_what_a_server_of_websockets_does_wrong_ends_the_link_with_the_reason(
     act: Callable[[ServerConnection], None], error: type[Exception], reason: str
 ) -> None:
     with trio.fail_after(LIMIT), serving(act) as at:
-        ours = await WebSocket(max_frame=1000).connect(at)
-        with pytest.raises(error, match=reason):
-            await ours.receive()
-        await ours.aclose()
+        async with opened(WebSocket(max_frame=1000)) as (transport, _):
+            ours = await transport.connect(at)
+            with pytest.raises(error, match=reason):
+                await ours.receive()
+            await ours.aclose()
 
 
 @pytest.mark.parametrize(
@@ -243,8 +257,10 @@ async def test_what_a_server_of_websockets_does_wrong_ends_the_link_with_the_rea
 async def test_a_server_of_websockets_that_speaks_something_else_is_no_node(
     spoken: list[Subprotocol] | None, reason: str
 ) -> None:
-    with serving(lambda _: None, spoken) as at, pytest.raises(ConnectionLost, match=reason):
-        await WebSocket().connect(at)
+    with serving(lambda _: None, spoken) as at:
+        async with opened() as (transport, _):
+            with pytest.raises(ConnectionLost, match=reason):
+                await transport.connect(at)
 
 
 # `trio-websocket` on either side
@@ -262,14 +278,13 @@ async def test_trio_websocket_and_a_node_exchange_frames_whoever_dials() -> None
         assert await websocket.get_message() == ANSWER
         await websocket.ping(b"!")
     with trio.fail_after(LIMIT):
-        async with trio.open_nursery() as nursery:
+        async with opened() as (transport, nursery):
             server = await nursery.start(partial(serve_websocket, answer, "127.0.0.1", 0, None))
-            ours = await WebSocket().connect(f"127.0.0.1:{server.port}")
+            ours = await transport.connect(f"127.0.0.1:{server.port}")
             await ours.send([b"frame"])
             assert list(await ours.receive()) == [b"frame"]
             assert not await ours.receive()
             await ours.aclose()
-            nursery.cancel_scope.cancel()
 
 
 # nginx between
@@ -356,8 +371,9 @@ async def test_wss_may_end_at_nginx(nginx: str, tmp_path: Path) -> None:
             route = Route(f"wss:{at}/bob", "echoer")
             for body in ("hello", "x" * 1_000_000):
                 assert (await alice.ask(route, body)).text == body
-            with pytest.raises(ConnectionLost, match=r"HTTP 400: is it a trionode node\?"):
-                await WebSocket().connect(f"{at}/bob")
+            async with opened() as (transport, _):
+                with pytest.raises(ConnectionLost, match=r"HTTP 400: is it a trionode node\?"):
+                    await transport.connect(f"{at}/bob")
 
 
 @pytest.mark.parametrize(
@@ -374,9 +390,9 @@ async def test_wss_may_end_at_nginx(nginx: str, tmp_path: Path) -> None:
 async def test_a_proxy_that_does_not_let_through_is_answered_with_what_to_do(
     location: str, reason: str, nginx: str, tmp_path: Path
 ) -> None:
-    async with node_at(WebSocket()) as (_, url):
+    async with node_at(WebSocket()) as (_, url), opened() as (transport, _):
         with proxy(nginx, tmp_path, at_port(location, url)) as at, pytest.raises(ConnectionLost, match=reason):
-            await WebSocket().connect(f"{at}/bob")
+            await transport.connect(f"{at}/bob")
 
 
 async def test_pings_keep_a_link_through_nginx_longer_than_its_patience_and_both_ends_hear_of_an_end(
@@ -385,10 +401,10 @@ async def test_pings_keep_a_link_through_nginx_longer_than_its_patience_and_both
     monkeypatch.setattr(link, "PING_AFTER", 0.1)
     links, accepted = trio.open_memory_channel[Link](1)
     with trio.fail_after(LIMIT):
-        async with trio.open_nursery() as nursery:
-            bound = await nursery.start(partial(WebSocket().serve, "127.0.0.1:0", links.send))
+        async with opened() as (transport, nursery):
+            bound = await nursery.start(partial(transport.serve, "127.0.0.1:0", links.send))
             with proxy(nginx, tmp_path, at_port(LOCATION.replace("60s", "400ms"), f"ws://{bound}")) as at:
-                client = await WebSocket().connect(f"{at}/bob")
+                client = await transport.connect(f"{at}/bob")
                 server = await accepted.receive()
                 with trio.move_on_after(0.9) as scope:
                     async with trio.open_nursery() as readers:
@@ -404,7 +420,6 @@ async def test_pings_keep_a_link_through_nginx_longer_than_its_patience_and_both
                 assert list(await client.receive()) == [b"late"]
                 assert not await client.receive()
                 await client.aclose()
-            nursery.cancel_scope.cancel()
 
 
 def test_the_documented_configuration_is_the_tested_one() -> None:

@@ -1,6 +1,7 @@
-"""Links over TCP, and over TLS over TCP (spec §3), in both generations of the wire."""
+"""Links over TCP, and over TLS over TCP (spec §3), in both protocol versions."""
 
 import socket
+import ssl
 from collections.abc import Awaitable, Callable, Sequence
 from typing import ClassVar, Never
 
@@ -10,53 +11,45 @@ from trionode.plugins import (
     CLASSIC,
     CURRENT,
     AddressParts,
+    ByteStream,
+    ConfigError,
     ConnectionLost,
     Exposure,
-    Greeters,
     Link,
-    LocalError,
     ProtocolVersion,
+    TLSContexts,
     Transport,
     WireError,
-    client_context,
+    close_on_error,
+    connect_byte_stream,
     join_host_port,
-    log,
     open_listeners,
     parse_host_port,
-    reason_of,
-    sanitize,
-    server_context,
+    serve_byte_streams,
 )
 from trionode_tcp.link import TCPLink
-from trionode_tcp.stream import ByteStream, TCPStream
-from trionode_tcp.tls_stream import TLSStream
 
-#: Seconds that connecting may take.
-CONNECT_TIMEOUT = 10.0
-#: Accepted connections that may be greeting at a time: one that says nothing costs a socket for GREETING_TIMEOUT, or until others need its place.
-MAX_GREETING = 512
-
-
-def _plain(sock: trio.socket.SocketType) -> socket.socket:
-    """Take the socket itself out of Trio's wrapper, which waits before every call whether or not it would block."""
-    return socket.socket(sock.family, sock.type, sock.proto, sock.detach())
+__all__ = ["TCP", "TLS", "ClassicTCP", "TCPLink"]
 
 
 class TCP(Transport):
-    """The transport `tcp:HOST:PORT`: listens for both generations of the wire (spec §3.3), and dials current.
-
-    `max_frame` bounds what one peer can make this node hold (bytes, at most the wire's 16 MiB). `sockets` are listening sockets that the
-    caller opened or inherited, and keeps: `serve` listens at them, whatever place it is told, and leaves them open. They become non-blocking.
-    """
+    """The transport `tcp:HOST:PORT`: it accepts both protocol versions (spec §3.3) and dials the current one."""
 
     name: ClassVar[str] = "tcp"
     classic_name: ClassVar[str] = "tcp_classic"
     binds_tcp_port: ClassVar[bool] = True
     takes_sockets: ClassVar[bool] = True
-    #: The generation that is spoken to whom this node dials.
+    #: The protocol version to dial with.
     dials: ClassVar[ProtocolVersion] = CURRENT
 
     def __init__(self, *, max_frame: int = CURRENT.max_frame, sockets: Sequence[socket.socket] = ()) -> None:
+        """Make the transport.
+
+        Args:
+          max_frame: Bytes in the largest frame, at most 16 MiB. It bounds what one peer can make this node hold.
+          sockets: Listening sockets that you opened or inherited. `serve` listens at them instead of opening one, and leaves them open. They
+              become non-blocking.
+        """
         self._max_frame = max_frame
         self._sockets = sockets
 
@@ -65,43 +58,23 @@ class TCP(Transport):
         """Return host and port of HOST:PORT."""
         return AddressParts(*parse_host_port(address))
 
+    def _client_context(self) -> ssl.SSLContext | None:
+        return None
+
+    def _server_context(self, at: str) -> ssl.SSLContext | None:
+        del at
+        return None
+
     async def connect(self, peer: str) -> Link:
-        """Connect to HOST:PORT; ConnectionLost if nobody answers within CONNECT_TIMEOUT, or somebody else than a node does."""
-        host, port = parse_host_port(peer)
-        try:
-            with trio.fail_after(CONNECT_TIMEOUT):
-                stream = await trio.open_tcp_stream(host, port)
-        except (OSError, trio.TooSlowError) as error:
-            reason = "no answer" if isinstance(error, trio.TooSlowError) else reason_of(error)
-            msg = f"can't connect to {self.name}:{peer}: {reason}. Is the node there running, and listening at this address?"
-            raise ConnectionLost(msg) from error
-        except UnicodeError as error:
-            msg = f"can't connect to {self.name}:{peer}: {sanitize(host)!r} is no name that a host can have"
-            raise ConnectionLost(msg) from error
-        try:
-            return await self._ready(_plain(stream.socket), TCPLink.greet, host=host)
-        except WireError as error:
-            msg = f"{self.name}:{peer} is no trionode or Ockam node: {error}"
-            raise ConnectionLost(msg) from error
-
-    async def _ready(
-        self, sock: socket.socket, begin: Callable[[TCPLink], Awaitable[None]], *, host: str | None = None
-    ) -> TCPLink:
-        try:
-            link = TCPLink(self._stream(sock, host), self.dials, max_frame=self._max_frame)
-            await begin(link)
-        except BaseException as error:
-            sock.close()  # also when cancelled: no link, no socket
-            if isinstance(error, OSError):
-                msg = f"the connection was lost while it was made: {error}"
-                raise ConnectionLost(msg) from error
-            raise
+        """Connect to HOST:PORT."""
+        stream = await connect_byte_stream(self.name, peer, context=self._client_context())
+        with close_on_error(stream):
+            link = TCPLink(stream, self.dials, max_frame=self._max_frame)
+            try:
+                await link.greet()
+            except WireError as error:
+                raise ConnectionLost(f"{self.name}:{peer} is not a trionode or Ockam node: {error}") from error
         return link
-
-    def _stream(self, sock: socket.socket, host: str | None) -> ByteStream:
-        """Return the bytes of a new connection: one that was accepted, or dialled if there is the `host` that was."""
-        del host
-        return TCPStream(sock, "tcp")
 
     async def serve(
         self,
@@ -110,52 +83,41 @@ class TCP(Transport):
         *,
         task_status: trio.TaskStatus[str] = trio.TASK_STATUS_IGNORED,
     ) -> Never:
-        """Listen at HOST:PORT, port 0 for a free one; LocalError if that is not possible."""
+        """Listen at HOST:PORT, port 0 for a free one."""
+        context = self._server_context(at)
         listeners = await self._listeners(at)
-        greeters = Greeters(f"{self.name}:{at}", MAX_GREETING)
 
-        async def greet_and_accept(stream: trio.SocketStream) -> None:
-            link = None
-            with greeters.admit():
-                try:
-                    link = await self._ready(_plain(stream.socket), TCPLink.recognise)
-                except (ConnectionLost, WireError) as error:
-                    log.info("refused a connection at %s:%s: %s", self.name, at, sanitize(error))
-            if link is not None:
-                await accept(link)
+        async def greet(stream: ByteStream) -> Link:
+            link = TCPLink(stream, self.dials, max_frame=self._max_frame)
+            await link.recognise()
+            return link
 
-        bound = join_host_port(listeners[0].socket.getsockname())
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(trio.serve_listeners, greet_and_accept, listeners)
-            task_status.started(bound)
-            await trio.sleep_forever()
-        raise AssertionError  # the nursery above never ends by itself
+        task_status.started(join_host_port(listeners[0].socket.getsockname()))
+        await serve_byte_streams(f"{self.name}:{at}", listeners, greet, accept, context=context)
 
     async def _listeners(self, at: str) -> list[trio.SocketListener]:
-        if self._sockets:
-            await trio.lowlevel.checkpoint()
-            for each in self._sockets:
-                if each.fileno() < 0 or not each.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
-                    msg = f"expected open, listening sockets in sockets=…, and got {each!r}: call listen() on it first"
-                    raise LocalError(msg)
-            return [trio.SocketListener(trio.socket.from_stdlib_socket(each.dup())) for each in self._sockets]
-        return await open_listeners(at)
+        if not self._sockets:
+            return await open_listeners(at)
+        await trio.lowlevel.checkpoint()
+        for each in self._sockets:
+            if each.fileno() < 0 or not each.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+                raise ConfigError(
+                    f"expected open, listening sockets in sockets=…, and got {each!r}: call listen() on it first"
+                )
+        return [trio.SocketListener(trio.socket.from_stdlib_socket(each.dup())) for each in self._sockets]
 
 
 class ClassicTCP(TCP):
-    """The transport `tcp_classic:HOST:PORT`: dials the classic generation, which has no greeting; it listens as `tcp` does."""
+    """The transport `tcp_classic:HOST:PORT`: it dials the classic protocol version, which has no greeting, and listens as `tcp` does."""
 
     name: ClassVar[str] = "tcp_classic"
     dials: ClassVar[ProtocolVersion] = CLASSIC
 
 
 class TLS(TCP):
-    """The transport `tls:HOST:PORT`: TCP under TLS 1.2 or 1.3, and the same wire within.
+    """The transport `tls:HOST:PORT`: `tcp` inside TLS 1.2 or 1.3.
 
-    All options but TCP's own are paths of PEM files. Whoever listens needs a `certificate` and its `key`, which may stand in the same file, and
-    demands certificates of its peers if it is given the `client_ca_file` that signed them. Whoever dials trusts `ca_file`, without it those
-    of the system, verifies that the certificate is HOST's, and shows his own `certificate` where one is demanded. A file is read once, here:
-    LocalError says what is wrong with it. What TLS proves is not a message's `Facts`: it protects a hop, secure channels protect messages.
+    TLS protects one hop; secure channels protect messages. What TLS proves is not part of a message's origin.
     """
 
     name: ClassVar[str] = "tls"
@@ -173,23 +135,24 @@ class TLS(TCP):
         max_frame: int = CURRENT.max_frame,
         sockets: Sequence[socket.socket] = (),
     ) -> None:
+        """Make the transport. Each file is read once, here.
+
+        Args:
+          certificate: PEM file with this node's certificate chain: needed to listen, and to dial a listener that demands one.
+          key: PEM file with its key; without it the key is in the file `certificate`.
+          ca_file: PEM file with the CAs that this node trusts when it dials; without it the system's. The certificate has to be for HOST.
+          client_ca_file: PEM file with the CA that has to have signed a dialer's certificate; without it dialers need none.
+          max_frame: Bytes in the largest frame, at most 16 MiB.
+          sockets: Listening sockets that `serve` uses instead of opening one.
+
+        Raises:
+          ConfigError: A file can't be read or does not hold what it should.
+        """
         super().__init__(max_frame=max_frame, sockets=sockets)
-        self._dialling = client_context(ca_file=ca_file, certificate=certificate, key=key)
-        self._listening = (
-            None
-            if certificate is None
-            else server_context(certificate=certificate, key=key, client_ca_file=client_ca_file)
-        )
+        self._contexts = TLSContexts(certificate=certificate, key=key, ca_file=ca_file, client_ca_file=client_ca_file)
 
-    def _stream(self, sock: socket.socket, host: str | None) -> ByteStream:
-        below = TCPStream(sock, self.name)
-        if host is not None:
-            return TLSStream(below, self._dialling, host=host.partition("%")[0])  # no certificate knows an interface
-        assert self._listening is not None
-        return TLSStream(below, self._listening)
+    def _client_context(self) -> ssl.SSLContext:
+        return self._contexts.client
 
-    async def _listeners(self, at: str) -> list[trio.SocketListener]:
-        if self._listening is None:
-            msg = f"can't listen at {self.name}:{at} without a certificate: give the option certificate, and key unless it stands in the same file"
-            raise LocalError(msg)
-        return await super()._listeners(at)
+    def _server_context(self, at: str) -> ssl.SSLContext:
+        return self._contexts.server(f"{self.name}:{at}")

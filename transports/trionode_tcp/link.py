@@ -1,112 +1,126 @@
-"""Links over a stream of bytes in both generations of the wire (spec §3): greeting, recognition, whole frames, and an orderly end in both directions."""
+"""Links over a byte stream in both protocol versions (spec §3): greeting, recognition, whole frames, and an orderly end in each direction."""
 
 from collections.abc import Sequence
 
 import trio
 
 from trionode.plugins import (
+    ByteStream,
     ConnectionLost,
     FrameDecoder,
     MessageTooLargeError,
     ProtocolVersion,
-    RemoteError,
     WireError,
+    drain,
     join_frames,
     recognise,
 )
-from trionode_tcp.stream import ByteStream
 
-#: Seconds that a new connection has to show which wire it speaks, and to end the frame that it began with; TLS's handshake is within them.
+#: Seconds in which a new connection has to show its protocol version and complete a frame that it began. The TLS handshake counts.
 GREETING_TIMEOUT = 10.0
-#: Seconds after which one lone `01` shows the current generation: its peer may be waiting for ours (spec §3.3).
+#: Seconds after which a lone `01` means the current protocol version: its peer may be waiting for our preface (spec §3.3).
 LONE_BYTE_SECONDS = 1.0
-#: Seconds that a frame may take from its beginning to its end while it is read: a part of one holds up to `max_frame` bytes of memory. The
-#: largest frame of all, 16 MiB, then needs 140 KB/s.
+#: Seconds from the first to the last byte of a frame: a partial frame holds up to `max_frame` bytes of memory. The largest frame, 16 MiB,
+#: needs 140 KB/s to arrive in that time.
 FRAME_TIMEOUT = 120.0
-#: Seconds that `aclose` takes to tell the peer, and to read on for the peer's own end.
+#: Seconds that `aclose` takes to end this direction and to read to the peer's end.
 CLOSE_GRACE = 1.0
-#: How a listener with TLS answers who does not speak it: an alert (RFC 8446 §5.1).
+#: How a TLS listener answers a dialer without TLS: an alert (RFC 8446 §5.1).
 _TLS_ALERT = b"\x15\x03"
 
 
 class TCPLink:
-    """Frames over a stream of bytes, sent in one piece a burst and read as many as there are."""
+    """Frames over a byte stream. A burst is written in one piece, and a read returns all frames that have arrived."""
 
     def __init__(self, stream: ByteStream, protocol_version: ProtocolVersion, *, max_frame: int) -> None:
+        """Make a link that still has to `greet` or to `recognise` its peer.
+
+        Args:
+          stream: The stream; the link closes it.
+          protocol_version: What to dial with; a listener learns it from the peer.
+          max_frame: Bytes in the largest frame.
+        """
         self.peer = stream.peer
         self._stream = stream
         self._max_read = max_frame
         self._early: Sequence[bytes] = ()
-        self._said_end = False
+        self._sent_eof = False
         self._wrong = ""
-        self._speak(protocol_version)
+        self._use(protocol_version)
 
-    def _speak(self, protocol_version: ProtocolVersion) -> None:
+    def _use(self, protocol_version: ProtocolVersion) -> None:
         self.protocol_version = protocol_version
         self.max_frame = min(self._max_read, protocol_version.max_sent)
         self._decoder = FrameDecoder(protocol_version, max_frame=self._max_read)
 
     async def greet(self) -> None:
-        """Send the preface of the wire and wait for the peer's (spec §3.2); frames that come with it are kept for `receive`.
+        """Dial: send the preface and wait for the peer's (spec §3.2). Frames that come with it are kept for `receive`.
 
-        A heartbeat follows the preface at once, so that the peer need not wait to know which wire it is, nor can take a large first frame for
-        classic (spec §3.3), and a classic link, which has no preface, may stay silent afterwards.
+        A heartbeat follows the preface at once. So the peer knows the protocol version without waiting, and can't take a large first frame
+        for classic (spec §3.3). A classic link has no preface and may stay silent afterwards.
+
+        Raises:
+          ConnectionLost: There is no answer within GREETING_TIMEOUT, or the peer hangs up.
+          WireError: The answer is not a preface.
+
+        If cancelled, the stream is still to be closed.
         """
+        version = self.protocol_version
         with trio.move_on_after(GREETING_TIMEOUT):
             await self._stream.handshake()
-            await self._stream.send(
-                self.protocol_version.preface + join_frames(self.protocol_version, [_heartbeat(self.protocol_version)])
-            )
+            await self._stream.send(version.preface + join_frames(version, [_heartbeat(version)]))
             while not self._decoder.greeted:
-                data = await self._stream.receive()
-                if not data:
-                    msg = f"{self.peer} closed the connection before it said which wire it speaks"
-                    raise ConnectionLost(msg)
+                data = await self._more("closed the connection before it sent its preface")
                 if data.startswith(_TLS_ALERT):
-                    msg = f"{self.peer} speaks TLS: dial it as tls:HOST:PORT"
-                    raise ConnectionLost(msg)
+                    raise ConnectionLost(f"{self.peer} speaks TLS: dial it as tls:HOST:PORT")
                 self._early = self._decoder.receive(data)
             return
-        msg = f"{self.peer} accepted the connection but did not say within {GREETING_TIMEOUT:g} s which wire it speaks: is it a trionode or Ockam node?"
-        raise ConnectionLost(msg)
+        raise ConnectionLost(
+            f"{self.peer} accepted the connection but sent no preface within {GREETING_TIMEOUT:g} s: "
+            "is it a trionode or Ockam node?"
+        )
 
     async def recognise(self) -> None:
-        """Learn from the first bytes which wire the peer speaks, answer its preface, and wait for the end of a frame that it began (spec §3.3).
+        """Accept: learn the protocol version from the first bytes, answer a preface, and wait until a frame that was begun is complete (spec §3.3).
 
-        ConnectionLost or WireError if that does not come to be.
+        Raises:
+          ConnectionLost: That did not happen within GREETING_TIMEOUT, or the peer hangs up.
+          WireError: The peer speaks neither protocol version.
+
+        If cancelled, the stream is still to be closed.
         """
         start = b""
         with trio.move_on_after(GREETING_TIMEOUT):
             await self._stream.handshake()
-            protocol_version = None
-            while protocol_version is None:
+            version = None
+            while version is None:
                 data = b""
                 with trio.move_on_after(LONE_BYTE_SECONDS if start else float("inf")) as pause:
-                    data = await self._stream.receive()
-                    if not data:
-                        msg = f"{self.peer} closed the connection before it said which wire it speaks"
-                        raise ConnectionLost(msg)
+                    data = await self._more("closed the connection before it showed its protocol version")
                 start += data
-                protocol_version = recognise(start, quiet=pause.cancelled_caught)
-            self._speak(protocol_version)
-            if protocol_version.preface:
-                await self._stream.send(protocol_version.preface)
+                version = recognise(start, quiet=pause.cancelled_caught)
+            self._use(version)
+            if version.preface:
+                await self._stream.send(version.preface)
             self._early = self._decoder.receive(start)
             while not self._early and not self._decoder.is_between_frames:
-                data = await self._stream.receive()
-                if not data:
-                    msg = f"{self.peer} ended the connection in the middle of its first frame"
-                    raise ConnectionLost(msg)
-                self._early = self._decoder.receive(data)
-            if self._early and self._early[0] == _heartbeat(protocol_version):
-                self._early = self._early[1:]  # what `greet` sends: part of the greeting, and no frame of anybody's
+                self._early = self._decoder.receive(
+                    await self._more("ended the connection in the middle of its first frame")
+                )
+            if self._early and self._early[0] == _heartbeat(version):
+                self._early = self._early[1:]  # part of the greeting that `greet` sends
             return
         began = f"it began with {start[:16].hex()}" if start else "it sent nothing"
-        msg = f"{self.peer} did not send a frame of the wire within {GREETING_TIMEOUT:g} s: {began}"
-        raise ConnectionLost(msg)
+        raise ConnectionLost(f"{self.peer} did not send a complete frame within {GREETING_TIMEOUT:g} s: {began}")
+
+    async def _more(self, otherwise: str) -> bytes:
+        """Return what the next read brings; ConnectionLost with these words at the end."""
+        if data := await self._stream.receive():
+            return data
+        raise ConnectionLost(f"{self.peer} {otherwise}")
 
     async def receive(self) -> Sequence[bytes]:
-        """All frames that one read brought, at least one; () at the peer's orderly end."""
+        """Return all frames that one read brought, at least one; () at the peer's orderly end."""
         if self._early:
             await trio.lowlevel.checkpoint()
             early, self._early = self._early, ()
@@ -121,52 +135,46 @@ class TCPLink:
             if frames := self._decode(data):
                 return frames
         with trio.move_on_after(FRAME_TIMEOUT):
-            while data := await self._stream.receive():
-                if frames := self._decode(data):
+            while True:
+                if frames := self._decode(await self._more("ended the connection in the middle of a frame")):
                     return frames
-            msg = f"{self.peer} ended the connection in the middle of a frame"
-            raise ConnectionLost(msg)
-        msg = f"{self.peer} did not end a frame within {FRAME_TIMEOUT:g} s"
-        raise ConnectionLost(msg)
+        raise ConnectionLost(f"{self.peer} did not complete a frame within {FRAME_TIMEOUT:g} s")
 
     def _decode(self, data: bytes) -> Sequence[bytes]:
         try:
             return self._decoder.receive(data)
         except WireError as error:
-            self._wrong = str(error)  # the stream has lost its place: what comes behind is nobody's
+            self._wrong = str(error)  # frame boundaries are lost, so nothing after this can be read
             raise
 
     async def send(self, frames: Sequence[bytes]) -> None:
-        """Write a burst; ConnectionLost if the connection is gone, MessageTooLargeError for a frame over `max_frame`. Cancelled half-way, the stream is broken."""
+        """Write a burst in one piece."""
         data = join_frames(self.protocol_version, frames)
-        # The first comparison, which is all that most bursts pay, holds for every burst with such a frame.
+        # The first comparison is all that most bursts cost: it holds for every burst with a frame that is too large.
         if len(data) > self.max_frame and (largest := max(map(len, frames))) > self.max_frame:
-            msg = f"the link to {self.peer} carries frames of at most {self.max_frame} bytes, this one has {largest}"
-            raise MessageTooLargeError(msg)
+            raise MessageTooLargeError(
+                f"the link to {self.peer} carries frames of at most {self.max_frame} bytes, this one has {largest}"
+            )
         await self._stream.send(data)
 
     async def send_eof(self) -> None:
         """End this direction; `receive` goes on."""
-        if self._said_end:
+        if self._sent_eof:
             await trio.lowlevel.checkpoint()
             return
-        self._said_end = True
+        self._sent_eof = True
         await self._stream.send_eof()
 
     async def aclose(self) -> None:
-        """End this direction, read on until the peer's end or CLOSE_GRACE is over, close: a plain close can destroy what is on its way.
+        """End this direction, read to the peer's end for at most CLOSE_GRACE, close: a plain close can destroy what is on its way.
 
-        After `send_eof` it closes at once: whoever called that has read on.
+        After `send_eof` it closes at once, because the caller has read on.
         """
         try:
-            if not self._said_end:
-                self._said_end = True
+            if not self._sent_eof:
+                self._sent_eof = True
                 with trio.move_on_after(CLOSE_GRACE):
-                    await self._stream.send_eof()
-                    while await self._stream.receive():
-                        pass
-        except RemoteError:
-            pass  # whatever state the peer is in, the stream is closed below
+                    await drain(self._stream)
         finally:
             self._stream.close()
 

@@ -1,99 +1,120 @@
-"""How a WebSocket is opened, on both sides: the request and its answer (RFC 6455 §4), and what is said to whoever is no peer of ours."""
+"""How a WebSocket is opened, on both sides (RFC 6455 §4), and what a peer of another kind is told."""
 
 import re
 from collections.abc import Container
 from http import HTTPStatus
-from typing import Never
+from typing import Protocol
 
+import attrs
 import trio
-from wsproto.connection import Connection, ConnectionType
-from wsproto.events import AcceptConnection, RejectConnection, RejectData, Request
-from wsproto.handshake import H11Handshake
-from wsproto.utilities import RemoteProtocolError
+from trio_websocket import WebSocketConnection, wrap_client_stream, wrap_server_stream
 
-from trionode.plugins import ConnectionLost, sanitize
-from trionode_websocket.stream import REFUSAL_GRACE, ByteStream
+from trionode.plugins import ByteStream, ConnectionLost, drain, sanitize
+from trionode_websocket.stream import CountingStream, NotOpenedError
 
-#: What both sides have to speak, in a header: the wire's current generation, one binary message a frame.
+#: The subprotocol for bursts of frames, each behind its length, in one binary message. An empty frame ends a direction.
+BURSTS = "trionode.v2"
+#: The subprotocol for one frame in each binary message, for WebSocket programs that are not trionode.
 SUBPROTOCOL = "trionode.v1"
-#: Bytes in the head of a request: a browser with a pocketful of cookies needs a quarter of it.
+#: Bytes in the head of a request or answer. A browser with many cookies needs a quarter of it.
 MAX_HEAD = 16_384
-#: Bytes of a refusal that are read, to be shown.
+#: Bytes of a refusal's body that are read and shown.
 MAX_BODY = 300
+#: Seconds in which a refused client can read the answer and close.
+REFUSAL_GRACE = 1.0
 
-#: The first byte of a TLS record, where a request or an answer was expected: a handshake's, or an alert's.
+#: The first byte of a TLS record: a handshake or an alert.
 TLS_RECORDS = (0x16, 0x15)
 
-#: Where a head ends: as h11 sees it, which takes a line's end for one without its carriage return, too.
+#: The end of an HTTP head. h11 accepts line ends without carriage returns too.
 _BLANK_LINE = re.compile(rb"\n\r?\n")
+_STATUS = re.compile(rb"HTTP/1\.[01] (\d{3})[ \r\n]")
+_HEADER = re.compile(rb"^([!-9;-~]+):[ \t]*(.*?)[ \t]*\r?$", re.MULTILINE)
 
-#: What to do about an answer that has no words of its own.
+#: What to do about an HTTP answer without a text of its own.
 HINTS = {
     400: "is it a trionode node?",
     401: "the server or proxy there demands a login",
-    403: "the server or proxy there does not let this program in",
+    403: "the server or proxy there does not admit this program",
     404: "is the path right?",
-    426: "the proxy there has to pass the headers Upgrade and Connection on",
-    502: "the proxy there does not reach its node: is that one running?",
-    503: "the proxy there does not reach its node: is that one running?",
-    504: "the proxy there does not reach its node: is that one running?",
+    426: "the proxy there has to pass on the headers Upgrade and Connection",
+    **dict.fromkeys((502, 503, 504), "the proxy there does not reach its node: is the node running?"),
 }
 
 
-async def request(stream: ByteStream, host: str, path: str) -> Connection:
-    """Ask for a WebSocket; the connection, with what came behind the answer. ConnectionLost says who is there instead."""
-    handshake = H11Handshake(ConnectionType.CLIENT)
-    stream.write(handshake.send(Request(host=host, target=path, subprotocols=[SUBPROTOCOL])))
-    await stream.flush()
-    start = b""
-    refused: RejectConnection | None = None
-    body, is_whole = b"", False
-    while refused is None or not (is_whole or len(body) >= MAX_BODY):
-        data = await stream.read()
-        start = start or data
-        if start[:1] and start[0] in TLS_RECORDS:
-            msg = "it speaks TLS: dial it with wss: instead of ws:"
-            raise ConnectionLost(msg)
+class Opening(Protocol):
+    """One side of the opening handshake."""
+
+    async def open(self, nursery: trio.Nursery, stream: CountingStream, max_message: int) -> WebSocketConnection:
+        """Open the WebSocket; its reader task runs in `nursery`. ConnectionLost, NotOpenedError, or an error of the reader task in `nursery`."""
+        ...
+
+    async def failed(self, stream: CountingStream, error: Exception) -> ConnectionLost:
+        """Tell the peer why `open` failed, and return the reason for this side."""
+        ...
+
+
+@attrs.frozen
+class Dialing(Opening):
+    """The client's side: `host` with its port for the header Host, and the path."""
+
+    host: str
+    path: str
+
+    async def open(self, nursery: trio.Nursery, stream: CountingStream, max_message: int) -> WebSocketConnection:
+        """Ask for a WebSocket."""
+        opening = wrap_client_stream(
+            nursery,
+            stream,  # type: ignore[arg-type]  # its documentation: any trio.abc.Stream
+            self.host,
+            self.path,
+            subprotocols=[BURSTS, SUBPROTOCOL],
+            message_queue_size=0,
+            max_message_size=max_message,
+        )
+        connection = await stream.opened(opening, _is_refusal)
+        if connection.subprotocol is None:
+            raise ConnectionLost(
+                f"it is a WebSocket server, but does not speak {SUBPROTOCOL}: is it a trionode node, and the path right?"
+            )
+        stream.start()
+        return connection
+
+    async def failed(self, stream: CountingStream, error: Exception) -> ConnectionLost:
+        """Return what was there instead of a WebSocket server."""
+        await trio.lowlevel.checkpoint()
+        start = stream.opening
+        if isinstance(error, ConnectionLost):
+            return error
         if not start:
-            msg = "it closed the connection without an answer: does it speak TLS (wss:), or something else than WebSocket?"
-            raise ConnectionLost(msg)
-        try:
-            handshake.receive_data(data)
-        except (RemoteProtocolError, UnicodeError) as error:
-            if refused is None:
-                msg = f"it is no WebSocket server: {error}; it began with '{sanitize(start[:40].decode('latin-1'))}'"
-                raise ConnectionLost(msg) from error
-            is_whole = True
-        for event in handshake.events():
-            if isinstance(event, AcceptConnection):
-                return _accepted(handshake, event)
-            if isinstance(event, RejectConnection):
-                refused, is_whole = event, not event.has_body
-            elif isinstance(event, RejectData):
-                body += event.data
-                is_whole = event.body_finished
-        if not data:
-            break
-    if refused is None:
-        msg = "it closed the connection in the middle of its answer"
-        raise ConnectionLost(msg)
-    raise ConnectionLost(_refusal(refused, body))
+            text = "it closed the connection without an answer: does it speak TLS (wss:), or something else than WebSocket?"
+            return ConnectionLost(str(stream.failure or text))
+        if start[0] in TLS_RECORDS:
+            return ConnectionLost("it speaks TLS: dial it with wss: instead of ws:")
+        status = _STATUS.match(start)
+        if status and status[1] != b"101" and (blank := _BLANK_LINE.search(start)):
+            return ConnectionLost(_refusal(int(status[1]), start[: blank.end()], start[blank.end() :]))
+        began = f"it began with '{sanitize(start[:40].decode('latin-1'))}'"
+        if isinstance(error, NotOpenedError):
+            return ConnectionLost(f"it is not a WebSocket server: {began}")
+        while error.__context__ is not None and isinstance(error.__context__, Exception):
+            error = error.__context__  # trio-websocket's own reaction fails too: the first error says more
+        return ConnectionLost(f"it is not a WebSocket server: {error}; {began}")
 
 
-def _accepted(handshake: H11Handshake, event: AcceptConnection) -> Connection:
-    if event.subprotocol != SUBPROTOCOL:
-        msg = f"it is a WebSocket server, but does not speak {SUBPROTOCOL}: is it a trionode node, and the path right?"
-        raise ConnectionLost(msg)
-    connection = handshake.connection
-    assert connection is not None
-    return connection
+def _is_refusal(start: bytes) -> bool:
+    """Whether an answer is no WebSocket, and all of it has come that is shown."""
+    blank = _BLANK_LINE.search(start)
+    if blank is None:
+        return len(start) > MAX_HEAD
+    status = _STATUS.match(start)
+    return (status is None or status[1] != b"101") and len(start) - blank.end() >= MAX_BODY
 
 
-def _refusal(status: RejectConnection, body: bytes) -> str:
-    headers = {name.lower(): value.decode("latin-1") for name, value in status.headers}
-    code = status.status_code
+def _refusal(code: int, head: bytes, body: bytes) -> str:
+    headers = {name.lower(): value.decode("latin-1") for name, value in _HEADER.findall(head)}
     if 300 <= code < 400 and b"location" in headers:
-        hint = f"it sends elsewhere, to {sanitize(headers[b'location'])}: dial that"
+        hint = f"it redirects to {sanitize(headers[b'location'])}: dial that"
     elif headers.get(b"content-type", "").startswith("text/plain") and body.strip():
         hint = sanitize(body[:MAX_BODY].decode(errors="replace").strip())
     else:
@@ -101,61 +122,82 @@ def _refusal(status: RejectConnection, body: bytes) -> str:
     return f"it answered the request for a WebSocket with HTTP {code}: {hint}"
 
 
-async def answer(stream: ByteStream, path: str, origins: Container[str]) -> Connection:
-    """Accept the peer's request for a WebSocket at `path`, or refuse it in HTTP; ConnectionLost says why."""
+class _RefusedError(Exception):
+    """The listener does not open a WebSocket: status, text for the peer, reason for the log."""
+
+    def __init__(self, status: int, text: str, reason: str) -> None:
+        super().__init__(reason)
+        self.status = status
+        self.text = text
+
+
+@attrs.frozen
+class Accepting(Opening):
+    """The listener's side: the path that it answers at, and the origins whose pages it admits."""
+
+    path: str
+    origins: Container[str]
+
+    async def open(self, nursery: trio.Nursery, stream: CountingStream, max_message: int) -> WebSocketConnection:
+        """Accept the client's request, or raise why not."""
+        head = await _request_head(stream.below)
+        blank = _BLANK_LINE.search(head)
+        assert blank is not None
+        stream.feed(head[: blank.end()])
+        opening = wrap_server_stream(nursery, stream, 0, max_message)
+        request = await stream.opened(opening, lambda _: False)
+        if blank.end() < len(head):
+            reason = "did not wait for the answer to its request"
+            raise _RefusedError(400, "wait for the answer to the request", reason)
+        for name, value in request.headers:
+            if name == b"origin" and (origin := value.decode("latin-1")) not in self.origins:
+                reason = f"is a page of {sanitize(origin)}, which is not in the option origins"
+                raise _RefusedError(403, "this origin is not allowed here", reason)
+        if request.path != self.path:
+            reason = f"asked for the path {sanitize(request.path)}, and this node is at {self.path}"
+            raise _RefusedError(404, "no node is at this path", reason)
+        offered = request.proposed_subprotocols
+        subprotocol = next((each for each in (BURSTS, SUBPROTOCOL) if each in offered), None)
+        if subprotocol is None:
+            names = sanitize(", ".join(offered) or "none")
+            reason = f"offered the subprotocols {names}, and this node speaks {BURSTS} and {SUBPROTOCOL}"
+            raise _RefusedError(400, f"offer the WebSocket subprotocol {SUBPROTOCOL}", reason)
+        stream.start()
+        return await request.accept(subprotocol=subprotocol)
+
+    async def failed(self, stream: CountingStream, error: Exception) -> ConnectionLost:
+        """Answer a request for the last time. The peer is told less than the log, but enough to see its mistake."""
+        if isinstance(error, ConnectionLost):
+            return error
+        if not isinstance(error, _RefusedError):
+            said = sanitize(stream.opening[:40].decode("latin-1"))
+            text = f"this speaks WebSocket, with the subprotocol {SUBPROTOCOL}, and nothing else"
+            error = _RefusedError(426, text, f"did not ask for a WebSocket, but began with '{said}'")
+        body = f"{error.text}\n".encode()
+        upgrade = "Upgrade: websocket\r\nConnection: Upgrade, close" if error.status == 426 else "Connection: close"
+        head = (
+            f"HTTP/1.1 {error.status} {HTTPStatus(error.status).phrase}\r\n{upgrade}\r\n"
+            f"Content-Type: text/plain; charset=utf-8\r\nContent-Length: {len(body)}\r\n\r\n"
+        )
+        with trio.move_on_after(REFUSAL_GRACE):
+            stream.below.write(head.encode() + body)
+            await drain(stream.below)
+        return ConnectionLost(f"{stream.below.peer} {error}")
+
+
+async def _request_head(stream: ByteStream) -> bytes:
+    """Return the head of the client's request, and what came with it."""
     head = b""
-    while (blank := _BLANK_LINE.search(head)) is None:
-        data = await stream.read()
+    while _BLANK_LINE.search(head) is None:
+        data = await stream.receive()
         if not data:
-            msg = "it ended the connection before it had asked for a WebSocket"
-            raise ConnectionLost(msg)
+            raise ConnectionLost(f"{stream.peer} ended the connection before it asked for a WebSocket")
         head += data
         if head[0] in TLS_RECORDS:
-            reason = "it speaks TLS: it has to dial ws: instead of wss:, or this node to listen at wss:"
-            await _refuse(stream, 400, "this listener does not speak TLS", reason)
+            reason = "speaks TLS: it has to dial ws: instead of wss:, or this node to listen at wss:"
+            raise _RefusedError(400, "this listener does not speak TLS", reason)
         if len(head) > MAX_HEAD:
-            await _refuse(
-                stream, 431, "a request's head is too large", f"its request's head has more than {MAX_HEAD} bytes"
+            raise _RefusedError(
+                431, "the request's head is too large", f"sent a request with a head of more than {MAX_HEAD} bytes"
             )
-    handshake = H11Handshake(ConnectionType.SERVER)
-    try:
-        handshake.receive_data(head)
-        (asked,) = handshake.events()
-    except (RemoteProtocolError, UnicodeError, ValueError) as error:
-        reason = f"it did not ask for a WebSocket, but began with '{sanitize(head[:40].decode('latin-1'))}': {error}"
-        await _refuse(
-            stream, 426, f"this speaks WebSocket, with the subprotocol {SUBPROTOCOL}, and nothing else", reason
-        )
-    assert isinstance(asked, Request)
-    if blank.end() < len(head):
-        await _refuse(
-            stream, 400, "wait for the answer to the request", "it did not wait for the answer to its request"
-        )
-    for name, origin in asked.extra_headers:
-        if name == b"origin" and (told := origin.decode("latin-1")) not in origins:
-            reason = f"it comes from a page of {sanitize(told)}, which is not among the allowed origins"
-            await _refuse(stream, 403, "this origin is not allowed here", reason)
-    if asked.target != path:
-        reason = f"it asked for the path {sanitize(asked.target)}, where this node is at {path}"
-        await _refuse(stream, 404, "no node is at this path", reason)
-    if SUBPROTOCOL not in asked.subprotocols:
-        reason = f"it offered the subprotocols {sanitize(', '.join(asked.subprotocols) or 'none')}, where {SUBPROTOCOL} is spoken"
-        await _refuse(stream, 400, f"offer the WebSocket subprotocol {SUBPROTOCOL}", reason)
-    stream.write(handshake.send(AcceptConnection(subprotocol=SUBPROTOCOL)))
-    connection = handshake.connection
-    assert connection is not None
-    return connection
-
-
-async def _refuse(stream: ByteStream, status: int, told: str, reason: str) -> Never:
-    """Answer a request for the last time; the peer is told less than the log, but enough to see its mistake."""
-    body = f"{told}\n".encode()
-    upgrade = "Upgrade: websocket\r\nConnection: Upgrade, close" if status == 426 else "Connection: close"
-    stream.write(
-        f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\n{upgrade}\r\n"
-        f"Content-Type: text/plain; charset=utf-8\r\nContent-Length: {len(body)}\r\n\r\n".encode()
-        + body
-    )
-    with trio.move_on_after(REFUSAL_GRACE):
-        await stream.drain()
-    raise ConnectionLost(reason)
+    return head

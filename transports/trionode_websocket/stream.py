@@ -1,222 +1,175 @@
-"""A connected socket, in the clear or under TLS: a read waits for bytes, a write never waits, and a flush waits until what was written has gone."""
+"""The stream under trio-websocket: it bounds what arrives without a whole message, hands it on in small pieces, and never blocks a write."""
 
-import socket
-import ssl
-import sys
-from contextlib import suppress
+from collections.abc import Awaitable, Callable
+from typing import Never, TypeVar
 
 import trio
 
-from trionode.plugins import ConnectionLost, reason_of_tls
+from trionode.plugins import ByteStream, ConnectionLost, RemoteError, drain
 
-#: Bytes in one read: larger ones were measured not to pay.
-READ_SIZE = 65_536
-#: Seconds without a byte before a probe of TCP's own, between probes, and how many unanswered ones end a connection.
-KEEPALIVE = (15, 5, 3)
-#: Milliseconds that sent bytes may stay unacknowledged: pings can't tell a peer that is gone from one that has still to read what was sent.
-USER_TIMEOUT = 30_000
-
-#: Seconds that whoever was refused is given to read why and to close.
-REFUSAL_GRACE = 1.0
-#: Bytes of TLS's own answers that one read may demand, with those that still wait for a peer that does not read: for 150 new keys (RFC 8446
-#: §4.6.3), of which an honest peer needs one in hours. Each costs 15 µs.
+#: Bytes handed to trio-websocket at a time. It parses a piece without a checkpoint: the smallest frames in 4 KiB take some milliseconds.
+PIECE = 4_096
+#: Bytes that a message may take beside its content: the headers of 16 MiB in fragments of 1 KiB. Empty fragments have headers only.
+OVERHEAD = 262_144
+#: Bytes of an incomplete message that may stay for any time: as much as one read holds. Unsolicited pongs count as such bytes.
+FREE = 65_536
+#: Seconds that a message may take from there to its end. The largest message, 16 MiB, needs 140 KB/s to arrive in that time.
+MESSAGE_TIMEOUT = 120.0
+#: Bytes of pongs that may be due to a peer that does not read: 290 pongs to our own pings, of which an honest peer sends one in 15 s.
 MAX_ANSWERS = 4_096
-#: The alert `protocol_version` (RFC 8446 §6), for who does not speak TLS: what dialled without it knows it by its first byte.
-NO_TLS_ALERT = bytes.fromhex("15 0303 0002 02 46")
+
+T = TypeVar("T")
 
 
-class ByteStream:
-    """Bytes both ways. What could not be sent at once waits here, so that a cancelled flush tears no message apart.
+class NotOpenedError(Exception):
+    """The stream ended before the WebSocket was open."""
 
-    One task reads, one flushes. ConnectionLost when the connection is gone, in every method but `close`.
+
+class CountingStream(trio.abc.Stream):
+    """A ByteStream as trio-websocket takes it. trio-websocket's reader task is the only one that receives.
+
+    It counts the bytes that arrived since the last whole message. It can't see frames, but it sees trio-websocket answer a ping in the reader
+    task, and the link tells it of pongs, so the count is free of control frames.
     """
 
-    def __init__(self, sock: socket.socket, peer: str) -> None:
-        sock.setblocking(False)  # noqa: FBT003  # the socket module's own positional flag
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        if sys.platform == "linux":
-            idle, between, count = KEEPALIVE
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, idle)
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, between)
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, count)
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, USER_TIMEOUT)
-        self.peer = peer
-        self._socket = sock
-        self._drained = False
-        self._unsent = bytearray()
-        self._tls: ssl.SSLObject | None = None
-        self._sealed_in = ssl.MemoryBIO()
-        self._sealed_out = ssl.MemoryBIO()
-        self._over = False
-        self._failure: ConnectionLost | None = None
+    def __init__(self, below: ByteStream, *, max_message: int, is_client: bool) -> None:
+        self.below = below
+        #: Why the stream ended, if not by the peer's end.
+        self.failure: RemoteError | None = None
+        #: Set once nothing more is read.
+        self.ended = trio.Event()
+        #: The first bytes from the peer, until the WebSocket is open.
+        self.opening = b""
+        self._is_enough: Callable[[bytes], bool] = lambda _: False
+        self._is_open = False
+        self._is_finished = False
+        self._opening_scope = trio.CancelScope()
+        self._max_message = max_message
+        # A client masks its frames: they are 4 bytes longer than a server's (RFC 6455 §5.2).
+        self._own_mask, self._peer_mask = (4, 0) if is_client else (0, 4)
+        self._rest = memoryview(b"")
+        self._reader: trio.lowlevel.Task | None = None
+        self._waits_since: float | None = None
+        self._count = 0
+        self._deadline = float("inf")
+        self._answers = 0
 
-    async def begin_tls(self, context: ssl.SSLContext, *, host: str | None) -> None:
-        """Make the TLS handshake, as the client of `host` or, without one, as the server; ssl.SSLError if it fails."""
-        self._tls = context.wrap_bio(self._sealed_in, self._sealed_out, server_side=host is None, server_hostname=host)
-        while True:
-            try:
-                self._tls.do_handshake()
-            except ssl.SSLWantReadError:
-                self._send(self._sealed_out.read())
-                await self.flush()
-                if not await self._read_sealed():
-                    msg = "it closed the connection in the middle of TLS's handshake: does it speak TLS?"
-                    raise ConnectionLost(msg) from None
-            except ssl.SSLError:
-                with trio.move_on_after(REFUSAL_GRACE):
-                    self._send(self._sealed_out.read() or (NO_TLS_ALERT if host is None else b""))
-                    await self.drain()
-                raise
-            else:
-                self._send(self._sealed_out.read())
-                return
+    async def opened(self, opening: Awaitable[T], is_enough: Callable[[bytes], bool]) -> T:
+        """Wait for a handshake of trio-websocket, which by itself waits for ever if the peer sends something else.
 
-    async def read(self) -> bytes:
-        """Return what there is, at least a byte; b"" at the end of the connection. Cancelled, it has taken nothing."""
-        if self._tls is None:
-            return await self._receive()
-        await trio.lowlevel.checkpoint()
-        while not (data := self._unsealed(self._tls)):
-            # Behind TLS's own end nothing is taken: it would be held, and never be read.
-            if self._over or not await self._read_sealed():
-                return b""
-        return data
+        `is_enough` is asked about the peer's first bytes and says that they will not become a WebSocket. NotOpenedError if it does, or if the
+        stream ends.
+        """
+        self._is_enough = is_enough
+        with self._opening_scope:
+            return await opening
+        raise NotOpenedError
 
-    def _unsealed(self, tls: ssl.SSLObject) -> bytes:
-        parts: list[bytes] = []
-        try:
-            while not self._over and self._failure is None:
-                part = tls.read(READ_SIZE)
-                parts.append(part)
-                self._over = not part
-        except (ssl.SSLWantReadError, ssl.SSLEOFError):
-            pass  # TLS's own end is not needed to know an orderly one: WebSocket's Close came by TLS, too
-        except ssl.SSLZeroReturnError:
-            self._over = True
-        except ssl.SSLError as error:
-            self._failure = self._failed(error)
-        if self._sealed_out.pending:
-            self._answer()
-        data = b"".join(parts)
-        if self._failure is not None and not data:
-            raise self._failure
-        return data
+    def start(self) -> None:
+        """Count from here on: the WebSocket is open, or is about to be accepted."""
+        self._is_open, self.opening, self._count = True, b"", 0
 
-    def _answer(self) -> None:
-        """Let go what TLS itself has to say; what can't leave waits for the next write, and a failure until what came before it has been read."""
-        if self._sealed_out.pending > MAX_ANSWERS:
-            self._failure = ConnectionLost(
-                f"{self.peer} demands more answers of TLS than it reads, or than anybody needs"
-            )
-        elif not self._unsent:
-            try:
-                self._send(self._sealed_out.read())
-            except ConnectionLost as error:
-                self._failure = self._failure or error
+    def feed(self, data: bytes) -> None:
+        """Hand these bytes over before all others."""
+        self._rest = memoryview(data)
 
-    async def _read_sealed(self) -> bool:
-        if data := await self._receive():
-            self._sealed_in.write(data)
-        else:
-            self._sealed_in.write_eof()
-        return bool(data)
+    def took_message(self) -> None:
+        """Count anew, because a whole message was taken. What the reader task has read behind it belongs to one piece."""
+        self._count, self._deadline = 0, float("inf")
 
-    async def _receive(self) -> bytes:
-        # Not Trio's stream: its read costs more than all else that a small burst costs. And a short read took all there was: to wait at once
-        # saves a call that would find nothing.
-        if not self._drained:
-            await trio.lowlevel.checkpoint()
-        while True:
-            if self._drained:
-                await trio.lowlevel.wait_readable(self._socket)
-            try:
-                data = self._socket.recv(READ_SIZE)
-            except BlockingIOError:
-                self._drained = True
-            except OSError as error:
-                raise self._lost(error) from error
-            else:
-                self._drained = len(data) < READ_SIZE
-                return data
+    def took_pong(self, payload: int) -> None:
+        """Subtract a pong with so many bytes of payload."""
+        self._uncount(2 + self._peer_mask + payload)
+
+    def _uncount(self, size: int) -> None:
+        self._count = max(0, self._count - size)
+        if self._count <= FREE:
+            self._deadline = float("inf")
 
     @property
-    def is_clogged(self) -> bool:
-        """Whether something waits until the peer reads."""
-        return bool(self._unsent)
+    def silent_since(self) -> float:
+        """When the reader task began to wait for bytes; now, if it does not wait for any."""
+        return trio.current_time() if self._waits_since is None else self._waits_since
 
-    def write(self, data: bytes) -> None:
-        """Send what can be sent at once; the rest waits for `flush`, or for the next write."""
-        if self._tls is None:
-            self._send(data)
-        else:
-            try:
-                self._tls.write(data)
-            except ssl.SSLError as error:
-                raise self._failed(error) from error
-            self._send(self._sealed_out.read())
+    async def receive_some(self, max_bytes: int | None = None) -> bytes:
+        """Return the next piece, or b"" at the end."""
+        del max_bytes
+        self._reader = trio.lowlevel.current_task()
+        if self._rest:
+            await trio.lowlevel.checkpoint()
+        elif not self.ended.is_set():
+            self._rest = memoryview(await self._read())
+        piece, self._rest = bytes(self._rest[:PIECE]), self._rest[PIECE:]
+        if not self._is_open:
+            self.opening += piece
+        if not piece or (not self._is_open and self._is_enough(self.opening)):
+            self._end()
+            return b""
+        self._count += len(piece)
+        if self._count > self._max_message + OVERHEAD:
+            self._fail(f"sent {self._count} bytes without a whole message, which has at most {self._max_message}")
+        if self._count > FREE:
+            self._deadline = min(self._deadline, trio.current_time() + MESSAGE_TIMEOUT)
+        return piece
 
-    def _send(self, data: bytes) -> None:
-        if self._unsent:
-            self._unsent += data
-            self._send_unsent()
-            return
+    async def _read(self) -> bytes:
+        data = None
+        self._waits_since = trio.current_time()
         try:
-            sent = self._socket.send(data) if data else 0
-        except BlockingIOError:
-            sent = 0
-        except OSError as error:
-            raise self._lost(error) from error
-        if sent < len(data):
-            self._unsent += memoryview(data)[sent:]
+            with trio.move_on_at(self._deadline):
+                data = await self.below.receive()
+        except ConnectionLost as error:
+            self.failure = self.failure or error
+            self._end()
+            raise trio.BrokenResourceError from error
+        finally:
+            self._waits_since = None
+        if data is None:
+            self._fail(f"did not complete a message within {MESSAGE_TIMEOUT:g} s")
+        return data
 
-    def _send_unsent(self) -> None:
+    def _fail(self, what: str) -> Never:
+        self.failure = self.failure or ConnectionLost(f"{self.below.peer} {what}")
+        self._end()
+        raise trio.BrokenResourceError
+
+    def _end(self) -> None:
+        self.ended.set()
+        self._opening_scope.cancel()
+
+    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
+        """Write without waiting. trio-websocket holds a lock meanwhile; a wait would keep the reader task from answering a ping.
+
+        A failed write raises nothing: what has arrived can still be read. The link looks at `failure`.
+        """
+        if trio.lowlevel.current_task() is self._reader:
+            if not self._is_open:
+                return  # trio-websocket's refusal; ours says why
+            self._uncount(len(data) - self._own_mask + self._peer_mask)  # it answers a ping of this size
+            self._answers = self._answers + len(data) if self.below.is_clogged else 0
+            if self._answers > MAX_ANSWERS:
+                self._fail("sends pings and does not read the answers")
         try:
-            while self._unsent:
-                del self._unsent[: self._socket.send(self._unsent)]
-        except BlockingIOError:
-            pass
-        except OSError as error:
-            raise self._lost(error) from error
+            self.below.write(bytes(data))
+        except ConnectionLost as error:
+            self.failure = self.failure or error
 
-    async def flush(self) -> None:
-        """Wait until all that was written has been handed to the system."""
+    async def wait_send_all_might_not_block(self) -> None:
+        """Wait for nothing: `send_all` never waits."""
         await trio.lowlevel.checkpoint()
-        self._send_unsent()
-        while self._unsent:
-            await trio.lowlevel.wait_writable(self._socket)
-            self._send_unsent()
 
-    async def drain(self) -> None:
-        """Tell the peer that nothing more comes, and read to its end: a close with something unread destroys what is on its way to the peer."""
-        try:
-            await self.flush()
-            self._socket.shutdown(socket.SHUT_WR)
-            while await self._receive():
-                pass
-        except (OSError, ConnectionLost):
-            pass  # then it is at its end
+    async def aclose(self) -> None:
+        """End this direction. The reader task then reads to the peer's end, and the link closes the stream below."""
+        if not self._is_open:
+            self._end()
+        elif trio.lowlevel.current_task() is self._reader:
+            await drain(self.below)
+            self._end()
+        elif not self._is_finished:
+            self._is_finished = True
+            await self.below.send_eof()
 
-    def close(self) -> None:
-        """Close at once; a second time it does nothing."""
-        if self._socket.fileno() < 0:
-            return
-        if self._tls is not None and not self._unsent:
-            with suppress(
-                ssl.SSLError, ConnectionLost, ValueError
-            ):  # before the handshake, or after a failure, there is no goodbye
-                try:
-                    self._tls.unwrap()
-                finally:
-                    self._send(self._sealed_out.read())
-        trio.lowlevel.notify_closing(self._socket)
-        self._socket.close()
-        self._drained = False  # whoever reads on hears that the socket is gone
-
-    def _lost(self, error: OSError) -> ConnectionLost:
-        return ConnectionLost(f"the connection with {self.peer} was lost: {error.strerror or error}")
-
-    def _failed(self, error: ssl.SSLError) -> ConnectionLost:
-        failure = ConnectionLost(f"the connection with {self.peer} was lost: {reason_of_tls(error)}")
-        failure.__cause__ = error
-        return failure
+    async def finish(self) -> None:
+        """End this direction and wait for the peer's end."""
+        await self.aclose()
+        await self.ended.wait()

@@ -1,34 +1,33 @@
-"""What TLS transports share: contexts out of the four files that their options name, and what went wrong in words.
+"""TLS for transports: contexts from the four files that transport options name, and TLS failures in words.
 
-TLS protects one hop, and proves the listener's name, and the dialler's where that is demanded. Messages are protected by secure channels, whatever carries them.
+TLS protects one hop. It proves the listener's name, and the dialer's where that is demanded. Secure channels protect the messages.
 """
 
 import ssl
 from collections.abc import Iterator
 from pathlib import Path
 
-from trionode.errors import LocalError
+from trionode.errors import ConfigError
 from trionode.net.sockets import reason_of
 
 _CERTIFICATE = "-----BEGIN CERTIFICATE-----"
 _KEY = "PRIVATE KEY-----"
 
-#: What OpenSSL's verification codes mean to who reads them (x509_vfy.h); others have its own words.
+#: Texts for OpenSSL's verification codes (x509_vfy.h). For others OpenSSL's own text is shown.
 _UNVERIFIED = {
     9: "the other end's certificate is not valid yet: are both clocks right?",
     10: "the other end's certificate has expired",
     **dict.fromkeys(
         (2, 18, 19, 20, 21),
-        "nobody who is trusted here has signed the other end's certificate: give the file of who did as ca_file, or as "
-        "client_ca_file to listen",
+        "the other end's certificate is not signed by a trusted CA: set ca_file (client_ca_file on a listener)",
     ),
 }
 _NO_TLS = "the other end does not speak TLS: is it a listener without TLS, or another port?"
 _NOT_ACCEPTED = (
-    "the other end does not accept the certificate of this one: is it for the name that is dialled, and for this use?"
+    "the other end does not accept this end's certificate: is it for the name that is dialed, and for this use?"
 )
-_NO_VERSION = "both ends share no version of TLS: 1.2 and 1.3 are spoken here"
-#: What OpenSSL's reasons mean, with alerts, which are the other end's.
+_NO_VERSION = "the two ends share no TLS version: this one speaks 1.2 and 1.3"
+#: Texts for OpenSSL's reasons, alerts of the other end among them.
 _FAILED = {
     "HTTP_REQUEST": _NO_TLS,
     "HTTPS_PROXY_REQUEST": _NO_TLS,
@@ -36,11 +35,11 @@ _FAILED = {
     "NO_PROTOCOLS_AVAILABLE": _NO_VERSION,
     "TLSV1_ALERT_PROTOCOL_VERSION": _NO_VERSION,
     "UNSUPPORTED_PROTOCOL": _NO_VERSION,
-    "PEER_DID_NOT_RETURN_A_CERTIFICATE": "the other end showed no certificate, and this listener demands one (client_ca_file)",
-    "TLSV13_ALERT_CERTIFICATE_REQUIRED": "the other end demands a certificate: give one with the options certificate and key",
-    "SSLV3_ALERT_HANDSHAKE_FAILURE": "the other end refused the handshake: if it demands a certificate, give one with the options certificate and key",
-    "TLSV1_ALERT_UNKNOWN_CA": "the other end does not trust the authority that signed the certificate of this one",
-    "SSLV3_ALERT_CERTIFICATE_EXPIRED": "the certificate of this end has expired, says the other",
+    "PEER_DID_NOT_RETURN_A_CERTIFICATE": "the other end sent no certificate, and this listener demands one (client_ca_file)",
+    "TLSV13_ALERT_CERTIFICATE_REQUIRED": "the other end demands a certificate: set the options certificate and key",
+    "SSLV3_ALERT_HANDSHAKE_FAILURE": "the other end refused the handshake. If it demands a certificate: set the options certificate and key",
+    "TLSV1_ALERT_UNKNOWN_CA": "the other end does not trust the CA that signed this end's certificate",
+    "SSLV3_ALERT_CERTIFICATE_EXPIRED": "this end's certificate has expired, says the other end",
     "SSLV3_ALERT_BAD_CERTIFICATE": _NOT_ACCEPTED,
     "SSLV3_ALERT_CERTIFICATE_UNKNOWN": _NOT_ACCEPTED,
     "SSLV3_ALERT_UNSUPPORTED_CERTIFICATE": _NOT_ACCEPTED,
@@ -48,37 +47,95 @@ _FAILED = {
 }
 
 
-def server_context(*, certificate: str, key: str | None = None, client_ca_file: str | None = None) -> ssl.SSLContext:
-    """Return what a listener shows and demands: its chain and key, and client certificates if `client_ca_file` is given.
+class TLSContexts:
+    """The TLS contexts of one transport, for both directions of connecting. Each file is read once, here."""
 
-    All are paths of PEM files; the key may stand in the certificate's. LocalError says what is wrong with which file.
+    def __init__(
+        self,
+        *,
+        certificate: str | None = None,
+        key: str | None = None,
+        ca_file: str | None = None,
+        client_ca_file: str | None = None,
+    ) -> None:
+        """Read the files.
+
+        Args:
+          certificate: PEM file with the certificate chain of this node: needed to listen, and to dial a listener that demands one.
+          key: PEM file with its key; without it the key is in the file `certificate`.
+          ca_file: PEM file with the CAs that this node trusts when it dials; without it the system's.
+          client_ca_file: PEM file with the CA that has to have signed a dialer's certificate; without it dialers need none.
+
+        Raises:
+          ConfigError: A file can't be read or does not hold what it should; the text names it.
+        """
+        self.client = client_context(ca_file=ca_file, certificate=certificate, key=key)
+        self._server = certificate and server_context(certificate=certificate, key=key, client_ca_file=client_ca_file)
+
+    def server(self, address: str) -> ssl.SSLContext:
+        """Return the context to listen with.
+
+        Args:
+          address: Where to listen, for the error text.
+
+        Raises:
+          ConfigError: There is no certificate.
+        """
+        if not self._server:
+            raise ConfigError(
+                f"can't listen at {address} without a certificate: set the option certificate, "
+                "and key unless the key is in the same file"
+            )
+        return self._server
+
+
+def server_context(*, certificate: str, key: str | None = None, client_ca_file: str | None = None) -> ssl.SSLContext:
+    """Return the TLS context of a listener.
+
+    Args:
+      certificate: PEM file with the certificate chain.
+      key: PEM file with its key; without it the key is in the file `certificate`.
+      client_ca_file: PEM file with the CA of client certificates. If it is given, clients must have one.
+
+    Raises:
+      ConfigError: A file can't be read or does not hold what it should; the text names it.
     """
     context = _context(ssl.Purpose.CLIENT_AUTH, "client_ca_file", client_ca_file)
     if client_ca_file is not None:
         context.verify_mode = ssl.CERT_REQUIRED
-    # Nothing resumes a session, and a ticket that a client has not read when it closes would make its system destroy what it sent last.
+    # Sessions are never resumed. A client that closes with an unread ticket would make its system destroy what it sent last.
     context.num_tickets = 0
-    _show(context, certificate, key)
+    _load_chain(context, certificate, key)
     return context
 
 
 def client_context(
     *, ca_file: str | None = None, certificate: str | None = None, key: str | None = None
 ) -> ssl.SSLContext:
-    """Return whom a dialler trusts, the system's authorities unless `ca_file` is given, and the certificate that it shows if it is asked.
+    """Return the TLS context of a dialer, which verifies host names.
 
-    All are paths of PEM files; the key may stand in the certificate's. Host names are verified. LocalError says what is wrong with which file.
+    Args:
+      ca_file: PEM file with the trusted CAs; without it the system's are trusted.
+      certificate: PEM file with the certificate chain to send if the listener demands one.
+      key: PEM file with its key; without it the key is in the file `certificate`.
+
+    Raises:
+      ConfigError: A file can't be read or does not hold what it should; the text names it.
     """
     context = _context(ssl.Purpose.SERVER_AUTH, "ca_file", ca_file)
     if certificate is not None:
-        _show(context, certificate, key)
+        _load_chain(context, certificate, key)
     elif key is not None:
-        raise LocalError(f"the key {key} has no certificate: give the option certificate too")
+        raise ConfigError(f"the key {key} has no certificate: set the option certificate too")
     return context
 
 
 def reason_of_tls(error: BaseException) -> str:
-    """Return one sentence on why TLS failed, and what to do, from an error or from what it was raised for."""
+    """Return one sentence on why TLS failed and what to do.
+
+    Args:
+      error: The error, or one that was raised because of it, or a group that holds it.
+    """
     failed = next((each for each in _causes(error) if isinstance(each, ssl.SSLError)), None)
     if failed is None:
         return reason_of(error) or type(error).__name__
@@ -92,48 +149,46 @@ def reason_of_tls(error: BaseException) -> str:
 
 def _context(purpose: ssl.Purpose, option: str, ca_file: str | None) -> ssl.SSLContext:
     if ca_file is not None:
-        _check(option, ca_file, _CERTIFICATE)
+        _check_pem(option, ca_file, _CERTIFICATE)
     try:
         context = ssl.create_default_context(purpose, cafile=ca_file)
     except ssl.SSLError as error:
-        raise LocalError(f"{option} {ca_file} holds a certificate that can't be read: {error}") from error
-    # A peer that could begin a handshake anew could make a reader write.
+        raise ConfigError(f"{option} {ca_file} holds a certificate that can't be read: {error}") from error
+    # A peer that could start a new handshake could make a reader write.
     context.options |= ssl.OP_NO_RENEGOTIATION
     return context
 
 
-def _show(context: ssl.SSLContext, certificate: str, key: str | None) -> None:
-    _check("certificate", certificate, _CERTIFICATE)
-    _check("key", key or certificate, _KEY)
+def _load_chain(context: ssl.SSLContext, certificate: str, key: str | None) -> None:
+    _check_pem("certificate", certificate, _CERTIFICATE)
+    _check_pem("key", key or certificate, _KEY)
 
     def no_passphrase() -> str:
-        raise LocalError(f"the key in {key or certificate} is sealed with a passphrase: give one that is not")
+        raise ConfigError(f"the key in {key or certificate} has a passphrase: use a key without one")
 
     try:
         context.load_cert_chain(certificate, key, no_passphrase)
     except ssl.SSLError as error:
         if error.reason == "KEY_VALUES_MISMATCH":
-            raise LocalError(
-                f"the key in {key or certificate} is not that of the certificate in {certificate}"
-            ) from error
-        raise LocalError(
-            f"the certificate in {certificate}, or the key in {key or certificate}, can't be read: {error}"
-        ) from error
+            text = f"the key in {key or certificate} does not belong to the certificate in {certificate}"
+        else:
+            text = f"the certificate in {certificate}, or the key in {key or certificate}, can't be read: {error}"
+        raise ConfigError(text) from error
 
 
-def _check(option: str, path: str, mark: str) -> None:
-    """See that a file can be read and may hold what it should: OpenSSL has few words for that."""
+def _check_pem(option: str, path: str, mark: str) -> None:
+    """Check that a file can be read and may hold what it should: OpenSSL's own errors say little."""
     try:
-        text = Path(path).read_text(encoding="latin-1")  # any bytes: what surrounds PEM's blocks may be anything
+        text = Path(path).read_text(encoding="latin-1")  # any bytes may surround the blocks of a PEM file
     except OSError as error:
-        raise LocalError(f"can't read {option} {path}: {error.strerror}") from error
+        raise ConfigError(f"can't read {option} {path}: {error.strerror}") from error
     if mark not in text:
         what = "certificate" if mark == _CERTIFICATE else "private key"
-        raise LocalError(f"there is no {what} in {path}: {option} is the path of a PEM file with a line {mark!r}")
+        raise ConfigError(f"there is no {what} in {path}: {option} is the path of a PEM file with a line {mark!r}")
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:
-    """An error, what it holds if it is a group, and what it was raised for, from the outside in."""
+    """Yield an error, the errors of a group, and what it was raised for, from the outside in."""
     yield error
     if isinstance(error, BaseExceptionGroup):
         for each in error.exceptions:

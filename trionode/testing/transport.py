@@ -1,4 +1,4 @@
-"""The contract of transports as checks that any plugin can run against itself, in the manner of `trio.testing.check_two_way_stream`."""
+"""The contract of transports as checks that any plugin can run against itself, like `trio.testing.check_two_way_stream`."""
 
 import itertools
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
@@ -16,64 +16,104 @@ from trionode.testing.contract import Held, cancelled_after, demand
 
 #: Seconds that one check may take; none of them needs a tenth of it.
 LIMIT = 20.0
-#: Bytes that a transport may have on their way to a peer that doesn't read: more than the socket buffers of any system that we know.
+#: Bytes that a transport may have under way to a peer that does not read: more than the socket buffers of any known system.
 CLOGGED = 64 * 1024 * 1024
-#: Seconds without any task running after which a sender counts as blocked.
+#: Seconds without a running task after which a sender counts as blocked.
 QUIET = 0.05
-#: Sends that may still seem to work after the peer has gone, before one of them must fail.
+#: Sends that may seem to work after the peer has disconnected. One of them must fail.
 LATE_SENDS = 1000
-#: Seconds that `aclose` may take with a peer that does nothing: its node gives it one, and cancels it then.
+#: Seconds that `aclose` may take with a peer that does nothing. A node gives it one second and then cancels it.
 CLOSING = 3.0
-#: Seconds within which a mistake of the caller's is answered: it needs no peer.
+#: Seconds within which a caller's mistake raises: that needs no peer.
 PROMPT = 1.0
-#: Bytes in the largest frame that `Ground.small` reads, or fewer.
+#: `Harness.small` reads frames of at most so many bytes.
 SMALL = 1000
-#: Steps of tasks after which something is cancelled: more than it takes over a local socket, or until it is done.
+#: Task steps after which an operation is cancelled, from 0 to so many. It ends earlier if the operation is done by then.
 STAGES = 40
-#: Connects that are cancelled together.
+#: Connects that are cancelled at the same time.
 AT_ONCE = 4
 
 
 @attrs.frozen
-class Ground:
-    """Where a transport is checked: the transport, a place to listen at (a free one each time), and one where nobody listens."""
+class Harness:
+    """A transport to check, and the addresses to check it with.
 
-    #: Its links have to carry frames of 100 000 bytes.
+    Attributes:
+      transport: The transport, as its class makes it. Its links have to carry frames of 100 000 bytes.
+      at: An address to listen at, the text behind `name:`. It has to be free each time, such as "127.0.0.1:0".
+      unreachable: An address where nothing listens.
+      small: Another transport of the same kind, in the same network, that reads frames of at most SMALL bytes; None if there is no such option.
+      unopened: What `transport` was before `open`. `run_check` sets it.
+    """
+
     transport: Transport
     at: str
-    nobody: str
-    #: Another of its kind, in the same network, that reads frames of at most SMALL bytes; without one, what is too large is sent, never read.
+    unreachable: str
     small: Transport | None = None
+    unopened: Transport | None = None
+
+    def opened(self, nursery: trio.Nursery) -> "Harness":
+        """Return the harness with transports that are opened as a node does it.
+
+        Args:
+          nursery: For the tasks of their connections.
+        """
+        return attrs.evolve(
+            self,
+            transport=self.transport.open(nursery),
+            small=self.small and self.small.open(nursery),
+            unopened=self.transport,
+        )
 
 
-#: One promise of the contract; AssertionError or another error if the transport breaks it.
-Check = Callable[[Ground], Awaitable[None]]
+#: One promise of the contract. It raises AssertionError, or another error, if the transport breaks it.
+Check = Callable[[Harness], Awaitable[None]]
 
 
 async def check_transport(
-    make: Callable[[], Transport], *, at: str, nobody: str, small: Callable[[], Transport] | None = None
+    make: Callable[[], Transport], *, at: str, unreachable: str, small: Callable[[], Transport] | None = None
 ) -> None:
-    """Run every check against transports that `make` makes; the first broken promise comes out as AssertionError or another error.
+    """Run every check, each with a new transport.
 
-    `at` is where to listen, such as "127.0.0.1:0", and has to be free each time; `nobody` is where nobody listens. `small` makes one of the
-    same kind that reads frames of at most SMALL bytes, if there is such an option.
+    Args:
+      make: Makes the transport.
+      at: An address to listen at; it has to be free each time.
+      unreachable: An address where nothing listens.
+      small: Makes a transport of the same kind that reads frames of at most SMALL bytes.
+
+    Raises:
+      AssertionError: A promise is broken. Other errors of the transport are raised as they are, perhaps in a group.
+
+    If cancelled, the check that runs ends.
     """
     for check in CHECKS:
-        await run_check(check, Ground(make(), at, nobody, small() if small else None))
+        await run_check(check, Harness(make(), at, unreachable, small() if small else None))
 
 
-async def run_check(check: Check, ground: Ground) -> None:
-    """Run one check within LIMIT seconds, and see that it leaves no task, no thread and, where the system tells, no open file behind."""
+async def run_check(check: Check, harness: Harness) -> None:
+    """Run one check, with a nursery for the transport, as a node has it. No task, thread or open file may be left.
+
+    Args:
+      check: One of CHECKS.
+      harness: What to check.
+
+    Raises:
+      AssertionError: The promise is broken, or the check took more than LIMIT seconds.
+
+    If cancelled, the check ends.
+    """
     before = Held.now()
     with trio.move_on_after(LIMIT) as scope:
-        await check(ground)
+        async with trio.open_nursery() as nursery:
+            await check(harness.opened(nursery))
+            nursery.cancel_scope.cancel()
     demand(not scope.cancelled_caught, f"{check.__name__.replace('_', ' ')}: still waiting after {LIMIT:g} s")
     before.require_back()
 
 
 @asynccontextmanager
-async def _served(ground: Ground) -> AsyncIterator[tuple[str, trio.MemoryReceiveChannel[Link]]]:
-    """A listener: its bound address, and the links that it accepts, each of which is closed at the end."""
+async def _served(harness: Harness) -> AsyncIterator[tuple[str, trio.MemoryReceiveChannel[Link]]]:
+    """Listen; yield the bound address and a channel of accepted links. They are closed at the end."""
     links, accepted = trio.open_memory_channel[Link](1000)
 
     async def accept(link: Link) -> None:
@@ -81,26 +121,26 @@ async def _served(ground: Ground) -> AsyncIterator[tuple[str, trio.MemoryReceive
         try:
             await trio.sleep_forever()
         finally:
-            await _drop(link)
+            await _abort(link)
 
     async with trio.open_nursery() as nursery:
-        bound = await nursery.start(partial(ground.transport.serve, ground.at, accept))
+        bound = await nursery.start(partial(harness.transport.serve, harness.at, accept))
         yield bound, accepted
         nursery.cancel_scope.cancel()
 
 
 @asynccontextmanager
-async def _pair(ground: Ground, *, dialling: Transport | None = None) -> AsyncIterator[tuple[Link, Link]]:
-    """Both ends of a new link: the one that connected and the one that was accepted."""
-    async with _served(ground) as (bound, accepted):
-        client = await (dialling or ground.transport).connect(bound)
+async def _pair(harness: Harness, *, dialling: Transport | None = None) -> AsyncIterator[tuple[Link, Link]]:
+    """Yield both ends of a new link: the one that connected and the one that was accepted."""
+    async with _served(harness) as (bound, accepted):
+        client = await (dialling or harness.transport).connect(bound)
         try:
             yield client, await accepted.receive()
         finally:
-            await _drop(client)
+            await _abort(client)
 
 
-async def _drop(link: Link) -> None:
+async def _abort(link: Link) -> None:
     """Close a link at once: `aclose` closes even if it is cancelled."""
     with trio.CancelScope() as scope:
         scope.cancel()
@@ -108,18 +148,18 @@ async def _drop(link: Link) -> None:
 
 
 async def _arrive(link: Link, frames: Sequence[bytes]) -> None:
-    """Demand that these frames are what comes next, and no other with them."""
+    """Demand that these frames come next, and no others with them."""
     received: list[bytes] = []
     while len(received) < len(frames):
         burst = await link.receive()
         demand(burst, f"{len(frames)} frames were sent, and the link ended after {len(received)}")
         received += burst
     demand(
-        received == list(frames), f"frames arrive whole and in order: expected {_told(frames)}, got {_told(received)}"
+        received == list(frames), f"frames arrive whole and in order: expected {_shown(frames)}, got {_shown(received)}"
     )
 
 
-def _told(frames: Sequence[bytes]) -> str:
+def _shown(frames: Sequence[bytes]) -> str:
     return (
         "["
         + ", ".join(f"{bytes(frame[:10])!r} of {len(frame)} bytes" for frame in frames[:5])
@@ -129,7 +169,7 @@ def _told(frames: Sequence[bytes]) -> str:
 
 
 async def _rest(link: Link) -> list[bytes]:
-    """All that comes until the end, be that orderly or not."""
+    """Return everything that comes until the end, orderly or not."""
     frames: list[bytes] = []
     with suppress(RemoteError):
         while burst := await link.receive():
@@ -142,22 +182,22 @@ def _numbered(i: int) -> bytes:
 
 
 def _demand_numbered(frames: Sequence[bytes], sent: int) -> None:
-    """Demand that frames are the first of those that `_stuck` sends."""
+    """Demand that these are the first frames that `_blocked_sender` sends."""
     demand(
         len(frames) <= sent and list(frames) == [_numbered(i) for i in range(len(frames))],
-        "however a link ends, frames arrive whole, in order, and once",
+        "frames arrive whole, in order, and once, however a link ends",
     )
 
 
 @asynccontextmanager
-async def _stuck(link: Link) -> AsyncIterator[Callable[[], int]]:
-    """Somebody who sends numbered frames and can't go on, for the length of a block; he is cancelled then. How many he began."""
+async def _blocked_sender(link: Link) -> AsyncIterator[Callable[[], int]]:
+    """Send numbered frames for the length of a block, until the peer's buffers are full. Yield a function that tells how many were begun."""
     begun = 0
 
     async def send_for_ever() -> None:
         nonlocal begun
         while True:
-            demand(begun * len(_numbered(0)) < CLOGGED, "a peer that doesn't read is not sent to without end")
+            demand(begun * len(_numbered(0)) < CLOGGED, "send blocks while the peer does not read")
             begun += 2
             await link.send([_numbered(begun - 2), _numbered(begun - 1)])
 
@@ -168,27 +208,27 @@ async def _stuck(link: Link) -> AsyncIterator[Callable[[], int]]:
         nursery.cancel_scope.cancel()
 
 
-async def _clog(link: Link) -> int:
-    """Send numbered frames until nothing goes any more, and cancel that; how many were begun."""
-    async with _stuck(link) as begun:
+async def _fill(link: Link) -> int:
+    """Send numbered frames until the sender blocks, and cancel it. Return how many were begun."""
+    async with _blocked_sender(link) as begun:
         pass
     return begun()
 
 
-async def links_say_what_they_are(ground: Ground) -> None:
-    """A transport has a name, a link a peer to show in logs, a wire, and a largest frame within what the wire allows."""
-    demand(ground.transport.name.isidentifier(), "a transport's name is an identifier")
-    async with _pair(ground) as pair:
+async def links_describe_themselves(harness: Harness) -> None:
+    """A transport has a name. A link has a peer for logs, a protocol version, and a largest frame that this version allows."""
+    demand(harness.transport.name.isidentifier(), "a transport's name is an identifier")
+    async with _pair(harness) as pair:
         for link in pair:
             demand(link.peer, "a link's peer is a text for logs")
             demand(
                 0 < link.max_frame <= link.protocol_version.max_sent,
-                "a link's max_frame is from 1 to its wire's max_sent",
+                "a link's max_frame is from 1 to its protocol version's max_sent",
             )
 
 
-async def frames_arrive_whole_and_in_order_in_both_directions_at_once(ground: Ground) -> None:
-    """Frames of all sizes, alone and in bursts, arrive as they were sent; `receive` brings at least one."""
+async def frames_arrive_whole_and_in_order_in_both_directions_at_once(harness: Harness) -> None:
+    """Frames of all sizes, alone and in bursts, arrive as they were sent. `receive` returns at least one."""
     sizes = (1, 2, 3, 255, 256, 1000, 4096, 65_530, 65_536, 70_000)
 
     def bursts(seed: int) -> Iterator[list[bytes]]:
@@ -203,15 +243,15 @@ async def frames_arrive_whole_and_in_order_in_both_directions_at_once(ground: Gr
     async def receive(link: Link, seed: int) -> None:
         await _arrive(link, [frame for burst in bursts(seed) for frame in burst])
 
-    async with _pair(ground) as (client, server), trio.open_nursery() as nursery:
+    async with _pair(harness) as (client, server), trio.open_nursery() as nursery:
         for one, other, seed in ((client, server, 1), (server, client, 2)):
             nursery.start_soon(send, one, seed)
             nursery.start_soon(receive, other, seed)
 
 
-async def the_largest_frame_arrives_whole(ground: Ground) -> None:
-    """A frame of `max_frame` bytes passes, with others around it."""
-    async with _pair(ground) as (client, server), trio.open_nursery() as nursery:
+async def the_largest_frame_arrives_whole(harness: Harness) -> None:
+    """A frame of `max_frame` bytes arrives, with others around it."""
+    async with _pair(harness) as (client, server), trio.open_nursery() as nursery:
         largest = bytes(range(256)) * (client.max_frame // 256)
         largest += bytes(client.max_frame - len(largest))
         burst = [b"before", largest, b"after"]
@@ -219,9 +259,9 @@ async def the_largest_frame_arrives_whole(ground: Ground) -> None:
         await _arrive(server, burst)
 
 
-async def a_frame_that_is_too_large_is_refused_before_anything_is_sent(ground: Ground) -> None:
-    """MessageTooLargeError that names the limit; nothing of that burst arrives, and the link lives on."""
-    async with _pair(ground) as pair:
+async def a_too_large_frame_is_refused_before_anything_is_sent(harness: Harness) -> None:
+    """`send` raises MessageTooLargeError that names the limit. Nothing of the burst arrives, and the link stays usable."""
+    async with _pair(harness) as pair:
         for sender, receiver in (pair, pair[::-1]):
             try:
                 with trio.move_on_after(PROMPT):
@@ -239,11 +279,11 @@ async def a_frame_that_is_too_large_is_refused_before_anything_is_sent(ground: G
             await _arrive(receiver, [b"next"])
 
 
-async def a_frame_that_is_too_large_to_read_ends_the_link(ground: Ground) -> None:
-    """WireError where the reader's bound is lower than what its peer sends, and after that no frame; or the sender knows, and is refused."""
-    if ground.small is None:
+async def a_too_large_incoming_frame_ends_the_link(harness: Harness) -> None:
+    """A frame larger than the reader takes is WireError at the reader, and no frame follows it. Or the sender knows the bound, and `send` refuses it."""
+    if harness.small is None:
         return
-    async with _pair(attrs.evolve(ground, transport=ground.small), dialling=ground.transport) as (client, server):
+    async with _pair(attrs.evolve(harness, transport=harness.small), dialling=harness.transport) as (client, server):
         await client.send([b"before"])
         await _arrive(server, [b"before"])
         try:
@@ -259,13 +299,13 @@ async def a_frame_that_is_too_large_to_read_ends_the_link(ground: Ground) -> Non
             f"small has to read frames of at most SMALL ({SMALL}) bytes; this one reads {server.max_frame}, as its links' max_frame says",
         )
         raise AssertionError(
-            f"a frame that is larger than its reader takes is a WireError at the reader; it got {_told(got)}"
+            f"a frame that is larger than its reader takes is a WireError at the reader; it got {_shown(got)}"
         )
 
 
-async def an_empty_burst_sends_nothing_and_ends_nothing(ground: Ground) -> None:
-    """`send` of no frames is a checkpoint, and the peer, to whom () is the end, hears nothing of it."""
-    async with _pair(ground) as pair:
+async def an_empty_burst_sends_nothing(harness: Harness) -> None:
+    """`send` of no frames is a checkpoint, and the peer, for which () is the end, receives nothing."""
+    async with _pair(harness) as pair:
         for sender, receiver in (pair, pair[::-1]):
             with trio.testing.assert_checkpoints():
                 await sender.send([])
@@ -276,27 +316,27 @@ async def an_empty_burst_sends_nothing_and_ends_nothing(ground: Ground) -> None:
             await _arrive(receiver, [b"x"])
 
 
-async def a_burst_stays_its_senders_and_frames_are_bytes(ground: Ground) -> None:
-    """Once `send` has returned the sender may use its list again; it was not changed, and what arrives is immutable."""
-    async with _pair(ground) as pair:
+async def the_sender_may_reuse_its_list_and_frames_are_bytes(harness: Harness) -> None:
+    """After `send` the caller may change its list, which `send` has not changed. Received frames are `bytes`."""
+    async with _pair(harness) as pair:
         for sender, receiver in (pair, pair[::-1]):
             sent = [bytes((i,)) * 1000 for i in range(50)]
             burst = list(sent)
             await sender.send(burst)
-            demand(burst == sent, "send leaves the list that it is given as it is")
+            demand(burst == sent, "send does not change the list that it is given")
             burst[:10] = [b"changed"]
             burst.clear()
             received: list[bytes] = []
             while len(received) < len(sent):
                 frames = await receiver.receive()
-                demand(frames, "what was sent arrives, whatever its sender does with his list afterwards")
+                demand(frames, "a sent frame arrives, even if the sender changes its list afterwards")
                 received += frames
-            demand(received == sent, "what was sent arrives, whatever its sender does with his list afterwards")
+            demand(received == sent, "a sent frame arrives, even if the sender changes its list afterwards")
             demand({type(frame) for frame in received} == {bytes}, "frames that are received are bytes")
 
 
-async def all_that_was_sent_arrives_before_the_orderly_end(ground: Ground) -> None:
-    """Who sends and closes destroys nothing: the peer reads all of it, then (), and () again."""
+async def everything_sent_arrives_before_the_orderly_end(harness: Harness) -> None:
+    """A sender that closes destroys nothing: the peer reads all frames, then (), and () again."""
     frames = [i.to_bytes(4, "big") * 32 for i in range(5000)]
 
     async def send_and_close(link: Link) -> None:
@@ -305,18 +345,18 @@ async def all_that_was_sent_arrives_before_the_orderly_end(ground: Ground) -> No
         await link.aclose()
 
     for turned in (False, True):
-        async with _pair(ground) as pair, trio.open_nursery() as nursery:
+        async with _pair(harness) as pair, trio.open_nursery() as nursery:
             sender, receiver = pair[::-1] if turned else pair
             nursery.start_soon(send_and_close, sender)
             await _arrive(receiver, frames)
             for _ in range(2):
-                demand(tuple(await receiver.receive()) == (), "behind the last frame is the end, and behind that too")
+                demand(tuple(await receiver.receive()) == (), "behind the last frame is the end, again and again")
             await receiver.aclose()
 
 
-async def a_link_receives_on_after_it_sent_its_end(ground: Ground) -> None:
-    """`send_eof` ends one direction, where the transport can, and takes nothing from the other."""
-    async with _pair(ground) as (client, server):
+async def a_link_still_receives_after_send_eof(harness: Harness) -> None:
+    """`send_eof` ends one direction, where the transport can, and the other direction goes on."""
+    async with _pair(harness) as (client, server):
         await client.send([b"last"])
         await client.send_eof()
         await _arrive(server, [b"last"])
@@ -324,18 +364,18 @@ async def a_link_receives_on_after_it_sent_its_end(ground: Ground) -> None:
         await _arrive(client, [b"still", b"heard"])
 
 
-async def an_end_may_be_told_twice_in_vain_and_cancelled(ground: Ground) -> None:
-    """`send_eof` a second time, or to a peer that is gone, is nothing and no error; cancelled, the link can still be closed."""
-    async with _pair(ground) as (client, server):
+async def send_eof_may_be_repeated_late_or_cancelled(harness: Harness) -> None:
+    """`send_eof` does nothing the second time, and raises nothing if the peer has disconnected. If it is cancelled, the link can still be closed."""
+    async with _pair(harness) as (client, server):
         await client.send_eof()
         await client.send_eof()
-        await _drop(server)
+        await _abort(server)
         await client.send_eof()
-    async with _pair(ground) as (client, server):
-        await _drop(server)
+    async with _pair(harness) as (client, server):
+        await _abort(server)
         await _rest(client)
         await client.send_eof()
-    async with _pair(ground) as (client, server):
+    async with _pair(harness) as (client, server):
         await client.send([b"last"])
         with trio.CancelScope() as scope:
             scope.cancel()
@@ -347,9 +387,9 @@ async def an_end_may_be_told_twice_in_vain_and_cancelled(ground: Ground) -> None
             nursery.start_soon(server.aclose)
 
 
-async def both_ends_may_close_at_once_and_twice(ground: Ground) -> None:
-    """Closing waits for no answer that will not come, and closing what is closed is nothing."""
-    async with _pair(ground) as pair:
+async def both_ends_may_close_at_once_and_twice(harness: Harness) -> None:
+    """`aclose` does not wait for an answer that will not come. Closing a closed link does nothing."""
+    async with _pair(harness) as pair:
         async with trio.open_nursery() as nursery:
             for link in pair:
                 nursery.start_soon(link.aclose)
@@ -357,44 +397,44 @@ async def both_ends_may_close_at_once_and_twice(ground: Ground) -> None:
             await link.aclose()
 
 
-async def closing_needs_no_peer_that_listens(ground: Ground) -> None:
-    """A peer that neither reads nor closes holds `aclose` up for a short grace only, be what was sent under way or stuck."""
+async def closing_does_not_need_the_peer(harness: Harness) -> None:
+    """If the peer neither reads nor closes, `aclose` returns after a short grace, whether or not sent bytes are stuck."""
 
     async def close(link: Link) -> None:
         with trio.move_on_after(CLOSING) as scope:
             await link.aclose()
         demand(not scope.cancelled_caught, f"aclose with a silent peer returns by itself within {CLOSING:g} s")
 
-    async with _served(ground) as (bound, accepted):
-        idle = await ground.transport.connect(bound)
-        stuck = await ground.transport.connect(bound)
+    async with _served(harness) as (bound, accepted):
+        idle = await harness.transport.connect(bound)
+        stuck = await harness.transport.connect(bound)
         for _ in range(2):
             await accepted.receive()
         await idle.send([b"unread"])
-        await _clog(stuck)
+        await _fill(stuck)
         async with trio.open_nursery() as nursery:
             for link in (idle, stuck):
                 nursery.start_soon(close, link)
 
 
-async def a_cancelled_close_still_closes(ground: Ground) -> None:
-    """Cancelled before it begins or while it waits, `aclose` has closed: nothing is sent any more, and the peer sees the end."""
+async def a_cancelled_close_still_closes(harness: Harness) -> None:
+    """`aclose` closes even if it is cancelled, before it begins or while it waits. The peer sees the end."""
     for timeout in (0, 0.01):
         for turned in (False, True):
-            async with _pair(ground) as pair:
+            async with _pair(harness) as pair:
                 closed, other = pair[::-1] if turned else pair
                 with trio.move_on_after(timeout):
                     await closed.aclose()
                 with trio.move_on_after(PROMPT) as scope:
                     await _rest(other)
-                demand(not scope.cancelled_caught, "a close that was cancelled has closed, and its peer sees the end")
+                demand(not scope.cancelled_caught, "a cancelled close has closed, and its peer sees the end")
 
 
-async def sending_to_a_peer_that_is_gone_fails(ground: Ground) -> None:
-    """ConnectionLost, at the latest after what the transport can have under way; what had arrived is still received, and then the end."""
-    async with _pair(ground) as (left, gone):
+async def sending_to_a_peer_that_is_gone_fails(harness: Harness) -> None:
+    """`send` raises ConnectionLost, at the latest when the buffers are full. Frames that had arrived are still received, and then the end."""
+    async with _pair(harness) as (left, gone):
         await gone.send([b"last", b"words"])
-        await _drop(gone)
+        await _abort(gone)
         for _ in range(LATE_SENDS):
             try:
                 await left.send([b"to nobody" * 1000])
@@ -402,14 +442,14 @@ async def sending_to_a_peer_that_is_gone_fails(ground: Ground) -> None:
                 demand(str(error), "ConnectionLost says what happened")
                 break
         else:
-            raise AssertionError("sending to a peer that is gone raises ConnectionLost")
+            raise AssertionError("sending to a peer that has disconnected raises ConnectionLost")
         await _arrive(left, [b"last", b"words"])
         for _ in range(2):
-            demand(not await _rest(left), "behind what had arrived is the end, and behind that too")
+            demand(not await _rest(left), "behind the frames that had arrived is the end, again and again")
 
 
-async def a_wait_ends_when_the_peer_goes(ground: Ground) -> None:
-    """Whoever waits in `receive`, or in `send` to a peer that doesn't read, is woken: by an end the one, by ConnectionLost the other."""
+async def a_wait_ends_when_the_peer_disconnects(harness: Harness) -> None:
+    """A task in `receive` gets the end, and a task that is blocked in `send` gets ConnectionLost."""
 
     async def send(link: Link) -> None:
         with suppress(ConnectionLost):
@@ -417,27 +457,29 @@ async def a_wait_ends_when_the_peer_goes(ground: Ground) -> None:
                 await link.send([_numbered(i)])
 
     for wait in (_rest, send):
-        async with _pair(ground) as (client, server):
+        async with _pair(harness) as (client, server):
             with trio.move_on_after(CLOSING) as scope:
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(wait, client)
                     await trio.testing.wait_all_tasks_blocked(QUIET)
-                    await _drop(server)
-            demand(not scope.cancelled_caught, f"who waits in {wait.__name__} hears that the peer has gone")
+                    await _abort(server)
+            demand(
+                not scope.cancelled_caught, f"a task that waits in {wait.__name__} is woken when the peer disconnects"
+            )
 
 
-async def a_peer_that_vanishes_leaves_whole_frames(ground: Ground) -> None:
-    """Cut off in the middle of a burst, and of a frame: what arrives are whole frames, in order, then ConnectionLost, WireError or an end."""
-    async with _pair(ground) as (client, server):
-        sent = await _clog(client)
-        await _drop(client)
+async def a_broken_connection_leaves_whole_frames(harness: Harness) -> None:
+    """If a connection breaks in the middle of a burst and of a frame, whole frames arrive in order, then ConnectionLost, WireError or the end."""
+    async with _pair(harness) as (client, server):
+        sent = await _fill(client)
+        await _abort(client)
         _demand_numbered(await _rest(server), sent)
         demand(not await _rest(server), "behind an end comes nothing")
 
 
-async def a_cancelled_receive_takes_nothing(ground: Ground) -> None:
-    """Cancelled before it begins, while it waits, or at whatever stage of taking what has come: the next one gets it all."""
-    async with _pair(ground) as (client, server):
+async def a_cancelled_receive_loses_nothing(harness: Harness) -> None:
+    """If `receive` is cancelled, at any stage, the next `receive` returns what has come."""
+    async with _pair(harness) as (client, server):
         for timeout in (0, 0.01):
             with trio.move_on_after(timeout) as scope:
                 await server.receive()
@@ -462,16 +504,16 @@ async def a_cancelled_receive_takes_nothing(ground: Ground) -> None:
             await client.send([b"y"])
             with trio.move_on_after(PROMPT) as scope:
                 await _arrive(server, [b"x", b"y"][len(received) :])
-            demand(not scope.cancelled_caught, "what a receive that is cancelled has taken comes with the next")
+            demand(not scope.cancelled_caught, "the next receive returns what a cancelled receive had taken")
             if not cancelled:
                 break
 
 
-async def every_wait_is_a_checkpoint(ground: Ground) -> None:
-    """Sending, receiving, connecting and closing let other tasks run, whether or not they have to wait."""
-    async with _served(ground) as (bound, accepted):
+async def every_wait_is_a_checkpoint(harness: Harness) -> None:
+    """Every async method is a checkpoint, whether or not it has to wait."""
+    async with _served(harness) as (bound, accepted):
         with trio.testing.assert_checkpoints():
-            client = await ground.transport.connect(bound)
+            client = await harness.transport.connect(bound)
         server = await accepted.receive()
         with trio.testing.assert_checkpoints():
             await client.send([b"x", b"y"])
@@ -479,48 +521,48 @@ async def every_wait_is_a_checkpoint(ground: Ground) -> None:
             await server.receive()
         with trio.testing.assert_checkpoints():
             await server.send_eof()
-        await _drop(server)
+        await _abort(server)
         with trio.testing.assert_checkpoints():
             await client.aclose()
 
 
-async def a_clogged_peer_blocks_the_sender_until_it_reads(ground: Ground) -> None:
-    """What is under way is bounded; when the peer reads at last, all of it arrives in order."""
-    async with _pair(ground) as (client, server), _stuck(client) as begun:
+async def a_slow_reader_blocks_the_sender(harness: Harness) -> None:
+    """The bytes under way are bounded. When the peer reads at last, all frames arrive in order."""
+    async with _pair(harness) as (client, server), _blocked_sender(client) as begun:
         blocked_at, received = begun(), 0
         while received < blocked_at + 10:
             frames = await server.receive()
             demand(
                 frames and list(frames) == [_numbered(received + i) for i in range(len(frames))],
-                "a peer that reads late reads all frames, in order",
+                "a peer that reads late receives all frames, in order",
             )
             received += len(frames)
 
 
-async def a_clogged_direction_holds_up_nothing_else(ground: Ground) -> None:
-    """While one direction of one link is stuck, the other direction and other links of the same listener go on."""
-    async with _served(ground) as (bound, accepted):
+async def a_blocked_direction_blocks_nothing_else(harness: Harness) -> None:
+    """While one direction of a link is blocked, its other direction and other links of the same listener go on."""
+    async with _served(harness) as (bound, accepted):
         links: list[Link] = []
         try:
             for _ in range(2):
-                links.append(await ground.transport.connect(bound))
+                links.append(await harness.transport.connect(bound))
                 links.append(await accepted.receive())
             stuck, silent, client, server = links
-            async with _stuck(stuck):
+            async with _blocked_sender(stuck):
                 for one, other in ((silent, stuck), (client, server), (server, client)):
                     with trio.move_on_after(PROMPT) as scope:
                         await one.send([b"passes"])
                         await _arrive(other, [b"passes"])
-                    demand(not scope.cancelled_caught, "a clogged direction holds up nothing but itself")
+                    demand(not scope.cancelled_caught, "a blocked direction blocks nothing but itself")
         finally:
             for link in links:
-                await _drop(link)
+                await _abort(link)
 
 
-async def a_cancelled_send_to_a_clogged_peer_can_be_closed(ground: Ground) -> None:
-    """A send that waits can be cancelled; the link is broken then, and can be closed in a short time. Its peer sees whole frames and an end."""
-    async with _pair(ground) as (client, server):
-        sent = await _clog(client)
+async def a_link_can_be_closed_after_a_cancelled_send(harness: Harness) -> None:
+    """A blocked `send` can be cancelled. The link is broken then, and closes in a short time. Its peer sees whole frames and an end."""
+    async with _pair(harness) as (client, server):
+        sent = await _fill(client)
         with trio.move_on_after(CLOSING) as scope:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(client.aclose)
@@ -529,23 +571,23 @@ async def a_cancelled_send_to_a_clogged_peer_can_be_closed(ground: Ground) -> No
         demand(not scope.cancelled_caught, f"a broken link can be closed within {CLOSING:g} s")
 
 
-async def links_do_not_mix(ground: Ground) -> None:
-    """Many links of one listener at a time: each carries its own frames, and none waits for another to be done."""
+async def links_do_not_mix(harness: Harness) -> None:
+    """Many links of one listener work at the same time. Each carries its own frames, and none waits for another."""
 
     async def talk(bound: str, number: int) -> None:
-        link = await ground.transport.connect(bound)
+        link = await harness.transport.connect(bound)
         try:
             for turn in range(10):
                 await link.send([bytes((number, turn))])
                 await _arrive(link, [bytes((number, turn))])
         finally:
-            await _drop(link)
+            await _abort(link)
 
     async def answer(link: Link) -> None:
         while burst := await link.receive():
             await link.send(burst)
 
-    async with _served(ground) as (bound, accepted), trio.open_nursery() as answers:
+    async with _served(harness) as (bound, accepted), trio.open_nursery() as answers:
         async with trio.open_nursery() as nursery:
             for number in range(20):
                 nursery.start_soon(talk, bound, number)
@@ -554,10 +596,10 @@ async def links_do_not_mix(ground: Ground) -> None:
         answers.cancel_scope.cancel()
 
 
-async def the_bound_address_can_be_dialled_and_written_in_a_route(ground: Ground) -> None:
-    """What `serve` reports leads to that listener, as often as one likes, and reads the same behind the transport's name in a route."""
-    async with _served(ground) as (bound, accepted):
-        name = ground.transport.name
+async def the_bound_address_works_in_a_route(harness: Harness) -> None:
+    """The address that `serve` reports can be dialed several times, and can be written in a route behind the transport's name."""
+    async with _served(harness) as (bound, accepted):
+        name = harness.transport.name
         demand(
             Address.parse(f"{name}:{bound}") == Address(bound, name)
             and "=>" not in bound
@@ -565,35 +607,37 @@ async def the_bound_address_can_be_dialled_and_written_in_a_route(ground: Ground
             f"the bound address {bound!r} can be written in a route behind {name}:",
         )
         for _ in range(2):
-            link = await ground.transport.connect(bound)
+            link = await harness.transport.connect(bound)
             try:
                 await accepted.receive()
             finally:
-                await _drop(link)
+                await _abort(link)
 
 
-async def nobody_there_is_a_lost_link(ground: Ground) -> None:
-    """Connecting where nobody listens raises ConnectionLost that names the place."""
+async def an_unreachable_address_is_connection_lost(harness: Harness) -> None:
+    """Connecting where nothing listens raises ConnectionLost that names the address."""
     try:
-        link = await ground.transport.connect(ground.nobody)
+        link = await harness.transport.connect(harness.unreachable)
     except ConnectionLost as error:
-        demand(ground.nobody in str(error), f"the error names the place, {ground.nobody!r}; it says: {error}")
+        demand(
+            harness.unreachable in str(error), f"the error names the address, {harness.unreachable!r}; it says: {error}"
+        )
     else:
-        await _drop(link)
-        raise AssertionError("connecting where nobody listens raises ConnectionLost")
+        await _abort(link)
+        raise AssertionError("connecting where nothing listens raises ConnectionLost")
 
 
-async def a_cancelled_connect_leaves_no_link(ground: Ground) -> None:
-    """Cancelled at whatever stage, nothing stays open: if the listener saw a link at all, that one ends, and the listener goes on."""
-    async with _served(ground) as (bound, accepted):
+async def a_cancelled_connect_leaves_no_link(harness: Harness) -> None:
+    """If `connect` is cancelled, at any stage, nothing stays open. A link that the listener accepted ends, and the listener goes on."""
+    async with _served(harness) as (bound, accepted):
         for stage in range(STAGES):
             made: list[Link] = []
 
             async def connect(made: list[Link]) -> None:
-                made.append(await ground.transport.connect(bound))
+                made.append(await harness.transport.connect(bound))
 
             async def connect_at_once(made: list[Link]) -> None:
-                # More than one, so that some are gone before the listener looks at them.
+                # Several, so that some have disconnected before the listener accepts them.
                 async with trio.open_nursery() as nursery:
                     for _ in range(AT_ONCE):
                         nursery.start_soon(connect, made)
@@ -601,7 +645,7 @@ async def a_cancelled_connect_leaves_no_link(ground: Ground) -> None:
             cancelled = await cancelled_after(stage, partial(connect_at_once, made))
             demand(stage or not made, "connect is a checkpoint, and can be cancelled")
             for link in made:
-                await _drop(link)
+                await _abort(link)
             if not cancelled:
                 break
         await trio.testing.wait_all_tasks_blocked(QUIET)
@@ -609,13 +653,13 @@ async def a_cancelled_connect_leaves_no_link(ground: Ground) -> None:
             while True:
                 await _rest(accepted.receive_nowait())
         demand(not scope.cancelled_caught, "a connect that was cancelled leaves no link open")
-        link = await ground.transport.connect(bound)
+        link = await harness.transport.connect(bound)
         await accepted.receive()
-        await _drop(link)
+        await _abort(link)
 
 
-async def links_outlive_their_listener(ground: Ground) -> None:
-    """A listener that is cancelled takes no link with it that it has handed over: the node closes those, in its own order."""
+async def links_outlive_their_listener(harness: Harness) -> None:
+    """Cancelling a listener does not close the links that it has handed over. The node closes them."""
     links, accepted = trio.open_memory_channel[Link](1)
     scope, over = trio.CancelScope(), trio.Event()
 
@@ -625,11 +669,11 @@ async def links_outlive_their_listener(ground: Ground) -> None:
 
     async def listen(*, task_status: trio.TaskStatus[str]) -> None:
         with scope:
-            await ground.transport.serve(ground.at, accept, task_status=task_status)
+            await harness.transport.serve(harness.at, accept, task_status=task_status)
         over.set()
 
     async with trio.open_nursery() as nursery:
-        client = await ground.transport.connect(await nursery.start(listen))
+        client = await harness.transport.connect(await nursery.start(listen))
         server = await accepted.receive()
         try:
             scope.cancel()
@@ -638,22 +682,22 @@ async def links_outlive_their_listener(ground: Ground) -> None:
                 await one.send([b"still", b"here"])
                 await _arrive(other, [b"still", b"here"])
         finally:
-            await _drop(client)
-            await _drop(server)
+            await _abort(client)
+            await _abort(server)
 
 
-async def a_cancelled_serve_leaves_its_place_free(ground: Ground) -> None:
-    """Cancelled at whatever stage of its beginning, a listener is gone, and the next one gets the place."""
+async def a_cancelled_serve_frees_its_address(harness: Harness) -> None:
+    """If `serve` is cancelled, at any stage of its start, the next listener gets the address."""
 
     async def accept(link: Link) -> None:
-        await _drop(link)
+        await _abort(link)
 
     async def listen_once(at: str) -> None:
         async with trio.open_nursery() as nursery:
-            await nursery.start(partial(ground.transport.serve, at, accept))
+            await nursery.start(partial(harness.transport.serve, at, accept))
             nursery.cancel_scope.cancel()
 
-    async with _served(ground) as (bound, _):
+    async with _served(harness) as (bound, _):
         pass
     for stage in range(STAGES):
         cancelled = await cancelled_after(stage, partial(listen_once, bound))
@@ -662,55 +706,94 @@ async def a_cancelled_serve_leaves_its_place_free(ground: Ground) -> None:
             break
 
 
-async def a_place_is_taken_once_and_free_again(ground: Ground) -> None:
-    """A second listener at the same place raises LocalError that names it; when the first has ended, nobody is there and the place is free."""
+async def an_address_in_use_is_refused_and_free_again(harness: Harness) -> None:
+    """A second listener at an address raises LocalError that names it. When the first has ended, the address is unreachable, and free."""
 
     async def accept(link: Link) -> None:
-        await _drop(link)
+        await _abort(link)
 
-    async with _served(ground) as (bound, _), trio.open_nursery() as nursery:
+    async with _served(harness) as (bound, _), trio.open_nursery() as nursery:
         try:
-            await nursery.start(partial(ground.transport.serve, bound, accept))
+            await nursery.start(partial(harness.transport.serve, bound, accept))
         except LocalError as error:
-            demand(bound in str(error), f"the error names the place, {bound!r}; it says: {error}")
+            demand(bound in str(error), f"the error names the address, {bound!r}; it says: {error}")
         else:
             nursery.cancel_scope.cancel()
-            raise AssertionError("a second listener at one place raises LocalError")
-    await nobody_there_is_a_lost_link(attrs.evolve(ground, nobody=bound))
-    async with _served(attrs.evolve(ground, at=bound)) as (again, accepted):
-        demand(again == bound, "a place that is free again is bound as the same")
-        link = await ground.transport.connect(bound)
+            raise AssertionError("a second listener at one address raises LocalError")
+    await an_unreachable_address_is_connection_lost(attrs.evolve(harness, unreachable=bound))
+    async with _served(attrs.evolve(harness, at=bound)) as (again, accepted):
+        demand(again == bound, "an address that is free again is reported as before")
+        link = await harness.transport.connect(bound)
         await accepted.receive()
-        await _drop(link)
+        await _abort(link)
+
+
+async def tasks_end_with_the_nursery(harness: Harness) -> None:
+    """When the nursery of `open` is cancelled, the transport's tasks end in a short time. A link that is still open can be closed."""
+    assert harness.unopened is not None
+    async with trio.open_nursery() as nursery:
+        own = attrs.evolve(harness, transport=harness.unopened.open(nursery))
+        async with _served(own) as (bound, accepted):
+            client = await own.transport.connect(bound)
+            await accepted.receive()
+        began = trio.current_time()
+        nursery.cancel_scope.cancel()
+    demand(
+        trio.current_time() - began < CLOSING,
+        f"a transport's tasks end within {CLOSING:g} s after their nursery is cancelled",
+    )
+    await _abort(client)
+
+
+async def one_transport_serves_several_nodes(harness: Harness) -> None:
+    """`open` may be called for several nodes. When one of them ends, the links of the others go on."""
+    assert harness.unopened is not None
+    async with trio.open_nursery() as nursery, _served(harness) as (bound, accepted):
+        own = harness.unopened.open(nursery)
+        async with trio.open_nursery() as ending:
+            other = harness.unopened.open(ending)
+            client, ended = await own.connect(bound), await other.connect(bound)
+            server = await accepted.receive()
+            await accepted.receive()
+            await _abort(ended)
+            ending.cancel_scope.cancel()
+        try:
+            await client.send([b"still here"])
+            await _arrive(server, [b"still here"])
+        finally:
+            await _abort(client)
+        nursery.cancel_scope.cancel()
 
 
 CHECKS: tuple[Check, ...] = (
-    links_say_what_they_are,
+    links_describe_themselves,
     frames_arrive_whole_and_in_order_in_both_directions_at_once,
     the_largest_frame_arrives_whole,
-    a_frame_that_is_too_large_is_refused_before_anything_is_sent,
-    a_frame_that_is_too_large_to_read_ends_the_link,
-    an_empty_burst_sends_nothing_and_ends_nothing,
-    a_burst_stays_its_senders_and_frames_are_bytes,
-    all_that_was_sent_arrives_before_the_orderly_end,
-    a_link_receives_on_after_it_sent_its_end,
-    an_end_may_be_told_twice_in_vain_and_cancelled,
+    a_too_large_frame_is_refused_before_anything_is_sent,
+    a_too_large_incoming_frame_ends_the_link,
+    an_empty_burst_sends_nothing,
+    the_sender_may_reuse_its_list_and_frames_are_bytes,
+    everything_sent_arrives_before_the_orderly_end,
+    a_link_still_receives_after_send_eof,
+    send_eof_may_be_repeated_late_or_cancelled,
     both_ends_may_close_at_once_and_twice,
-    closing_needs_no_peer_that_listens,
+    closing_does_not_need_the_peer,
     a_cancelled_close_still_closes,
     sending_to_a_peer_that_is_gone_fails,
-    a_wait_ends_when_the_peer_goes,
-    a_peer_that_vanishes_leaves_whole_frames,
-    a_cancelled_receive_takes_nothing,
+    a_wait_ends_when_the_peer_disconnects,
+    a_broken_connection_leaves_whole_frames,
+    a_cancelled_receive_loses_nothing,
     every_wait_is_a_checkpoint,
-    a_clogged_peer_blocks_the_sender_until_it_reads,
-    a_clogged_direction_holds_up_nothing_else,
-    a_cancelled_send_to_a_clogged_peer_can_be_closed,
+    a_slow_reader_blocks_the_sender,
+    a_blocked_direction_blocks_nothing_else,
+    a_link_can_be_closed_after_a_cancelled_send,
     links_do_not_mix,
-    the_bound_address_can_be_dialled_and_written_in_a_route,
-    nobody_there_is_a_lost_link,
+    the_bound_address_works_in_a_route,
+    an_unreachable_address_is_connection_lost,
     a_cancelled_connect_leaves_no_link,
     links_outlive_their_listener,
-    a_cancelled_serve_leaves_its_place_free,
-    a_place_is_taken_once_and_free_again,
+    a_cancelled_serve_frees_its_address,
+    an_address_in_use_is_refused_and_free_again,
+    tasks_end_with_the_nursery,
+    one_transport_serves_several_nodes,
 )

@@ -8,7 +8,7 @@ import trio
 
 import trionode_unix
 from trionode import Route, from_anywhere, open_node
-from trionode.testing.transport import CHECKS, SMALL, Check, Ground, run_check
+from trionode.testing.transport import CHECKS, SMALL, Check, Harness, run_check
 from trionode.workers import echoer
 from trionode_unix import Unix
 
@@ -16,7 +16,7 @@ from trionode_unix import Unix
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
 async def test_unix_sockets_keep_the_contract(check: Check, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(trionode_unix, "CLOSE_SECONDS", 0.1)  # one check waits until it is over
-    await run_check(check, Ground(Unix(), f"{folder}/hub.sock", f"{folder}/nobody.sock", Unix(max_frame=SMALL)))
+    await run_check(check, Harness(Unix(), f"{folder}/hub.sock", f"{folder}/nobody.sock", Unix(max_frame=SMALL)))
     assert not os.listdir(folder)  # noqa: PTH208  # which asks for a thread
 
 
