@@ -154,8 +154,8 @@ async def test_a_remote_that_words_its_refusal_anew_each_time_does_not_fill_the_
 
 async def test_a_transport_that_the_node_has_not_is_told_at_once(autojump_clock: trio.testing.MockClock) -> None:
     async with open_node(Dialler()) as alice:
-        for endpoint in ("tcp:127.0.0.1:1", "bob"):
-            with pytest.raises(LocalError, match="name it in open_node"):
+        for endpoint, match in (("tcp:127.0.0.1:1", "name it in open_node"), ("bob", "expected a transport address")):
+            with pytest.raises(LocalError, match=match):
                 alice.dial_on_demand(endpoint, name="bob")
 
 

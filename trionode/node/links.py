@@ -46,6 +46,8 @@ class Links:
         """Return the transport of an address such as `tcp:127.0.0.1:4000`, and the address without its name."""
         self.require_open()
         address = Address.parse(text)
+        if not address.transport:
+            raise ConfigError(f"expected a transport address such as tcp:127.0.0.1:4000; this is {text!r}")
         if address.transport not in self._transports:
             raise ConfigError(
                 f"this node was opened with the transports {sorted(self._transports)}, but {text!r} needs "

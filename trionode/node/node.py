@@ -561,7 +561,7 @@ class Node:
 
         If cancelled, the port is not open.
         """
-        open_path = partial(self._open_path, route)
+        open_path = self._path_opener(route)
         await open_path()
         inlet = Inlet(self._router, open_path, limits)
         await self._start(partial(inlet._run, at))
@@ -633,19 +633,24 @@ class Node:
         hubs: Sequence[Hub] = hub if isinstance(hub, list | tuple) else [cast(Hub, hub)]
         if not hubs:
             raise ConfigError("name at least one hub")
-        return [
-            (
-                getattr(each, "__name__", "hub") if callable(each) else str(Route.of(each)),
-                partial(self._open_path, each),
-            )
-            for each in hubs
-        ]
+        names = [getattr(each, "__name__", "hub") if callable(each) else str(Route.of(each)) for each in hubs]
+        return list(zip(names, map(self._path_opener, hubs), strict=True))
 
-    async def _open_path(self, hub: RouteLike | Hub) -> tuple[Encoded, ...]:
-        path = await self._links.resolve(await hub() if callable(hub) else hub)
-        if not path:
-            raise ConfigError("a path has at least one hop, such as tcp:127.0.0.1:4000; this route is empty")
-        return path
+    def _path_opener(self, hub: RouteLike | Hub) -> OpenPath:
+        """Return what opens the path that a route describes, or that a function returns; ConfigError at once for a wrong route."""
+        route = None if callable(hub) else _path(hub)
+
+        async def open_path() -> tuple[Encoded, ...]:
+            return await self._links.resolve(route or _path(await hub()))  # type: ignore[operator]  # callable, since there is no route
+
+        return open_path
+
+
+def _path(route: RouteLike) -> Route:
+    path = Route.of(route)
+    if not path.hops:
+        raise ConfigError("a path has at least one hop, such as tcp:127.0.0.1:4000; this route is empty")
+    return path
 
 
 def _call_worker(worker: Worker, mailbox: Mailbox) -> Awaitable[None]:
