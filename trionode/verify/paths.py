@@ -1,6 +1,8 @@
 """The path of a message through a topology: who carries it, what each observer sees and can do, and whether an answer comes back."""
 
 from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
+from itertools import takewhile
 from typing import Literal
 
 import attrs
@@ -28,7 +30,13 @@ Visibility = Literal["plaintext", "ciphertext", "nothing"]
 #: How an injected message reaches the receiver: with the sender's identity, or with another or none.
 Injection = Literal["as the sender", "unauthenticated"]
 
-_ORDER: Sequence[Visibility] = ("nothing", "ciphertext", "plaintext")
+#: The more an observer sees or can do, the later it stands.
+_VISIBILITIES: Sequence[Visibility] = ("nothing", "ciphertext", "plaintext")
+_INJECTIONS: Sequence[Injection | None] = (None, "unauthenticated", "as the sender")
+
+
+def _union(one: Iterable[str], other: Iterable[str]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys((*one, *other)))
 
 
 @attrs.frozen
@@ -40,8 +48,8 @@ class Visible:
     addresses: tuple[str, ...]
 
     def __or__(self, other: "Visible") -> "Visible":
-        addresses = dict.fromkeys((*self.addresses, *other.addresses))
-        return Visible(max(self.payload, other.payload, key=_ORDER.index), tuple(addresses))
+        payload = max(self.payload, other.payload, key=_VISIBILITIES.index)
+        return Visible(payload, _union(self.addresses, other.addresses))
 
 
 NOTHING = Visible("nothing", ())
@@ -90,11 +98,11 @@ class Observation:
     at: Observer
     visible: Visible
     #: What happens there, in order.
-    events: tuple[str, ...]
+    events: tuple[str, ...] = ()
     #: Whether it can keep the message from those behind it.
-    can_drop: bool
+    can_drop: bool = False
     #: Whether a message that it makes up reaches the receiver, and how.
-    can_inject: Injection | None
+    can_inject: Injection | None = None
     #: Channels that would accept it as the peer.
     can_impersonate: tuple[str, ...] = ()
     #: Whether every channel that encrypts the payload there is one of those, so that it could read the payload.
@@ -108,13 +116,13 @@ class Observation:
         return Observation(
             self.at,
             self.visible | other.visible,
-            self.events,
+            _union(self.events, other.events),
             self.can_drop or other.can_drop,
-            self.can_inject or other.can_inject,
-            tuple(dict.fromkeys((*self.can_impersonate, *other.can_impersonate))),
+            max(self.can_inject, other.can_inject, key=_INJECTIONS.index),
+            _union(self.can_impersonate, other.can_impersonate),
             self.can_decrypt or other.can_decrypt,
             self.can_learn | other.can_learn,
-            tuple(dict.fromkeys((*self.proven, *other.proven))),
+            _union(self.proven, other.proven),
         )
 
 
@@ -271,25 +279,11 @@ def _inner(outcomes: Iterable[Outcome], route: Sequence[str]) -> frozenset[str]:
 # What each observer sees and can do
 
 
-@attrs.define
-class _Collected:
-    """What is known of one observer while the copies of a message are followed."""
-
-    visible: Visible = NOTHING
-    events: dict[str, None] = attrs.Factory(dict)
-    proven: dict[str, None] = attrs.Factory(dict)
-    is_before_others: bool = False
-    injection: Injection | None = None
-    impersonates: dict[str, None] = attrs.Factory(dict)
-    decrypts: bool = False
-    learns: set[str] = attrs.Factory(set)
-
-
 def _direction(
     network: SymbolicNetwork, outcomes: tuple[Outcome, ...], sender: str | None, receiver: str | None
 ) -> Direction:
     """Collect what each observer of a message and its copies sees, and try what each can inject."""
-    found: dict[Observer, _Collected] = {}
+    found: dict[Observer, Observation] = {}
     ends = {Observer("node", name) for name in (sender, receiver) if name is not None}
     known: set[int] = set()
     for outcome in outcomes:
@@ -298,53 +292,40 @@ def _direction(
             is_new = id(step) not in known
             known.add(id(step))
             for observer, visible in observers_of(step):
-                each = found.setdefault(observer, _Collected())
-                each.visible |= visible
-                each.is_before_others |= any(later.at != step.at for later in trail[index + 1 :])
+                before = found.get(observer, Observation(observer, NOTHING))
+                is_end = observer in ends
+                behind = any(later.at != step.at for later in trail[index + 1 :])
+                each = Observation(observer, visible, can_drop=behind and not is_end and observer.kind != "outsider")
                 if is_new:
-                    _note_step(network, each, observer, step)
-                if observer in ends or (observer.kind == "connection" and visible.payload == "nothing"):
-                    continue  # an end of the flow is trusted with it, and a transport may protect a connection
-                if is_new:
-                    _note_impersonation(network, each, observer, step.message)
-                if outcome.is_accepted and each.injection != "as the sender":
-                    each.injection = _injection(network, trail, index, outcome) or each.injection
-    observations = (
-        Observation(
-            observer,
-            each.visible,
-            tuple(each.events),
-            observer not in ends and observer.kind != "outsider" and each.is_before_others,
-            each.injection,
-            tuple(each.impersonates),
-            each.decrypts,
-            frozenset(each.learns),
-            tuple(each.proven),
-        )
-        for observer, each in found.items()
-    )
-    return Direction(tuple(observations), outcomes)
+                    each |= _from_step(network, observer, step)
+                # An end of the flow is trusted with it. A transport protects a connection that shows nothing.
+                if not is_end and not (observer.kind == "connection" and visible.payload == "nothing"):
+                    if is_new:
+                        each |= _impersonation(network, observer, step.message)
+                    if outcome.is_accepted and before.can_inject != "as the sender":
+                        each = attrs.evolve(each, can_inject=_injection(network, trail, index, outcome))
+                found[observer] = before | each
+    return Direction(tuple(found.values()), outcomes)
 
 
-def _note_step(network: SymbolicNetwork, each: _Collected, observer: Observer, step: Step) -> None:
-    if step.what:
-        each.events[step.what] = None
+def _from_step(network: SymbolicNetwork, observer: Observer, step: Step) -> Observation:
+    """Return what happens at a step, and which identity a channel proves there."""
     identity = step.message.origin.identifier
-    if step.at == observer and identity is not None:
-        each.proven[network.node_of(identity)] = None
+    proven = () if identity is None or step.at != observer else (network.node_of(identity),)
+    return Observation(observer, NOTHING, (step.what,) if step.what else (), proven=proven)
 
 
-def _note_impersonation(
-    network: SymbolicNetwork, each: _Collected, observer: Observer, message: SymbolicMessage
-) -> None:
-    """Note which channels around a payload would accept an observer as the peer, from the outermost on."""
+def _impersonation(network: SymbolicNetwork, observer: Observer, message: SymbolicMessage) -> Observation:
+    """Return which channels around a payload would accept an observer as the peer, from the outermost on."""
     sealed = [layer for layer in layers(message.body) if isinstance(layer, Sealed)]
-    for layer in sealed:
-        if not _would_trust(network, observer, layer):
-            return
-        each.impersonates[f"@{layer.channel.name} of {layer.channel.initiator}"] = None
-        each.learns.update(_names(layer.onward))
-    each.decrypts |= bool(sealed)
+    open_ = list(takewhile(partial(_would_trust, network, observer), sealed))
+    return Observation(
+        observer,
+        NOTHING,
+        can_impersonate=_union((), (f"@{layer.channel.name} of {layer.channel.initiator}" for layer in open_)),
+        can_decrypt=bool(sealed) and len(open_) == len(sealed),
+        can_learn=frozenset(name for layer in open_ for name in _names(layer.onward)),
+    )
 
 
 def _would_trust(network: SymbolicNetwork, observer: Observer, sealed: Sealed) -> bool:

@@ -5,10 +5,10 @@ from collections.abc import Iterator
 from trionode.verify.analysis import Analysis
 from trionode.verify.findings.broken import broken
 from trionode.verify.findings.exposed import exposed
-from trionode.verify.findings.finding import Finding, FindingKind, Severity, missing_here
+from trionode.verify.findings.finding import Finding, Severity, missing_here
 from trionode.verify.findings.links import stalling_links
 
-__all__ = ["Finding", "FindingKind", "Severity", "find", "missing_here"]
+__all__ = ["Finding", "Severity", "find", "missing_here"]
 
 
 def find(analysis: Analysis) -> Iterator[Finding]:

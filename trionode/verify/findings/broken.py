@@ -7,6 +7,7 @@ from trionode.topology.errors import KeyPath, dotted_keys
 from trionode.topology.spec import NodeSpec
 from trionode.verify.analysis import Analysis, Flow
 from trionode.verify.assertions import render_trace
+from trionode.verify.findings import finding as kinds
 from trionode.verify.findings.finding import Finding
 from trionode.verify.model.network import SymbolicNetwork, Unopened
 from trionode.verify.paths import Path, trace_route
@@ -34,35 +35,17 @@ def _flow(network: SymbolicNetwork, flow: Flow) -> Iterator[Finding]:
     for direction in (path.request, path.reply):
         loop = next((outcome for outcome in direction.outcomes if outcome.what == "loops"), None)
         if loop is not None:
-            yield Finding(
-                "loop",
-                "error",
-                where,
-                f"{flow.name} runs in a loop: at {loop.node} {loop.text}",
-                "Let the routes, and what workers pass on, end somewhere",
-                render_trace(direction),
-            )
+            text = f"{flow.name} runs in a loop: at {loop.node} {loop.text}"
+            yield kinds.LOOP.at(where, text, render_trace(direction))
     if not path.arrives:
         yield from _no_route(network, path, where, flow.name)
     elif flow.spec.answered and not path.returns:
-        yield Finding(
-            "no return route",
-            "error",
-            where,
-            f"an answer to {flow.name} cannot come back: {path.reply.trouble}",
-            "Let the nodes in between forward, use a relay, or write answered = false if no answer is wanted",
-            render_trace(path.reply),
-        )
+        text = f"an answer to {flow.name} cannot come back: {path.reply.trouble}"
+        yield kinds.NO_RETURN_ROUTE.at(where, text, render_trace(path.reply))
     for each in flow.observations:
         if each.visible.payload == "plaintext" and each.at.kind in {"connection", "store"}:
-            yield Finding(
-                "plaintext",
-                "warning",
-                where,
-                f"the payload of {flow.name} is in plaintext for {each.at.described}",
-                "Send it through a secure channel with the node that should read it",
-                render_trace(path.request, each.at),
-            )
+            text = f"the payload of {flow.name} is in plaintext for {each.at.described}"
+            yield kinds.PLAINTEXT.at(where, text, render_trace(path.request, each.at))
 
 
 def _no_route(network: SymbolicNetwork, path: Path, where: KeyPath, what: str) -> Iterator[Finding]:
@@ -72,17 +55,8 @@ def _no_route(network: SymbolicNetwork, path: Path, where: KeyPath, what: str) -
         return
     if _has_finding(network, path.node, path.route, path.request.trouble):
         return
-    left = any(outcome.what == "left" for outcome in outcomes)
-    yield Finding(
-        "no route",
-        "warning" if left else "error",
-        where,
-        f"{what} does not arrive: {path.request.trouble}",
-        "Describe the node that listens there, with external = true"
-        if left
-        else "Change the route, or what the address admits",
-        render_trace(path.request),
-    )
+    kind = kinds.LEAVES if any(outcome.what == "left" for outcome in outcomes) else kinds.NO_ROUTE
+    yield kind.at(where, f"{what} does not arrive: {path.request.trouble}", render_trace(path.request))
 
 
 def _sends(network: SymbolicNetwork) -> Iterator[Finding]:
@@ -103,16 +77,8 @@ def _unopened(network: SymbolicNetwork) -> Iterator[Finding]:
         if _has_finding(network, node, _route_of(network.spec.nodes[node], kind, name), why):
             continue
         what = {"secure_channels": "secure channel", "streams": "stream", "relays": "relay"}[kind]
-        is_limit = why.endswith(")") and "limits." in why
-        yield Finding(
-            "cannot open",
-            "error",
-            ("nodes", node, kind, name),
-            f"the {what} cannot be opened: {why}",
-            "Raise the limit, or let the topology need less"
-            if is_limit
-            else "Change its route, or what is admitted or trusted there",
-        )
+        kind_ = kinds.LIMIT_REACHED if why.endswith(")") and "limits." in why else kinds.CANNOT_OPEN
+        yield kind_.at(("nodes", node, kind, name), f"the {what} cannot be opened: {why}")
 
 
 def _has_finding(network: SymbolicNetwork, node: str, route: Sequence[str], why: str) -> bool:
@@ -158,29 +124,21 @@ def _route_of(node: NodeSpec, kind: str, name: str) -> Sequence[str]:
 def _addresses(network: SymbolicNetwork) -> Iterator[Finding]:
     known: set[str] = set()
     for node in network.nodes.values():
-        for (text, _), link in node.links.items():
-            if link.listener is not None or text in known:
+        for (address, _), link in node.links.items():
+            if link.listener is not None or address in known:
                 continue
-            known.add(text)
+            known.add(address)
             listeners = network.listeners_at(link.endpoint)
             where: KeyPath = ("nodes", node.name, *(() if link.key is None else ("links", link.key)))
             if listeners:
-                yield Finding(
-                    "ambiguous address",
-                    "warning",
-                    where,
-                    f"{text}, to which {node.name} connects, can be {' or '.join(listeners)}: "
-                    f"each listens on all addresses of its machine",
-                    "Let them listen on the addresses that others connect to",
-                )
+                names = " or ".join(listeners)
+                text = f"{address}, to which {node.name} connects, can be {names}: each listens on all addresses of its machine"
+                yield kinds.AMBIGUOUS_ADDRESS.at(where, text)
             else:
-                yield Finding(
-                    "unknown address",
-                    "warning",
-                    where,
-                    f"{node.name} connects to {text}, where no node of this topology listens: the worst is assumed",
-                    "Describe the node that listens there, with external = true if others run it",
+                text = (
+                    f"{node.name} connects to {address}, where no node of this topology listens: the worst is assumed"
                 )
+                yield kinds.UNKNOWN_ADDRESS.at(where, text)
 
 
 # What two nodes claim
@@ -191,13 +149,8 @@ def _claimed_names(network: SymbolicNetwork) -> Iterator[Finding]:
         for prefix in node.prefixes:
             for name in node.table:
                 if name.startswith(prefix):
-                    yield Finding(
-                        "claimed twice",
-                        "warning",
-                        ("nodes", node.name),
-                        f"{name} hides the stream {name.removeprefix(prefix)} of {node.name}/{prefix[:-1]}",
-                        "Choose another name",
-                    )
+                    text = f"{name} hides the stream {name.removeprefix(prefix)} of {node.name}/{prefix[:-1]}"
+                    yield kinds.NAME_CLAIMED.at(("nodes", node.name), text)
 
 
 def _claimed_streams(network: SymbolicNetwork) -> Iterator[Finding]:
@@ -206,13 +159,10 @@ def _claimed_streams(network: SymbolicNetwork) -> Iterator[Finding]:
             # Authenticated clients that know an unguessable name may share the stream, whoever owns it.
             if len(claims) > 1 and ("" in claims or not is_capability(name)):
                 clients = sorted(network.node_of(each) if each else "clients without a channel" for each in claims)
-                yield Finding(
-                    "claimed twice",
-                    "warning",
+                yield kinds.STREAM_CLAIMED.at(
                     ("nodes", node, "stream_services", service, "owners"),
                     f"the stream {name} is used by {' and '.join(clients)}: the first to use it owns it, "
                     f"and the service may refuse the others",
-                    "Name its owner in owners, or give it a name from unique()",
                 )
 
 
@@ -226,10 +176,5 @@ def _claimed_positions(network: SymbolicNetwork) -> Iterator[Finding]:
             where: KeyPath = ("nodes", node.name, "streams", key, "client_id")
             other, first = readers.setdefault(claim, (node.identity, where))
             if other != node.identity:
-                yield Finding(
-                    "claimed twice",
-                    "warning",
-                    where,
-                    f"{dotted_keys(first)} saves its position under the same name",
-                    "Give each reader its own client_id",
-                )
+                text = f"{dotted_keys(first)} saves its position under the same name"
+                yield kinds.POSITION_CLAIMED.at(where, text)

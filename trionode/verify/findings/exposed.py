@@ -2,11 +2,12 @@
 
 from collections.abc import Iterator
 
-from trionode.topology.endpoints import WILDCARDS, Endpoint, parse_endpoint
+from trionode.topology.endpoints import WILDCARDS, parse_endpoint
 from trionode.topology.errors import KeyPath
 from trionode.topology.spec import AccessSpec, NodeSpec
 from trionode.verify.analysis import Analysis
 from trionode.verify.assertions import bare_neighbours
+from trionode.verify.findings import finding as kinds
 from trionode.verify.findings.finding import Finding
 
 
@@ -24,22 +25,12 @@ def exposed(analysis: Analysis) -> Iterator[Finding]:
 def _trusts_everyone(name: str, node: NodeSpec) -> Iterator[Finding]:
     for key, listener in node.secure_channel_listeners.items():
         if listener.trust.everyone:
-            yield Finding(
-                "trusts everyone",
-                "warning",
-                ("nodes", name, "secure_channel_listeners", key, "trust"),
-                f"any peer that reaches {name}/{key} can open a channel, and then reach all that channels reach",
-                "Name the peers, by nodes or only, or let the addresses behind it name them",
-            )
+            text = f"any peer that reaches {name}/{key} can open a channel, and then reach all that channels reach"
+            yield kinds.TRUSTING_LISTENER.at(("nodes", name, "secure_channel_listeners", key, "trust"), text)
     for key, channel in node.secure_channels.items():
         if channel.trust.everyone:
-            yield Finding(
-                "trusts everyone",
-                "warning",
-                ("nodes", name, "secure_channels", key, "trust"),
-                f"{name} accepts any peer as the other end of @{key}, so every hop of the handshake can impersonate it",
-                "Name the node or the identifier that you expect",
-            )
+            text = f"{name} accepts any peer as the other end of @{key}: every hop of the handshake can impersonate it"
+            yield kinds.TRUSTING_CHANNEL.at(("nodes", name, "secure_channels", key, "trust"), text)
 
 
 def _reachable_without_channel(analysis: Analysis, name: str, node: NodeSpec) -> Iterator[Finding]:
@@ -49,25 +40,19 @@ def _reachable_without_channel(analysis: Analysis, name: str, node: NodeSpec) ->
     ]
     for kind, key, allow in offers:
         reached = analysis.reachability.reach(name, key, bare=True)
-        if reached is not None and reached.manner == "by an inlet":
+        trace: tuple[str, ...] = ()
+        if reached is None:
+            neighbours = bare_neighbours(analysis, name, key)
+            if not neighbours:
+                continue
+            verb = "has" if len(neighbours) == 1 else "have"
+            how = f"a bare link is enough to reach it; {', '.join(neighbours)} {verb} one"
+        elif reached.manner == "by an inlet":
             continue  # the inlet has a finding of its own
-        neighbours = () if reached is not None else bare_neighbours(analysis, name, key)
-        if reached is None and not neighbours:
-            continue
-        how = (
-            f"unauthenticated peers reach it {reached.manner}"
-            if reached is not None
-            else f"a bare link is enough to reach it; {', '.join(neighbours)} "
-            f"ha{'s' if len(neighbours) == 1 else 've'} one"
-        )
-        yield Finding(
-            "reachable without channel",
-            "warning",
-            ("nodes", name, kind, key, "allow"),
-            f"{how}. It admits {'everyone' if allow.rule == 'anyone' else allow.rule}, so no sender is proven",
-            'Write allow = "channels", or name the peers',
-            () if reached is None else reached.trace,
-        )
+        else:
+            how, trace = f"unauthenticated peers reach it {reached.manner}", reached.trace
+        text = f"{how}. It admits {'everyone' if allow.rule == 'anyone' else allow.rule}, so no sender is proven"
+        yield kinds.REACHABLE.at(("nodes", name, kind, key, "allow"), text, trace)
 
 
 def _open_services(analysis: Analysis, name: str, node: NodeSpec) -> Iterator[Finding]:
@@ -82,85 +67,51 @@ def _open_services(analysis: Analysis, name: str, node: NodeSpec) -> Iterator[Fi
         reached = analysis.reachability.reach(name, address, bare=False)
         if reached is None:
             continue
-        by_channel = reached.manner == "through a secure channel"
-        yield Finding(
-            "open service",
-            "note" if by_channel else "warning",
-            ("nodes", name, *keys, "allow"),
-            f"unauthenticated peers reach it {reached.manner}{', with any identity' if by_channel else ''}, and can {what}",
-            "Let the listener trust the clients by name, or name them in allow"
-            if by_channel
-            else "Admit channels only, and add a listener that trusts the clients",
-            reached.trace,
-        )
+        kind, how = kinds.OPEN_SERVICE, str(reached.manner)
+        if reached.manner == "through a secure channel":
+            kind, how = kinds.SERVICE_BEHIND_OPEN_LISTENER, f"{reached.manner}, with any identity"
+        text = f"unauthenticated peers reach it {how}, and can {what}"
+        yield kind.at(("nodes", name, *keys, "allow"), text, reached.trace)
 
 
 def _open_listeners(analysis: Analysis, name: str, node: NodeSpec) -> Iterator[Finding]:
+    links = sorted(node.links) if node.forwards else []
     for index, listener in enumerate(node.listen):
         endpoint = parse_endpoint(listener.address)
         if endpoint is None or endpoint.is_of_machine:
             continue
-        links = sorted(node.links) if node.forwards else []
         reached = {
             each.address
             for each in analysis.reachability.reached.values()
-            if each.node == name and each.manner != "by an inlet"
+            if each.node == name and each.manner != "by an inlet" and each.address not in links
         }
-        offers = [", ".join(sorted(reached - set(links)))] if reached - set(links) else []
-        if links:
-            offers.append(f"the links {', '.join(links)}")
+        offers = [*sorted(reached), *(f"the link {link}" for link in links)]
         if offers:
-            yield Finding(
-                "open listener",
-                "note",
-                ("nodes", name, "listen", index, "address"),
-                f"every peer that reaches {_host(endpoint)} can connect to {endpoint}, and reaches {', and '.join(offers)}",
-                "Listen on 127.0.0.1 if all clients are on this machine",
-            )
-
-
-def _host(endpoint: Endpoint) -> str:
-    return "any address of the machine" if endpoint.host in WILDCARDS else endpoint.host or "it"
+            host = "any address of the machine" if endpoint.host in WILDCARDS else endpoint.host or "it"
+            text = f"every peer that reaches {host} can connect to {endpoint}, and reaches {', '.join(offers)}"
+            yield kinds.OPEN_LISTENER.at(("nodes", name, "listen", index, "address"), text)
 
 
 def _forwards_unauthenticated(name: str, node: NodeSpec) -> Iterator[Finding]:
     for key, relay in node.relays.items():
         if relay.to is not None:
-            yield Finding(
-                "forwards unauthenticated",
-                "note",
-                ("nodes", name, "relays", key, "to"),
-                f"every peer that reaches the hub's relay {key} is forwarded to {' => '.join(relay.to)} by {name}'s link",
-                "Let the services there admit secure channels only",
-            )
+            route = " => ".join(relay.to)
+            text = f"every peer that reaches the hub's relay {key} is forwarded to {route} by {name}'s link"
+            yield kinds.RELAY_FORWARDS.at(("nodes", name, "relays", key, "to"), text)
     for key, worker in node.workers.items():
         if worker.sends and worker.allow.rule == "anyone":
             routes = "; ".join(map(" => ".join, worker.sends))
-            yield Finding(
-                "forwards unauthenticated",
-                "warning",
-                ("nodes", name, "workers", key, "sends"),
-                f"it admits everyone and passes messages on as {name}'s own, to {routes}",
-                'Write allow = "channels", or name the peers',
-            )
-
-
-_DIAL_ADVICE = {
-    "links": 'Dial at the start, or do not forward: dial = "at_start"',
-    "outlets": "Name the peers that may use it, and let listeners trust no others",
-    "inlets": "Listen on 127.0.0.1 if only programs of this machine should use it",
-}
+            text = f"it admits everyone and passes messages on as {name}'s own, to {routes}"
+            yield kinds.WORKER_FORWARDS.at(("nodes", name, "workers", key, "sends"), text)
 
 
 def _dials(analysis: Analysis) -> Iterator[Finding]:
     for dial in analysis.reachability.dials.values():
         if dial.is_by_inlet:
             continue
-        kind, key = dial.by
-        if kind == "inlets":
-            at = analysis.network.spec.nodes[dial.node].inlets[key].listen
-            text = f"every client that connects to {at} is forwarded to {dial.to} as {dial.node}"
-        else:
-            text = f"an unauthenticated peer can make {dial.node} connect to {dial.to}"
-        where: KeyPath = ("nodes", dial.node, *dial.by)
-        yield Finding("unauthenticated dial", "warning", where, text, _DIAL_ADVICE[kind], dial.trace)
+        table, key = dial.by
+        text = f"an unauthenticated peer can make {dial.node} connect to {dial.to}"
+        if table == "inlets":
+            address = analysis.network.spec.nodes[dial.node].inlets[key].listen
+            text = f"every client that connects to {address} is forwarded to {dial.to} as {dial.node}"
+        yield kinds.DIALS[table].at(("nodes", dial.node, *dial.by), text, dial.trace)

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 from trionode.topology.errors import KeyPath
 from trionode.verify.analysis import Analysis
+from trionode.verify.findings import finding as kinds
 from trionode.verify.findings.finding import Finding
 from trionode.verify.model.network import SymbolicNetwork
 
@@ -20,24 +21,13 @@ def stalling_links(analysis: Analysis) -> Iterator[Finding]:
             drops_when_full = node.spec.links[link.key].drop_when_full
             joins_hubs = {name, link.listener} <= hubs
             if joins_hubs and not drops_when_full and _joined(network, hubs, name, link.listener, without=link.key):
-                yield Finding(
-                    "ring",
-                    "warning",
-                    where,
-                    f"{name} and {link.listener} forward, and another path joins them: "
-                    f"readers of links in a ring can wait for each other",
-                    "Write drop_when_full = true, at both ends",
-                )
+                text = f"{name} and {link.listener} forward, and another path joins them: "
+                yield kinds.RING.at(where, text + "readers of links in a ring can wait for each other")
             if drops_when_full and not joins_hubs:
-                edge = name if name not in hubs else link.listener
-                yield Finding(
-                    "drop_when_full",
-                    "note",
-                    where,
-                    f"{edge} does not forward, so nothing can wait in a ring. "
-                    f"With drop_when_full the link drops what a slow reader does not take",
-                    "Leave drop_when_full out",
+                text = (
+                    f"{name if name not in hubs else link.listener} does not forward, so nothing can wait in a ring. "
                 )
+                yield kinds.NEEDLESS_DROPS.at(where, text + "The link drops what a slow reader does not take")
 
 
 def _joined(network: SymbolicNetwork, hubs: set[str], one: str, other: str, *, without: str) -> bool:
