@@ -58,7 +58,7 @@ def test_a_hub_sees_ciphertext_of_what_passes_through_a_channel_and_no_inner_add
     assert "echoer" not in hub.visible.addresses
     bob = way.request.at(Observer("node", "bob"))
     assert bob is not None
-    assert bob.proven == ("alice",)
+    assert bob.authenticated == ("alice",)
 
 
 def test_a_hub_sees_what_passes_without_a_channel_and_can_put_in_more() -> None:
@@ -243,8 +243,8 @@ secure_channels.bob = { to = ["@hub", "forward_to_bob", "api"], trust = { nodes 
     bob = way.request.at(Observer("node", "bob"))
     assert hub is not None
     assert bob is not None
-    assert hub.proven == ("alice",)
-    assert bob.proven == ("hub", "alice")
+    assert hub.authenticated == ("alice",)
+    assert bob.authenticated == ("hub", "alice")
 
 
 STREAMS = """

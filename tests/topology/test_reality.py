@@ -236,7 +236,7 @@ def count(tally: "Counter[str]", spec: TopologySpec, path: Path) -> None:
         if sum(step.at.kind == "connection" for step in end.message.trail) > 1:
             tally["over several links"] += 1
     tally["copied"] += len(path.request.accepted) > 1
-    tally["proven"] += any(each.proven for each in path.request.observations)
+    tally["authenticated"] += any(each.authenticated for each in path.request.observations)
     for each in path.observations:
         tally[f"{each.at.kind} sees {each.visible.payload}"] += 1
 
@@ -265,7 +265,7 @@ OCCURS = (
     "arrived",
     "refused",
     "copied",
-    "proven",
+    "authenticated",
     "sealed 0 times",
     "sealed 1 times",
     "sealed 2 times",

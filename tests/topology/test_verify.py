@@ -135,7 +135,7 @@ def test_what_is_required_of_nobody_is_a_mistake() -> None:
 
 
 def test_a_sender_is_proven_only_to_those_who_have_a_channel_with_him() -> None:
-    with pytest.raises(AssertionError, match="no channel proves to hub that hello comes from alice"):
+    with pytest.raises(AssertionError, match="no channel authenticates alice to hub as the sender of hello"):
         report(GOOD).require(sender_authenticated_to="hub")
     with pytest.raises(AssertionError, match="no flow reaches stranger"):
         report(GOOD + "\n[nodes.stranger]").require(sender_authenticated_to="stranger")
@@ -522,7 +522,7 @@ def test_check_prints_the_table_and_the_assertions(tmp_path: Path) -> None:
     assert code == 0
     assert output.splitlines()[:9] == [
         "hello: alice => @bob => echoer",
-        "  arrives at bob/echoer, sender proven to be alice; answers come back",
+        "  arrives at bob/echoer, sender authenticated as alice; answers come back",
         "  hop                  sees        can   addresses in the clear",
         "  alice                plaintext   -     echoer",
         "    alice → hub (tcp)  ciphertext  drop  -",

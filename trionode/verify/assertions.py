@@ -52,7 +52,7 @@ def judge(analysis: Analysis, index: int, assertion: AssertSpec) -> Verdict:
     for flow in flows:
         violations += _of_flow(analysis, flow, assertion)
     for word in assertion.sender_authenticated_to:
-        violations += _not_proven(analysis, flows, word, named=assertion.flow is not None)
+        violations += _not_authenticated(analysis, flows, word, named=assertion.flow is not None)
     for address in assertion.no_unauthenticated_access_to:
         violations += _reached(analysis, address)
     for node in assertion.no_unauthenticated_dials_by:
@@ -126,7 +126,7 @@ def _impersonates(each: Observation, effect: str) -> str:
     return f"{each.at.described} can impersonate the peer of {', '.join(each.can_impersonate)}, and so {effect}"
 
 
-def _not_proven(analysis: Analysis, flows: Iterable[Flow], node: str, *, named: bool) -> Iterator[Violation]:
+def _not_authenticated(analysis: Analysis, flows: Iterable[Flow], node: str, *, named: bool) -> Iterator[Violation]:
     at = Observer("node", node)
     nodes = analysis.network.nodes
     arrives = False
@@ -138,11 +138,13 @@ def _not_proven(analysis: Analysis, flows: Iterable[Flow], node: str, *, named: 
                 yield Violation(f"{flow.name} never reaches {node}", render_trace(request))
             continue
         arrives = True
-        if nodes[flow.spec.node].identity not in {nodes[each].identity for each in observation.proven if each in nodes}:
-            text = f"no channel proves to {node} that {flow.name} comes from {flow.spec.node}"
+        if nodes[flow.spec.node].identity not in {
+            nodes[each].identity for each in observation.authenticated if each in nodes
+        }:
+            text = f"no channel authenticates {flow.spec.node} to {node} as the sender of {flow.name}"
             yield Violation(text, render_trace(request, at))
     if not arrives and not named:
-        yield Violation(f"no flow reaches {node}, so nothing is proven to it")
+        yield Violation(f"no flow reaches {node}, so no sender is authenticated to it")
 
 
 def _reached(analysis: Analysis, text: str) -> Iterator[Violation]:

@@ -109,8 +109,8 @@ class Observation:
     can_decrypt: bool = False
     #: Addresses that it would learn by that.
     can_learn: frozenset[str] = frozenset()
-    #: Nodes whose identity a secure channel proves to it.
-    proven: tuple[str, ...] = ()
+    #: Nodes that a secure channel authenticates to it.
+    authenticated: tuple[str, ...] = ()
 
     def __or__(self, other: "Observation") -> "Observation":
         return Observation(
@@ -122,7 +122,7 @@ class Observation:
             _union(self.can_impersonate, other.can_impersonate),
             self.can_decrypt or other.can_decrypt,
             self.can_learn | other.can_learn,
-            _union(self.proven, other.proven),
+            _union(self.authenticated, other.authenticated),
         )
 
 
@@ -167,8 +167,8 @@ class Path:
     reply: Direction
     #: Addresses that a secure channel hides from others; the last address of the route if there is no channel.
     inner: frozenset[str]
-    #: The node that a secure channel proves to the receiver as the sender.
-    proven: str | None = None
+    #: The node that a secure channel authenticates to the receiver as the sender.
+    authenticated_sender: str | None = None
 
     @property
     def receiver(self) -> tuple[str, str] | None:
@@ -309,10 +309,10 @@ def _direction(
 
 
 def _from_step(network: SymbolicNetwork, observer: Observer, step: Step) -> Observation:
-    """Return what happens at a step, and which identity a channel proves there."""
+    """Return what happens at a step, and which node a channel authenticates there."""
     identity = step.message.origin.identifier
-    proven = () if identity is None or step.at != observer else (network.node_of(identity),)
-    return Observation(observer, NOTHING, (step.what,) if step.what else (), proven=proven)
+    authenticated = () if identity is None or step.at != observer else (network.node_of(identity),)
+    return Observation(observer, NOTHING, (step.what,) if step.what else (), authenticated=authenticated)
 
 
 def _impersonation(network: SymbolicNetwork, observer: Observer, message: SymbolicMessage) -> Observation:

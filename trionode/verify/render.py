@@ -47,7 +47,7 @@ def render_flow(flow: Flow) -> Iterator[str]:
 
 
 def _result(flow: Flow) -> str:
-    """Return whether a flow arrives, which sender is proven there, and whether answers come back."""
+    """Return whether a flow arrives, which sender is authenticated there, and whether answers come back."""
     path = flow.path
     if path.receiver is None:
         return f"does not arrive: {path.request.trouble}"
@@ -60,7 +60,8 @@ def _result(flow: Flow) -> str:
 def _sender(path: Path) -> str:
     if path.receiver is not None and path.receiver[0] == path.node:
         return "which is the sender's own node"
-    return "sender not proven" if path.proven is None else f"sender proven to be {path.proven}"
+    sender = path.authenticated_sender
+    return "sender not authenticated" if sender is None else f"sender authenticated as {sender}"
 
 
 def _hop(observer: Observer) -> str:
@@ -162,7 +163,7 @@ def _observations(observations: Sequence[Observation]) -> list[Json]:
             "can_inject": each.can_inject,
             "can_decrypt": each.can_decrypt,
             "can_impersonate": texts(each.can_impersonate),
-            "proven": texts(each.proven),
+            "authenticated": texts(each.authenticated),
         }
         for each in observations
     ]

@@ -51,7 +51,7 @@ def _reachable_without_channel(analysis: Analysis, name: str, node: NodeSpec) ->
             continue  # the inlet has a finding of its own
         else:
             how, trace = f"unauthenticated peers reach it {reached.manner}", reached.trace
-        text = f"{how}. It admits {'everyone' if allow.rule == 'anyone' else allow.rule}, so no sender is proven"
+        text = f"{how}. It admits {'everyone' if allow.rule == 'anyone' else allow.rule}, so no sender is authenticated"
         yield kinds.REACHABLE.at(("nodes", name, kind, key, "allow"), text, trace)
 
 
