@@ -26,23 +26,23 @@ kinds = st.integers(0, 255)
         ("grüße", Address("grüße".encode())),
     ],
 )
-def test_an_address_is_read_from_text(text: str, address: Address) -> None:
+def test_an_address_is_parsed_from_text(text: str, address: Address) -> None:
     assert Address.parse(text) == address
 
 
 @pytest.mark.parametrize("text", ["", "#x", "a#x", "0#a#b", "-1#x", "256#x", "²#x", "9" * 5000 + "#x", " 0#x"])
-def test_a_text_that_is_no_address_is_refused_with_what_was_expected(text: str) -> None:
+def test_an_invalid_address_raises_an_error_that_says_what_was_expected(text: str) -> None:
     with pytest.raises(LocalError, match=r"expected an address"):
         Address.parse(text)
 
 
 @pytest.mark.parametrize("text", ["0#echoer", "tcp:127.0.0.1:4000", "loopback:hub", "7#elsewhere"])
-def test_the_text_of_an_address_reads_back_as_it(text: str) -> None:
+def test_the_text_of_an_address_parses_to_that_address(text: str) -> None:
     assert str(Address.parse(text)) == text
 
 
 @given(kinds, values)
-def test_encoded_addresses_decode_to_what_they_were(kind: int, value: bytes) -> None:
+def test_encoded_addresses_round_trip(kind: int, value: bytes) -> None:
     encoded = encode_address(kind, value)
     assert decode_address(encoded) == (kind, value)
     address = Address.from_encoded(encoded)
@@ -50,7 +50,7 @@ def test_encoded_addresses_decode_to_what_they_were(kind: int, value: bytes) -> 
 
 
 @given(st.binary(max_size=40), kinds)
-def test_every_address_has_a_text_even_if_its_value_is_no_text(value: bytes, kind: int) -> None:
+def test_an_address_whose_value_is_not_utf_8_has_a_text(value: bytes, kind: int) -> None:
     assert str(Address.from_encoded(encode_address(kind, value)))
 
 
@@ -59,7 +59,7 @@ def test_lengths_at_the_edges_of_a_head_round_trip(length: int) -> None:
     assert decode_address(local(bytes(length))) == (0, bytes(length))
 
 
-def test_a_value_beyond_the_bound_is_refused() -> None:
+def test_a_value_that_is_too_long_is_refused() -> None:
     with pytest.raises(LocalError, match="at most 1024 bytes"):
         encode_address(0, bytes(MAX_VALUE + 1))
 
@@ -74,12 +74,12 @@ def test_the_specified_example_has_the_specified_bytes() -> None:
     assert local("echoer").hex() == "8200466563686f6572"
 
 
-def test_a_transport_without_a_number_can_not_be_written_into_a_message() -> None:
+def test_an_address_of_a_transport_without_a_number_cannot_be_encoded() -> None:
     with pytest.raises(LocalError, match="only be the first hop"):
         _ = Address("hub", "loopback").encoded
 
 
-def test_addresses_in_vectors_read_and_encode() -> None:
+def test_addresses_in_vectors_parse_and_encode() -> None:
     for vector in wire_vectors("current_tcp_frames.json", "current.frame"):
         for text in vector["fields"]["onward"] + vector["fields"]["return"]:
             assert Address.from_encoded(Address.parse(text).encoded) == Address.parse(text)
@@ -93,11 +93,11 @@ def test_addresses_in_vectors_read_and_encode() -> None:
         ("hub.example:65535", ("hub.example", 65535)),
     ],
 )
-def test_host_and_port_are_read(text: str, pair: tuple[str, int]) -> None:
+def test_host_and_port_are_parsed(text: str, pair: tuple[str, int]) -> None:
     assert parse_host_port(text) == pair
 
 
 @pytest.mark.parametrize("text", ["", "hub", ":4000", "hub:", "hub:x", "hub:65536", "hub:-1", "hub:" + "9" * 5000])
-def test_what_is_no_host_and_port_is_refused(text: str) -> None:
+def test_an_invalid_host_and_port_is_refused(text: str) -> None:
     with pytest.raises(LocalError, match="expected HOST:PORT"):
         parse_host_port(text)

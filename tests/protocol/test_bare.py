@@ -54,7 +54,7 @@ def test_a_uint_has_one_shortest_form(value: int, encoded: str) -> None:
 
 
 @given(st.integers(0, 2**64 - 1), st.binary(max_size=200), st.text(max_size=50), st.none() | st.binary(max_size=3))
-def test_what_is_written_is_read_again(number: int, blob: bytes, text: str, maybe: bytes | None) -> None:
+def test_values_round_trip(number: int, blob: bytes, text: str, maybe: bytes | None) -> None:
     encoded = (
         bare.uint(number)
         + bare.data(blob)
@@ -101,13 +101,13 @@ def test_what_is_written_is_read_again(number: int, blob: bytes, text: str, mayb
         ("00", Reader.end),
     ],
 )
-def test_hazards_are_refused(raw: str, read: object) -> None:
+def test_invalid_values_are_refused(raw: str, read: object) -> None:
     assert callable(read)
     with pytest.raises(WireError):
         read(Reader(bytes.fromhex(raw)))
 
 
-def test_a_uint_in_a_longer_form_is_taken_as_old_peers_take_it() -> None:
+def test_a_uint_in_a_longer_form_is_accepted() -> None:
     assert Reader(bytes.fromhex("8000")).uint() == 0
 
 
@@ -124,7 +124,7 @@ def test_a_huge_length_allocates_nothing() -> None:
 
 
 @given(st.binary(max_size=40))
-def test_any_bytes_are_read_or_refused(raw: bytes) -> None:
+def test_arbitrary_bytes_are_decoded_or_refused(raw: bytes) -> None:
     for read in (Reader.uint, Reader.data, Reader.string, Reader.optional, Reader.u8, Reader.u32):
         reader = Reader(raw)
         try:
@@ -134,7 +134,7 @@ def test_any_bytes_are_read_or_refused(raw: bytes) -> None:
         assert 0 <= reader.left <= len(raw)
 
 
-def test_the_callers_mistakes_are_told_with_the_bound() -> None:
+def test_an_argument_out_of_range_raises_an_error_with_the_bound() -> None:
     for encode, value in ((bare.uint, -1), (bare.uint, 2**64), (bare.u8, 256), (bare.u32, 2**32)):
         with pytest.raises(LocalError, match="holds 0"):
             encode(value)

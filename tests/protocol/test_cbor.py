@@ -48,22 +48,22 @@ VALUES: st.SearchStrategy[Value] = st.recursive(SCALARS, nested, max_leaves=20)
         ({b"b": b"1", b"a": b"2"}, "a2416241314161" + "4132"),
     ],
 )
-def test_values_are_sent_in_their_shortest_form(value: Value, encoded: str) -> None:
+def test_values_are_encoded_in_their_shortest_form(value: Value, encoded: str) -> None:
     assert encode(value).hex() == encoded
 
 
-def test_another_type_is_the_callers_mistake() -> None:
+def test_a_value_of_another_type_raises_config_error() -> None:
     with pytest.raises(LocalError):
         encode(object())  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
 
 
 @given(VALUES)
-def test_what_is_sent_is_read_again(value: Value) -> None:
+def test_values_round_trip(value: Value) -> None:
     assert decode(encode(value)) == value
 
 
 @given(VALUES, st.binary(min_size=1, max_size=3), st.integers(min_value=0))
-def test_a_changed_document_is_read_or_refused_and_nothing_else(value: Value, noise: bytes, at: int) -> None:
+def test_a_mutated_document_is_decoded_or_refused(value: Value, noise: bytes, at: int) -> None:
     encoded = encode(value)
     cut = at % (len(encoded) + 1)
     for bad in (
@@ -78,7 +78,7 @@ def test_a_changed_document_is_read_or_refused_and_nothing_else(value: Value, no
 
 
 @given(st.binary(max_size=60))
-def test_any_bytes_are_read_or_refused_and_what_is_read_is_what_cbor2_reads(data: bytes) -> None:
+def test_arbitrary_bytes_are_refused_or_decoded_as_by_cbor2(data: bytes) -> None:
     try:
         value = decode(data)
     except WireError:
@@ -88,7 +88,7 @@ def test_any_bytes_are_read_or_refused_and_what_is_read_is_what_cbor2_reads(data
 
 
 @given(VALUES, st.data())
-def test_every_proper_part_of_a_document_is_refused(value: Value, data: st.DataObject) -> None:
+def test_every_truncation_of_a_document_is_refused(value: Value, data: st.DataObject) -> None:
     encoded = encode(value)
     with pytest.raises(WireError):
         decode(encoded[: data.draw(st.integers(0, len(encoded) - 1))])
@@ -110,7 +110,7 @@ def test_every_proper_part_of_a_document_is_refused(value: Value, data: st.DataO
         ("b90001410041ff", {b"\0": b"\xff"}),
     ],
 )
-def test_heads_that_are_not_the_shortest_are_read(encoded: str, value: object) -> None:
+def test_heads_that_are_not_the_shortest_are_accepted(encoded: str, value: object) -> None:
     assert decode(bytes.fromhex(encoded)) == value
 
 
@@ -148,7 +148,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("encoded", REFUSED.values(), ids=REFUSED.keys())
-def test_what_the_subset_forbids_is_refused(encoded: str) -> None:
+def test_an_item_outside_the_subset_is_refused(encoded: str) -> None:
     with pytest.raises(WireError):
         decode(bytes.fromhex(encoded))
 
@@ -158,7 +158,7 @@ def test_the_same_text_and_bytes_are_two_keys() -> None:
 
 
 @pytest.mark.parametrize("opening", ["81", "a100", "c1", "d9d9f7"], ids=["arrays", "maps", "tags", "two-byte tags"])
-def test_nesting_is_read_to_a_depth_of_16_and_no_deeper(opening: str) -> None:
+def test_nesting_is_accepted_to_a_depth_of_16(opening: str) -> None:
     decode(bytes.fromhex(opening * MAX_DEPTH + "00"))
     for depth in (MAX_DEPTH + 1, 5000):
         with pytest.raises(WireError, match="deeper"):
@@ -167,7 +167,7 @@ def test_nesting_is_read_to_a_depth_of_16_and_no_deeper(opening: str) -> None:
         decode(bytes.fromhex(opening * 3 + "00"), max_depth=2)
 
 
-def test_nesting_closes_as_well_as_it_opens() -> None:
+def test_closed_levels_do_not_count_as_nesting() -> None:
     deep = b"\x81" * (MAX_DEPTH - 1) + b"\x00"
     assert decode(b"\x83" + deep * 3) == [decode(deep)] * 3
 
@@ -181,7 +181,7 @@ def test_nesting_closes_as_well_as_it_opens() -> None:
         pytest.param(b"\x5a\xff\xff\xff\xff", id="a string longer than its input"),
     ],
 )
-def test_what_is_too_large_is_refused_before_it_is_allocated(head: bytes) -> None:
+def test_a_document_that_is_too_large_is_refused_before_it_is_allocated(head: bytes) -> None:
     flood = head + (head[5:] * 1000 if len(head) > 5 else bytes(2 << 24))
     tracemalloc.start()
     try:
@@ -193,7 +193,7 @@ def test_what_is_too_large_is_refused_before_it_is_allocated(head: bytes) -> Non
     assert peak < 100_000
 
 
-def test_as_many_items_as_are_allowed_are_read() -> None:
+def test_the_largest_allowed_number_of_items_is_accepted() -> None:
     assert decode(b"\x99" + (MAX_ITEMS - 1).to_bytes(2, "big") + bytes(MAX_ITEMS - 1)) == [0] * (MAX_ITEMS - 1)
     with pytest.raises(WireError):
         decode(b"\x99" + MAX_ITEMS.to_bytes(2, "big") + bytes(MAX_ITEMS))
@@ -266,12 +266,12 @@ NOT_SO: dict[str, Callable[[], object]] = {
 
 
 @pytest.mark.parametrize("reading", NOT_SO.values(), ids=NOT_SO.keys())
-def test_a_field_of_another_shape_is_refused(reading: Callable[[], object]) -> None:
+def test_a_field_of_another_type_is_refused(reading: Callable[[], object]) -> None:
     with pytest.raises(WireError):
         reading()
 
 
-def test_integers_within_their_limit_are_read() -> None:
+def test_integers_within_their_limit_are_accepted() -> None:
     assert uint(255, 255) == 255
     assert uint(2**64 - 1) == 2**64 - 1
 
@@ -285,7 +285,7 @@ def test_integers_within_their_limit_are_read() -> None:
         ("current_identity_payloads.json", "current.credential"),
     ],
 )
-def test_the_wire_vectors_are_read_and_come_out_byte_for_byte(file: str, kind: str) -> None:
+def test_wire_vectors_decode_and_encode_byte_for_byte(file: str, kind: str) -> None:
     vectors = wire_vectors(file, kind)
     assert vectors
     for vector in vectors:

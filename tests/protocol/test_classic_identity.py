@@ -140,9 +140,7 @@ def test_a_new_identity_is_one_change_that_verifies() -> None:
         ((evolve(FIRST, persistence=0),), A),
     ],
 )
-def test_the_newest_root_key_speaks_for_the_identity_and_the_first_names_it(
-    links: tuple[Link, ...], root: KeyHandle
-) -> None:
+def test_the_newest_root_key_signs_and_the_first_gives_the_identifier(links: tuple[Link, ...], root: KeyHandle) -> None:
     read = verify_classic_history(history(*links))
     assert read.root_key == root.public
     assert read.identifier == create_classic_history(VAULT, A).identifier
@@ -243,7 +241,7 @@ def test_any_flipped_bit_is_refused() -> None:
             verify_classic_history(bytes(changed))
 
 
-def test_every_cut_is_refused() -> None:
+def test_every_truncation_is_refused() -> None:
     whole = history(FIRST, ROTATED)
     for length in range(len(whole)):
         with pytest.raises(IdentityError):
@@ -251,13 +249,13 @@ def test_every_cut_is_refused() -> None:
 
 
 @given(st.binary(max_size=300) | st.binary(max_size=100).map(lambda tail: history(FIRST, ROTATED)[:-50] + tail))
-def test_no_bytes_break_the_reader(data: bytes) -> None:
+def test_arbitrary_bytes_raise_only_identity_error(data: bytes) -> None:
     for read in (verify_classic_history, verify_any_history):
         with pytest.raises(IdentityError):
             read(data)
 
 
-def test_a_longer_form_of_a_length_is_another_change_and_is_kept_as_it_came() -> None:
+def test_a_longer_form_of_a_length_is_another_change_and_is_not_rewritten() -> None:
     label = bare.string(ROOT_LABEL)
     body = FIRST.body.replace(label, b"\x88\x00" + label[1:])
     digest = sha256(body).digest()
@@ -268,7 +266,7 @@ def test_a_longer_form_of_a_length_is_another_change_and_is_kept_as_it_came() ->
     assert relation(create_classic_history(VAULT, A), read) is Relation.CONFLICTING
 
 
-def test_no_signature_is_checked_for_a_history_that_does_not_hang_together(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_signature_is_checked_for_an_inconsistent_history(monkeypatch: pytest.MonkeyPatch) -> None:
     def never(*_: bytes) -> bool:
         raise AssertionError("a signature was checked")
 
@@ -287,7 +285,7 @@ def chain(length: int) -> list[Link]:
     return links
 
 
-def test_as_many_changes_as_are_allowed_fit_and_longer_histories_are_not_read() -> None:
+def test_the_largest_allowed_number_of_changes_is_accepted() -> None:
     full = history(*chain(MAX_CHANGES))
     assert len(full) <= MAX_HISTORY
     assert len(verify_classic_history(full).changes) == MAX_CHANGES

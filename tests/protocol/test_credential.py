@@ -15,7 +15,7 @@ NOW = 1_700_000_000
 PEER = Identifier(bytes(range(32)))
 
 
-def test_the_verdict_on_every_credential_check_vector_is_that_of_the_running_peer() -> None:
+def test_the_result_for_every_credential_vector_is_that_of_the_rust_peer() -> None:
     for vector in wire_vectors("credential_checks.json", "current.credential_check"):
         fields = vector["fields"]
         presented = PresentedCredential.decode(bytes.fromhex(vector["hex"]))
@@ -88,7 +88,7 @@ def check(presented: PresentedCredential, now: int = NOW + 20) -> Credential:
     return verify_credential(presented, PEER, [authority(9).history, authority().history], now)
 
 
-def test_a_good_credential_gives_its_attributes_which_nobody_can_change() -> None:
+def test_a_valid_credential_has_attributes_that_are_read_only() -> None:
     credential = check(authority().issue(attributes={b"a": b"", b"b": bytes([255])}))
     assert credential.attributes == {b"a": b"", b"b": bytes([255])}
     assert not hasattr(credential.attributes, "__setitem__")
@@ -97,10 +97,10 @@ def test_a_good_credential_gives_its_attributes_which_nobody_can_change() -> Non
 
 def test_a_credential_that_breaks_one_rule_is_refused() -> None:
     a = authority()
-    stranger = authority(5)
+    unknown = authority(5)
     channel_key = a.vault.generate(KeyKind.X25519)
     broken = {
-        "no authority here": stranger.issue(),
+        "no authority here": unknown.issue(),
         "another identity": a.issue(subject=bytes(32)),
         "not a credential": a.issue(subject=None),
         "older than the attestation": a.issue(created_at=NOW - 1),
@@ -138,7 +138,7 @@ def test_a_clock_may_be_a_minute_behind() -> None:
     check(authority().issue(created_at=NOW + 20 + CLOCK_SKEW))
 
 
-def test_other_bytes_are_no_credential() -> None:
+def test_invalid_bytes_are_not_a_credential() -> None:
     for data in (b"", b"\x80", b"\x82\x80\x80", bytes(100_000)):
         with pytest.raises(IdentityError):
             PresentedCredential.decode(data)

@@ -12,7 +12,7 @@ from trionode.protocol.wire.current_codec import CURRENT
 from trionode.protocol.wire.framing import FrameDecoder, join_frames
 from trionode.protocol.wire.version import ProtocolVersion
 
-# The classic generation's framing: no preface, two bytes of length (spec §3.1).
+# The framing of the classic version: no preface, two bytes of length (spec §3.1).
 CLASSIC_FRAMING = attrs.evolve(CURRENT, name="classic framing", preface=b"", length_size=2, max_frame=65535)
 VERSIONS = [CURRENT, CLASSIC_FRAMING]
 HEARTBEAT = bytes.fromhex("83808040")
@@ -28,7 +28,7 @@ def in_chunks(data: bytes, cuts: list[int]) -> Iterator[bytes]:
 
 @pytest.mark.parametrize("protocol_version", VERSIONS, ids=lambda protocol_version: protocol_version.name)
 @given(st.lists(st.binary(min_size=1, max_size=300), max_size=20), st.lists(st.integers(0, 10_000), max_size=30))
-def test_any_chunking_of_the_bytes_gives_the_same_frames(
+def test_frames_do_not_depend_on_how_the_bytes_are_split(
     protocol_version: ProtocolVersion, frames: list[bytes], cuts: list[int]
 ) -> None:
     decoder = FrameDecoder(protocol_version)
@@ -68,7 +68,7 @@ def test_the_end_of_a_stream_is_orderly_only_between_frames() -> None:
 
 
 @pytest.mark.parametrize("first", [b"\x00", b"\x02", b"GET / HTTP/1.1\r\n", b"\x16\x03\x01", b"SSH-2.0"])
-def test_another_preface_is_refused_in_words_that_name_both(first: bytes) -> None:
+def test_another_preface_raises_an_error_with_both(first: bytes) -> None:
     with pytest.raises(WireError, match=f"began with {first[:1].hex()}, expected 01"):
         FrameDecoder(CURRENT).receive(first)
 
@@ -115,7 +115,7 @@ def test_a_huge_length_is_refused_as_soon_as_it_is_read_and_before_anything_is_a
         tracemalloc.stop()
 
 
-def test_a_link_may_allow_less_than_its_wire_and_never_more() -> None:
+def test_max_frame_can_only_lower_the_limit_of_the_version() -> None:
     assert FrameDecoder(CURRENT, max_frame=4).receive(b"\x01" + join_frames(CURRENT, [b"1234"])) == [b"1234"]
     with pytest.raises(WireError, match="1 to 4 are allowed"):
         FrameDecoder(CURRENT, max_frame=4).receive(b"\x01" + join_frames(CURRENT, [b"12345"]))
@@ -123,7 +123,7 @@ def test_a_link_may_allow_less_than_its_wire_and_never_more() -> None:
         FrameDecoder(attrs.evolve(CURRENT, max_frame=65535), max_frame=2**20).receive(b"\x01\x00\x01\x00\x00")
 
 
-def test_the_largest_frame_arrives_whole_in_reads_of_any_size_without_copying_it_at_each() -> None:
+def test_the_largest_frame_is_not_copied_at_each_read() -> None:
     frame = bytes(range(256)) * 65536
     assert len(frame) == CURRENT.max_frame
     data = b"\x01" + join_frames(CURRENT, [b"before", frame, b"after"])
@@ -132,7 +132,7 @@ def test_the_largest_frame_arrives_whole_in_reads_of_any_size_without_copying_it
     assert received == [b"before", frame, b"after"]
 
 
-def test_what_is_kept_of_an_unfinished_frame_is_no_more_than_what_came() -> None:
+def test_the_buffer_holds_no_more_than_was_received() -> None:
     decoder = FrameDecoder(CURRENT)
     tracemalloc.start()
     try:

@@ -45,13 +45,13 @@ def channel_key(vault: MemoryVault, seed: int) -> KeyHandle:
 # Identifiers
 
 
-def test_an_identifier_is_read_back_from_its_text() -> None:
+def test_the_text_of_an_identifier_parses_to_it() -> None:
     identifier = Identifier(bytes(range(32)))
     assert str(identifier) == "I" + bytes(range(32)).hex()
     assert Identifier.parse(str(identifier)) == identifier
 
 
-def test_an_identifier_of_the_classic_generation_begins_with_another_letter_and_is_never_equal() -> None:
+def test_a_classic_identifier_has_another_letter_and_is_never_equal() -> None:
     current, classic = Identifier(bytes(range(32))), Identifier(bytes(range(32)), classic=True)
     assert str(classic) == "P" + bytes(range(32)).hex()
     assert Identifier.parse(str(classic)) == classic
@@ -77,13 +77,13 @@ def test_an_identifier_of_the_classic_generation_begins_with_another_letter_and_
         "I" + "0" * 64 + "\n",
     ],
 )
-def test_other_texts_are_no_identifiers_and_the_error_says_what_one_is(text: str) -> None:
+def test_an_invalid_identifier_raises_an_error_that_says_what_was_expected(text: str) -> None:
     with pytest.raises(IdentityError, match="I and 64 hex digits, or P and 64 hex digits"):
         Identifier.parse(text)
 
 
 @given(st.text())
-def test_no_text_breaks_the_identifier_parser(text: str) -> None:
+def test_arbitrary_text_raises_only_identity_error(text: str) -> None:
     with pytest.raises(IdentityError) as raised:
         Identifier.parse(text)
     assert len(str(raised.value)) < 2000
@@ -158,7 +158,7 @@ def test_a_new_identity_lasts_ten_years() -> None:
 
 
 @pytest.mark.parametrize("revoke", [False, True])
-def test_a_rotation_keeps_the_identifier_and_survives_the_wire(revoke: bool) -> None:
+def test_a_rotated_history_keeps_the_identifier_and_round_trips(revoke: bool) -> None:
     vault = MemoryVault()
     before, after = rotated(vault, 1), rotated(vault, 3, revoke=revoke)
     again = verify_history(after.encoded)
@@ -169,13 +169,13 @@ def test_a_rotation_keeps_the_identifier_and_survives_the_wire(revoke: bool) -> 
 
 
 @pytest.mark.parametrize("text", ["", "0", "zz", "80", "8180", "ff" * 10, "81" * 40])
-def test_other_texts_are_no_exported_histories(text: str) -> None:
+def test_an_invalid_exported_history_is_refused(text: str) -> None:
     with pytest.raises(IdentityError):
         import_history(text)
 
 
 @given(st.binary(max_size=200))
-def test_no_bytes_break_the_readers(data: bytes) -> None:
+def test_arbitrary_bytes_raise_only_identity_error(data: bytes) -> None:
     for read in (verify_history, IdentityPayload.decode):
         with pytest.raises(IdentityError):
             read(data)
@@ -192,7 +192,7 @@ def test_rotation_needs_the_latest_key_and_a_clock_that_goes_forward() -> None:
         rotate(history, vault, key(vault, 2), channel_key(vault, 9), NOW + 5)
 
 
-def test_a_full_history_can_be_read_but_not_rotated() -> None:
+def test_a_full_history_is_accepted_but_not_rotated() -> None:
     vault = MemoryVault()
     history = rotated(vault, MAX_CHANGES)
     assert verify_history(history.encoded) == history
@@ -301,13 +301,13 @@ def test_histories_of_one_identifier_are_the_same_newer_older_or_conflicting() -
     vault = MemoryVault()
     one, two, three = rotated(vault, 1), rotated(vault, 2), rotated(vault, 3)
     fork = rotate(one, vault, key(vault, 1), key(vault, 7), NOW + 1)
-    stranger = rotated(vault, 1, seed=20)
+    other = rotated(vault, 1, seed=20)
     assert relation(two, rotated(vault, 2)) is Relation.SAME
     assert relation(one, three) is Relation.NEWER
     assert relation(three, two) is Relation.OLDER
     assert relation(two, fork) is Relation.CONFLICTING
     assert relation(fork, three) is Relation.CONFLICTING
-    assert relation(one, stranger) is Relation.CONFLICTING
+    assert relation(one, other) is Relation.CONFLICTING
 
 
 # Attestations
@@ -409,7 +409,7 @@ def test_every_payload_vector_decodes_verifies_and_encodes_to_the_same_bytes() -
             payload.verify(bytes(32), fields["attestation_created_at"])
 
 
-def test_a_payload_holds_a_bounded_number_of_credentials_each_of_which_must_have_its_parts() -> None:
+def test_a_payload_with_too_many_or_malformed_credentials_is_refused() -> None:
     vault = MemoryVault()
     history = rotated(vault, 1)
     signed = attest(vault, history, 1).signed.item

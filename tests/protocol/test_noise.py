@@ -47,7 +47,7 @@ def exchange() -> Exchange:
 
 
 @pytest.mark.parametrize(("protocol_version", "name"), [("current", OCKAM_CURRENT), ("classic", CLASSIC)])
-def test_the_wire_vectors_come_out_byte_for_byte(protocol_version: str, name: bytes) -> None:
+def test_handshakes_reproduce_the_wire_vectors(protocol_version: str, name: bytes) -> None:
     for vector in wire_vectors(f"{protocol_version}_noise.json", f"{protocol_version}.noise"):
         known: dict[str, Any] = vector["fields"]
         assert bytes.fromhex(known["protocol_name"]) == name.ljust(32, b"\0")
@@ -122,7 +122,7 @@ def test_any_flipped_bit_is_refused_and_the_right_message_is_accepted_afterwards
     assert both.initiator.handshake_hash == both.responder.handshake_hash
 
 
-def test_a_changed_first_message_is_found_out_by_the_second() -> None:
+def test_a_changed_first_message_is_detected_in_the_second() -> None:
     both = exchange()
     first = both.initiator.write_message(b"hello")
     assert both.responder.read_message(first[:-1] + b"!") == b"hell!"
@@ -130,7 +130,7 @@ def test_a_changed_first_message_is_found_out_by_the_second() -> None:
         both.initiator.read_message(both.responder.write_message())
 
 
-def test_every_cause_has_the_same_words() -> None:
+def test_every_cause_has_the_same_error_text() -> None:
     both = exchange()
     message = both.initiator.write_message()
     said = set[str]()
@@ -147,9 +147,9 @@ def test_every_cause_has_the_same_words() -> None:
 @pytest.mark.parametrize(
     ("name", "prologue"),
     [(CLASSIC, b"ours"), (OCKAM_CURRENT, b"theirs")],
-    ids=["another generation", "another prologue"],
+    ids=["another protocol version", "another prologue"],
 )
-def test_sides_that_mean_different_things_do_not_agree(name: bytes, prologue: bytes) -> None:
+def test_sides_with_different_parameters_do_not_agree(name: bytes, prologue: bytes) -> None:
     initiator = side(Role.INITIATOR, name=OCKAM_CURRENT, prologue=b"ours")
     responder = side(Role.RESPONDER, name=name, prologue=prologue)
     responder.read_message(initiator.write_message())
@@ -194,7 +194,7 @@ def test_a_small_order_static_is_refused_although_its_tags_verify() -> None:
         initiator.read_message(liar.write_message())
 
 
-def test_a_call_out_of_turn_is_a_local_error_that_says_whose_turn_it_is() -> None:
+def test_a_call_out_of_turn_raises_local_error() -> None:
     both = exchange()
     with pytest.raises(LocalError, match="read it"):
         both.responder.write_message()
@@ -208,7 +208,7 @@ def test_a_call_out_of_turn_is_a_local_error_that_says_whose_turn_it_is() -> Non
         both.responder.read_message(first)
 
 
-def test_nothing_is_given_away_before_its_time() -> None:
+def test_results_are_not_available_before_the_end() -> None:
     both = exchange()
     for reach in (
         both.initiator.split,
@@ -219,7 +219,7 @@ def test_nothing_is_given_away_before_its_time() -> None:
             reach()
 
 
-def test_a_finished_handshake_takes_no_more_messages() -> None:
+def test_a_finished_handshake_accepts_no_more_messages() -> None:
     both = exchange()
     for writer, reader in both.turns:
         reader.read_message(writer.write_message())
@@ -237,7 +237,7 @@ def test_the_longest_message_is_65535_bytes_and_a_longer_one_is_not_written() ->
     assert both.responder.read_message(both.initiator.write_message(longest)) == longest
 
 
-def test_no_secret_stands_in_a_repr() -> None:
+def test_no_repr_contains_a_secret() -> None:
     secret = "77" * 32
     for state in (
         known_side(Role.INITIATOR, secret, secret, OCKAM_CURRENT),

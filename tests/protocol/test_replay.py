@@ -18,7 +18,7 @@ def window(*nonces: int) -> ReplayWindow:
 
 
 @given(st.lists(NONCES, max_size=200))
-def test_it_accepts_what_is_new_and_not_too_far_behind(nonces: list[int]) -> None:
+def test_it_accepts_new_nonces_that_are_not_too_far_behind(nonces: list[int]) -> None:
     real, accepted = ReplayWindow(), set[int]()
     for nonce in nonces:
         newest = max(accepted, default=-1)
@@ -48,7 +48,7 @@ def test_the_edges_of_the_window(before: list[int], nonce: int, *, accepted: boo
     assert window(*before).accepts(nonce) is accepted
 
 
-def test_asking_changes_nothing() -> None:
+def test_accepts_changes_nothing() -> None:
     made = window(3)
     assert made.accepts(100)
     assert made.highest == 3

@@ -60,9 +60,7 @@ def arrivals(sent: int) -> st.SearchStrategy[list[Arrival]]:
 
 @given(st.data(), st.booleans())
 @settings(deadline=None)
-def test_under_any_network_each_message_is_accepted_at_most_once_and_failures_move_nothing(
-    data: st.DataObject, rekey: bool
-) -> None:
+def test_each_message_is_accepted_at_most_once_on_any_network(data: st.DataObject, rekey: bool) -> None:
     sender, receiver = pair(rekey=rekey)
     blobs = [sender.encrypt(index.to_bytes(4, "big")) for index in range(300)]
     accepted = set[int]()
@@ -83,7 +81,7 @@ def test_under_any_network_each_message_is_accepted_at_most_once_and_failures_mo
 
 @given(st.lists(st.integers(1, 3000), min_size=1, max_size=12), st.lists(st.integers(0, 2**64 - 1), max_size=4))
 @settings(deadline=None, max_examples=30)
-def test_runs_of_loss_and_forged_nonces_never_wedge_a_channel(lost: list[int], forged: list[int]) -> None:
+def test_loss_and_forged_nonces_never_end_a_channel(lost: list[int], forged: list[int]) -> None:
     sender, receiver = pair()
     for run in lost:
         late = [sender.encrypt(b"lost") for _ in range(run)][-1]
@@ -95,7 +93,7 @@ def test_runs_of_loss_and_forged_nonces_never_wedge_a_channel(lost: list[int], f
         assert not receiver.newest
 
 
-def test_a_blob_is_nonce_ciphertext_and_tag() -> None:
+def test_a_ciphertext_has_a_nonce_before_it_and_a_tag_behind_it() -> None:
     sender, _ = pair()
     assert [sender.encrypt(b"hi")[:8] for _ in range(3)] == [nonce.to_bytes(8, "big") for nonce in range(3)]
     assert len(sender.encrypt(bytes(100))) == 100 + OVERHEAD
@@ -123,7 +121,7 @@ def test_reordering_within_32_works_across_a_key_change_and_after_a_jump() -> No
 
 
 @pytest.mark.parametrize("highest", [None, 0, 31, 32, 500])
-def test_a_jump_of_32768_works_and_what_it_overtook_may_still_come(highest: int | None) -> None:
+def test_a_jump_of_32768_works_and_earlier_messages_may_arrive_late(highest: int | None) -> None:
     _, receiver = pair()
     if highest is not None:
         receiver.decrypt(sealed_at(ONE, highest, b"before"))
@@ -154,7 +152,7 @@ def derived(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
 
 
 @pytest.mark.parametrize("nonce", [AHEAD + INTERVAL, 1_000_000, 2**63, NONCE_LIMIT - 1, NONCE_LIMIT])
-def test_what_is_farther_ahead_is_refused_at_no_cost(nonce: int, derived: list[bytes]) -> None:
+def test_a_nonce_farther_ahead_is_refused_at_no_cost(nonce: int, derived: list[bytes]) -> None:
     _, receiver = pair()
     refuses(receiver, forged_at(nonce))
     assert not derived
@@ -165,7 +163,7 @@ def test_a_good_message_one_interval_too_far_ahead_is_refused() -> None:
     refuses(receiver, sealed_at(ONE, AHEAD + INTERVAL, b"too far"))
 
 
-def test_a_forged_far_future_is_paid_for_once(derived: list[bytes]) -> None:
+def test_a_forged_nonce_costs_many_key_changes_only_once(derived: list[bytes]) -> None:
     _, receiver = pair()
     refuses(receiver, forged_at(AHEAD))
     assert len(derived) == JUMP
@@ -176,7 +174,7 @@ def test_a_forged_far_future_is_paid_for_once(derived: list[bytes]) -> None:
     assert len(receiver._keys._checkpoints) == JUMP // STRIDE
 
 
-def test_while_traffic_moves_on_forgeries_cost_no_more_and_passed_keys_are_dropped(derived: list[bytes]) -> None:
+def test_forgeries_stay_cheap_and_past_keys_are_dropped(derived: list[bytes]) -> None:
     sender, receiver = pair()
     refuses(receiver, forged_at(AHEAD))
     for count in range(40 * INTERVAL):
@@ -198,7 +196,7 @@ def test_while_traffic_moves_on_forgeries_cost_no_more_and_passed_keys_are_dropp
     assert len(keys._checkpoints) <= JUMP // STRIDE
 
 
-def test_a_jump_over_kept_keys_drops_all_that_it_passed() -> None:
+def test_a_jump_drops_the_checkpoints_that_it_passes() -> None:
     _, receiver = pair()
     refuses(receiver, forged_at(AHEAD))
     assert receiver.decrypt(sealed_at(ONE, AHEAD, b"far")) == b"far"
@@ -213,7 +211,7 @@ def test_in_order_traffic_derives_one_key_an_interval(derived: list[bytes]) -> N
 
 
 @pytest.mark.parametrize("size", range(OVERHEAD))
-def test_what_is_too_short_is_refused(size: int) -> None:
+def test_a_ciphertext_that_is_too_short_is_refused(size: int) -> None:
     _, receiver = pair()
     refuses(receiver, bytes(size))
 
@@ -273,7 +271,7 @@ def test_a_session_has_no_key_in_its_repr() -> None:
     assert repr(ONE) not in shown
 
 
-def test_the_current_wire_vectors_are_sealed_and_opened() -> None:
+def test_the_current_wire_vectors_encrypt_and_decrypt() -> None:
     for vector in wire_vectors("current_cipher.json", "current.cipher"):
         known, blob = vector["fields"], bytes.fromhex(vector["hex"])
         key, plaintext = bytes.fromhex(known["initial_key"]), bytes.fromhex(known["plaintext"])
@@ -284,7 +282,7 @@ def test_the_current_wire_vectors_are_sealed_and_opened() -> None:
         assert sender.encrypt(plaintext) == blob
 
 
-def test_the_current_sessions_are_opened_in_the_order_they_were_captured() -> None:
+def test_the_current_sessions_decrypt_in_captured_order() -> None:
     receivers = dict[str, Session]()
     for vector in wire_vectors("current_cipher.json", "current.cipher"):
         known = vector["fields"]
@@ -293,7 +291,7 @@ def test_the_current_sessions_are_opened_in_the_order_they_were_captured() -> No
         assert receiver.newest
 
 
-def test_the_classic_wire_vectors_are_sealed_and_opened() -> None:
+def test_the_classic_wire_vectors_encrypt_and_decrypt() -> None:
     for vector in wire_vectors("classic_cipher.json", "classic.cipher"):
         known, blob = vector["fields"], bytes.fromhex(vector["hex"])
         key, plaintext = bytes.fromhex(known["key"]), bytes.fromhex(known["plaintext"])

@@ -86,7 +86,7 @@ def test_p256_verifies_with_a_low_and_a_high_s() -> None:
     assert verify_p256(P256_PUBLIC, DATA, raw(r, P256_ORDER - s))
 
 
-def test_p256_refuses_what_is_bent() -> None:
+def test_p256_refuses_changed_signatures() -> None:
     r, s = p256_signature()
     assert not verify_p256(P256_PUBLIC, DATA + b"!", raw(r, s))
     for bad in ((0, s), (r, 0), (0, 0), (P256_ORDER, s), (r, P256_ORDER), (r ^ 1, s), (2**256 - 1, 2**256 - 1)):

@@ -124,7 +124,7 @@ RESPONSES: st.SearchStrategy[Response] = st.one_of(
 
 
 @given(REQUESTS, RESPONSES)
-def test_messages_come_back_whole_and_never_cut_or_prolonged(request: Request, response: Response) -> None:
+def test_messages_round_trip_and_are_refused_if_cut_or_extended(request: Request, response: Response) -> None:
     assert decode_request(encode(request)) == request
     assert decode_response(encode(response)) == response
     for encoded, decode in ((encode(request), decode_request), (encode(response), decode_response)):
@@ -136,7 +136,7 @@ def test_messages_come_back_whole_and_never_cut_or_prolonged(request: Request, r
 @given(
     st.binary(max_size=60), st.sampled_from(["stream_create", "stream_push", "stream_pull", "stream_index", "error"])
 )
-def test_any_bytes_are_a_message_or_a_wire_error(body: bytes, protocol: str) -> None:
+def test_arbitrary_bytes_are_decoded_or_raise_wire_error(body: bytes, protocol: str) -> None:
     for decode in (decode_request, decode_response):
         for payload in (body, string(protocol) + data(body)):
             try:
@@ -203,7 +203,7 @@ def test_a_unique_name_has_128_bits() -> None:
 
 
 @given(st.integers(0, 2**48 - 1), st.binary(min_size=10, max_size=10))
-def test_a_producer_tells_when_it_was_born(milliseconds: int, entropy: bytes) -> None:
+def test_the_address_of_a_producer_contains_its_time(milliseconds: int, entropy: bytes) -> None:
     text = uuid7_hex(milliseconds, entropy)
     parsed = uuid.UUID(text)
     assert (parsed.hex, parsed.version, parsed.variant) == (text, 7, uuid.RFC_4122)
@@ -216,7 +216,7 @@ def test_the_example_of_rfc_9562_is_a_uuid7() -> None:
     assert uuid7_hex(0x017F22E279B0, entropy) == "017f22e279b07cc398c4dc0c0c07398f"
 
 
-def test_other_addresses_have_no_birth() -> None:
+def test_other_addresses_contain_no_time() -> None:
     good = uuid7_hex(1_700_000_000_000, bytes(10)).encode()
     for other in (b"", b"app", good[:-1], good + b"0", good.upper().replace(b"0", b"A"), good + b"\n", bytes(32)):
         assert born_at(other) is None
@@ -251,7 +251,7 @@ def test_pushes_wait_for_create_and_then_leave_in_order() -> None:
     assert producer.push(b"c", 1) == (PushRequest(2, b"c"),)
 
 
-def test_an_answer_to_create_that_was_not_asked_for_changes_nothing() -> None:
+def test_an_unexpected_answer_to_create_changes_nothing() -> None:
     producer = Producer("s")
     assert not producer.created(CreateResponse("s"), WORKER, 0)
     producer.begin(0)
@@ -263,7 +263,7 @@ def test_an_answer_to_create_that_was_not_asked_for_changes_nothing() -> None:
     assert producer.worker == WORKER
 
 
-def test_confirmations_may_be_doubled_unknown_and_out_of_order() -> None:
+def test_confirmations_may_be_repeated_unknown_and_out_of_order() -> None:
     producer = _open_producer()
     for number in range(3):
         producer.push(b"%d" % number, 0)
@@ -274,7 +274,7 @@ def test_confirmations_may_be_doubled_unknown_and_out_of_order() -> None:
     assert producer.next_id == 3
 
 
-def test_whatever_is_unconfirmed_after_a_loss_is_sent_again_under_its_old_id() -> None:
+def test_unconfirmed_pushes_are_resent_with_their_request_ids() -> None:
     producer = _open_producer()
     for number in range(4):
         producer.push(b"%d" % number, 0)
@@ -288,7 +288,7 @@ def test_whatever_is_unconfirmed_after_a_loss_is_sent_again_under_its_old_id() -
     assert producer.worker == (b"moved",)
 
 
-def test_silence_is_met_by_create_and_resend_with_growing_patience() -> None:
+def test_without_answers_a_producer_creates_and_resends_with_growing_timeouts() -> None:
     producer = _open_producer()
     producer.push(b"a", 0)
     producer.push(b"b", 0)
@@ -306,7 +306,7 @@ def test_silence_is_met_by_create_and_resend_with_growing_patience() -> None:
     assert producer.next_deadline() == now + ANSWER_SECONDS
 
 
-def test_an_unanswered_create_is_asked_again() -> None:
+def test_an_unanswered_create_is_sent_again() -> None:
     producer = Producer("s")
     producer.begin(0)
     now = 0.0
@@ -316,7 +316,7 @@ def test_an_unanswered_create_is_asked_again() -> None:
         assert producer.tick(now) == (CreateRequest("s"),)
 
 
-def test_time_runs_from_the_oldest_push_and_anew_whenever_that_is_confirmed() -> None:
+def test_the_timeout_starts_again_when_the_oldest_push_is_confirmed() -> None:
     producer = _open_producer()
     producer.push(b"a", 0)
     producer.push(b"b", 3)
@@ -328,7 +328,7 @@ def test_time_runs_from_the_oldest_push_and_anew_whenever_that_is_confirmed() ->
     assert producer.next_deadline() == 9.5
 
 
-def test_after_a_refusal_nothing_leaves_until_all_is_sent_again_in_order() -> None:
+def test_after_a_refusal_nothing_is_sent_until_all_is_resent_in_order() -> None:
     producer = _open_producer()
     for number in range(3):
         producer.push(b"%d" % number, 0)
@@ -360,7 +360,7 @@ def test_the_window_is_bounded_by_size() -> None:
         _open_producer().push(bytes(MAX_RECORD + 1), 0)
 
 
-def test_machines_refuse_names_that_no_hub_would_take() -> None:
+def test_machines_refuse_invalid_names() -> None:
     with pytest.raises(LocalError, match="named by"):
         Producer("a b")
     for stream, client_id in (("", "c"), ("s", "#")):
@@ -386,19 +386,19 @@ def _records(*indexes: int) -> tuple[Record, ...]:
     return tuple(Record(index, b"%d" % index) for index in indexes)
 
 
-def test_a_consumer_begins_at_its_stored_position_which_is_a_hint() -> None:
+def test_a_consumer_starts_at_its_saved_position() -> None:
     assert _open_consumer().hint is None
     consumer = _open_consumer(2**60)
     assert consumer.hint == consumer.position == 2**60
 
 
-def test_a_consumer_that_knows_its_start_asks_for_no_position() -> None:
+def test_a_consumer_with_a_start_does_not_ask_for_its_position() -> None:
     consumer = Consumer("s", "c", start=5, limit=8)
     consumer.begin(0)
     assert list(consumer.created(CreateResponse("s"), WORKER, 0)) == [PullRequest(0, 5, 8)]
 
 
-def test_the_next_pull_leaves_at_once_and_not_more_than_two_answers_ahead() -> None:
+def test_the_next_pull_is_sent_at_once_up_to_two_answers_ahead() -> None:
     consumer = _open_consumer()
     records, requests = consumer.pulled(PullResponse(0, _records(0, 1, 5)), 0)
     assert (tuple(records), list(requests)) == (_records(0, 1, 5), [PullRequest(1, 6, 8)])
@@ -412,24 +412,24 @@ def test_the_next_pull_leaves_at_once_and_not_more_than_two_answers_ahead() -> N
     assert list(consumer.taken(6, 2)) == [IndexSave("c", "s", 7)]
 
 
-def test_only_the_answer_to_the_pull_that_is_out_counts_and_only_once() -> None:
+def test_only_the_first_answer_to_the_current_pull_counts() -> None:
     consumer = _open_consumer()
-    for stranger in (1, 7, 2**64 - 1):
-        assert consumer.pulled(PullResponse(stranger, _records(0)), 0) == ((), ())
+    for unknown in (1, 7, 2**64 - 1):
+        assert consumer.pulled(PullResponse(unknown, _records(0)), 0) == ((), ())
     answer = PullResponse(0, _records(0))
     assert consumer.pulled(answer, 0)[0]
     assert consumer.pulled(answer, 0) == ((), ())
     assert consumer.position == 1
 
 
-def test_records_out_of_order_doubled_or_below_what_was_asked_are_passed_over() -> None:
+def test_records_out_of_order_or_repeated_are_skipped() -> None:
     consumer = _open_consumer(3)
     records, requests = consumer.pulled(PullResponse(0, _records(1, 4, 4, 3, 6, 5, 6, 9)), 0)
     assert tuple(records) == _records(4, 6, 9)
     assert list(requests) == [PullRequest(1, 10, 8)]
 
 
-def test_no_more_records_are_taken_than_were_asked_for_and_none_at_the_last_index_of_all() -> None:
+def test_records_beyond_the_limit_or_at_the_last_index_are_skipped() -> None:
     consumer = _open_consumer()
     records, _ = consumer.pulled(PullResponse(0, _records(*range(20))), 0)
     assert len(records) == 8
@@ -447,7 +447,7 @@ def test_an_empty_answer_after_the_long_poll_is_followed_by_the_next_pull_at_onc
     assert list(consumer.tick(LONG_POLL_SECONDS)) == [PullRequest(1, 0, 8)]
 
 
-def test_a_hub_that_answers_empty_at_once_is_polled_and_not_hammered() -> None:
+def test_a_hub_without_long_polls_is_polled_slowly() -> None:
     consumer = _open_consumer()
     now = 0.0
     for request_id in range(1, 5):
@@ -457,7 +457,7 @@ def test_a_hub_that_answers_empty_at_once_is_polled_and_not_hammered() -> None:
         assert list(consumer.tick(now)) == [PullRequest(request_id, 0, 8)]
 
 
-def test_an_unanswered_pull_is_asked_again_under_a_new_id_and_its_late_answer_ignored() -> None:
+def test_an_unanswered_pull_is_sent_again_with_a_new_id() -> None:
     consumer = _open_consumer()
     deadline = LONG_POLL_SECONDS + ANSWER_SECONDS
     assert consumer.next_deadline() == deadline
@@ -469,7 +469,7 @@ def test_an_unanswered_pull_is_asked_again_under_a_new_id_and_its_late_answer_ig
     assert consumer.pulled(PullResponse(1, _records(0)), deadline)[0] == list(_records(0))
 
 
-def test_unanswered_create_and_get_are_asked_again_with_growing_patience() -> None:
+def test_unanswered_create_and_get_are_sent_again_with_growing_timeouts() -> None:
     consumer = Consumer("s", "c")
     consumer.begin(0)
     now = 0.0
@@ -482,7 +482,7 @@ def test_unanswered_create_and_get_are_asked_again_with_growing_patience() -> No
     assert list(consumer.tick(now)) == [CreateRequest("s")]
 
 
-def test_answers_about_others_or_doubled_start_no_second_loop() -> None:
+def test_repeated_or_foreign_answers_start_no_second_loop() -> None:
     consumer = Consumer("s", "c")
     consumer.begin(0)
     assert not consumer.created(CreateResponse("another"), WORKER, 0)
@@ -497,7 +497,7 @@ def test_answers_about_others_or_doubled_start_no_second_loop() -> None:
     assert (consumer.position, consumer.worker) == (2, WORKER)
 
 
-def test_after_a_loss_it_goes_on_from_its_own_position() -> None:
+def test_after_a_loss_a_consumer_continues_from_its_own_position() -> None:
     consumer = _open_consumer()
     consumer.pulled(PullResponse(0, _records(0, 1)), 0)
     consumer.taken(1, 0)
@@ -507,7 +507,7 @@ def test_after_a_loss_it_goes_on_from_its_own_position() -> None:
     assert list(consumer.created(CreateResponse("s"), WORKER, 1)) == [IndexSave("c", "s", 2), PullRequest(2, 2, 8)]
 
 
-def test_saves_are_gathered_and_the_last_one_is_made_at_the_end() -> None:
+def test_saves_are_throttled_and_the_last_one_is_sent_at_the_end() -> None:
     consumer = _open_consumer()
     consumer.pulled(PullResponse(0, _records(*range(8))), 0)
     saves = [*consumer.taken(0, 1.0)]
@@ -713,9 +713,7 @@ def _check_delivery(world: World) -> None:
 
 @settings(max_examples=60, deadline=None)
 @given(st.integers(0, 2**32), st.integers(0, 40))
-def test_losses_doubles_delays_and_refusals_lose_and_double_nothing_where_the_hub_refuses_gaps(
-    seed: int, count: int
-) -> None:
+def test_a_lossy_network_loses_and_repeats_nothing_if_the_hub_refuses_gaps(seed: int, count: int) -> None:
     world = World(Random(seed), count, gapless=True, connection=False)
     world.run()
     _check_delivery(world)
@@ -724,7 +722,7 @@ def test_losses_doubles_delays_and_refusals_lose_and_double_nothing_where_the_hu
 
 @settings(max_examples=60, deadline=None)
 @given(st.integers(0, 2**32), st.integers(0, 40))
-def test_cut_connections_lose_double_and_reorder_nothing(seed: int, count: int) -> None:
+def test_cut_connections_lose_repeat_and_reorder_nothing(seed: int, count: int) -> None:
     world = World(Random(seed), count, gapless=False, connection=True)
     world.run()
     _check_delivery(world)
@@ -733,14 +731,14 @@ def test_cut_connections_lose_double_and_reorder_nothing(seed: int, count: int) 
 
 @settings(max_examples=60, deadline=None)
 @given(st.integers(0, 2**32), st.integers(0, 40))
-def test_a_network_that_reorders_loses_and_doubles_nothing_even_where_the_hub_takes_gaps(seed: int, count: int) -> None:
+def test_a_reordering_network_loses_and_repeats_nothing_even_if_the_hub_accepts_gaps(seed: int, count: int) -> None:
     world = World(Random(seed), count, gapless=False, connection=False)
     world.run()
     _check_delivery(world)
 
 
 @given(st.lists(st.one_of(RESPONSES, st.floats(0, 50), st.integers(0, 9)), max_size=40))
-def test_whatever_a_hub_says_a_consumer_delivers_in_order_and_has_one_pull_out(
+def test_with_any_hub_a_consumer_delivers_in_order_and_has_one_pull_unanswered(
     script: list[Response | float],
 ) -> None:
     consumer, now, pulls = Consumer("s", "c", limit=3), 0.0, list[int]()

@@ -1,4 +1,4 @@
-"""A peer that changes its keys of TLS 1.3 and demands that the other end does, too (RFC 8446 §4.6.3), as often as a test likes: Python's ssl can't."""
+"""A TLS 1.3 client that updates its keys and requests the same of the other end (RFC 8446 §4.6.3). Python's ssl can't do that."""
 
 import ssl
 from pathlib import Path
@@ -7,24 +7,24 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.hashes import SHA384
 from cryptography.hazmat.primitives.kdf.hkdf import HKDFExpand
 
-#: The message that says that new keys follow, and demands as much.
+#: The KeyUpdate message, with update_requested.
 _KEY_UPDATE = bytes.fromhex("18 000001 01")
 _HANDSHAKE, _DATA = 22, 23
 
 
 class Keys:
-    """What a client seals with once its handshake is done, from the log of its secrets: it must have sent nothing before."""
+    """The keys with which a client encrypts after its handshake, from the log of its secrets. It must have sent nothing yet."""
 
     def __init__(self, log: Path) -> None:
         (line,) = (each for each in log.read_text().splitlines() if each.startswith("CLIENT_TRAFFIC_SECRET_0 "))
         self._use(bytes.fromhex(line.split()[2]))
 
     def data(self, content: bytes) -> bytes:
-        """A record of what the application says."""
+        """Return a record of application data."""
         return self._seal(content, _DATA)
 
     def update(self) -> bytes:
-        """A record that changes the keys, of which the next is the first. OpenSSL answers it at the next of them, or when it writes."""
+        """Return a KeyUpdate record; later records use the new keys. OpenSSL answers when it gets the next record, or when it writes."""
         record = self._seal(_KEY_UPDATE, _HANDSHAKE)
         self._use(self._expand("traffic upd", 48))
         return record
@@ -46,7 +46,7 @@ class Keys:
 
 
 def logging_to(log: Path, context: ssl.SSLContext) -> ssl.SSLContext:
-    """A client's context whose secrets are logged."""
+    """Return the client context, which now logs its secrets."""
     context.minimum_version = ssl.TLSVersion.TLSv1_3
     context.keylog_filename = str(log)
     return context

@@ -1,4 +1,4 @@
-"""Where the public test vectors lie, and how a test reads one file of them or skips."""
+"""Loads the public test vectors; a test skips if they are not there."""
 
 import json
 import os
@@ -11,15 +11,15 @@ _SHARED = Path(os.environ.get("TRIONODE_VECTORS", Path(__file__).resolve().paren
 
 
 def load(name: str) -> Any:
-    """The JSON of one file: `noise-xx-cacophony.json` (public vectors) or `wire/current_noise.json` (wire vectors)."""
+    """Return the JSON of one file: `noise-xx-cacophony.json` (public vectors) or `wire/current_noise.json` (wire vectors)."""
     path = (
         _SHARED.parent / "wire" / "vectors" / name.removeprefix("wire/") if name.startswith("wire/") else _SHARED / name
     )
     if not path.exists():
-        pytest.skip(f"no test vectors here: put {name} beside the checkout or set TRIONODE_VECTORS to their folder")
+        pytest.skip(f"no test vectors: put {name} beside the checkout, or set TRIONODE_VECTORS to their folder")
     return json.loads(path.read_text())
 
 
 def wire_vectors(name: str, kind: str) -> list[dict[str, Any]]:
-    """The wire vectors of one kind in one file."""
+    """Return the wire vectors of one kind in one file."""
     return [vector for vector in load(f"wire/{name}") if vector["kind"] == kind]

@@ -21,7 +21,7 @@ CREDIT_PARTS = 4
 #: Bytes that may wait for our socket if the peer does not speak credit, so can't be told to wait. Beyond that the connection ends.
 MAX_UNPACED = 1024 * 1024
 #: Whether an inlet offers credit, by bytes behind its Ping. Rust peers of both protocol versions ignore those bytes.
-TELLS_CREDIT: Final = True
+OFFERS_CREDIT: Final = True
 #: Counters of Payloads wrap around after this many (spec §13.3: u16).
 _COUNTERS = 1 << 16
 
@@ -230,7 +230,7 @@ class PortalEnd:
         """Return the end of an inlet, whose client has connected. Its first message is a Ping."""
         end = cls(State.WAITING, window)
         end._granted = window
-        end.outgoing.append(Ping(window if TELLS_CREDIT else None))
+        end.outgoing.append(Ping(window if OFFERS_CREDIT else None))
         return end
 
     @classmethod
@@ -332,7 +332,7 @@ class PortalEnd:
         action, self.state = step
         match action, message:
             case Action.TAKE_WINDOW, Pong(window):
-                self._allowed = window if TELLS_CREDIT else None
+                self._allowed = window if OFFERS_CREDIT else None
             case Action.SEND_PONG, _:
                 self.outgoing.append(self._pong())
             case Action.DECLINE, _:

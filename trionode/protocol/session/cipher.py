@@ -48,13 +48,13 @@ class ChannelCipher(ABC):
     def encode(self, onward: tuple[Encoded, ...], back: tuple[Encoded, ...], payload: bytes) -> bytes:
         """Return the plaintext of an application message; `onward` has at least one hop."""
 
-    @abstractmethod
     def encrypt(self, plaintext: bytes) -> bytes:
         """Return the payload that carries the plaintext; ClosedError when no nonce is left."""
+        return self.session.encrypt(plaintext)
 
-    @abstractmethod
     def decrypt(self, payload: bytes) -> bytes:
         """Return the plaintext; after DecryptError or WireError the state is unchanged."""
+        return self.session.decrypt(payload)
 
     @abstractmethod
     def decode(self, plaintext: bytes) -> Decoded | Close | RefreshCredentials:
@@ -79,14 +79,6 @@ class CurrentCipher(ChannelCipher):
     def encode(self, onward: tuple[Encoded, ...], back: tuple[Encoded, ...], payload: bytes) -> bytes:
         """Return the plaintext of an application message."""
         return self._codec.encode_plaintext(onward, back, payload)
-
-    def encrypt(self, plaintext: bytes) -> bytes:
-        """Return the payload that carries the plaintext."""
-        return self.session.encrypt(plaintext)
-
-    def decrypt(self, payload: bytes) -> bytes:
-        """Return the plaintext."""
-        return self.session.decrypt(payload)
 
     def decode(self, plaintext: bytes) -> Decoded | Close | RefreshCredentials:
         """Return the content of a plaintext."""

@@ -33,7 +33,7 @@ ALICES, BOBS = local("a" * 32), local("b" * 32)
 
 
 @attrs.frozen
-class Somebody:
+class Party:
     """An identity with a fixed key."""
 
     vault: MemoryVault
@@ -47,13 +47,13 @@ class Somebody:
         return ClassicExchange.create(Role.RESPONDER, self.vault, self.signing, self.history, ours)
 
 
-def somebody(seed: int) -> Somebody:
+def make_party(seed: int) -> Party:
     vault = MemoryVault()
     signing = vault.import_secret(KeyKind.ED25519, bytes([seed]) * 32)
-    return Somebody(vault, signing, create_classic_history(vault, signing))
+    return Party(vault, signing, create_classic_history(vault, signing))
 
 
-ALICE, BOB = somebody(1), somebody(2)
+ALICE, BOB = make_party(1), make_party(2)
 
 
 def taken(exchange: ClassicExchange, message: bytes) -> bytes:
@@ -130,7 +130,7 @@ def test_the_outer_sizes_are_those_of_the_specification() -> None:
     assert (first[:1], second[:1], third[:1]) == (b"\x20", b"\x60", b"\x40")
 
 
-def test_the_peer_is_known_before_it_is_accepted_and_no_cipher_exists_until_then() -> None:
+def test_the_peer_is_known_and_there_is_no_cipher_before_accept() -> None:
     alice, bob = ALICE.initiate(), BOB.respond()
     alice.receive(up_to(4, alice, bob), NOW)
     assert alice.state is State.DECIDING
@@ -140,7 +140,7 @@ def test_the_peer_is_known_before_it_is_accepted_and_no_cipher_exists_until_then
             exchange.cipher()
 
 
-def test_there_is_one_session_so_that_no_nonce_is_used_twice() -> None:
+def test_there_is_only_one_session_object() -> None:
     alice = ALICE.initiate()
     cipher, _ = opened(alice, BOB.respond())
     assert alice.cipher().session is cipher.session
@@ -151,7 +151,7 @@ def test_there_is_one_session_so_that_no_nonce_is_used_twice() -> None:
 # -- data ----------------------------------------------------------------------------------------------------------------------------
 
 
-def test_replays_and_the_identity_messages_come_again_are_refused_threat_5() -> None:
+def test_replays_and_repeated_identity_messages_are_refused_threat_5() -> None:
     alice, bob = ALICE.initiate(), BOB.respond()
     last = up_to(5, alice, bob)
     bob.receive(last, NOW)
@@ -165,14 +165,14 @@ def test_replays_and_the_identity_messages_come_again_are_refused_threat_5() -> 
             bobs.decrypt(message)
 
 
-def test_what_was_sealed_one_way_is_no_message_the_other_way_threat_12() -> None:
+def test_a_reflected_message_does_not_verify_threat_12() -> None:
     alices, _ = opened(ALICE.initiate(), BOB.respond())
     with pytest.raises(DecryptError):
         alices.decrypt(sent(alices, b"reflected"))
 
 
 @pytest.mark.parametrize("onward", [(), (BOBS,), (ALICES, local("echoer")), (local("echoer"), BOBS)])
-def test_a_message_that_is_for_nobody_behind_the_channel_says_nothing(onward: tuple[Encoded, ...]) -> None:
+def test_a_channel_message_without_an_address_behind_the_channel_is_refused(onward: tuple[Encoded, ...]) -> None:
     alices, bobs = opened(ALICE.initiate(), BOB.respond())
     plaintext = bobs.decrypt(alices.encrypt(CLASSIC.encode(onward, (), b"")))
     with pytest.raises(WireError):
@@ -181,7 +181,7 @@ def test_a_message_that_is_for_nobody_behind_the_channel_says_nothing(onward: tu
 
 
 @given(st.data())
-def test_a_flipped_bit_anywhere_is_refused_and_moves_nothing_threat_3(data: st.DataObject) -> None:
+def test_a_flipped_bit_is_refused_and_changes_no_state_threat_3(data: st.DataObject) -> None:
     alices, bobs = opened(ALICE.initiate(), BOB.respond())
     message = sent(alices, data.draw(st.binary(max_size=200)))
     bit = data.draw(st.integers(0, 8 * len(message) - 1))
@@ -196,11 +196,11 @@ def test_a_flipped_bit_anywhere_is_refused_and_moves_nothing_threat_3(data: st.D
 @given(
     st.binary(max_size=300), st.lists(st.binary(max_size=40), max_size=5), st.lists(st.binary(max_size=40), max_size=5)
 )
-def test_what_a_cipher_adds_is_within_its_overheads(payload: bytes, onward: list[bytes], back: list[bytes]) -> None:
+def test_a_cipher_adds_at_most_its_overheads(payload: bytes, onward: list[bytes], back: list[bytes]) -> None:
     cipher = ClassicCipher(Session(bytes(32), bytes(32), rekey=False), ALICES, BOBS)
     routes = (tuple(map(local, [b"x", *onward])), tuple(map(local, back)))
     plaintext = cipher.encode(*routes, payload)
-    # As the current generation encodes it, at least: four heads of a byte each.
+    # As the current version encodes it, at least: four heads of a byte each.
     assert (
         len(plaintext)
         <= 4 + sum(map(len, routes[0])) + sum(map(len, routes[1])) + len(payload) + 1 + cipher.encoding_overhead
@@ -259,7 +259,7 @@ def test_duplicates_reflections_splices_and_earlier_messages_change_nothing(numb
 
 
 @given(st.lists(st.binary(max_size=200), max_size=5))
-def test_whatever_arrives_only_the_right_message_moves_an_exchange(messages: list[bytes]) -> None:
+def test_only_the_expected_message_changes_the_state(messages: list[bytes]) -> None:
     alice, bob = ALICE.initiate(), BOB.respond()
     message = up_to(2, alice, bob)
     for exchange in (alice, bob):
@@ -320,18 +320,18 @@ def test_points_of_small_order_are_refused_threat_14(point: bytes) -> None:
         bare.data(bytes(32)) + b"\2" + bare.data(b"\0\1x"),
     ],
 )
-def test_a_first_message_of_another_form_is_none(first: bytes) -> None:
+def test_an_invalid_first_message_is_not_classic(first: bytes) -> None:
     assert not is_classic(first)
     refuses(BOB.respond(), first)
 
 
 @given(st.binary(min_size=32, max_size=32), st.binary(max_size=MAX_VALUE))
-def test_a_first_message_says_what_it_was_made_of(first: bytes, value: bytes) -> None:
+def test_first_messages_round_trip(first: bytes, value: bytes) -> None:
     assert read_first(write_first(first, local(value))) == (first, local(value))
 
 
 @given(st.binary(min_size=32, max_size=32))
-def test_no_first_message_of_the_current_generation_looks_like_a_classic_one_threat_11(first: bytes) -> None:
+def test_no_current_first_message_looks_like_a_classic_one_threat_11(first: bytes) -> None:
     assert not is_classic(first)
 
 
@@ -349,52 +349,52 @@ def said(kind: int, history: bytes, signature: bytes) -> bytes:
     return bare.uint(kind) + bare.data(history) + bare.data(signature)
 
 
-#: Makes the bad identity of a case: its plaintext, from whoever sends it, both addresses (ours to him first) and the kind it should be.
-Bad = Callable[[Somebody, ClassicExchange, Encoded, Encoded, int], bytes]
+#: Makes an invalid identity message: from its sender, both addresses (the receiver's first) and the expected kind.
+Bad = Callable[[Party, ClassicExchange, Encoded, Encoded, int], bytes]
 
 
-def _says(change: Callable[[Somebody, bytes, int], bytes]) -> Bad:
-    return lambda who, exchange, theirs, ours, kind: CLASSIC.encode(
-        (theirs,), (ours,), change(who, exchange.handshake_hash, kind)
+def _says(change: Callable[[Party, bytes, int], bytes]) -> Bad:
+    return lambda sender, exchange, theirs, ours, kind: CLASSIC.encode(
+        (theirs,), (ours,), change(sender, exchange.handshake_hash, kind)
     )
 
 
-def _good(who: Somebody, h: bytes, kind: int) -> bytes:
-    return said(kind, who.history.encoded, who.vault.sign(who.signing, h))
+def _good(sender: Party, h: bytes, kind: int) -> bytes:
+    return said(kind, sender.history.encoded, sender.vault.sign(sender.signing, h))
 
 
 BAD: dict[str, Bad] = {
     "nothing": lambda *_: b"",
     "an empty message": _says(lambda *_: b""),
-    "the other kind": _says(lambda who, h, kind: _good(who, h, 1 - kind)),
-    "a confirmation, which nobody sends": _says(lambda *_: b"\2"),
-    "a byte more": _says(lambda who, h, kind: _good(who, h, kind) + b"\0"),
-    "a byte less": _says(lambda who, h, kind: _good(who, h, kind)[:-1]),
-    "no history": _says(lambda who, h, kind: said(kind, b"\0", who.vault.sign(who.signing, h))),
-    "a history of 2^40 bytes": _says(lambda _who, _h, kind: bare.uint(kind) + bare.uint(2**40)),
+    "the other kind": _says(lambda sender, h, kind: _good(sender, h, 1 - kind)),
+    "a confirmation": _says(lambda *_: b"\2"),
+    "a byte more": _says(lambda sender, h, kind: _good(sender, h, kind) + b"\0"),
+    "a byte less": _says(lambda sender, h, kind: _good(sender, h, kind)[:-1]),
+    "no history": _says(lambda sender, h, kind: said(kind, b"\0", sender.vault.sign(sender.signing, h))),
+    "a history of 2^40 bytes": _says(lambda _sender, _h, kind: bare.uint(kind) + bare.uint(2**40)),
     "a history that does not verify": _says(
-        lambda who, h, kind: said(kind, who.history.encoded[:-1] + b"\0", who.vault.sign(who.signing, h))
+        lambda sender, h, kind: said(kind, sender.history.encoded[:-1] + b"\0", sender.vault.sign(sender.signing, h))
     ),
-    "somebody else's history": _says(
-        lambda who, h, kind: said(kind, somebody(9).history.encoded, who.vault.sign(who.signing, h))
+    "another history": _says(
+        lambda sender, h, kind: said(kind, make_party(9).history.encoded, sender.vault.sign(sender.signing, h))
     ),
-    "no signature": _says(lambda who, _h, kind: said(kind, who.history.encoded, b"")),
+    "no signature": _says(lambda sender, _h, kind: said(kind, sender.history.encoded, b"")),
     "a signature of another handshake": _says(
-        lambda who, h, kind: said(kind, who.history.encoded, who.vault.sign(who.signing, h[::-1]))
+        lambda sender, h, kind: said(kind, sender.history.encoded, sender.vault.sign(sender.signing, h[::-1]))
     ),
-    "to another address": lambda who, exchange, _theirs, ours, kind: CLASSIC.encode(
-        (local("x"),), (ours,), _good(who, exchange.handshake_hash, kind)
+    "to another address": lambda sender, exchange, _theirs, ours, kind: CLASSIC.encode(
+        (local("x"),), (ours,), _good(sender, exchange.handshake_hash, kind)
     ),
-    "to somebody behind us": lambda who, exchange, theirs, ours, kind: CLASSIC.encode(
-        (theirs, local("x")), (ours,), _good(who, exchange.handshake_hash, kind)
+    "to an address behind us": lambda sender, exchange, theirs, ours, kind: CLASSIC.encode(
+        (theirs, local("x")), (ours,), _good(sender, exchange.handshake_hash, kind)
     ),
-    "from nowhere": lambda who, exchange, theirs, _ours, kind: CLASSIC.encode(
-        (theirs,), (), _good(who, exchange.handshake_hash, kind)
+    "from nowhere": lambda sender, exchange, theirs, _ours, kind: CLASSIC.encode(
+        (theirs,), (), _good(sender, exchange.handshake_hash, kind)
     ),
-    "from afar": lambda who, exchange, theirs, ours, kind: CLASSIC.encode(
-        (theirs,), (ours, ours), _good(who, exchange.handshake_hash, kind)
+    "from afar": lambda sender, exchange, theirs, ours, kind: CLASSIC.encode(
+        (theirs,), (ours, ours), _good(sender, exchange.handshake_hash, kind)
     ),
-    "data": lambda _who, _exchange, theirs, ours, _kind: CLASSIC.encode((theirs, local("echoer")), (ours,), b"data"),
+    "data": lambda _sender, _exchange, theirs, ours, _kind: CLASSIC.encode((theirs, local("echoer")), (ours,), b"data"),
 }
 
 
@@ -425,8 +425,8 @@ def test_a_response_from_another_address_than_message_1_said_ends_the_exchange()
 
 
 def test_our_own_request_reflected_as_a_response_is_refused_threat_12() -> None:
-    # What ockam 0.77.0 accepts: whoever shakes hands anonymously with Bob and sends his own signature back is "Bob" (spec §8, "Reflection").
-    mallory, bob = somebody(3).initiate(), BOB.respond()
+    # ockam 0.77.0 accepts this: a peer that returns Bob's own signature to him counts as "Bob" (spec §8).
+    mallory, bob = make_party(3).initiate(), BOB.respond()
     _, _, request = CLASSIC.decode(opened_by(mallory, up_to(4, mallory, bob)))
     assert request[0] == IdentityKind.REQUEST
     reflected = CLASSIC.encode((BOBS,), (ALICES,), bytes([IdentityKind.RESPONSE]) + request[1:])
@@ -482,8 +482,8 @@ def test_a_rotated_identity_signs_with_its_current_root_key_and_no_older_one_thr
 # -- verbs, and the keys ----------------------------------------------------------------------------------------------------------------
 
 
-def test_the_keys_of_a_handshake_are_forgotten_once_they_are_not_needed() -> None:
-    parties = somebody(7), somebody(8)
+def test_the_keys_of_a_handshake_are_forgotten_after_use() -> None:
+    parties = make_party(7), make_party(8)
     before = [len(party.vault._keys) for party in parties]
     alice, bob = parties[0].initiate(), parties[1].respond()
     assert [len(party.vault._keys) for party in parties] == [count + 2 for count in before]
@@ -493,8 +493,8 @@ def test_the_keys_of_a_handshake_are_forgotten_once_they_are_not_needed() -> Non
 
 
 @pytest.mark.parametrize("steps", range(1, 5))
-def test_a_refused_exchange_forgets_its_keys_and_ends_whatever_its_state(steps: int) -> None:
-    party = somebody(7)
+def test_an_exchange_can_be_refused_in_every_state_and_forgets_its_keys(steps: int) -> None:
+    party = make_party(7)
     alice, bob = party.initiate(), BOB.respond()
     message = up_to(steps, alice, bob)
     if steps % 2 == 0:
@@ -509,8 +509,8 @@ def test_a_refused_exchange_forgets_its_keys_and_ends_whatever_its_state(steps: 
         alice.accept()
 
 
-def test_a_signing_key_that_is_gone_leaves_the_exchange_where_it_was() -> None:
-    party = somebody(7)
+def test_a_missing_signing_key_does_not_change_the_state() -> None:
+    party = make_party(7)
     alice, bob = ALICE.initiate(), party.respond()
     third = up_to(3, alice, bob)
     party.vault.forget(party.signing)
@@ -520,7 +520,7 @@ def test_a_signing_key_that_is_gone_leaves_the_exchange_where_it_was() -> None:
         assert bob.state is State.AGREEING
 
 
-def test_verbs_out_of_turn_are_this_programs_mistake() -> None:
+def test_methods_out_of_turn_raise_local_error() -> None:
     with pytest.raises(LocalError):
         BOB.respond().begin()
     alice = ALICE.initiate()
@@ -551,7 +551,7 @@ def test_the_table_ends_and_can_always_be_refused(role: Role) -> None:
     )
 
 
-def test_no_secret_stands_in_a_repr() -> None:
+def test_no_repr_contains_a_secret() -> None:
     alice = ALICE.initiate()
     cipher, _ = opened(alice, BOB.respond())
     secrets = (*alice._noise.split(), bytes([1]) * 32)
@@ -565,7 +565,7 @@ def test_no_secret_stands_in_a_repr() -> None:
 
 
 @pytest.mark.parametrize("payloads", ["empty", "payloads"])
-def test_noise_vectors_come_out_of_our_handshakes(payloads: str) -> None:
+def test_handshakes_reproduce_the_noise_vectors(payloads: str) -> None:
     vectors = {each["name"]: each for each in load("wire/classic_noise.json")}
     numbers = [number for number in (1, 2, 3) if f"noise_{payloads}_msg{number}" in vectors]
     assert numbers
@@ -597,7 +597,7 @@ def address(text: str) -> Encoded:
 
 
 @pytest.mark.parametrize("side", Role)
-def test_transcripts_replay_through_our_exchange_and_cipher_byte_for_byte(side: Role) -> None:
+def test_exchange_and_cipher_reproduce_the_transcripts(side: Role) -> None:
     # The other side of each was a running ockam 0.77.0.
     (transcript,) = [
         each
@@ -656,7 +656,7 @@ def replay_data(
     assert checked in (2, 9)
 
 
-def test_the_blobs_of_the_vectors_are_those_of_the_cipher() -> None:
+def test_a_cipher_reproduces_the_vectors() -> None:
     for vector in load("wire/classic_cipher.json"):
         fields = vector["fields"]
         key, plaintext = bytes.fromhex(fields["key"]), bytes.fromhex(fields["plaintext"])

@@ -82,7 +82,7 @@ def test_a_message_out_of_bounds_is_refused(encoded: str) -> None:
         CLASSIC.decode(bytes.fromhex(encoded))
 
 
-def test_the_longest_address_passes() -> None:
+def test_the_longest_address_is_accepted() -> None:
     hop = local(b"x" * MAX_VALUE)
     assert CLASSIC.decode(CLASSIC.encode((hop,), (), b"")) == ((hop,), (), b"")
 
@@ -92,7 +92,7 @@ def test_the_example_of_the_specification() -> None:
     assert CLASSIC.encode((local("echoer"),), (local("app"),), b"\x02hi") == encoded
 
 
-def test_an_empty_frame_is_handed_out_as_undecodable() -> None:
+def test_an_empty_frame_is_returned_and_undecodable() -> None:
     assert FrameDecoder(CLASSIC).receive(bytes.fromhex("0000 000401000000")) == [b"", b"\x01\x00\x00\x00"]
     with pytest.raises(WireError):
         CLASSIC.decode(b"")

@@ -25,7 +25,7 @@ NOW = 1_700_000_000
 
 
 @attrs.frozen
-class Somebody:
+class Party:
     """An identity with fixed keys, and how it says so."""
 
     vault: MemoryVault
@@ -40,7 +40,7 @@ class Somebody:
         return CurrentExchange.create(Role.RESPONDER, self.vault, self.static, self.payload)
 
 
-def somebody(seed: int, *, created_at: int = NOW, expires_at: int = NOW + 1000) -> Somebody:
+def make_party(seed: int, *, created_at: int = NOW, expires_at: int = NOW + 1000) -> Party:
     vault = MemoryVault()
     signing = vault.import_secret(KeyKind.ED25519, bytes([seed]) * 32)
     static = vault.import_secret(KeyKind.X25519, bytes([seed + 100]) * 32)
@@ -48,10 +48,10 @@ def somebody(seed: int, *, created_at: int = NOW, expires_at: int = NOW + 1000) 
     attestation = PurposeKeyAttestation.make(
         history, vault, signing, static, created_at=created_at, expires_at=expires_at
     )
-    return Somebody(vault, signing, static, IdentityPayload(history, attestation))
+    return Party(vault, signing, static, IdentityPayload(history, attestation))
 
 
-ALICE, BOB = somebody(1), somebody(2)
+ALICE, BOB = make_party(1), make_party(2)
 
 
 def answered(alice: CurrentExchange, bob: CurrentExchange) -> bytes:
@@ -89,20 +89,20 @@ def test_two_parties_learn_each_others_identity_and_share_sessions() -> None:
         assert alice.session().decrypt(bob.session().encrypt(text)) == text
 
 
-def test_there_is_one_session_so_that_no_nonce_is_used_twice() -> None:
+def test_there_is_only_one_session_object() -> None:
     alice, bob = ALICE.initiate(), BOB.respond()
     opened(alice, bob)
     assert alice.session() is alice.session()
 
 
-def test_what_was_encrypted_one_way_is_no_message_the_other_way() -> None:
+def test_a_reflected_message_does_not_verify() -> None:
     alice, bob = ALICE.initiate(), BOB.respond()
     opened(alice, bob)
     with pytest.raises(DecryptError):
         alice.session().decrypt(alice.session().encrypt(b"reflected"))
 
 
-def test_the_peer_is_known_before_it_is_accepted_and_no_session_exists_until_then() -> None:
+def test_the_peer_is_known_and_there_is_no_session_before_accept() -> None:
     alice, bob = ALICE.initiate(), BOB.respond()
     alice.receive(answered(alice, bob), NOW)
     assert alice.state is State.DECIDING
@@ -157,7 +157,7 @@ def test_junk_instead_of_a_handshake_message_changes_nothing() -> None:
 
 
 @given(st.lists(st.binary(max_size=200), max_size=5))
-def test_whatever_arrives_only_the_right_message_moves_an_exchange(messages: list[bytes]) -> None:
+def test_only_the_expected_message_changes_the_state(messages: list[bytes]) -> None:
     alice, bob = ALICE.initiate(), BOB.respond()
     second = answered(alice, bob)
     for exchange in (alice, bob):
@@ -216,20 +216,20 @@ def test_points_of_small_order_are_refused(point: bytes) -> None:
 # Identities that are not good enough
 
 
-def says(somebody: Somebody, payload: bytes) -> Callable[[CurrentExchange], bytes]:
+def says(sender: Party, payload: bytes) -> Callable[[CurrentExchange], bytes]:
     """Return what makes message 2 for an initiator: good Noise by that party's keys around any payload."""
 
     def answer(alice: CurrentExchange) -> bytes:
-        ephemeral = somebody.vault.generate(KeyKind.X25519, ephemeral=True)
-        handshake = noise.HandshakeState(noise.Role.RESPONDER, somebody.vault, somebody.static, ephemeral)
+        ephemeral = sender.vault.generate(KeyKind.X25519, ephemeral=True)
+        handshake = noise.HandshakeState(noise.Role.RESPONDER, sender.vault, sender.static, ephemeral)
         handshake.read_message(alice.begin())
         return handshake.write_message(payload)
 
     return answer
 
 
-def bad_payloads() -> dict[str, tuple[Somebody, bytes]]:
-    mallory = somebody(3)
+def bad_payloads() -> dict[str, tuple[Party, bytes]]:
+    mallory = make_party(3)
     history = mallory.payload.history
     key = mallory.vault.import_secret(KeyKind.ED25519, bytes([33]) * 32)
     newer = rotate(history, mallory.vault, mallory.signing, key, NOW)
@@ -242,8 +242,8 @@ def bad_payloads() -> dict[str, tuple[Somebody, bytes]]:
     return {
         "no payload": (mallory, b""),
         "no identity": (mallory, cbor.encode([[], [], []])),
-        "somebody else's identity and attestation": (mallory, BOB.payload.encode()),
-        "somebody else's identity, own attestation": (
+        "another identity and its attestation": (mallory, BOB.payload.encode()),
+        "another identity, own attestation": (
             mallory,
             cbor.encode([BOB.payload.history.item, mallory.payload.attestation.signed.item, []]),
         ),
@@ -251,15 +251,15 @@ def bad_payloads() -> dict[str, tuple[Somebody, bytes]]:
             mallory,
             forged([history.identifier.value, history.latest.hash, channel, NOW, NOW + 10], key),
         ),
-        "subject is somebody else": (
+        "another subject": (
             mallory,
             forged(
                 [BOB.payload.history.identifier.value, history.latest.hash, channel, NOW, NOW + 10], mallory.signing
             ),
         ),
         "attested before the rotation": (mallory, IdentityPayload(newer, mallory.payload.attestation).encode()),
-        "expired": (late := somebody(4, expires_at=NOW), late.payload.encode()),
-        "from the future": (early := somebody(5, created_at=NOW + 61), early.payload.encode()),
+        "expired": (late := make_party(4, expires_at=NOW), late.payload.encode()),
+        "from the future": (early := make_party(5, created_at=NOW + 61), early.payload.encode()),
         "our own identity": (ALICE, ALICE.payload.encode()),
         "credentials that are none": (
             mallory,
@@ -269,12 +269,12 @@ def bad_payloads() -> dict[str, tuple[Somebody, bytes]]:
 
 
 @pytest.mark.parametrize("case", bad_payloads())
-def test_an_identity_that_does_not_verify_is_refused_and_the_right_one_is_still_taken(case: str) -> None:
-    somebody, payload = bad_payloads()[case]
+def test_an_invalid_identity_is_refused_and_the_right_one_still_accepted(case: str) -> None:
+    sender, payload = bad_payloads()[case]
     alice = ALICE.initiate()
     texts = set()
     with pytest.raises(HandshakeError) as raised:
-        alice.receive(says(somebody, payload)(alice), NOW)
+        alice.receive(says(sender, payload)(alice), NOW)
     texts.add(str(raised.value))
     with pytest.raises(HandshakeError) as raised:
         alice.receive(b"", NOW)
@@ -287,7 +287,7 @@ def test_an_identity_that_does_not_verify_is_refused_and_the_right_one_is_still_
 @pytest.mark.parametrize("case", bad_payloads())
 def test_a_responder_refuses_the_same_identities(case: str) -> None:
     initiator, payload = bad_payloads()[case]
-    bob = somebody(1).respond() if case == "our own identity" else somebody(6).respond()
+    bob = make_party(1).respond() if case == "our own identity" else make_party(6).respond()
     ephemeral = initiator.vault.generate(KeyKind.X25519, ephemeral=True)
     handshake = noise.HandshakeState(noise.Role.INITIATOR, initiator.vault, initiator.static, ephemeral)
     second = bob.receive(handshake.write_message(), NOW)
@@ -298,8 +298,8 @@ def test_a_responder_refuses_the_same_identities(case: str) -> None:
     assert bob.peer is None
 
 
-def test_bad_identity_in_good_noise_does_not_cost_the_right_answer() -> None:
-    alice, bob, mallory = ALICE.initiate(), BOB.respond(), somebody(3)
+def test_an_invalid_identity_in_valid_noise_does_not_block_the_right_answer() -> None:
+    alice, bob, mallory = ALICE.initiate(), BOB.respond(), make_party(3)
     first = alice.begin()
     second = bob.receive(first, NOW)
     assert second is not None
@@ -327,7 +327,7 @@ def test_reflected_messages_open_nothing() -> None:
 
 
 def test_a_rotated_identity_is_accepted_with_its_new_attestation() -> None:
-    bob = somebody(2)
+    bob = make_party(2)
     key = bob.vault.import_secret(KeyKind.ED25519, bytes([22]) * 32)
     history = rotate(bob.payload.history, bob.vault, bob.signing, key, NOW)
     attestation = PurposeKeyAttestation.make(history, bob.vault, key, bob.static, created_at=NOW, expires_at=NOW + 9)
@@ -350,9 +350,9 @@ def test_the_payload_must_attest_the_static_key_that_is_used() -> None:
 # Verbs, and the ephemeral key
 
 
-def test_ephemeral_keys_are_forgotten_once_they_are_not_needed() -> None:
-    vault = somebody(7)
-    bobs = somebody(8)
+def test_ephemeral_keys_are_forgotten_after_use() -> None:
+    vault = make_party(7)
+    bobs = make_party(8)
     ephemeral = vault.vault.generate(KeyKind.X25519, ephemeral=True)
     theirs = bobs.vault.generate(KeyKind.X25519, ephemeral=True)
     alice = CurrentExchange.create(Role.INITIATOR, vault.vault, vault.static, vault.payload, ephemeral)
@@ -364,9 +364,9 @@ def test_ephemeral_keys_are_forgotten_once_they_are_not_needed() -> None:
         assert holder.vault.x25519(holder.static, ALICE.static.public)
 
 
-def test_a_refused_exchange_forgets_its_key_and_ends_whatever_its_state() -> None:
+def test_an_exchange_can_be_refused_in_every_state_and_forgets_its_key() -> None:
     for steps in range(3):
-        party = somebody(7)
+        party = make_party(7)
         ephemeral = party.vault.generate(KeyKind.X25519, ephemeral=True)
         alice = CurrentExchange.create(Role.INITIATOR, party.vault, party.static, party.payload, ephemeral)
         bob = BOB.respond()
@@ -384,7 +384,7 @@ def test_a_refused_exchange_forgets_its_key_and_ends_whatever_its_state() -> Non
             alice.accept()
 
 
-def test_verbs_out_of_turn_are_this_programs_mistake() -> None:
+def test_methods_out_of_turn_raise_local_error() -> None:
     with pytest.raises(LocalError):
         BOB.respond().begin()
     alice = ALICE.initiate()
@@ -415,7 +415,7 @@ def test_the_table_ends_and_can_always_be_refused(role: Role) -> None:
     )
 
 
-def test_no_secret_stands_in_a_repr() -> None:
+def test_no_repr_contains_a_secret() -> None:
     alice, bob = ALICE.initiate(), BOB.respond()
     opened(alice, bob)
     to_initiator, to_responder = alice._noise.split()
@@ -429,7 +429,7 @@ def test_no_secret_stands_in_a_repr() -> None:
 
 
 @pytest.mark.parametrize("payloads", ["empty", "payloads"])
-def test_noise_vectors_come_out_of_our_handshakes(payloads: str) -> None:
+def test_handshakes_reproduce_the_noise_vectors(payloads: str) -> None:
     vectors = {vector["name"]: vector for vector in wire_vectors("current_noise.json", "current.noise")}
     first, second, last = (vectors[f"noise_ockam_{payloads}_msg{number}"] for number in (1, 2, 3))
     fields, vault = first["fields"], MemoryVault()
@@ -454,7 +454,7 @@ def test_noise_vectors_come_out_of_our_handshakes(payloads: str) -> None:
         ]
 
 
-def test_transcripts_replay_through_our_exchange_and_session_byte_for_byte() -> None:
+def test_exchange_and_session_reproduce_the_transcripts() -> None:
     replayed = 0
     for transcript in wire_vectors("current_transcripts.json", "current.transcript"):
         fields, steps = transcript["fields"], transcript["steps"]
