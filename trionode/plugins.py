@@ -16,7 +16,8 @@ from trionode.net.endpoint import AddressParts, Exposure, parse_host_port_path
 from trionode.net.sockets import PendingHandshakes, join_host_port, open_listeners, reason_of
 from trionode.net.tls import TLSContexts, client_context, reason_of_tls, server_context
 from trionode.net.transport import Link, Transport
-from trionode.protocol.stream import MAX_RECORD, Record, born_at, uuid7_hex, valid_stream_name
+from trionode.protocol.stream.messages import MAX_RECORD, Record
+from trionode.protocol.stream.names import born_at, uuid7_hex, valid_stream_name
 from trionode.protocol.wire.address import parse_host_port
 from trionode.protocol.wire.classic_codec import CLASSIC
 from trionode.protocol.wire.current_codec import CURRENT

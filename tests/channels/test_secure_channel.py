@@ -15,7 +15,7 @@ from trionode.protocol.handshake.exchange import Peer
 from trionode.protocol.identity.credential import PresentedCredential
 from trionode.protocol.identity.signed import DataKind, Signed
 from trionode.protocol.rules.access import from_anywhere, from_identities
-from trionode.protocol.stream import MAX_RECORD
+from trionode.protocol.stream.messages import MAX_RECORD
 from trionode.protocol.wire import current_codec
 from trionode.protocol.wire.address import local
 from trionode.protocol.wire.current_codec import CURRENT

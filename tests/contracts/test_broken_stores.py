@@ -11,7 +11,7 @@ import trio
 import trio.testing
 
 from tests.support.failures import failures
-from trionode.protocol.stream import Record
+from trionode.protocol.stream.messages import Record
 from trionode.stream.store.base import Position, Push, Stored, StoreError, StreamStore, UnknownStreamError
 from trionode.stream.store.memory import MemoryStore
 from trionode.testing.stream_store import (

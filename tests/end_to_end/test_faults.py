@@ -11,7 +11,7 @@ from tests.support.processes import HubProcess, open_hub
 from trionode import Identity, Mailbox, Node, Route, open_node, trust_only, unique
 from trionode.errors import AnswerTimeout
 from trionode.protocol.rules.access import from_anywhere
-from trionode.protocol.stream import (
+from trionode.protocol.stream.messages import (
     CreateRequest,
     CreateResponse,
     PullRequest,
@@ -21,8 +21,8 @@ from trionode.protocol.stream import (
     Response,
     decode_response,
     encode,
-    uuid7_hex,
 )
+from trionode.protocol.stream.names import uuid7_hex
 from trionode.testing import KafkaBroker
 from trionode.workers import echoer
 

@@ -17,7 +17,7 @@ from trionode.counters import DropReason
 from trionode.errors import AnswerTimeout, HandshakeError
 from trionode.identity.identity import ClassicIdentity
 from trionode.protocol.rules.access import from_anywhere
-from trionode.protocol.stream import POLL_SECONDS
+from trionode.protocol.stream.consumer import POLL_SECONDS
 from trionode.testing import KafkaBroker
 
 pytestmark = pytest.mark.interop

@@ -12,25 +12,21 @@ from hypothesis import strategies as st
 
 from tests.support.vectors import load
 from trionode.errors import LocalError, MessageTooLargeError, WireError
-from trionode.protocol import stream as streams
-from trionode.protocol.stream import (
+from trionode.protocol.stream import consumer as streams
+from trionode.protocol.stream.consumer import MAX_BATCHES, POLL_SECONDS, Consumer
+from trionode.protocol.stream.machine import Event, Machine, State
+from trionode.protocol.stream.messages import (
     ANSWER_SECONDS,
     LONG_POLL_SECONDS,
     MAX_ANSWER,
     MAX_ANSWER_SECONDS,
-    MAX_BATCHES,
-    MAX_PUSH_BYTES,
-    MAX_PUSHES,
     MAX_RECORD,
-    POLL_SECONDS,
-    Consumer,
     CreateRequest,
     CreateResponse,
     ErrorResponse,
     IndexGet,
     IndexResponse,
     IndexSave,
-    Producer,
     PullRequest,
     PullResponse,
     PushRequest,
@@ -38,16 +34,12 @@ from trionode.protocol.stream import (
     Record,
     Request,
     Response,
-    born_at,
     decode_request,
     decode_response,
     encode,
-    unique,
-    uuid7_hex,
-    valid_client_id,
-    valid_stream_name,
 )
-from trionode.protocol.stream.machine import Event, Machine, State
+from trionode.protocol.stream.names import born_at, unique, uuid7_hex, valid_client_id, valid_stream_name
+from trionode.protocol.stream.producer import MAX_PUSH_BYTES, MAX_PUSHES, Producer
 from trionode.protocol.wire.bare import Reader, data, string
 
 # -- messages ---------------------------------------------------------------------------------------------------------------------------

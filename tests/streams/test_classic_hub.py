@@ -14,7 +14,7 @@ from tests.support.classic_client import Program, call, data, frame, message, op
 from tests.support.vectors import load
 from trionode import Node, Route, open_node, unique
 from trionode.errors import LocalError
-from trionode.protocol.stream import (
+from trionode.protocol.stream.messages import (
     LONG_POLL_SECONDS,
     MAX_RECORD,
     CreateRequest,
@@ -30,10 +30,8 @@ from trionode.protocol.stream import (
     Response,
     decode_response,
     encode,
-    producer_name,
-    sends_again,
-    uuid7_hex,
 )
+from trionode.protocol.stream.names import producer_name, sends_again, uuid7_hex
 from trionode.protocol.wire.address import Encoded, local
 from trionode.protocol.wire.classic_codec import CLASSIC
 from trionode.protocol.wire.message import Message, Origin

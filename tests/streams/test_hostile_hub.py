@@ -24,7 +24,7 @@ from tests.support.scripted_hub import (
 )
 from trionode import Node, Route, SecureChannel, trust_everyone, trust_only, unique
 from trionode.errors import AnswerTimeout
-from trionode.protocol.stream import (
+from trionode.protocol.stream.messages import (
     CreateResponse,
     ErrorResponse,
     IndexResponse,

@@ -19,7 +19,7 @@ from tests.support.certificates import Authority
 from trionode.cli.stores import open_store
 from trionode.errors import ConfigError, ConnectionLost, LocalError
 from trionode.net.transport import Link, Transport, load_transport
-from trionode.protocol.stream import Record
+from trionode.protocol.stream.messages import Record
 from trionode.stream.store.base import Push, StoreError, load_store
 from trionode.testing import KafkaBroker, NoKafkaError, SecureListeners, run_kafka
 from trionode.testing.contract import Held

@@ -13,7 +13,8 @@ import trio.testing
 
 from tests.support.strangers import write_strangely
 from trionode.errors import ConnectionLost, LocalError
-from trionode.protocol.stream import Record, unique, uuid7_hex
+from trionode.protocol.stream.messages import Record
+from trionode.protocol.stream.names import unique, uuid7_hex
 from trionode.stream.store.base import Position, Push, Stored, StoreError, UnknownStreamError
 from trionode.testing import KafkaBroker
 from trionode.testing.stream_store import check_stream_store

@@ -11,7 +11,7 @@ import trio
 import trio.testing
 
 from trionode.errors import LocalError
-from trionode.protocol.stream import RECORD_OVERHEAD, Record
+from trionode.protocol.stream.messages import RECORD_OVERHEAD, Record
 from trionode.stream.store import memory, sqlite
 from trionode.stream.store.base import Position, Push, Stored, StoreError, StreamStore, limit_records
 from trionode.stream.store.memory import open_memory_store

@@ -12,10 +12,9 @@ from trionode.counters import DropReason
 from trionode.errors import AnswerTimeout, ConnectionLost, LocalError, MessageTooLargeError, ServiceError
 from trionode.net.transport import Link
 from trionode.protocol.rules.access import from_anywhere
-from trionode.protocol.stream import (
+from trionode.protocol.stream.messages import (
     ANSWER_SECONDS,
     LONG_POLL_SECONDS,
-    MAX_PUSHES,
     MAX_RECORD,
     CreateRequest,
     CreateResponse,
@@ -32,6 +31,7 @@ from trionode.protocol.stream import (
     decode_request,
     encode,
 )
+from trionode.protocol.stream.producer import MAX_PUSHES
 from trionode.protocol.wire.address import local
 from trionode.protocol.wire.current_codec import CURRENT
 from trionode.stream.hub_client import MAX_UNANSWERED

@@ -13,7 +13,7 @@ from trionode.counters import DropReason
 from trionode.errors import AnswerTimeout, ConnectionLost
 from trionode.net.transport import Link
 from trionode.protocol.rules.access import from_anywhere
-from trionode.protocol.stream import CreateRequest, PullRequest, PushRequest, encode
+from trionode.protocol.stream.messages import CreateRequest, PullRequest, PushRequest, encode
 from trionode.protocol.wire.address import local
 from trionode.protocol.wire.current_codec import CURRENT
 from trionode.routing.byte_budget import DEFAULT_BOUND, HARD_LIMIT, ByteBudget

@@ -13,7 +13,7 @@ from trionode.counters import DropReason
 from trionode.errors import AddressInUseError
 from trionode.net.transport import Link
 from trionode.protocol.rules.access import from_anywhere
-from trionode.protocol.stream import (
+from trionode.protocol.stream.messages import (
     LONG_POLL_SECONDS,
     MAX_ANSWER,
     MAX_RECORD,
@@ -32,8 +32,8 @@ from trionode.protocol.stream import (
     Response,
     decode_response,
     encode,
-    uuid7_hex,
 )
+from trionode.protocol.stream.names import uuid7_hex
 from trionode.protocol.wire.address import Encoded, decode_address, encode_address, local
 from trionode.protocol.wire.current_codec import CURRENT
 from trionode.protocol.wire.message import Origin

@@ -14,7 +14,7 @@ from trionode.channel.hops import ChannelHops
 from trionode.channel.secure_channel import SecureChannel
 from trionode.errors import TrionodeError, WireError
 from trionode.net.transport import Link, Transport
-from trionode.protocol.stream import PullResponse, PushRequest, decode_request, decode_response
+from trionode.protocol.stream.messages import PullResponse, PushRequest, decode_request, decode_response
 from trionode.protocol.wire.current_codec import CURRENT
 from trionode.protocol.wire.message import Origin
 from trionode.routing.byte_budget import ByteBudget

@@ -9,7 +9,7 @@ import trio
 
 from trionode.errors import WireError
 from trionode.net.transport import Link, Transport
-from trionode.protocol.stream import Record, Response, decode_response, encode
+from trionode.protocol.stream.messages import Record, Response, decode_response, encode
 from trionode.protocol.wire.address import Encoded, local
 from trionode.protocol.wire.current_codec import CLOSE_PLAINTEXT, CURRENT, RefreshCredentials, encode_refresh
 from trionode.protocol.wire.version import ProtocolVersion

@@ -19,7 +19,7 @@ from tests.support.stages import STAGES
 from trionode import Identity, Message, Route, open_node, trust_everyone, trust_only
 from trionode.errors import HandshakeError, TrionodeError, WireError
 from trionode.protocol.rules.access import from_anywhere
-from trionode.protocol.stream import PullResponse, PushRequest, decode_request, decode_response, encode
+from trionode.protocol.stream.messages import PullResponse, PushRequest, decode_request, decode_response, encode
 from trionode.protocol.wire.address import local
 from trionode.protocol.wire.current_codec import CURRENT
 from trionode.routing.byte_budget import ByteBudget

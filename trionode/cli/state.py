@@ -16,7 +16,7 @@ import click
 from trionode.cli.terminal import say
 from trionode.errors import LocalError
 from trionode.identity.stored import IdentityVault
-from trionode.protocol.stream import valid_client_id, valid_stream_name
+from trionode.protocol.stream.names import valid_client_id, valid_stream_name
 from trionode.stream.client import unique
 from trionode.vault.memory import MemoryVault
 from trionode.vault.sqlite import open_sqlite_vault

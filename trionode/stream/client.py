@@ -5,7 +5,7 @@ from typing import Self
 
 import trio
 
-from trionode.protocol import stream as protocol
+from trionode.protocol.stream import names
 from trionode.protocol.wire.address import Address
 from trionode.protocol.wire.message import Message
 from trionode.stream.hub_client import HubClient
@@ -20,7 +20,7 @@ def unique(name: str) -> str:
     Returns:
       `name`, "_", and 128 random bits in hex.
     """
-    return protocol.unique(name, secrets.token_bytes(16))
+    return names.unique(name, secrets.token_bytes(16))
 
 
 class Stream:

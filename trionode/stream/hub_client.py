@@ -21,17 +21,15 @@ from trionode.errors import (
 )
 from trionode.log import LogThrottle, log, sanitize
 from trionode.protocol.rules.access import from_anywhere
-from trionode.protocol.stream import (
+from trionode.protocol.stream.consumer import PULL_LIMIT, Consumer
+from trionode.protocol.stream.messages import (
     MAX_RECORD,
-    PULL_LIMIT,
-    Consumer,
     CreateRequest,
     CreateResponse,
     ErrorResponse,
     IndexGet,
     IndexResponse,
     IndexSave,
-    Producer,
     PullResponse,
     PushResponse,
     Record,
@@ -39,8 +37,9 @@ from trionode.protocol.stream import (
     Response,
     decode_response,
     encode,
-    producer_name,
 )
+from trionode.protocol.stream.names import producer_name
+from trionode.protocol.stream.producer import Producer
 from trionode.protocol.wire.address import Address, Encoded, local
 from trionode.protocol.wire.classic_codec import CLASSIC
 from trionode.protocol.wire.current_codec import CURRENT

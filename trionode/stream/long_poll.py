@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import trio
 
-from trionode.protocol.stream import POLL_SECONDS
+from trionode.protocol.stream.consumer import POLL_SECONDS
 from trionode.protocol.wire.address import Encoded
 
 #: Seconds that `finish` waits for consumers that are between two pulls. One that never repeats a request pulls again after POLL_SECONDS and

@@ -7,7 +7,7 @@ import attrs
 import trio
 
 from trionode.log import log
-from trionode.protocol.stream import born_at
+from trionode.protocol.stream.names import born_at
 from trionode.protocol.wire.message import Message
 from trionode.routing.byte_budget import ByteBudget
 from trionode.stream.owners import RETRY_SECONDS, StoreLog

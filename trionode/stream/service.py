@@ -15,7 +15,7 @@ from trionode.errors import WireError
 from trionode.log import LogThrottle, log, sanitize
 from trionode.protocol.rules.access import Access
 from trionode.protocol.rules.stream import owner_of, position_id
-from trionode.protocol.stream import (
+from trionode.protocol.stream.messages import (
     LONG_POLL_SECONDS,
     MAX_ANSWER,
     MAX_RECORD,
@@ -34,10 +34,8 @@ from trionode.protocol.stream import (
     Response,
     decode_request,
     encode,
-    sends_again,
-    uuid7_hex,
-    valid_stream_name,
 )
+from trionode.protocol.stream.names import sends_again, uuid7_hex, valid_stream_name
 from trionode.protocol.wire.address import LOCAL_TYPE, Encoded, decode_address, encode_address, local
 from trionode.protocol.wire.message import Message, Origin
 from trionode.routing.byte_budget import ByteBudget

@@ -10,7 +10,8 @@ import attrs
 import trio
 import trio.testing
 
-from trionode.protocol.stream import MAX_RECORD, RECORD_OVERHEAD, Record, unique
+from trionode.protocol.stream.messages import MAX_RECORD, RECORD_OVERHEAD, Record
+from trionode.protocol.stream.names import unique
 from trionode.stream.store.base import Position, Push, Stored, StoreError, StreamStore, UnknownStreamError
 from trionode.testing.contract import Held, cancelled_after, demand
 

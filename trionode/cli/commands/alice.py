@@ -17,7 +17,8 @@ from trionode.cli.terminal import Line, Lines, Output, payload_text, printable, 
 from trionode.errors import AnswerTimeout, ConnectionLost, LocalError, MessageTooLargeError, UnknownAddressError
 from trionode.node.node import CHANNEL_TIMEOUT, Node
 from trionode.protocol.identity.identity import Identifier
-from trionode.protocol.stream import MAX_RECORD, valid_stream_name
+from trionode.protocol.stream.messages import MAX_RECORD
+from trionode.protocol.stream.names import valid_stream_name
 from trionode.protocol.wire.message import Message, payload_of
 from trionode.protocol.wire.route import Route
 from trionode.routing.mailbox import Mailbox

@@ -18,7 +18,7 @@ from trionode.errors import AnswerTimeout, MessageTooLargeError
 from trionode.identity.identity import Identity
 from trionode.identity.trust import trust_only
 from trionode.node.node import Node, open_node
-from trionode.protocol.stream import Record
+from trionode.protocol.stream.messages import Record
 from trionode.protocol.wire.route import Route
 from trionode.routing.mailbox import Mailbox, Worker
 from trionode.stream.client import Stream, unique

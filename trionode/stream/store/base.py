@@ -14,7 +14,7 @@ import attrs
 from trionode.errors import ConfigError, ServiceError
 from trionode.net.endpoint import Exposure
 from trionode.net.plugins import STREAM_STORES, load_plugin
-from trionode.protocol.stream import Record
+from trionode.protocol.stream.messages import Record
 
 #: Streams in one store; further ones are refused. Peers choose the names, and each stream costs a row, a topic or a dictionary entry.
 MAX_STREAMS = 10_000

@@ -6,7 +6,7 @@ from contextlib import asynccontextmanager
 import attrs
 import trio
 
-from trionode.protocol.stream import MAX_RECORD, Record
+from trionode.protocol.stream.messages import MAX_RECORD, Record
 from trionode.stream.store.base import (
     LOCAL_STORE,
     MAX_POSITIONS,

@@ -11,7 +11,7 @@ import attrs
 import trio
 
 from trionode.errors import ConfigError
-from trionode.protocol.stream import MAX_RECORD, Record
+from trionode.protocol.stream.messages import MAX_RECORD, Record
 from trionode.stream.store.base import (
     LOCAL_STORE,
     MAX_POSITIONS,

@@ -9,7 +9,7 @@ from trionode import workers
 from trionode.errors import IdentityError, LocalError
 from trionode.net.plugins import STREAM_STORES, TRANSPORTS
 from trionode.protocol.identity.identity import Identifier
-from trionode.protocol.stream import valid_stream_name
+from trionode.protocol.stream.names import valid_stream_name
 from trionode.protocol.wire.address import LOCAL_TYPE, MAX_VALUE, Address, parse_host_port
 from trionode.protocol.wire.route import MAX_HOPS
 from trionode.relay.service import is_relay_name

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 
-from trionode.protocol.stream import is_capability
+from trionode.protocol.stream.names import is_capability
 from trionode.topology.errors import KeyPath, dotted_keys
 from trionode.topology.spec import NodeSpec
 from trionode.verify.analysis import Analysis, Flow

@@ -10,7 +10,7 @@ import attrs
 
 from trionode.errors import LocalError
 from trionode.protocol.rules.access import OriginLike, from_anywhere, is_local_or_named, link_access
-from trionode.protocol.stream import is_capability
+from trionode.protocol.stream.names import is_capability
 from trionode.protocol.wire.address import Address
 from trionode.protocol.wire.route import MAX_HOPS
 from trionode.routing.router import MAX_DELIVERIES
