@@ -104,7 +104,7 @@ def test_a_rust_outlet_is_answered_as_the_specification_says() -> None:
     end.send(b"abc")
     end.written(len(end.take()))
     assert said(end) == [Payload(b"abc")], "no counter, no credit"
-    end.end()
+    end.input_ended()
     assert said(end) == [Disconnect()], "no half-close"
     assert state_of(end) is State.CLOSED
     assert not end.is_broken
@@ -120,7 +120,7 @@ def test_a_rust_inlet_is_answered_as_the_specification_says() -> None:
     assert end.take() == b"hello", "what came before is still written"
     assert state_of(end) is State.CLOSED
     assert not end.is_broken
-    assert end.room == 0
+    assert end.sendable == 0
 
 
 def test_what_comes_out_of_turn_has_no_effect() -> None:
@@ -142,14 +142,14 @@ def test_what_comes_out_of_turn_has_no_effect() -> None:
 def test_a_target_that_can_not_be_reached_is_told_to_each_kind_of_inlet_in_a_way_that_it_hears() -> None:
     for ping, expected in ((Ping(5), [Disconnect()]), (Ping(), [Pong(), Disconnect()])):
         end = PortalEnd.outlet(ping)
-        end.leave()
+        end.abort()
         assert said(end) == expected
         assert state_of(end) is State.CLOSED
 
 
 def test_an_outlet_that_answers_after_its_inlet_gave_up_is_told() -> None:
     end = PortalEnd.inlet()
-    end.leave()
+    end.abort()
     assert said(end) == [Ping(portal.WINDOW)]
     assert state_of(end) is State.ABANDONED
     end.receive(Pong(5))
@@ -221,10 +221,10 @@ def test_a_disconnect_between_our_own_nodes_says_that_the_connection_broke() -> 
 
 def test_each_direction_ends_by_itself() -> None:
     end = opened()
-    end.end()
+    end.input_ended()
     assert said(end) == [EndOfInput(0)]
     assert state_of(end) is State.INPUT_ENDED
-    assert end.room == 0
+    assert end.sendable == 0
     end.receive(Payload(b"the whole answer", 0))
     end.receive(EndOfInput(16))
     assert state_of(end) is State.CLOSED
@@ -234,14 +234,14 @@ def test_each_direction_ends_by_itself() -> None:
 
 def test_credit_of_a_peer_never_shrinks() -> None:
     end = opened(window=10)
-    assert end.room == 10
+    assert end.sendable == 10
     end.receive(Credit(30))
     end.receive(Credit(20))
-    assert end.room == 30
+    assert end.sendable == 30
     end.send(bytes(25))
-    assert end.room == 5
+    assert end.sendable == 5
     end.receive(Credit(2**64 - 1))
-    assert end.room == MAX_DATA
+    assert end.sendable == MAX_DATA
 
 
 # -- two ends, and a carrier between them that keeps the order ----------------------------------------------------------------------------
@@ -263,13 +263,13 @@ class Side:
         """Do one of the things that a socket or a way does; whether there was anything to do."""
         end = self.end
         match action:
-            case 0 if end.speaks and self.read < len(self.source) and end.room:
-                data = self.source[self.read : self.read + min(size, end.room)]
+            case 0 if end.can_send and self.read < len(self.source) and end.sendable:
+                data = self.source[self.read : self.read + min(size, end.sendable)]
                 self.read += len(data)
                 end.send(data)
-            case 1 if end.speaks and self.read == len(self.source) and not self.has_ended:
+            case 1 if end.can_send and self.read == len(self.source) and not self.has_ended:
                 self.has_ended = True
-                end.end()
+                end.input_ended()
             case 2 if end.outgoing:
                 self.way.append(end.outgoing.popleft())
             case 3 if self.held or end.waiting:

@@ -92,7 +92,7 @@ class Connection:
             self._router.on_close(carrier, self._on_path_lost)
 
     def _on_path_lost(self) -> None:
-        self.end.lose()
+        self.end.route_lost()
         self.wake()
 
     def wake(self) -> None:
@@ -161,21 +161,21 @@ class Connection:
     async def _read(self, sock: trio.socket.SocketType) -> bool:
         """Socket to route: no more than there is credit for, and no faster than the path takes it; whether the socket's input has ended."""
         end = self.end
-        while end.speaks:
-            room = end.room
+        while end.can_send:
+            room = end.sendable
             if not room:
                 await self._changed.park()
                 continue
             try:
                 data = await sock.recv(min(room, READ_SIZE))
             except OSError:
-                end.leave()
+                end.abort()
                 self.wake()
                 return True
             if data:
                 end.send(data)
             else:
-                end.end()
+                end.input_ended()
                 self.wake()
             await self.flush()
             if not data:
@@ -196,12 +196,12 @@ class Connection:
                         end.written(count)
                         await self.flush()
                 except OSError:
-                    end.leave()
+                    end.abort()
                     self.wake()
                     return
             elif end.state is State.CLOSED:
                 return
-            elif end.is_heard_out and not is_shut:
+            elif not end.can_receive and not is_shut:
                 is_shut = True
                 with suppress(OSError):  # the socket is closed already, and reading notices that
                     sock.shutdown(socket.SHUT_WR)
@@ -212,7 +212,7 @@ class Connection:
         """Remove the address, and send the peer without waiting what it still has to know."""
         self._watch(set())
         self._router.unregister(self.encoded)
-        self.end.leave()
+        self.end.abort()
         outgoing = self.end.outgoing
         with suppress(UnknownAddressError, ClosedError, MessageTooLargeError):
             while outgoing and self.onward:

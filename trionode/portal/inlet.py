@@ -78,11 +78,11 @@ class Inlet(Service):
             except TrionodeError as error:
                 # Whatever opens the path says by these errors that there is none now. There may be one for the next client.
                 why = str(error)
-                end.lose()
+                end.route_lost()
             await connection.flush()
             await connection.wait_while(lambda: not end.has_opened, OPEN_SECONDS)
         if not end.has_opened:
-            end.leave()
+            end.abort()
         elif end.state is State.CLOSED:
             self._log_refusal("the outlet refused it, or the path was lost" if connection.onward else why)
             return

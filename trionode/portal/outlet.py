@@ -86,7 +86,7 @@ class Outlet(Service):
         try:
             sock = await self._connect()
             if sock is None:
-                connection.end.leave()
+                connection.end.abort()
                 return
             try:
                 connection.end.connected()

@@ -202,8 +202,8 @@ class PortalEnd:
     """One end of one connection through a portal; made by `inlet` or `outlet`.
 
     Send the messages in `outgoing` to the peer, in order. For the socket: `take` the data that have arrived and report with `written` how
-    many the socket took; read at most `room` bytes and `send` them; call `end` at the end of its input, and `leave` if it breaks. For the
-    route: `receive` messages, and call `lose` when it is gone.
+    many the socket took; read at most `sendable` bytes and `send` them; call `input_ended` at the end of its input, and `abort` if it breaks. For the
+    route: `receive` messages, and call `route_lost` when it is gone.
     """
 
     state: State
@@ -251,19 +251,19 @@ class PortalEnd:
         return self.state not in (State.CONNECTING, State.WAITING)
 
     @property
-    def is_heard_out(self) -> bool:
-        """Whether no more data will arrive."""
-        return self.state in (State.PEER_INPUT_ENDED, State.CLOSED)
+    def can_receive(self) -> bool:
+        """Whether more data may arrive."""
+        return self.state not in (State.PEER_INPUT_ENDED, State.CLOSED)
 
     @property
-    def speaks(self) -> bool:
+    def can_send(self) -> bool:
         """Whether the input of our socket still goes to the peer."""
         return self.state in (State.OPEN, State.PEER_INPUT_ENDED)
 
     @property
-    def room(self) -> int:
+    def sendable(self) -> int:
         """How many bytes may be sent now. At 0, wait for credit; none comes after the end."""
-        if not self.speaks:
+        if not self.can_send:
             return 0
         return self.max_data if self._allowed is None else max(0, min(self.max_data, self._allowed - self._sent))
 
@@ -287,13 +287,13 @@ class PortalEnd:
         """Note that the socket has taken `count` bytes, and return credit to the peer in parts of the window."""
         self._written += count
         due = self._written + self._window
-        if self._allowed is not None and not self.is_heard_out and due - self._granted >= self._window // CREDIT_PARTS:
+        if self._allowed is not None and self.can_receive and due - self._granted >= self._window // CREDIT_PARTS:
             self._granted = due
             self.outgoing.append(Credit(due))
 
     def send(self, data: bytes) -> None:
-        """Send data of the socket, at most `room` bytes. Once our direction has ended this has no effect."""
-        if not self.speaks:
+        """Send data of the socket, at most `sendable` bytes. Once our direction has ended this has no effect."""
+        if not self.can_send:
             return
         self._sent += len(data)
         counter = None
@@ -302,11 +302,11 @@ class PortalEnd:
             self._counted_out += 1
         self.outgoing.append(Payload(data, counter))
 
-    def end(self) -> None:
+    def input_ended(self) -> None:
         """Note that the input of the socket has ended. That closes our direction; without credit, it closes the connection."""
         self._on(Event.ABORT if self._allowed is None else Event.INPUT_ENDS)
 
-    def leave(self) -> None:
+    def abort(self) -> None:
         """Abort the connection: the socket broke, or the target could not be connected."""
         if self.state is not State.CLOSED:
             self.is_broken = True
@@ -321,7 +321,7 @@ class PortalEnd:
             return
         self._on(event, message)
 
-    def lose(self) -> None:
+    def route_lost(self) -> None:
         """Note that the route to the peer is gone: nothing more is sent, and nothing more arrives."""
         self._on(Event.ROUTE_LOST)
 
@@ -344,7 +344,7 @@ class PortalEnd:
                 self._allowed = max(self._allowed or 0, total)
             case Action.CHECK_TOTAL, EndOfInput(total):
                 if total != self._received:
-                    self._abort()
+                    self._fail()
             case Action.SEND_END, _:
                 self.outgoing.append(EndOfInput(self._sent))
             case Action.SEND_DISCONNECT, _:
@@ -366,15 +366,15 @@ class PortalEnd:
             expected = self._counted_in % _COUNTERS
             self._counted_in += 1
             if counter != expected:
-                self._abort()
+                self._fail()
                 return
         self._received += len(data)
         if (self._received > self._granted) if self._allowed is not None else (self.waiting > MAX_UNPACED):
-            self._abort()
+            self._fail()
             return
         self._arrived += data
 
-    def _abort(self) -> None:
+    def _fail(self) -> None:
         """End the connection because data are missing, or too many. The data before that are valid."""
         self.state = State.CLOSED
         self.is_broken = True
