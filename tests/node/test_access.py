@@ -31,10 +31,10 @@ RULES: dict[str, tuple[Access, set[str]]] = {
 
 
 @pytest.mark.parametrize("rule", RULES)
-def test_a_rule_admits_exactly_those_it_names(rule: str) -> None:
+def test_access_rule_admits_exactly_the_origins_it_names(rule: str) -> None:
     allow, admitted = RULES[rule]
     assert {name for name, origin in ORIGINS.items() if allow(origin)} == admitted
 
 
-def test_only_messages_that_began_here_are_from_here() -> None:
+def test_only_local_messages_have_a_local_origin() -> None:
     assert {name for name, origin in ORIGINS.items() if origin.is_local} == {"here"}

@@ -31,7 +31,7 @@ async def two_that_forward(one: Node, other: Node, to_one: Route, to_other: Rout
     await other.start_worker("relay", forwarder([to_one], handled), allow=from_anywhere)
 
 
-async def test_two_workers_that_forward_to_each_other_for_ever_stop_after_32_local_deliveries(
+async def test_forwarding_loop_of_two_workers_ends_after_32_local_deliveries(
     autojump_clock: MockClock,
 ) -> None:
     handled: list[int] = []
@@ -44,7 +44,7 @@ async def test_two_workers_that_forward_to_each_other_for_ever_stop_after_32_loc
         assert node.counters == {DropReason.DELIVERY_LOOP: 1}
 
 
-async def test_two_nodes_whose_workers_forward_to_each_other_stop_when_the_route_is_full(
+async def test_forwarding_loop_of_two_nodes_ends_when_the_route_is_full(
     autojump_clock: MockClock,
 ) -> None:
     handled: list[int] = []
@@ -68,7 +68,7 @@ async def test_two_nodes_whose_workers_forward_to_each_other_stop_when_the_route
         assert hub.counters + other.counters == {DropReason.ROUTE_TOO_LONG: 1}
 
 
-async def test_a_route_that_goes_back_and_forth_between_two_forwarding_nodes_is_used_up(
+async def test_route_back_and_forth_between_two_forwarding_nodes_is_used_up(
     autojump_clock: MockClock,
 ) -> None:
     network = Loopback()
@@ -93,7 +93,7 @@ async def test_a_route_that_goes_back_and_forth_between_two_forwarding_nodes_is_
 @pytest.mark.parametrize(
     ("onward", "back", "arrives"), [(1, 30, True), (1, 31, False), (16, 15, True), (16, 16, False)]
 )
-async def test_a_node_takes_no_message_with_more_than_32_hops_its_own_link_included(
+async def test_message_with_more_than_32_hops_is_dropped(
     onward: int, back: int, *, arrives: bool, autojump_clock: MockClock
 ) -> None:
     network = Loopback()
@@ -113,7 +113,7 @@ async def test_a_node_takes_no_message_with_more_than_32_hops_its_own_link_inclu
         await link.aclose()
 
 
-async def test_a_forwarding_worker_drops_what_would_have_too_many_hops_for_the_next_node(
+async def test_forwarding_worker_drops_message_with_too_many_hops_for_the_next_node(
     autojump_clock: MockClock,
 ) -> None:
     network = Loopback()
@@ -129,7 +129,7 @@ async def test_a_forwarding_worker_drops_what_would_have_too_many_hops_for_the_n
         await stranger.aclose()
 
 
-async def test_a_message_from_afar_never_makes_the_node_dial(autojump_clock: MockClock) -> None:
+async def test_remote_message_never_makes_the_node_dial(autojump_clock: MockClock) -> None:
     network = Loopback()
     async with open_node(network, forwards=True) as hub:
         await hub.listen("loopback:hub")

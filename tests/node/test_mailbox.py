@@ -37,7 +37,7 @@ def too_large(_: Message) -> ByteBudget | None:
     raise MessageTooLargeError("the link carries frames of at most 1 byte")
 
 
-async def test_messages_come_in_order_with_their_routes_and_payloads() -> None:
+async def test_messages_arrive_in_order_with_their_routes_and_payloads() -> None:
     router = Router()
     one, other = a_mailbox(router, "one"), a_mailbox(router, "other")
     for i in range(200):
@@ -47,14 +47,14 @@ async def test_messages_come_in_order_with_their_routes_and_payloads() -> None:
         assert (message.text, message.return_route, message.onward_route) == (str(i), Route("one"), Route("other"))
 
 
-async def test_bytes_go_as_they_are_and_text_as_a_bare_string() -> None:
+async def test_bytes_are_sent_unchanged_and_text_as_a_bare_string() -> None:
     box = a_mailbox(Router())
     await box.send(Route("box"), b"\x00raw")
     await box.send(Route("box"), "hi")
     assert [(await box.receive()).payload for _ in range(2)] == [b"\x00raw", b"\x02hi"]
 
 
-async def test_a_reply_goes_the_return_route_exactly_as_it_arrived() -> None:
+async def test_reply_takes_the_return_route_exactly_as_it_arrived() -> None:
     router = Router()
     box, way = a_mailbox(router), a_queue(router, "way", 10)
     back = (local("way"), b"\x82\x05\x42\xff\x00", local("origin"))
@@ -65,7 +65,7 @@ async def test_a_reply_goes_the_return_route_exactly_as_it_arrived() -> None:
     assert (answer.onward, answer.back, answer.payload) == (back, (box.encoded,), b"\x04pong")
 
 
-async def test_a_reply_that_finds_no_way_or_is_too_large_for_it_is_dropped_and_counted() -> None:
+async def test_undeliverable_reply_is_dropped_and_counted() -> None:
     router = Router()
     box = a_mailbox(router)
     router.register(local("narrow"), too_large, allow=from_anywhere)
@@ -76,7 +76,7 @@ async def test_a_reply_that_finds_no_way_or_is_too_large_for_it_is_dropped_and_c
     assert router.counters == {DropReason.REPLY_PATH_GONE: 4, DropReason.REPLY_TOO_LARGE: 2}
 
 
-async def test_sending_to_nobody_or_too_much_is_the_senders_error() -> None:
+async def test_sending_to_an_unknown_address_or_too_much_raises() -> None:
     router = Router()
     box = a_mailbox(router)
     router.register(local("narrow"), too_large, allow=from_anywhere)
@@ -86,7 +86,7 @@ async def test_sending_to_nobody_or_too_much_is_the_senders_error() -> None:
         await box.send(Route("narrow"), b"")
 
 
-async def test_forwarding_keeps_the_return_route_and_drops_what_is_too_large_by_its_peers_choice() -> None:
+async def test_forwarding_keeps_the_return_route_and_drops_too_large_messages() -> None:
     router = Router()
     box, way = a_mailbox(router), a_queue(router, "way", 10)
     router.register(local("narrow"), too_large, allow=from_anywhere)
@@ -101,7 +101,7 @@ async def test_forwarding_keeps_the_return_route_and_drops_what_is_too_large_by_
         await box.forward(message, Route("gone"))
 
 
-async def test_forwarding_and_replying_count_the_local_deliveries_of_a_message_together() -> None:
+async def test_forwarding_and_replying_share_the_count_of_local_deliveries() -> None:
     router = Router()
     box = a_mailbox(router)
     router.deliver(Message((box.encoded,), (box.encoded,), b"", AFAR))
@@ -125,7 +125,7 @@ async def test_forwarding_and_replying_count_the_local_deliveries_of_a_message_t
 # Who owes, waits
 
 
-async def test_a_sender_waits_only_before_the_next_message_that_takes_the_same_way() -> None:
+async def test_sender_waits_only_before_the_next_message_on_the_same_path() -> None:
     router = Router()
     sender, slow = Sender(router, local("me")), a_queue(router, "slow", 1)
     quick = a_queue(router, "quick", 100)
@@ -147,7 +147,7 @@ async def test_a_sender_waits_only_before_the_next_message_that_takes_the_same_w
 
 
 @pytest.mark.parametrize("sent", [1, FAIR_BURST - 2, FAIR_BURST - 1, FAIR_BURST, 3 * FAIR_BURST])
-async def test_a_cancelled_send_has_not_been_delivered_wherever_it_was_cancelled(sent: int) -> None:
+async def test_cancelled_send_was_not_delivered(sent: int) -> None:
     router = Router()
     box, way = a_mailbox(router), a_queue(router, "way", 10_000)
     for _ in range(sent):
@@ -163,7 +163,7 @@ async def test_a_cancelled_send_has_not_been_delivered_wherever_it_was_cancelled
     assert cancelled >= 2
 
 
-async def test_a_send_that_is_cancelled_while_it_waits_has_not_been_delivered(autojump_clock: MockClock) -> None:
+async def test_send_cancelled_while_waiting_was_not_delivered(autojump_clock: MockClock) -> None:
     router = Router()
     box, way = a_mailbox(router), a_queue(router, "way", 1)
     for _ in range(2):
@@ -176,7 +176,7 @@ async def test_a_send_that_is_cancelled_while_it_waits_has_not_been_delivered(au
     assert [message.payload for message in way.take_all()] == [b"next"]
 
 
-async def test_many_tasks_of_one_sender_may_wait_for_the_same_way() -> None:
+async def test_many_tasks_of_one_sender_may_wait_for_the_same_path() -> None:
     router = Router()
     sender, way = Sender(router, local("me")), a_queue(router, "way", 4)
     tasks, each, received = 20, 10, 0
@@ -195,7 +195,7 @@ async def test_many_tasks_of_one_sender_may_wait_for_the_same_way() -> None:
     assert not len(way)
 
 
-async def test_a_sender_goes_on_when_the_way_that_it_waits_for_is_closed() -> None:
+async def test_sender_goes_on_when_the_path_that_it_waits_for_is_closed() -> None:
     router = Router()
     box, way = a_mailbox(router), a_queue(router, "way", 1)
     for _ in range(2):
@@ -212,7 +212,7 @@ async def test_a_sender_goes_on_when_the_way_that_it_waits_for_is_closed() -> No
         way.close()
 
 
-async def test_a_sender_forgets_debts_that_settled_themselves() -> None:
+async def test_sender_forgets_queues_that_have_capacity_again() -> None:
     router, names = Router(), [f"way{i}" for i in range(10 * MAX_OVER_BUDGET)]
     sender = Sender(router, local("me"))
     for name in names:
@@ -222,7 +222,7 @@ async def test_a_sender_forgets_debts_that_settled_themselves() -> None:
     assert len(sender._over_budgets) <= MAX_OVER_BUDGET
 
 
-async def test_a_reply_without_waiting_gives_up_a_way_that_is_full_to_the_hard_bound() -> None:
+async def test_reply_nowait_reports_a_stall_at_the_hard_limit() -> None:
     router, given_up = Router(), []
     box = a_mailbox(router)
     queue: MemoryChannel[Message] = MemoryChannel(4 * ITEM_OVERHEAD, on_stall=lambda: given_up.append(len(queue)))
@@ -236,7 +236,7 @@ async def test_a_reply_without_waiting_gives_up_a_way_that_is_full_to_the_hard_b
 # Receiving
 
 
-async def test_iteration_takes_what_waits_but_lets_others_run_at_every_64th_message() -> None:
+async def test_iteration_lets_other_tasks_run_at_every_64th_message() -> None:
     box = a_mailbox(Router())
     for _ in range(10 * FAIR_BURST):
         box._hop(Message((box.encoded,), (), b""))
@@ -295,7 +295,7 @@ async def test_a_closed_mailbox_ends_its_iteration_when_it_is_empty() -> None:
 # Overrun
 
 
-async def test_a_mailbox_of_which_nothing_is_taken_drops_after_its_patience_until_half_of_it_is_empty(
+async def test_full_mailbox_drops_after_stall_timeout_until_half_empty(
     autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
 ) -> None:
     router = Router()
@@ -327,7 +327,7 @@ async def test_a_mailbox_of_which_nothing_is_taken_drops_after_its_patience_unti
     assert len(box._inbox) == 3
 
 
-async def test_an_overrun_drops_what_links_bring_and_nothing_of_those_who_wait_without_end(
+async def test_stalled_mailbox_drops_only_messages_that_arrive_by_links(
     autojump_clock: MockClock,
 ) -> None:
     router = Router()
@@ -343,7 +343,7 @@ async def test_an_overrun_drops_what_links_bring_and_nothing_of_those_who_wait_w
     assert received == [b"by a link", b"by a link", b"by a stream", b"from here"]
 
 
-async def test_a_slow_worker_is_waited_for_as_long_as_it_takes_anything(autojump_clock: MockClock) -> None:
+async def test_slow_worker_that_takes_messages_does_not_stall(autojump_clock: MockClock) -> None:
     router = Router()
     box = a_mailbox(router, bound=8 * (ITEM_OVERHEAD + len(BOX)), stall_timeout=3)
     count = 50
@@ -362,7 +362,7 @@ async def test_a_slow_worker_is_waited_for_as_long_as_it_takes_anything(autojump
     assert not router.counters
 
 
-def test_a_trunk_fills_a_mailbox_to_its_hard_bound_and_is_then_dropped_and_counted() -> None:
+def test_drop_when_full_link_fills_a_mailbox_to_its_hard_limit_then_drops() -> None:
     router = Router()
     box = a_mailbox(router, bound=4 * (ITEM_OVERHEAD + len(BOX)))
     for _ in range(100):
@@ -371,7 +371,7 @@ def test_a_trunk_fills_a_mailbox_to_its_hard_bound_and_is_then_dropped_and_count
     assert router.counters == {DropReason.MAILBOX_FULL: 36}
 
 
-def test_what_comes_from_here_is_never_dropped() -> None:
+def test_local_messages_are_never_dropped() -> None:
     router = Router()
     box = a_mailbox(router, bound=4 * (ITEM_OVERHEAD + len(BOX)))
     for _ in range(100):
@@ -380,7 +380,7 @@ def test_what_comes_from_here_is_never_dropped() -> None:
     assert not router.counters
 
 
-def test_long_routes_count_in_a_mailboxs_size() -> None:
+def test_routes_count_in_the_size_of_a_mailbox() -> None:
     router = Router()
     box = a_mailbox(router)
     back: tuple[Encoded, ...] = (local(b"x" * 1000),) * 30

@@ -61,7 +61,7 @@ def full(bound: int = 4 * ITEM_OVERHEAD) -> MemoryChannel[bytes]:
     return channel
 
 
-def test_the_hard_bound_is_a_multiple_of_the_bound_but_never_less_nor_much_more() -> None:
+def test_hard_limit_is_a_capped_multiple_of_the_bound() -> None:
     assert MemoryChannel(1000).hard_bound == 1000 * HARD_FACTOR
     assert MemoryChannel(HARD_LIMIT // 2).hard_bound == HARD_LIMIT
     assert MemoryChannel(HARD_LIMIT * 2).hard_bound == HARD_LIMIT * 2
@@ -78,14 +78,14 @@ def test_an_empty_channel_is_true() -> None:
     assert MemoryChannel[int]()
 
 
-async def test_room_in_a_channel_within_its_bound_is_there_at_once_but_lets_others_run() -> None:
+async def test_waiting_for_available_capacity_is_one_checkpoint() -> None:
     channel: MemoryChannel[bytes] = MemoryChannel()
     channel.put(b"", 0)
     with assert_checkpoints():
         assert await channel.wait_for_capacity()
 
 
-async def test_room_is_waited_for_until_half_is_taken() -> None:
+async def test_wait_for_capacity_returns_when_half_is_taken() -> None:
     channel = full()
     done = trio.Event()
 
@@ -102,7 +102,7 @@ async def test_room_is_waited_for_until_half_is_taken() -> None:
         await done.wait()
 
 
-async def test_room_ends_when_the_channel_is_closed() -> None:
+async def test_wait_for_capacity_returns_when_the_channel_is_closed() -> None:
     channel = full()
     async with trio.open_nursery() as nursery:
         nursery.start_soon(channel.wait_for_capacity)
@@ -113,13 +113,13 @@ async def test_room_ends_when_the_channel_is_closed() -> None:
     assert channel.put(b"", 0) is None
 
 
-async def test_patience_ends_after_its_time_without_one_item_taken(autojump_clock: MockClock) -> None:
+async def test_stall_timeout_ends_after_its_time_without_one_item_taken(autojump_clock: MockClock) -> None:
     channel = full()
     assert not await channel.wait_for_capacity(5)
     assert trio.current_time() == pytest.approx(5, abs=0.01)
 
 
-async def test_patience_runs_anew_whenever_an_item_was_taken(autojump_clock: MockClock) -> None:
+async def test_stall_timeout_starts_again_whenever_an_item_is_taken(autojump_clock: MockClock) -> None:
     channel = full(20 * ITEM_OVERHEAD)
 
     async def take_slowly() -> None:
@@ -134,7 +134,7 @@ async def test_patience_runs_anew_whenever_an_item_was_taken(autojump_clock: Moc
     assert trio.current_time() == pytest.approx(20, abs=0.01)
 
 
-async def test_settling_tells_the_owner_when_patience_is_over_and_not_before(autojump_clock: MockClock) -> None:
+async def test_on_stall_is_called_after_the_stall_timeout_and_not_before(autojump_clock: MockClock) -> None:
     told: list[float] = []
     channel: MemoryChannel[bytes] = MemoryChannel(
         ITEM_OVERHEAD, stall_timeout=3, on_stall=lambda: told.append(trio.current_time())
@@ -147,7 +147,7 @@ async def test_settling_tells_the_owner_when_patience_is_over_and_not_before(aut
     assert told == [pytest.approx(3, abs=0.01)]
 
 
-async def test_a_room_can_be_bounded_without_a_queue() -> None:
+async def test_byte_budget_works_without_a_queue() -> None:
     room = ByteBudget(100)
     assert room.add(60) is None
     assert room.add(60) is room
@@ -161,7 +161,7 @@ async def test_a_room_can_be_bounded_without_a_queue() -> None:
 
 
 @pytest.mark.parametrize("wait", ["room", "room with patience", "send"])
-async def test_a_cancelled_wait_for_room_changes_nothing(wait: str, autojump_clock: MockClock) -> None:
+async def test_cancelled_wait_for_capacity_changes_nothing(wait: str, autojump_clock: MockClock) -> None:
     channel = full()
     before = len(channel), channel.size
     with trio.move_on_after(1) as scope:
@@ -176,7 +176,7 @@ async def test_a_cancelled_wait_for_room_changes_nothing(wait: str, autojump_clo
     assert (len(channel), channel.size) == before
 
 
-async def test_a_send_that_is_cancelled_before_it_begins_adds_nothing_even_if_there_is_room() -> None:
+async def test_cancelled_send_adds_nothing_even_with_capacity() -> None:
     channel: MemoryChannel[bytes] = MemoryChannel()
     with trio.CancelScope() as scope:
         scope.cancel()
@@ -218,7 +218,7 @@ async def test_senders_wait_for_the_receiver_and_everything_arrives_once_and_in_
     assert highest <= 8 + senders, "a channel holds its bound and one item for each who sends"
 
 
-async def test_receivers_share_what_comes() -> None:
+async def test_receivers_share_the_items() -> None:
     channel: MemoryChannel[int] = MemoryChannel(8 * ITEM_OVERHEAD)
     received: list[int] = []
 
@@ -236,7 +236,7 @@ async def test_receivers_share_what_comes() -> None:
     assert sorted(received) == list(range(100))
 
 
-async def test_what_waits_in_a_closed_channel_can_still_be_taken_and_then_it_ends() -> None:
+async def test_closed_channel_ends_after_its_items_are_taken() -> None:
     channel: MemoryChannel[int] = MemoryChannel()
     channel.put(1, 0)
     channel.put(2, 0)
@@ -252,7 +252,7 @@ async def test_what_waits_in_a_closed_channel_can_still_be_taken_and_then_it_end
         await channel.receive()
 
 
-async def test_a_receiver_that_waits_hears_of_the_end() -> None:
+async def test_waiting_receiver_ends_when_the_channel_is_closed() -> None:
     channel: MemoryChannel[int] = MemoryChannel()
     async with trio.open_nursery() as nursery:
 
@@ -265,7 +265,7 @@ async def test_a_receiver_that_waits_hears_of_the_end() -> None:
         channel.close()
 
 
-async def test_discarding_counts_and_gives_room() -> None:
+async def test_discard_counts_and_frees_capacity() -> None:
     channel = full()
     async with trio.open_nursery() as nursery:
         nursery.start_soon(channel.wait_for_capacity)

@@ -57,7 +57,7 @@ async def test_a_chain_of_nodes_carries_messages_there_and_back(autojump_clock: 
             assert (await alice.ask(Route(at, "to_middle", "to_bob", "echoer"), str(i))).text == str(i)
 
 
-async def test_a_node_that_does_not_forward_lets_no_stranger_pass(autojump_clock: MockClock) -> None:
+async def test_node_without_forwards_passes_no_unauthenticated_message(autojump_clock: MockClock) -> None:
     network = Loopback()
     async with open_node(network) as bob, open_node(network) as middle, open_node(network) as alice:
         await bob.start_worker("echoer", echoer, allow=from_anywhere)
@@ -71,7 +71,7 @@ async def test_a_node_that_does_not_forward_lets_no_stranger_pass(autojump_clock
         assert (await middle.ask(Route("to_bob", "echoer"), b"mine")).payload == b"mine"
 
 
-async def test_strangers_do_not_reach_a_worker_unless_a_rule_says_so(autojump_clock: MockClock) -> None:
+async def test_unauthenticated_peers_reach_a_worker_only_by_a_rule(autojump_clock: MockClock) -> None:
     network = Loopback()
     async with open_node(network) as bob, open_node(network) as alice:
         at = await bob.listen("loopback:bob")
@@ -85,7 +85,7 @@ async def test_strangers_do_not_reach_a_worker_unless_a_rule_says_so(autojump_cl
 # Asking
 
 
-async def test_an_answer_that_never_comes_is_given_up_in_time(autojump_clock: MockClock) -> None:
+async def test_ask_without_an_answer_times_out(autojump_clock: MockClock) -> None:
     async with open_node() as node, node.open_mailbox("silent"):
         with pytest.raises(AnswerTimeout, match="within 30 s"):
             await node.ask(Route("silent"), b"")
@@ -93,7 +93,7 @@ async def test_an_answer_that_never_comes_is_given_up_in_time(autojump_clock: Mo
         assert len(node._router._table) == 1
 
 
-async def test_asking_by_a_hop_that_can_not_be_connected_ends_in_time_too() -> None:
+async def test_ask_times_out_while_connecting_the_first_hop() -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:  # accepts, and never says which wire it speaks
         async with open_node("tcp") as node:
             with trio.fail_after(5), pytest.raises(AnswerTimeout, match=r"within 0\.1 s"):
@@ -170,7 +170,7 @@ async def test_a_worker_that_raises_ends_its_node() -> None:
             await trio.sleep_forever()
 
 
-async def test_a_worker_that_returns_is_gone_and_its_name_free() -> None:
+async def test_name_of_a_returned_worker_is_free() -> None:
     async def once(mailbox: Mailbox) -> None:
         await mailbox.reply(await mailbox.receive(), "done")
 
@@ -211,7 +211,7 @@ async def test_a_mailbox_lives_as_long_as_its_block() -> None:
         assert not node._router._table
 
 
-async def test_strangers_reach_a_mailbox_by_its_random_address_but_not_by_a_name_unless_a_rule_says_so() -> None:
+async def test_unauthenticated_peers_reach_a_mailbox_by_its_random_address_only() -> None:
     async with (
         open_node() as node,
         node.open_mailbox() as nameless,
@@ -278,7 +278,7 @@ async def test_workers_end_with_their_node() -> None:
 # Links
 
 
-async def test_connecting_again_gives_the_link_that_lives_and_a_new_one_after_its_end(
+async def test_connect_returns_the_living_link_or_a_new_one(
     autojump_clock: MockClock,
 ) -> None:
     network = Loopback()
@@ -343,7 +343,7 @@ async def test_a_link_whose_name_is_taken_is_closed_again() -> None:
         assert not bob._links._all
 
 
-async def test_a_peer_that_can_not_be_reached_is_a_lost_link_and_can_be_tried_again(autojump_clock: MockClock) -> None:
+async def test_unreachable_peer_raises_connection_lost_and_can_be_tried_again(autojump_clock: MockClock) -> None:
     network = Loopback()
     async with open_node(network) as bob, open_node(network) as alice:
         with pytest.raises(ConnectionLost, match="nobody listens at loopback:bob"):
@@ -368,7 +368,7 @@ async def test_a_message_too_large_for_the_link_is_the_callers_error_and_the_lin
         assert len((await alice.ask(Route(at, "echoer"), bytes(900))).payload) == 900
 
 
-async def test_what_a_peer_makes_too_large_for_the_next_link_is_dropped_and_counted(autojump_clock: MockClock) -> None:
+async def test_remote_message_too_large_for_the_next_link_is_dropped_and_counted(autojump_clock: MockClock) -> None:
     network = Loopback()
     with trio.fail_after(5):
         async with open_node(TCP(max_frame=1000)) as bob, open_node(network, TCP(max_frame=1000), forwards=True) as hub:
@@ -394,7 +394,7 @@ async def test_a_heartbeat_is_ignored(autojump_clock: MockClock) -> None:
         await link.aclose()
 
 
-async def test_nonsense_ends_that_link_only_and_is_shown_harmlessly(
+async def test_invalid_frame_ends_only_its_link_and_is_logged_escaped(
     autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, "trionode")
@@ -525,7 +525,7 @@ async def test_a_cancelled_close_ends_the_link_at_once(autojump_clock: MockClock
         assert trio.current_time() == 0
 
 
-async def test_a_peer_that_vanishes_ends_its_link_and_what_it_owed(autojump_clock: MockClock) -> None:
+async def test_vanished_peer_ends_its_link_and_the_waits_for_it(autojump_clock: MockClock) -> None:
     network = Loopback()
     async with open_node(network) as bob, open_node(network) as alice:
         await bob.listen("loopback:bob")
@@ -538,7 +538,7 @@ async def test_a_peer_that_vanishes_ends_its_link_and_what_it_owed(autojump_cloc
         assert not alice._links._all
 
 
-async def test_what_a_peer_sent_before_it_vanished_is_read_although_nothing_can_be_sent_to_it(
+async def test_frames_sent_before_the_peer_vanished_are_read(
     autojump_clock: MockClock,
 ) -> None:
     network, counted = Loopback(), 0
@@ -593,16 +593,16 @@ async def test_a_cancelled_node_leaves_nothing_open() -> None:
         (b"\x00\xff", "b'\\x00\\xff'"),
     ],
 )
-def test_what_a_peer_chose_is_shown_without_harm(text: object, harmless: str) -> None:
+def test_sanitize_escapes_control_characters(text: object, harmless: str) -> None:
     assert sanitize(text) == harmless
 
 
-def test_what_a_peer_chose_is_shown_in_part_if_it_is_long() -> None:
+def test_sanitize_cuts_long_text() -> None:
     assert sanitize("a" * 200) == "a" * 200
     assert sanitize("a" * 1000) == "a" * 200 + "… (1000 characters)"
 
 
-def test_a_message_shows_its_routes_and_never_its_payload() -> None:
+def test_repr_of_a_message_has_its_routes_and_not_its_payload() -> None:
     message = Message((local("a"),), (local("b"),), b"secret")
     assert repr(message) == "<Message onward [0#a] return [0#b] 6 bytes>"
     assert CURRENT.name == "current"

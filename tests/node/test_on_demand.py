@@ -98,7 +98,7 @@ async def test_nothing_is_dialled_until_there_is_something_to_send(autojump_cloc
     assert not +alice.counters
 
 
-async def test_a_connection_that_was_lost_is_made_again_by_the_next_message(
+async def test_lost_connection_is_dialled_again_by_the_next_message(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     network = Dialler()
@@ -123,7 +123,7 @@ async def test_a_connection_that_was_lost_is_made_again_by_the_next_message(
     ],
     ids=lambda value: type(value).__name__,
 )
-async def test_a_place_that_can_not_be_dialled_costs_a_stranger_his_message_and_not_the_node(
+async def test_failed_dial_drops_the_message_and_the_node_lives(
     error: Exception, told: str, autojump_clock: trio.testing.MockClock, caplog: pytest.LogCaptureFixture
 ) -> None:
     network = Dialler(error=error)
@@ -138,7 +138,7 @@ async def test_a_place_that_can_not_be_dialled_costs_a_stranger_his_message_and_
     assert told in caplog.text
 
 
-async def test_a_remote_that_words_its_refusal_anew_each_time_does_not_fill_the_log(
+async def test_changing_error_texts_do_not_fill_the_log(
     autojump_clock: trio.testing.MockClock, caplog: pytest.LogCaptureFixture
 ) -> None:
     network = Dialler()
@@ -152,14 +152,14 @@ async def test_a_remote_that_words_its_refusal_anew_each_time_does_not_fill_the_
     assert caplog.text.count("dropped a message for loopback:bob: refused") == 1
 
 
-async def test_a_transport_that_the_node_has_not_is_told_at_once(autojump_clock: trio.testing.MockClock) -> None:
+async def test_dial_on_demand_refuses_an_unknown_transport_at_once(autojump_clock: trio.testing.MockClock) -> None:
     async with open_node(Dialler()) as alice:
         for endpoint, match in (("tcp:127.0.0.1:1", "name it in open_node"), ("bob", "expected a transport address")):
             with pytest.raises(LocalError, match=match):
                 alice.dial_on_demand(endpoint, name="bob")
 
 
-async def test_a_peer_that_greets_and_then_goes_is_dialled_seldom(
+async def test_peer_that_accepts_and_closes_is_dialled_seldom(
     autojump_clock: trio.testing.MockClock, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO")
@@ -185,7 +185,7 @@ async def test_a_peer_that_greets_and_then_goes_is_dialled_seldom(
         assert caplog.text.count("link with loopback:bob ended") <= 2
 
 
-async def test_a_connection_that_lasted_is_followed_by_another_without_a_pause(
+async def test_no_pause_after_a_steady_connection(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     network = Dialler()
@@ -204,7 +204,7 @@ async def test_a_connection_that_lasted_is_followed_by_another_without_a_pause(
 
 
 @pytest.mark.parametrize("reads_for", [0, 3], ids=["at once", "later"])
-async def test_a_peer_that_takes_nothing_is_left_and_its_address_stays(
+async def test_peer_that_takes_nothing_is_hung_up_and_its_address_stays(
     autojump_clock: trio.testing.MockClock, reads_for: float
 ) -> None:
     network = Dialler()
@@ -241,7 +241,9 @@ async def test_a_peer_that_takes_nothing_is_left_and_its_address_stays(
         assert len(taken) == 1
 
 
-async def test_a_peer_that_sends_nonsense_is_left_and_its_address_stays(autojump_clock: trio.testing.MockClock) -> None:
+async def test_peer_that_sends_invalid_frames_is_hung_up_and_its_address_stays(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
     network = Dialler()
 
     async def accept(link: Link) -> None:
@@ -262,7 +264,7 @@ async def test_a_peer_that_sends_nonsense_is_left_and_its_address_stays(autojump
             assert +alice.counters == {DropReason.FRAME_UNDECODABLE: 2 * count}
 
 
-async def test_a_link_that_was_left_is_closed_though_its_reader_was_cancelled_meanwhile(
+async def test_connection_no_longer_used_is_closed_although_its_reader_was_cancelled(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     network = Dialler()
@@ -288,7 +290,7 @@ async def test_a_link_that_was_left_is_closed_though_its_reader_was_cancelled_me
         assert dialled._outgoing.is_closed
 
 
-async def test_who_does_not_answer_keeps_nobody_waiting_for_long(autojump_clock: trio.testing.MockClock) -> None:
+async def test_dial_without_an_answer_ends_in_time(autojump_clock: trio.testing.MockClock) -> None:
     network = Dialler(is_silent=True)
     async with open_node(network) as alice:
         link = alice.dial_on_demand("loopback:bob", name="bob")
@@ -303,7 +305,7 @@ async def test_who_does_not_answer_keeps_nobody_waiting_for_long(autojump_clock:
         assert link.ended.is_set()
 
 
-async def test_another_generation_is_told_and_not_spoken_to(
+async def test_other_protocol_version_is_logged_and_closed(
     autojump_clock: trio.testing.MockClock, caplog: pytest.LogCaptureFixture
 ) -> None:
     network = Dialler(is_classic=True)
@@ -316,7 +318,7 @@ async def test_another_generation_is_told_and_not_spoken_to(
     assert "speaks protocol version 'classic', links on demand speak 'current'" in caplog.text
 
 
-async def test_a_frame_that_the_transport_does_not_carry_is_left_out(autojump_clock: trio.testing.MockClock) -> None:
+async def test_frame_too_large_for_the_transport_is_dropped(autojump_clock: trio.testing.MockClock) -> None:
     network = Dialler(largest=1000)
     async with open_node(network) as bob, open_node(network) as alice:
         await serve(bob)
@@ -326,7 +328,7 @@ async def test_a_frame_that_the_transport_does_not_carry_is_left_out(autojump_cl
         assert +alice.counters == {DropReason.FRAME_TOO_LARGE: 1}
 
 
-async def test_what_was_under_way_when_the_peer_went_is_counted(autojump_clock: trio.testing.MockClock) -> None:
+async def test_frames_under_way_at_a_loss_are_counted(autojump_clock: trio.testing.MockClock) -> None:
     network = Dialler()
     async with open_node(network) as alice:
         alice.dial_on_demand("loopback:bob", name="bob")
@@ -344,7 +346,7 @@ async def test_what_was_under_way_when_the_peer_went_is_counted(autojump_clock: 
             assert +alice.counters == {DropReason.LINK_LOST: 1}
 
 
-async def test_a_peer_that_ends_without_taking_a_burst_is_left(autojump_clock: trio.testing.MockClock) -> None:
+async def test_peer_that_ends_without_taking_a_burst_is_hung_up(autojump_clock: trio.testing.MockClock) -> None:
     network = Dialler()
     async with open_node(network) as alice:
         alice.dial_on_demand("loopback:bob", name="bob")

@@ -19,7 +19,7 @@ def message(*onward: bytes, origin: Origin = LOCAL) -> Message:
     return Message(onward, (), b"payload", origin)
 
 
-def test_a_message_goes_to_the_hop_of_its_first_address_and_the_debt_comes_back() -> None:
+def test_message_goes_to_the_hop_of_its_first_address_which_returns_a_queue() -> None:
     router, room = Router(), MemoryChannel[object]()
     got: list[Message] = []
 
@@ -56,14 +56,14 @@ def test_an_address_is_taken_once_and_free_again() -> None:
     router.register(A, lambda _: None, allow=from_anywhere)
 
 
-def test_a_message_from_afar_to_nobody_is_dropped_and_counted() -> None:
+def test_remote_message_to_an_unknown_address_is_dropped_and_counted() -> None:
     router = Router()
     assert router.deliver(message(A, origin=AFAR)) is None
     assert router.deliver(message(origin=AFAR)) is None
     assert router.counters == {DropReason.UNKNOWN_ADDRESS: 2}
 
 
-def test_a_message_from_here_to_nobody_is_the_callers_error_and_says_what_to_do() -> None:
+def test_local_message_to_an_unknown_address_raises_and_says_what_to_do() -> None:
     router = Router()
     with pytest.raises(
         UnknownAddressError, match=r"first hop of the route \[0#a => 0#b\]. Start a worker there, connect first"
@@ -74,7 +74,7 @@ def test_a_message_from_here_to_nobody_is_the_callers_error_and_says_what_to_do(
     assert not router.counters
 
 
-def test_a_message_that_may_not_be_delivered_is_dropped_and_counted() -> None:
+def test_refused_message_is_dropped_and_counted() -> None:
     router = Router()
     got: list[Message] = []
     router.register(A, got.append, allow=from_local)
@@ -99,14 +99,14 @@ def test_a_message_has_a_bounded_number_of_local_deliveries() -> None:
     assert router.counters == {DropReason.DELIVERY_LOOP: 1}
 
 
-def test_the_limit_of_a_way_is_that_of_its_first_address() -> None:
+def test_limit_of_a_path_is_that_of_its_first_address() -> None:
     router = Router()
     router.register(A, lambda _: None, allow=from_anywhere, limit=65_000)
     router.register(B, lambda _: None, allow=from_anywhere)
     assert [router.limit(address) for address in (A, B, local("nobody"))] == [65_000, None, None]
 
 
-def test_a_family_takes_all_addresses_that_begin_with_its_prefix_and_are_nobody_elses() -> None:
+def test_prefix_takes_all_addresses_that_begin_with_it_and_have_no_hop() -> None:
     router, room = Router(), MemoryChannel[object]()
     family: list[Message] = []
     own: list[Message] = []

@@ -71,7 +71,7 @@ def test_any_bytes_are_a_message_or_a_wire_error(junk: bytes) -> None:
 
 
 @pytest.mark.parametrize("payload", ["0080", "01ffffffffffffffffffffffff", "0201", "0301ff02", "0301ff0001"])
-def test_bytes_behind_a_message_that_nobody_defined_are_ignored(payload: str) -> None:
+def test_bytes_behind_a_message_are_ignored(payload: str) -> None:
     assert portal.encode(portal.decode(bytes.fromhex(payload)))[0] == int(payload[:2], 16)
 
 
@@ -123,7 +123,7 @@ def test_a_rust_inlet_is_answered_as_the_specification_says() -> None:
     assert end.sendable == 0
 
 
-def test_what_comes_out_of_turn_has_no_effect() -> None:
+def test_message_out_of_turn_has_no_effect() -> None:
     early = PortalEnd.inlet()
     before: list[PortalMessage] = [Payload(b"early"), Credit(5), EndOfInput(0), Ping()]
     for message in before:
@@ -139,7 +139,7 @@ def test_what_comes_out_of_turn_has_no_effect() -> None:
     assert said(end) == []
 
 
-def test_a_target_that_can_not_be_reached_is_told_to_each_kind_of_inlet_in_a_way_that_it_hears() -> None:
+def test_unreachable_target_is_reported_to_each_kind_of_inlet() -> None:
     for ping, expected in ((Ping(5), [Disconnect()]), (Ping(), [Pong(), Disconnect()])):
         end = PortalEnd.outlet(ping)
         end.abort()
@@ -147,7 +147,7 @@ def test_a_target_that_can_not_be_reached_is_told_to_each_kind_of_inlet_in_a_way
         assert state_of(end) is State.CLOSED
 
 
-def test_an_outlet_that_answers_after_its_inlet_gave_up_is_told() -> None:
+def test_late_answer_of_an_outlet_gets_a_disconnect() -> None:
     end = PortalEnd.inlet()
     end.abort()
     assert said(end) == [Ping(portal.WINDOW)]
@@ -192,7 +192,7 @@ def test_a_payload_that_is_missing_or_comes_twice_ends_the_connection(counters: 
         assert said(end) == [Disconnect()]
 
 
-def test_an_end_of_input_before_all_data_came_is_no_orderly_end() -> None:
+def test_end_of_input_before_all_data_breaks_the_connection() -> None:
     end = opened()
     end.receive(Payload(b"x", 0))
     end.receive(EndOfInput(2))
@@ -287,7 +287,7 @@ class Side:
     windows=st.tuples(st.integers(1, 50), st.integers(1, 50)),
     steps=st.lists(st.tuples(st.integers(0, 1), st.integers(0, 4), st.integers(1, 60)), max_size=300),
 )
-def test_two_ends_carry_both_streams_whole_within_their_windows_and_never_stand_still(
+def test_two_ends_carry_both_streams_whole_within_their_windows(
     sources: tuple[bytes, bytes], windows: tuple[int, int], steps: list[tuple[int, int, int]]
 ) -> None:
     inlet = PortalEnd.inlet(windows[0])

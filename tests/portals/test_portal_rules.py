@@ -87,7 +87,7 @@ async def open_channel(node: Node, at: str, identity: Identity) -> SecureChannel
     return await node.open_secure_channel(Route(at, "listener"), identity, trust=trust_everyone)
 
 
-async def test_only_the_identity_that_pinged_is_heard_in_its_connection() -> None:
+async def test_connection_admits_only_the_identity_of_its_ping() -> None:
     with trio.fail_after(LIMIT):
         async with open_target() as target, open_pair() as (alice, bob, at, identity):
             outlet = await bob.serve_outlet("outlet", target.at)
@@ -110,7 +110,7 @@ async def test_only_the_identity_that_pinged_is_heard_in_its_connection() -> Non
                 assert outlet.connections == 1
 
 
-async def test_an_outlet_is_for_peers_of_secure_channels_and_no_strangers() -> None:
+async def test_outlet_admits_peers_of_secure_channels_only() -> None:
     with trio.fail_after(LIMIT):
         async with open_target() as target, open_pair() as (alice, bob, at, _):
             outlet = await bob.serve_outlet("outlet", target.at)
@@ -203,7 +203,7 @@ async def test_a_lost_link_resets_the_sockets_of_both_sides_at_once() -> None:
                 await assert_reset(served)
 
 
-async def test_a_way_that_can_not_be_opened_is_told_at_first_and_turns_clients_away_later(
+async def test_failing_path_raises_at_first_and_resets_clients_later(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     is_there = False
@@ -234,7 +234,7 @@ async def test_a_way_that_can_not_be_opened_is_told_at_first_and_turns_clients_a
                 assert await client.receive_some(100) == b"back again"
 
 
-async def test_a_client_whose_outlet_does_not_answer_is_reset_and_a_late_answer_is_told(
+async def test_client_without_an_answer_is_reset_and_a_late_answer_gets_a_disconnect(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("trionode.portal.inlet.OPEN_SECONDS", 0.1)
@@ -248,7 +248,7 @@ async def test_a_client_whose_outlet_does_not_answer_is_reset_and_a_late_answer_
                 assert await told(outlet) == Disconnect()
 
 
-async def test_a_socket_that_breaks_is_told_to_a_peer_without_credit() -> None:
+async def test_broken_socket_is_reported_to_a_peer_without_credit() -> None:
     with trio.fail_after(LIMIT):
         async with open_target() as target, open_node() as node:
             await node.serve_outlet("outlet", target.at)
@@ -263,7 +263,7 @@ async def test_a_socket_that_breaks_is_told_to_a_peer_without_credit() -> None:
                     assert await told(inlet) == Disconnect()
 
 
-async def test_an_end_that_is_cut_off_is_no_end_for_the_program_that_reads() -> None:
+async def test_truncated_connection_is_no_end_of_file() -> None:
     with trio.fail_after(LIMIT):
         async with open_target() as target, open_node() as node, node.open_mailbox() as inlet:
             await node.serve_outlet("outlet", target.at)
@@ -276,7 +276,7 @@ async def test_an_end_that_is_cut_off_is_no_end_for_the_program_that_reads() -> 
                 await read_out(served)
 
 
-async def test_an_inlet_sends_no_more_than_it_has_credit_for_and_no_larger_payloads_than_all_ways_carry() -> None:
+async def test_inlet_sends_within_its_credit_and_the_smallest_payload_size() -> None:
     with trio.fail_after(LIMIT):
         async with open_node() as node, node.open_mailbox() as outlet, trio.open_nursery() as nursery:
             inlet = await node.open_inlet("127.0.0.1:0", Route(outlet))
@@ -295,7 +295,7 @@ async def test_an_inlet_sends_no_more_than_it_has_credit_for_and_no_larger_paylo
                 assert not len(outlet._inbox)
 
 
-async def test_payloads_are_small_enough_for_a_way_that_carries_less() -> None:
+async def test_payloads_fit_a_path_with_smaller_frames() -> None:
     with trio.fail_after(LIMIT):
         async with open_target() as target, open_node() as node, node.open_mailbox() as inlet:
             sizes: list[int] = []
@@ -320,7 +320,7 @@ async def test_payloads_are_small_enough_for_a_way_that_carries_less() -> None:
             assert 900 < max(sizes) <= 1000
 
 
-async def test_what_ends_leaves_no_address_and_nobody_who_waits_for_the_end_of_a_way(
+async def test_ended_connection_leaves_no_address_and_no_callback(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     made: list[Connection] = []

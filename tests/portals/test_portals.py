@@ -137,7 +137,7 @@ async def echoed(tunnel: Tunnel, data: bytes) -> bytes:
 
 
 @pytest.mark.parametrize("protocol_version", ["current", "classic"])
-async def test_bytes_pass_both_ways_and_both_ends_are_heard(protocol_version: str) -> None:
+async def test_bytes_and_ends_pass_in_both_directions(protocol_version: str) -> None:
     with trio.fail_after(LIMIT):
         async with tunnel(echo, protocol_version) as t:
             for data in (b"", b"x", b"hello" * 1000, b"".join(parts(2_000_000))):
@@ -179,7 +179,7 @@ async def test_two_hundred_connections_at_once() -> None:
             await two_hundred_at_once(t)
 
 
-async def test_a_connection_whose_reader_stops_holds_up_no_other() -> None:
+async def test_stopped_reader_blocks_no_other_connection() -> None:
     with trio.fail_after(LIMIT):
         async with tunnel(echo) as t, await t.connect() as stuck, trio.open_nursery() as nursery:
 
@@ -247,7 +247,7 @@ async def test_a_tunnel_over_the_streams_of_a_kafka(kafka_broker: KafkaBroker) -
             assert await echoed(t, data) == data
 
 
-async def test_a_target_that_nobody_serves_ends_the_client() -> None:
+async def test_unreachable_target_ends_the_client() -> None:
     with trio.fail_after(LIMIT):
         async with tunnel(echo) as t:
             await t.far.serve_outlet("nowhere", "127.0.0.1:1")
@@ -270,7 +270,7 @@ async def test_a_socket_that_is_reset_resets_the_other() -> None:
                 await client.receive_some(1)
 
 
-async def test_a_lost_way_resets_its_connections_and_new_ones_are_closed_at_once() -> None:
+async def test_lost_path_resets_its_connections_and_new_ones() -> None:
     with trio.fail_after(LIMIT):
         async with tunnel(echo) as t, await t.connect() as client:
             await client.send_all(b"x")
@@ -282,7 +282,7 @@ async def test_a_lost_way_resets_its_connections_and_new_ones_are_closed_at_once
                 await is_over(late)
 
 
-async def test_closing_an_inlet_or_an_outlet_ends_what_goes_through_it() -> None:
+async def test_closing_an_inlet_or_outlet_ends_its_connections() -> None:
     with trio.fail_after(LIMIT):
         async with tunnel(echo) as t:
             for end in (t.outlet.aclose, t.inlet.aclose):
@@ -294,7 +294,7 @@ async def test_closing_an_inlet_or_an_outlet_ends_what_goes_through_it() -> None
                     await is_over(client)
 
 
-async def test_bad_places_and_taken_names_are_told_at_once() -> None:
+async def test_wrong_addresses_and_taken_names_raise_at_once() -> None:
     with trio.fail_after(LIMIT):
         async with tunnel(echo) as t:
             with pytest.raises(AddressInUseError):
@@ -334,7 +334,7 @@ async def test_an_outlet_and_a_peer_without_credit() -> None:
             assert node.counters[DropReason.PORTAL_PING_REPEATED] == 1
 
 
-async def test_a_peer_without_credit_that_sends_more_than_is_read_is_disconnected() -> None:
+async def test_peer_without_credit_that_sends_too_much_is_disconnected() -> None:
     async def sleep(stream: trio.SocketStream) -> None:
         async with stream:
             await trio.sleep_forever()

@@ -95,7 +95,7 @@ async def test_holder_and_caller_behind_channels_with_the_hub(scene: Scene, auto
             assert (await caller.ask(Route(channel, "echoer"), f"{number}")).text == f"{number}"
 
 
-async def test_whoever_comes_by_a_relay_is_a_stranger(scene: Scene, autojump_clock: MockClock) -> None:
+async def test_message_by_a_relay_counts_as_unauthenticated(scene: Scene, autojump_clock: MockClock) -> None:
     async with scene.node() as holder, scene.node() as caller:
         told: list[str] = []
         await holder.start_worker("private", telling(told))
@@ -106,7 +106,7 @@ async def test_whoever_comes_by_a_relay_is_a_stranger(scene: Scene, autojump_clo
         assert holder.counters[DropReason.ACCESS_DENIED] == 1
 
 
-async def test_a_name_without_an_identity_belongs_to_the_link_that_came_first(
+async def test_name_without_an_identity_belongs_to_the_first_link(
     scene: Scene, autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with scene.node() as caller:
@@ -122,7 +122,7 @@ async def test_a_name_without_an_identity_belongs_to_the_link_that_came_first(
             await third.open_relay(HUB, "bob")
 
 
-async def test_a_name_of_an_identity_waits_for_it(scene: Scene, autojump_clock: MockClock) -> None:
+async def test_name_of_an_identity_stays_reserved(scene: Scene, autojump_clock: MockClock) -> None:
     await scene.serve_channels()
     async with scene.node() as owner:
         way, me = await secured(owner)
@@ -153,7 +153,7 @@ async def test_a_holder_registers_again_when_its_link_was_lost(scene: Scene, aut
         assert answers == ["hi"]
 
 
-async def test_messages_for_a_holder_that_is_gone_are_dropped(scene: Scene, autojump_clock: MockClock) -> None:
+async def test_messages_for_a_lost_owner_are_dropped(scene: Scene, autojump_clock: MockClock) -> None:
     async with scene.node() as caller:
         async with scene.node() as holder:
             await holder.open_relay(HUB, "bob")
@@ -166,7 +166,7 @@ BAD = ["", "a b", "a#b", "x" * 65, "ünï", "a/b", "register "]
 
 
 @pytest.mark.parametrize("name", BAD)
-async def test_a_bad_name_is_refused_here_and_by_the_hub_in_silence(
+async def test_invalid_name_raises_here_and_gets_no_answer_from_the_hub(
     scene: Scene, autojump_clock: MockClock, name: str
 ) -> None:
     async with scene.node() as node:
@@ -186,7 +186,7 @@ async def test_undecodable_registrations_are_counted(scene: Scene, autojump_cloc
         assert scene.hub.counters[DropReason.REGISTRATION_REFUSED] == 5
 
 
-async def test_a_client_and_the_hub_hold_only_so_many(scene: Scene, autojump_clock: MockClock) -> None:
+async def test_limits_of_a_client_and_of_the_hub(scene: Scene, autojump_clock: MockClock) -> None:
     async with scene.node() as one, scene.node() as other:
         for number in range(3):
             await one.open_relay(HUB, f"one{number}")
@@ -198,7 +198,7 @@ async def test_a_client_and_the_hub_hold_only_so_many(scene: Scene, autojump_clo
             await other.open_relay(HUB, "other3", timeout=5)
 
 
-async def test_nothing_else_of_the_hub_is_reached_by_links_or_relays(scene: Scene, autojump_clock: MockClock) -> None:
+async def test_links_and_relays_reach_nothing_else_of_the_hub(scene: Scene, autojump_clock: MockClock) -> None:
     told: list[str] = []
     await scene.hub.start_worker("private", telling(told))
     async with scene.node() as holder, scene.node() as caller:
@@ -258,7 +258,7 @@ async def test_a_relay_for_another_node(scene: Scene, autojump_clock: MockClock)
             await agent.open_relay(HUB, "nowhere", to=Route("loopback:nowhere"))
 
 
-async def test_the_answers_of_the_service_are_those_that_both_generations_of_rust_take(
+async def test_answers_of_the_service_suit_rust_peers_of_both_protocol_versions(
     scene: Scene, autojump_clock: MockClock
 ) -> None:
     wanted = {

@@ -33,7 +33,7 @@ STATIC, EPHEMERAL = "static_forwarding_service", "forwarding_service"
 
 
 @attrs.define(eq=False)
-class Ground:
+class Scene:
     """A hub that forwards nothing but what its relays do, a holder and a caller, each on a link of its own."""
 
     network: Loopback
@@ -44,13 +44,13 @@ class Ground:
 
 
 @asynccontextmanager
-async def open_ground(limits: RelayLimits = LIMITS) -> AsyncIterator[Ground]:
+async def open_scene(limits: RelayLimits = LIMITS) -> AsyncIterator[Scene]:
     network = Loopback()
     async with open_node(network) as hub, open_node(network) as holder, open_node(network) as caller:
         await hub.listen("loopback:hub")
         relays = await hub.serve_relays(limits=limits)
         await holder.start_worker("echoer", echo, allow=from_anywhere)
-        yield Ground(network, hub, relays, holder, caller)
+        yield Scene(network, hub, relays, holder, caller)
 
 
 async def secured(node: Node) -> Route:
@@ -88,82 +88,80 @@ async def heard(link: Link) -> tuple[tuple[Encoded, ...], tuple[Encoded, ...], b
 
 
 async def test_an_echo_goes_through_a_relay_of_a_hub_that_forwards_nothing(autojump_clock: MockClock) -> None:
-    async with open_ground() as ground:
-        relay = await ground.holder.open_relay(HUB, "bob")
+    async with open_scene() as scene:
+        relay = await scene.holder.open_relay(HUB, "bob")
         assert str(relay.remote) == "0#forward_to_bob"
-        answer = await ground.caller.ask(Route(HUB, relay.remote, "echoer"), b"hello")
+        answer = await scene.caller.ask(Route(HUB, relay.remote, "echoer"), b"hello")
         assert answer.payload == b"hello"
 
 
-async def test_a_hub_that_chooses_the_name_makes_one_that_nobody_can_guess(autojump_clock: MockClock) -> None:
-    async with open_ground() as ground:
-        one, other = await ground.holder.open_relay(HUB), await ground.holder.open_relay(HUB)
+async def test_name_that_the_hub_chooses_is_random(autojump_clock: MockClock) -> None:
+    async with open_scene() as scene:
+        one, other = await scene.holder.open_relay(HUB), await scene.holder.open_relay(HUB)
         assert one.remote != other.remote
         assert len(one.remote.value) == len("forward_to_") + 32
-        assert (await ground.caller.ask(Route(HUB, other.remote, "echoer"), b"hello")).payload == b"hello"
+        assert (await scene.caller.ask(Route(HUB, other.remote, "echoer"), b"hello")).payload == b"hello"
 
 
 async def test_a_whole_secure_channel_runs_over_the_hub_past_the_relay(autojump_clock: MockClock) -> None:
-    async with open_ground() as ground:
-        await serve_channels(ground.holder)
-        await ground.holder.start_worker("for channels", echoer)
-        relay = await ground.holder.open_relay(HUB, "bob")
-        alice = await Identity.create(ground.caller.vault)
-        channel = await ground.caller.open_secure_channel(
+    async with open_scene() as scene:
+        await serve_channels(scene.holder)
+        await scene.holder.start_worker("for channels", echoer)
+        relay = await scene.holder.open_relay(HUB, "bob")
+        alice = await Identity.create(scene.caller.vault)
+        channel = await scene.caller.open_secure_channel(
             Route(HUB, relay.remote, "listener"), alice, trust=trust_everyone
         )
         await relay.aclose()
-        ground.relays._relays["bob"].on_close()  # as if the name were gone
+        scene.relays._relays["bob"].on_close()  # as if the name were gone
         for n in range(100):
-            assert (await ground.caller.ask(Route(channel, "for channels"), b"%d" % n)).payload == b"%d" % n
+            assert (await scene.caller.ask(Route(channel, "for channels"), b"%d" % n)).payload == b"%d" % n
 
 
 async def test_a_worker_of_the_hub_itself_reaches_the_holder(autojump_clock: MockClock) -> None:
-    async with open_ground() as ground:
-        relay = await ground.holder.open_relay(HUB, "bob")
-        assert (await ground.hub.ask(Route(relay.remote, "echoer"), b"from here")).payload == b"from here"
+    async with open_scene() as scene:
+        relay = await scene.holder.open_relay(HUB, "bob")
+        assert (await scene.hub.ask(Route(relay.remote, "echoer"), b"from here")).payload == b"from here"
 
 
 async def test_a_worker_of_the_hub_itself_can_be_the_holder(autojump_clock: MockClock) -> None:
-    async with open_ground() as ground:
-        await ground.hub.start_worker("open", echo, allow=from_anywhere)
-        await ground.hub.start_worker("vault", echo, allow=from_local)
-        register(ground.hub, (), "open", back=("open",))
-        register(ground.hub, (), "vault", back=("vault",))
-        assert (await ground.caller.ask(Route(HUB, "forward_to_open"), b"hello")).payload == b"hello"
+    async with open_scene() as scene:
+        await scene.hub.start_worker("open", echo, allow=from_anywhere)
+        await scene.hub.start_worker("vault", echo, allow=from_local)
+        register(scene.hub, (), "open", back=("open",))
+        register(scene.hub, (), "vault", back=("vault",))
+        assert (await scene.caller.ask(Route(HUB, "forward_to_open"), b"hello")).payload == b"hello"
         with pytest.raises(AnswerTimeout):
-            await ground.caller.ask(Route(HUB, "forward_to_vault"), b"hello", timeout=1)
-        assert ground.hub.counters[DropReason.ACCESS_DENIED] == 1
+            await scene.caller.ask(Route(HUB, "forward_to_vault"), b"hello", timeout=1)
+        assert scene.hub.counters[DropReason.ACCESS_DENIED] == 1
 
 
 async def test_holder_and_caller_meet_through_channels_with_the_hub(autojump_clock: MockClock) -> None:
-    async with open_ground() as ground:
-        await serve_channels(ground.hub)
-        await serve_channels(ground.holder)
-        await ground.holder.start_worker("for channels", echoer)
+    async with open_scene() as scene:
+        await serve_channels(scene.hub)
+        await serve_channels(scene.holder)
+        await scene.holder.start_worker("for channels", echoer)
 
         async def holders_way() -> Route:
-            return await secured(ground.holder)
+            return await secured(scene.holder)
 
-        relay = await ground.holder.open_relay(holders_way, "bob")
-        way = await secured(ground.caller)
-        assert (await ground.caller.ask(Route(way, relay.remote, "echoer"), b"hello")).payload == b"hello"
-        alice = await Identity.create(ground.caller.vault)
-        channel = await ground.caller.open_secure_channel(
+        relay = await scene.holder.open_relay(holders_way, "bob")
+        way = await secured(scene.caller)
+        assert (await scene.caller.ask(Route(way, relay.remote, "echoer"), b"hello")).payload == b"hello"
+        alice = await Identity.create(scene.caller.vault)
+        channel = await scene.caller.open_secure_channel(
             Route(way, relay.remote, "listener"), alice, trust=trust_everyone
         )
         for n in range(100):
-            assert (await ground.caller.ask(Route(channel, "for channels"), b"%d" % n)).payload == b"%d" % n
-        assert ground.hub.counters[DropReason.ACCESS_DENIED] == 0
+            assert (await scene.caller.ask(Route(channel, "for channels"), b"%d" % n)).payload == b"%d" % n
+        assert scene.hub.counters[DropReason.ACCESS_DENIED] == 0
 
 
 @pytest.mark.parametrize("in_a_channel", [False, True])
-async def test_a_flood_back_out_by_the_link_that_it_came_by_harms_nobody(
-    in_a_channel: bool, autojump_clock: MockClock
-) -> None:
-    async with open_ground() as ground:
-        await serve_channels(ground.hub)
-        node = ground.holder
+async def test_flood_back_out_by_its_own_link_blocks_no_other(in_a_channel: bool, autojump_clock: MockClock) -> None:
+    async with open_scene() as scene:
+        await serve_channels(scene.hub)
+        node = scene.holder
         way = await secured(node) if in_a_channel else HUB
 
         async def hub() -> Route:
@@ -174,9 +172,9 @@ async def test_a_flood_back_out_by_the_link_that_it_came_by_harms_nobody(
             async with trio.open_nursery() as nursery:
                 for _ in range(4):
                     nursery.start_soon(_flood, node, Route(way, relay.remote, "nowhere"))
-        other = await ground.caller.open_relay(HUB, "alice")
-        await ground.caller.start_worker("echoer", echo, allow=from_anywhere)
-        assert (await ground.caller.ask(Route(HUB, other.remote, "echoer"), b"alive")).payload == b"alive"
+        other = await scene.caller.open_relay(HUB, "alice")
+        await scene.caller.start_worker("echoer", echo, allow=from_anywhere)
+        assert (await scene.caller.ask(Route(HUB, other.remote, "echoer"), b"alive")).payload == b"alive"
 
 
 async def _flood(node: Node, route: Route) -> None:
@@ -185,116 +183,116 @@ async def _flood(node: Node, route: Route) -> None:
 
 
 async def test_a_relay_leads_to_a_node_behind_its_holder(autojump_clock: MockClock) -> None:
-    async with open_ground() as ground, open_node(ground.network) as inside:
+    async with open_scene() as scene, open_node(scene.network) as inside:
         await inside.listen("loopback:inside")
         await serve_channels(inside)
         await inside.start_worker("for channels", echoer)
-        relay = await ground.holder.open_relay(HUB, "bob", to=Route("loopback:inside"))
-        alice = await Identity.create(ground.caller.vault)
-        channel = await ground.caller.open_secure_channel(
+        relay = await scene.holder.open_relay(HUB, "bob", to=Route("loopback:inside"))
+        alice = await Identity.create(scene.caller.vault)
+        channel = await scene.caller.open_secure_channel(
             Route(HUB, relay.remote, "listener"), alice, trust=trust_everyone
         )
-        assert (await ground.caller.ask(Route(channel, "for channels"), b"inside")).payload == b"inside"
+        assert (await scene.caller.ask(Route(channel, "for channels"), b"inside")).payload == b"inside"
         # The node in between offers nothing of its own by it.
         with pytest.raises(AnswerTimeout):
-            await ground.caller.ask(Route(HUB, relay.remote, "echoer"), b"?", timeout=1)
+            await scene.caller.ask(Route(HUB, relay.remote, "echoer"), b"?", timeout=1)
 
 
 async def test_a_relay_finds_the_node_behind_its_holder_again(autojump_clock: MockClock) -> None:
-    async with open_ground() as ground, open_node(ground.network) as inside:
+    async with open_scene() as scene, open_node(scene.network) as inside:
         await inside.listen("loopback:inside")
         await inside.start_worker("echoer", echo, allow=from_anywhere)
-        relay = await ground.holder.open_relay(HUB, "bob", to=Route("loopback:inside"))
+        relay = await scene.holder.open_relay(HUB, "bob", to=Route("loopback:inside"))
         there = Route(HUB, relay.remote, "echoer")
-        await (await ground.holder.connect("loopback:inside")).aclose()
+        await (await scene.holder.connect("loopback:inside")).aclose()
         with pytest.raises(AnswerTimeout):
-            await ground.caller.ask(there, b"too soon", timeout=0.01)
-        assert ground.holder.counters[DropReason.RELAY_TARGET_AWAY] == 1
+            await scene.caller.ask(there, b"too soon", timeout=0.01)
+        assert scene.holder.counters[DropReason.RELAY_TARGET_AWAY] == 1
         await trio.sleep(1)  # virtual: longer than the first pause
-        assert (await ground.caller.ask(there, b"again")).payload == b"again"
+        assert (await scene.caller.ask(there, b"again")).payload == b"again"
 
 
 async def test_a_relay_to_a_node_that_is_not_there_raises_at_once(autojump_clock: MockClock) -> None:
-    async with open_ground() as ground:
+    async with open_scene() as scene:
         with pytest.raises(ConnectionLost):
-            await ground.holder.open_relay(HUB, "bob", to=Route("loopback:nobody"))
+            await scene.holder.open_relay(HUB, "bob", to=Route("loopback:nobody"))
         with pytest.raises(LocalError, match="`to` begins with a transport address"):
-            await ground.holder.open_relay(HUB, "bob", to=Route("echoer"))
+            await scene.holder.open_relay(HUB, "bob", to=Route("echoer"))
 
 
 # Whose a name is
 
 
 async def test_a_name_without_a_channel_is_free_once_its_link_is_gone(autojump_clock: MockClock) -> None:
-    async with open_ground() as ground:
-        link = await ground.holder.connect("loopback:hub")
-        register(ground.holder, (link.encoded,), "bob")
+    async with open_scene() as scene:
+        link = await scene.holder.connect("loopback:hub")
+        register(scene.holder, (link.encoded,), "bob")
         await wait_all_tasks_blocked()
-        assert len(ground.relays) == 1
+        assert len(scene.relays) == 1
         await link.aclose()
         await wait_all_tasks_blocked()
-        assert len(ground.relays) == 0
-        await ground.caller.open_relay(HUB, "bob")
+        assert len(scene.relays) == 0
+        await scene.caller.open_relay(HUB, "bob")
 
 
-async def test_a_name_of_an_identity_is_nobody_elses_even_while_it_is_away(autojump_clock: MockClock) -> None:
-    async with open_ground() as ground:
-        await serve_channels(ground.hub)
-        bob = await Identity.create(ground.holder.vault)
+async def test_name_of_an_identity_is_reserved_while_it_is_away(autojump_clock: MockClock) -> None:
+    async with open_scene() as scene:
+        await serve_channels(scene.hub)
+        bob = await Identity.create(scene.holder.vault)
         at_hub = Route(HUB, "listener")
-        channel = await ground.holder.open_secure_channel(at_hub, bob, trust=trust_everyone)
-        register(ground.holder, (channel._hops.encryptor,), "bob")
+        channel = await scene.holder.open_secure_channel(at_hub, bob, trust=trust_everyone)
+        register(scene.holder, (channel._hops.encryptor,), "bob")
         await wait_all_tasks_blocked()
         await channel.aclose()
         await wait_all_tasks_blocked()
-        assert len(ground.relays) == 1
+        assert len(scene.relays) == 1
 
         async def mallorys_way() -> Route:
-            return await secured(ground.caller)
+            return await secured(scene.caller)
 
         for way in (HUB, mallorys_way):
             with pytest.raises(AnswerTimeout):
-                await ground.caller.open_relay(way, "bob", timeout=3)
+                await scene.caller.open_relay(way, "bob", timeout=3)
         with pytest.raises(AnswerTimeout):
-            await ground.holder.open_relay(HUB, "bob", timeout=3)
+            await scene.holder.open_relay(HUB, "bob", timeout=3)
 
         async def bobs_way() -> Route:
-            return Route(await ground.holder.open_secure_channel(at_hub, bob, trust=trust_everyone))
+            return Route(await scene.holder.open_secure_channel(at_hub, bob, trust=trust_everyone))
 
-        relay = await ground.holder.open_relay(bobs_way, "bob")
-        assert (await ground.caller.ask(Route(HUB, relay.remote, "echoer"), b"Bob")).payload == b"Bob"
+        relay = await scene.holder.open_relay(bobs_way, "bob")
+        assert (await scene.caller.ask(Route(HUB, relay.remote, "echoer"), b"Bob")).payload == b"Bob"
 
 
 async def test_the_same_link_moves_its_relay(autojump_clock: MockClock) -> None:
-    async with open_ground() as ground:
-        link = await ground.holder.connect("loopback:hub")
+    async with open_scene() as scene:
+        link = await scene.holder.connect("loopback:hub")
         for worker in ("first", "second"):
-            async with ground.holder.open_mailbox(worker, allow=from_anywhere) as mailbox:
-                register(ground.holder, (link.encoded,), "bob", back=(worker,))
+            async with scene.holder.open_mailbox(worker, allow=from_anywhere) as mailbox:
+                register(scene.holder, (link.encoded,), "bob", back=(worker,))
                 assert (await mailbox.receive()).text == "bob"
-                await ground.caller.send(Route(HUB, "forward_to_bob"), worker)
+                await scene.caller.send(Route(HUB, "forward_to_bob"), worker)
                 assert (await mailbox.receive()).text == worker
-        assert len(ground.relays) == 1
+        assert len(scene.relays) == 1
 
 
 # Being lost
 
 
 async def test_a_holder_registers_again_when_its_link_was_lost(autojump_clock: MockClock) -> None:
-    async with open_ground() as ground:
-        relay = await ground.holder.open_relay(HUB, "bob")
+    async with open_scene() as scene:
+        relay = await scene.holder.open_relay(HUB, "bob")
         for n in range(3):
-            await (await ground.holder.connect("loopback:hub")).aclose()
+            await (await scene.holder.connect("loopback:hub")).aclose()
             await trio.sleep(10)  # virtual: the longest pause before it connects again is half of it
-            assert (await ground.caller.ask(Route(HUB, relay.remote, "echoer"), b"%d" % n)).payload == b"%d" % n
+            assert (await scene.caller.ask(Route(HUB, relay.remote, "echoer"), b"%d" % n)).payload == b"%d" % n
 
 
-async def test_a_holder_that_the_hub_thinks_alive_gets_its_name_when_the_old_link_ends(
+async def test_client_gets_its_name_when_the_hub_notices_the_end_of_its_old_link(
     autojump_clock: MockClock,
 ) -> None:
-    async with open_ground() as ground:
-        old = await ground.caller.connect("loopback:hub")
-        register(ground.caller, (old.encoded,), "bob")
+    async with open_scene() as scene:
+        old = await scene.caller.connect("loopback:hub")
+        register(scene.caller, (old.encoded,), "bob")
         await wait_all_tasks_blocked()
         async with trio.open_nursery() as nursery:
 
@@ -303,26 +301,26 @@ async def test_a_holder_that_the_hub_thinks_alive_gets_its_name_when_the_old_lin
                 await old.aclose()
 
             nursery.start_soon(end)
-            await ground.holder.open_relay(HUB, "bob")
+            await scene.holder.open_relay(HUB, "bob")
 
 
-async def test_every_passage_goes_with_its_link_and_with_the_service(autojump_clock: MockClock) -> None:
-    async with open_ground() as ground:
-        before = len(ground.hub._router._table)
-        relay = await ground.holder.open_relay(HUB, "bob")
-        await ground.caller.ask(Route(HUB, relay.remote, "echoer"), b"?")
+async def test_return_paths_end_with_their_link_and_with_the_service(autojump_clock: MockClock) -> None:
+    async with open_scene() as scene:
+        before = len(scene.hub._router._table)
+        relay = await scene.holder.open_relay(HUB, "bob")
+        await scene.caller.ask(Route(HUB, relay.remote, "echoer"), b"?")
         # Two links with a passage each, and the relay.
-        assert len(ground.hub._router._table) == before + 5
-        await (await ground.caller.connect("loopback:hub")).aclose()
+        assert len(scene.hub._router._table) == before + 5
+        await (await scene.caller.connect("loopback:hub")).aclose()
         await wait_all_tasks_blocked()
-        assert len(ground.hub._router._table) == before + 3
-        await ground.relays.aclose()
-        assert len(ground.hub._router._table) == before + 1 - 2
-        assert not len(ground.relays._return_paths)
-        assert not any(ground.hub._router._close_callbacks.values())
+        assert len(scene.hub._router._table) == before + 3
+        await scene.relays.aclose()
+        assert len(scene.hub._router._table) == before + 1 - 2
+        assert not len(scene.relays._return_paths)
+        assert not any(scene.hub._router._close_callbacks.values())
 
 
-async def test_nobody_offers_relays_is_told_as_silence(autojump_clock: MockClock) -> None:
+async def test_hub_without_relay_service_times_out(autojump_clock: MockClock) -> None:
     network = Loopback()
     async with open_node(network) as hub, open_node(network) as holder:
         await hub.listen("loopback:hub")
@@ -333,9 +331,9 @@ async def test_nobody_offers_relays_is_told_as_silence(autojump_clock: MockClock
 
 
 async def test_a_second_hub_is_tried_when_the_first_is_away(autojump_clock: MockClock) -> None:
-    async with open_ground() as ground:
-        relay = await ground.holder.open_relay([Route("loopback:nobody"), HUB], "bob")
-        assert (await ground.caller.ask(Route(HUB, relay.remote, "echoer"), b"hello")).payload == b"hello"
+    async with open_scene() as scene:
+        relay = await scene.holder.open_relay([Route("loopback:nobody"), HUB], "bob")
+        assert (await scene.caller.ask(Route(HUB, relay.remote, "echoer"), b"hello")).payload == b"hello"
 
 
 # What clients may ask for
@@ -355,46 +353,46 @@ BAD = [
 
 
 @pytest.mark.parametrize("payload", BAD)
-async def test_a_bad_registration_is_met_with_silence(payload: bytes, autojump_clock: MockClock) -> None:
-    async with open_ground() as ground:
+async def test_invalid_registration_gets_no_answer(payload: bytes, autojump_clock: MockClock) -> None:
+    async with open_scene() as scene:
         with pytest.raises(AnswerTimeout):
-            await ground.holder.ask(Route(HUB, STATIC), payload, timeout=1)
-        assert ground.hub.counters == {DropReason.REGISTRATION_REFUSED: 1}
-        assert len(ground.relays) == 0
+            await scene.holder.ask(Route(HUB, STATIC), payload, timeout=1)
+        assert scene.hub.counters == {DropReason.REGISTRATION_REFUSED: 1}
+        assert len(scene.relays) == 0
 
 
-async def test_no_client_takes_more_relays_than_its_share_nor_all_more_than_there_are(
+async def test_relays_of_a_client_and_of_all_are_limited(
     autojump_clock: MockClock,
 ) -> None:
-    async with open_ground(limits=RelayLimits(relays_per_client=3, relays=5)) as ground:
-        for node in (ground.holder, ground.caller):
+    async with open_scene(limits=RelayLimits(relays_per_client=3, relays=5)) as scene:
+        for node in (scene.holder, scene.caller):
             link = await node.connect("loopback:hub")
             for n in range(10):
                 register(node, (link.encoded,), f"{n}-{id(node)}")
                 register(node, (link.encoded,), "register")
         await wait_all_tasks_blocked()
-        assert len(ground.relays) == 5
-        await (await ground.holder.connect("loopback:hub")).aclose()
-        await (await ground.caller.connect("loopback:hub")).aclose()
+        assert len(scene.relays) == 5
+        await (await scene.holder.connect("loopback:hub")).aclose()
+        await (await scene.caller.connect("loopback:hub")).aclose()
         await wait_all_tasks_blocked()
-        assert len(ground.relays) == 0
-        assert not ground.relays._per_owner
+        assert len(scene.relays) == 0
+        assert not scene.relays._per_owner
 
 
-async def test_a_way_back_that_is_too_long_to_keep_is_refused(autojump_clock: MockClock) -> None:
-    async with open_ground() as ground:
-        link = await ground.holder.connect("loopback:hub")
-        register(ground.holder, (link.encoded,), "bob", back=("x" * MAX_PATH_SIZE,))
+async def test_too_long_return_route_is_refused(autojump_clock: MockClock) -> None:
+    async with open_scene() as scene:
+        link = await scene.holder.connect("loopback:hub")
+        register(scene.holder, (link.encoded,), "bob", back=("x" * MAX_PATH_SIZE,))
         await wait_all_tasks_blocked()
-        assert len(ground.relays) == 0
+        assert len(scene.relays) == 0
 
 
-async def test_a_name_that_a_worker_of_the_hub_has_is_refused(autojump_clock: MockClock) -> None:
-    async with open_ground() as ground:
-        await ground.hub.start_worker("forward_to_bob", echo, allow=from_local)
+async def test_name_of_a_worker_is_refused(autojump_clock: MockClock) -> None:
+    async with open_scene() as scene:
+        await scene.hub.start_worker("forward_to_bob", echo, allow=from_local)
         with pytest.raises(AnswerTimeout):
-            await ground.holder.open_relay(HUB, "bob", timeout=3)
-        assert len(ground.relays) == 0
+            await scene.holder.open_relay(HUB, "bob", timeout=3)
+        assert len(scene.relays) == 0
 
 
 async def test_a_prefix_keeps_relays_apart_from_workers() -> None:
@@ -410,16 +408,16 @@ async def test_a_prefix_keeps_relays_apart_from_workers() -> None:
 # What strangers try
 
 
-async def test_a_made_up_return_route_leads_back_to_its_maker_only(autojump_clock: MockClock) -> None:
+async def test_forged_return_route_leads_back_to_its_sender_only(autojump_clock: MockClock) -> None:
     """Threat 20: neither a registration nor a message can aim at a worker, a link or an encryptor of the hub."""
-    async with open_ground() as ground:
+    async with open_scene() as scene:
         reached: list[Message] = []
 
-        ground.hub._router.register(local("vault"), reached.append, allow=from_local)
-        await ground.caller.connect("loopback:hub")
+        scene.hub._router.register(local("vault"), reached.append, allow=from_local)
+        await scene.caller.connect("loopback:hub")
         await wait_all_tasks_blocked()
-        (victim_link,) = ground.hub._links._all
-        mallory = await raw(ground.network)
+        (victim_link,) = scene.hub._links._all
+        mallory = await raw(scene.network)
         for aim in (local("vault"), victim_link.encoded):
             name = secrets.token_hex(4)
             await say(mallory, (local(STATIC),), (aim,), bare.string(name))
@@ -434,40 +432,40 @@ async def test_a_made_up_return_route_leads_back_to_its_maker_only(autojump_cloc
         await mallory.aclose()
 
 
-async def test_links_of_the_hub_stay_out_of_reach_of_those_who_know_their_address(autojump_clock: MockClock) -> None:
-    async with open_ground() as ground:
-        relay = await ground.holder.open_relay(HUB, "bob")
-        (link,) = ground.hub._links._all
+async def test_links_of_the_hub_are_unreachable_even_by_their_address(autojump_clock: MockClock) -> None:
+    async with open_scene() as scene:
+        relay = await scene.holder.open_relay(HUB, "bob")
+        (link,) = scene.hub._links._all
         for way in (Route(HUB), Route(HUB, relay.remote)):
             with pytest.raises(AnswerTimeout):
-                await ground.caller.ask(Route(way, link.address, "echoer"), b"?", timeout=1)
-        assert ground.hub.counters[DropReason.ACCESS_DENIED] == 1
-        assert ground.holder.counters[DropReason.UNKNOWN_ADDRESS] == 1
+                await scene.caller.ask(Route(way, link.address, "echoer"), b"?", timeout=1)
+        assert scene.hub.counters[DropReason.ACCESS_DENIED] == 1
+        assert scene.holder.counters[DropReason.UNKNOWN_ADDRESS] == 1
 
 
-async def test_a_channel_with_the_hub_lends_its_name_to_no_guest(autojump_clock: MockClock) -> None:
+async def test_clients_do_not_speak_with_the_identity_of_the_hub(autojump_clock: MockClock) -> None:
     """Threat 22: who comes by a relay is a stranger to its holder, also where the hub's own identity is trusted there."""
-    async with open_ground() as ground:
-        await serve_channels(ground.hub)
-        await ground.holder.start_worker("for channels", echoer)
+    async with open_scene() as scene:
+        await serve_channels(scene.hub)
+        await scene.holder.start_worker("for channels", echoer)
 
         async def way() -> Route:
-            return await secured(ground.holder)
+            return await secured(scene.holder)
 
-        relay = await ground.holder.open_relay(way, "bob")
+        relay = await scene.holder.open_relay(way, "bob")
         with pytest.raises(AnswerTimeout):
-            await ground.caller.ask(Route(HUB, relay.remote, "for channels"), b"?", timeout=1)
-        assert ground.holder.counters[DropReason.ACCESS_DENIED] == 1
+            await scene.caller.ask(Route(HUB, relay.remote, "for channels"), b"?", timeout=1)
+        assert scene.holder.counters[DropReason.ACCESS_DENIED] == 1
 
 
-async def test_into_the_callers_channel_a_holder_writes_only_to_who_wrote(autojump_clock: MockClock) -> None:
-    async with open_ground() as ground:
-        await serve_channels(ground.hub)
-        await ground.caller.start_worker("for channels", echoer)
-        way = await secured(ground.caller)
-        async with ground.holder.open_mailbox("mallory", allow=from_anywhere) as mallory:
-            relay = await ground.holder.open_relay(HUB, "mallory")
-            async with ground.caller.open_mailbox() as asker:
+async def test_into_the_callers_channel_only_answers_pass(autojump_clock: MockClock) -> None:
+    async with open_scene() as scene:
+        await serve_channels(scene.hub)
+        await scene.caller.start_worker("for channels", echoer)
+        way = await secured(scene.caller)
+        async with scene.holder.open_mailbox("mallory", allow=from_anywhere) as mallory:
+            relay = await scene.holder.open_relay(HUB, "mallory")
+            async with scene.caller.open_mailbox() as asker:
                 await asker.send(Route(way, relay.remote, "mallory"), b"hello")
                 message = await mallory.receive()
                 await mallory.reply(message, b"answer")
@@ -476,73 +474,73 @@ async def test_into_the_callers_channel_a_holder_writes_only_to_who_wrote(autoju
             await mallory.send(Route(*hops[:-1], "for channels"), b"as the hub")
             await mallory.send(Route(*hops[:-1]), b"to nobody")
             await wait_all_tasks_blocked()
-        assert ground.hub.counters[DropReason.RELAY_RECEIVER_UNKNOWN] == 2
+        assert scene.hub.counters[DropReason.RELAY_RECEIVER_UNKNOWN] == 2
 
 
-async def test_an_answer_that_a_caller_makes_up_does_not_move_the_relay(autojump_clock: MockClock) -> None:
-    async with open_ground() as ground:
-        relay = await ground.holder.open_relay(HUB, "bob")
-        await ground.caller.send(Route(HUB, relay.remote), "mallory is not bob")
+async def test_forged_answer_does_not_move_the_relay(autojump_clock: MockClock) -> None:
+    async with open_scene() as scene:
+        relay = await scene.holder.open_relay(HUB, "bob")
+        await scene.caller.send(Route(HUB, relay.remote), "mallory is not bob")
         await wait_all_tasks_blocked()
         assert str(relay.remote) == "0#forward_to_bob"
-        assert ground.holder.counters[DropReason.REGISTRATION_ANSWER_UNEXPECTED] == 1
+        assert scene.holder.counters[DropReason.REGISTRATION_ANSWER_UNEXPECTED] == 1
 
 
 async def test_a_ring_of_relays_ends_when_the_route_is_full(autojump_clock: MockClock) -> None:
-    async with open_ground() as ground, open_node(ground.network, forwards=True) as node:
+    async with open_scene() as scene, open_node(scene.network, forwards=True) as node:
         link = await node.connect("loopback:hub", name="hub")
         register(node, (link.encoded,), "ring", back=("hub", "forward_to_ring"))
         await wait_all_tasks_blocked()
         with trio.fail_after(10):
-            await ground.caller.send(Route(HUB, "forward_to_ring"), b"round")
+            await scene.caller.send(Route(HUB, "forward_to_ring"), b"round")
             await wait_all_tasks_blocked()
-        counted = ground.hub.counters + node.counters
+        counted = scene.hub.counters + node.counters
         assert counted[DropReason.ROUTE_TOO_LONG] == 2  # the message, and before it the answer to the registration
 
 
-async def test_a_relay_that_leads_to_itself_ends_after_32_local_deliveries(autojump_clock: MockClock) -> None:
-    async with open_ground() as ground:
-        await ground.hub.start_worker("somewhere", echo)
-        register(ground.hub, (), "one", back=("somewhere",))
-        register(ground.hub, (), "other", back=("forward_to_one",))
-        register(ground.hub, (), "one", back=("forward_to_other",))
+async def test_relay_to_itself_ends_after_32_local_deliveries(autojump_clock: MockClock) -> None:
+    async with open_scene() as scene:
+        await scene.hub.start_worker("somewhere", echo)
+        register(scene.hub, (), "one", back=("somewhere",))
+        register(scene.hub, (), "other", back=("forward_to_one",))
+        register(scene.hub, (), "one", back=("forward_to_other",))
         await wait_all_tasks_blocked()
-        ground.hub.counters.clear()
-        await ground.caller.send(Route(HUB, "forward_to_one"), b"round")
+        scene.hub.counters.clear()
+        await scene.caller.send(Route(HUB, "forward_to_one"), b"round")
         await wait_all_tasks_blocked()
-        assert ground.hub.counters == {DropReason.DELIVERY_LOOP: 1}
+        assert scene.hub.counters == {DropReason.DELIVERY_LOOP: 1}
 
 
-async def test_a_holder_that_reads_nothing_costs_its_own_link_and_the_caller_goes_on(
+async def test_owner_that_reads_nothing_loses_its_link_and_the_caller_goes_on(
     autojump_clock: MockClock,
 ) -> None:
-    async with open_ground() as ground:
-        hung = await raw(ground.network)
+    async with open_scene() as scene:
+        hung = await raw(scene.network)
         await say(hung, (local(STATIC),), (local("hung"),), bare.string("hung"))
         await heard(hung)
-        good = await ground.holder.open_relay(HUB, "bob")
+        good = await scene.holder.open_relay(HUB, "bob")
         with trio.fail_after(120):
             for _ in range(100):
-                await ground.caller.send(Route(HUB, "forward_to_hung"), bytes(20_000))
-            assert (await ground.caller.ask(Route(HUB, good.remote, "echoer"), b"on")).payload == b"on"
+                await scene.caller.send(Route(HUB, "forward_to_hung"), bytes(20_000))
+            assert (await scene.caller.ask(Route(HUB, good.remote, "echoer"), b"on")).payload == b"on"
         await hung.aclose()
 
 
-async def test_a_trunk_never_waits_for_a_holder(autojump_clock: MockClock) -> None:
-    async with open_ground() as ground, open_node(ground.network) as far:
-        await ground.hub.listen("loopback:trunk", drop_when_full=True)
-        hung = await raw(ground.network)
+async def test_drop_when_full_link_never_waits_for_a_relay(autojump_clock: MockClock) -> None:
+    async with open_scene() as scene, open_node(scene.network) as far:
+        await scene.hub.listen("loopback:trunk", drop_when_full=True)
+        hung = await raw(scene.network)
         await say(hung, (local(STATIC),), (local("hung"),), bare.string("hung"))
         await heard(hung)
-        good = await ground.holder.open_relay(HUB, "bob")
+        good = await scene.holder.open_relay(HUB, "bob")
         began = trio.current_time()
         for _ in range(400):
             await far.send(Route("loopback:trunk", "forward_to_hung"), bytes(20_000))
         answer = await far.ask(Route("loopback:trunk", good.remote, "echoer"), b"on")
         assert answer.payload == b"on"
         assert trio.current_time() - began < 1
-        assert ground.hub.counters[DropReason.RELAY_PATH_FULL]
-        assert len(ground.relays) == 2
+        assert scene.hub.counters[DropReason.RELAY_PATH_FULL]
+        assert len(scene.relays) == 2
         await hung.aclose()
 
 
@@ -562,7 +560,7 @@ LINK, OTHER = Origin(link=local("a link")), Origin(link=local("another"))
         (Origin(stream=local("a stream"), identifier=bytes(32)), OTHER, False),
     ],
 )
-def test_only_a_reader_of_another_leaf_waits_for_a_holder_and_for_the_others_there_is_a_hard_bound(
+def test_only_the_reader_of_another_ordinary_link_waits_for_a_relay(
     holder: Origin, caller: Origin, waits: bool
 ) -> None:
     router = Router()
@@ -607,8 +605,8 @@ async def test_the_captured_client_is_answered_and_reached(autojump_clock: MockC
     """A transcript of a Rust service, replayed against ours: the client and the caller say what they said there."""
     transcript = next(each for each in load("wire/relays.json") if each["kind"].endswith("transcript"))
     steps = [CURRENT.decode(bytes.fromhex(each["hex"])[4:]) for each in transcript["steps"]]
-    async with open_ground() as ground:
-        node, caller = await raw(ground.network), await raw(ground.network)
+    async with open_scene() as scene:
+        node, caller = await raw(scene.network), await raw(scene.network)
         await say(node, *steps[0])
         onward, back, payload = await heard(node)
         assert (onward, back) == steps[1][:2]
@@ -648,7 +646,7 @@ async def test_our_client_takes_the_captured_answers(
 
 @pytest.mark.parametrize("scheme", ["tcp", "tcp_classic"])
 @pytest.mark.parametrize("callers", ["tcp", "tcp_classic"])
-async def test_both_generations_meet_on_one_hub_over_tcp(scheme: str, callers: str) -> None:
+async def test_both_protocol_versions_use_one_hub_over_tcp(scheme: str, callers: str) -> None:
     transports = ("tcp", "tcp_classic")
     with trio.fail_after(20):
         async with open_node("tcp") as hub, open_node(*transports) as holder, open_node(*transports) as caller:

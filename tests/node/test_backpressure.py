@@ -267,7 +267,7 @@ async def test_a_client_that_never_reads_is_closed_and_others_are_served(
 
 
 @pytest.mark.parametrize("drop_when_full", [False, True], ids=["leaf", "drop_when_full"])
-async def test_a_peer_that_never_reads_and_sends_back_to_itself_is_bounded(
+async def test_peer_that_never_reads_its_own_echoes_is_bounded(
     watch: Watch, autojump_clock: MockClock, *, drop_when_full: bool
 ) -> None:
     network = Loopback()
@@ -353,9 +353,7 @@ async def test_two_hubs_with_u_turn_flows(pause: float, watch: Watch, autojump_c
     watch.assert_hard_bounded(owing=3)
 
 
-async def test_a_trunk_whose_other_hub_hangs_drops_and_counts_and_stays(
-    watch: Watch, autojump_clock: MockClock
-) -> None:
+async def test_drop_when_full_link_to_a_hanging_hub_drops_and_stays(watch: Watch, autojump_clock: MockClock) -> None:
     network, count, near = Loopback(), 8000, [0]
     async with (
         trio.open_nursery() as nursery,
