@@ -1,4 +1,4 @@
-"""Where the tests have their sockets."""
+"""A folder for the tests' sockets."""
 
 import tempfile
 from collections.abc import Iterator

@@ -5,30 +5,17 @@ import fcntl
 import os
 import socket
 import stat
-from collections.abc import Awaitable, Callable, Sequence
-from contextlib import suppress
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import ClassVar, Never, Self
 
 import trio
 
-from trionode.plugins import (
-    CURRENT,
-    ConnectionLost,
-    Exposure,
-    FrameDecoder,
-    Link,
-    LocalError,
-    MessageTooLargeError,
-    RemoteError,
-    Transport,
-    WireError,
-    join_frames,
-    log,
-    sanitize,
-)
+from trionode import ConfigError, ConnectionLost, MessageTooLargeError, RemoteError, WireError
+from trionode.plugins import CURRENT, Exposure, FrameDecoder, Link, Transport, join_frames, log, sanitize
 
-#: Seconds that a peer has to show that it is a node.
+#: Seconds in which a peer has to show that it is a node.
 GREETING_SECONDS = 5.0
 #: Seconds that `aclose` reads on for the peer's own end.
 CLOSE_SECONDS = 1.0
@@ -51,15 +38,15 @@ class UnixLink:
         self._early: Sequence[bytes] = ()
 
     async def greet(self) -> Self:
-        """Say which wire this is, and hear the same, perhaps with the first frames. Cancelled, or if the peer is no node, it is closed."""
+        """Exchange prefaces, or close the socket. The first frames may come with the peer's."""
         try:
-            await self._write(self.protocol_version.preface)
-            with trio.move_on_after(GREETING_SECONDS):
-                while data := await self._read():
+            with self._errors(), trio.move_on_after(GREETING_SECONDS):
+                await self._stream.send_all(self.protocol_version.preface)
+                while data := await self._stream.receive_some():
                     self._early = self._decoder.receive(data)
                     if self._decoder.greeted:
                         return self
-            raise ConnectionLost(f"{self.peer} did not say within {GREETING_SECONDS:g} s that it is a node")  # noqa: TRY301
+            raise ConnectionLost(f"{self.peer} sent no preface within {GREETING_SECONDS:g} s")  # noqa: TRY301
         except BaseException:
             self._stream.socket.close()
             raise
@@ -69,46 +56,43 @@ class UnixLink:
             await trio.lowlevel.checkpoint()
             early, self._early = self._early, ()
             return early
-        while data := await self._read():
-            if frames := self._decoder.receive(data):
-                return frames
+        with self._errors():
+            while data := await self._stream.receive_some():
+                if frames := self._decoder.receive(data):
+                    return frames
         if self._decoder.is_between_frames:
             return ()
-        raise ConnectionLost(f"{self.peer} went in the middle of a frame")
+        raise ConnectionLost(f"{self.peer} disconnected in the middle of a frame")
 
     async def send(self, frames: Sequence[bytes]) -> None:
         if (largest := max(map(len, frames), default=0)) > self.max_frame:
             raise MessageTooLargeError(f"{self.peer} takes frames of at most {self.max_frame} bytes, not {largest}")
-        await self._write(join_frames(self.protocol_version, frames))
+        with self._errors():
+            await self._stream.send_all(join_frames(self.protocol_version, frames))
 
     async def send_eof(self) -> None:
-        with suppress(trio.BrokenResourceError, trio.ClosedResourceError):
+        with suppress(ConnectionLost), self._errors():
             await self._stream.send_eof()
 
     async def aclose(self) -> None:
         try:
-            with suppress(RemoteError), trio.move_on_after(CLOSE_SECONDS):
+            with suppress(ConnectionLost), self._errors(), trio.move_on_after(CLOSE_SECONDS):
                 await self.send_eof()
-                while await self._read():
+                while await self._stream.receive_some():
                     pass
         finally:
             await self._stream.aclose()
 
-    async def _read(self) -> bytes:
+    @contextmanager
+    def _errors(self) -> Iterator[None]:
         try:
-            return await self._stream.receive_some()
+            yield
         except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
-            raise ConnectionLost(f"{self.peer} is gone") from error
-
-    async def _write(self, data: bytes) -> None:
-        try:
-            await self._stream.send_all(data)
-        except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
-            raise ConnectionLost(f"{self.peer} is gone") from error
+            raise ConnectionLost(f"the connection with {self.peer} was lost") from error
 
 
 class Unix(Transport):
-    """The transport `unix:PATH`. `mode` is what the socket's file permits: its owner alone to connect; `max_frame` is in bytes."""
+    """The transport `unix:PATH`. `mode` is the permissions of the socket's file: only its owner can connect; `max_frame` is in bytes."""
 
     name: ClassVar[str] = "unix"
     exposure: ClassVar[Exposure] = Exposure.NONE  # the bytes never leave the machine
@@ -126,11 +110,11 @@ class Unix(Transport):
                 f"can't connect to unix:{peer}: {error.strerror or error}. Is a node there?"
             ) from error
         except WireError as error:
-            raise ConnectionLost(f"unix:{peer} is no node: {error}") from error
+            raise ConnectionLost(f"unix:{peer} is not a node: {error}") from error
 
     async def serve(self, at: str, accept: Accept, *, task_status: Status = trio.TASK_STATUS_IGNORED) -> Never:
         async def greet_and_accept(stream: trio.SocketStream) -> None:
-            # Out of the hands of serve_listeners, which closes what it gave: a link outlives its listener.
+            # Trio closes `stream` when this function ends; a link outlives its listener, so it gets the socket.
             own = trio.SocketStream(trio.socket.from_stdlib_socket(socket.socket(fileno=stream.socket.detach())))
             try:
                 link = await UnixLink(own, f"a client of unix:{at}", max_frame=self._max_frame).greet()
@@ -140,15 +124,13 @@ class Unix(Transport):
                 await accept(link)
 
         with await trio.to_thread.run_sync(_listen, at, self._mode) as sock:
-            # A second descriptor: the place stays taken until its file is gone, so that it is not the next one's that is removed.
+            # `sock` keeps the address in use until the file is removed: another listener's file is never removed.
             listener = trio.SocketListener(trio.socket.from_stdlib_socket(sock.dup()))
             try:
-                async with trio.open_nursery() as nursery:
-                    nursery.start_soon(trio.serve_listeners, greet_and_accept, [listener])
-                    task_status.started(at)
+                task_status.started(at)
+                await trio.serve_listeners(greet_and_accept, [listener])
             finally:
-                Path(at).unlink(missing_ok=True)  # noqa: ASYNC240  # a name, and no file that could be slow
-        raise AssertionError  # the nursery above never ends by itself
+                Path(at).unlink(missing_ok=True)  # noqa: ASYNC240  # a name, not a file that could be slow
 
 
 def _listen(at: str, mode: int) -> socket.socket:
@@ -156,23 +138,22 @@ def _listen(at: str, mode: int) -> socket.socket:
     try:
         folder = os.open(Path(at).parent, os.O_RDONLY)
         try:
-            fcntl.flock(folder, fcntl.LOCK_EX)  # of several who find a stale file one at a time removes it
+            fcntl.flock(folder, fcntl.LOCK_EX)  # of several listeners that find a stale file, one removes it
             if _is_stale(Path(at)):
                 Path(at).unlink()
             sock.bind(at)
-            Path(at).chmod(mode)  # before anybody can connect
+            Path(at).chmod(mode)  # before anything can connect
             sock.listen(BACKLOG)
         finally:
             os.close(folder)
     except OSError as error:
         sock.close()
-        msg = f"can't listen at unix:{at}: {error.strerror or error}. Choose another path, or end who holds it"
-        raise LocalError(msg) from error
+        raise ConfigError(f"can't listen at unix:{at}: {error.strerror or error}. Choose another path") from error
     return sock
 
 
 def _is_stale(path: Path) -> bool:
-    """Whether a socket's file is there and nobody listens: its program was killed. Other files are not ours to remove."""
+    """Whether a socket's file is there and nothing listens: its program was killed. Other files are not removed."""
     if path.exists() and stat.S_ISSOCK(path.stat().st_mode):
         with socket.socket(socket.AF_UNIX) as probe:
             return probe.connect_ex(str(path)) == errno.ECONNREFUSED
