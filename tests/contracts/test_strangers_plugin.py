@@ -1,4 +1,4 @@
-"""A plugin of a stranger's: built as what he publishes, installed beside trionode, and tested there by its own tests."""
+"""The example plugin: built as its author would publish it, installed beside trionode, and tested there by its own tests."""
 
 import os
 import re
@@ -18,8 +18,8 @@ PLUGIN = ROOT / "examples" / "unix_socket_plugin"
 SOURCE = PLUGIN / "src" / "trionode_unix" / "__init__.py"
 GUIDE = ROOT / "docs" / "plugins.md"
 
-#: Seconds for one of the two programs that are run, which take two.
-STALL_TIMEOUT = 120
+#: Seconds that each of the two programs may take. They take two.
+RUN_SECONDS = 120
 
 
 def run(*command: str | Path, where: Path, path: Path | None = None) -> str:
@@ -30,7 +30,7 @@ def run(*command: str | Path, where: Path, path: Path | None = None) -> str:
         env={**os.environ, "PYTHONPATH": search},
         capture_output=True,
         text=True,
-        timeout=STALL_TIMEOUT,
+        timeout=RUN_SECONDS,
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
@@ -38,7 +38,7 @@ def run(*command: str | Path, where: Path, path: Path | None = None) -> str:
 
 
 def test_the_plugin_is_built_installed_found_and_keeps_the_contract(tmp_path: Path) -> None:
-    # A copy, because a build leaves its own folders behind.
+    # A copy, because a build leaves folders behind.
     shutil.copytree(PLUGIN, tmp_path / "plugin", ignore=shutil.ignore_patterns("__pycache__", "build", "*.egg-info"))
     run(
         *(sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", tmp_path),
@@ -47,7 +47,7 @@ def test_the_plugin_is_built_installed_found_and_keeps_the_contract(tmp_path: Pa
     (wheel,) = tmp_path.glob("*.whl")
     with zipfile.ZipFile(wheel) as packed:
         packed.extractall(tmp_path / "installed")
-    shutil.rmtree(tmp_path / "plugin" / "src")  # what is tested is what was installed
+    shutil.rmtree(tmp_path / "plugin" / "src")  # so the installed package is tested
     said = run(
         *(sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"),
         where=tmp_path / "plugin",
@@ -62,45 +62,43 @@ def test_the_plugin_builds_on_public_modules_only() -> None:
     assert used
 
 
-needs_the_guide = pytest.mark.skipif(
+needs_guide = pytest.mark.skipif(
     not (GUIDE.exists() and (ROOT / "trionode").exists()),
-    reason="no checkout around these tests: the guide is tested there",
+    reason="the guide is tested in a checkout only",
 )
 
 
-@needs_the_guide
-def test_the_guide_says_why_there_is_each_check() -> None:
+@needs_guide
+def test_the_guide_has_a_reason_for_each_check() -> None:
     for table in (transport.CHECKS, stream_store.CHECKS):
         for check in table:
             assert f"| `{check.__name__}` |" in GUIDE.read_text()
 
 
-@needs_the_guide
-def test_the_guide_names_all_that_a_plugin_may_import() -> None:
-    (told,) = re.findall(r"^What a plugin may import is .*?\n\n", GUIDE.read_text(), re.MULTILINE | re.DOTALL)
+@needs_guide
+def test_the_guide_names_the_public_modules() -> None:
+    (told,) = re.findall(r"^Import from .*?\n\n", GUIDE.read_text(), re.MULTILINE | re.DOTALL)
     for module in PUBLIC:
         assert f"`{module.removeprefix('trionode.protocol.')}`" in told, module
 
 
 def blocks() -> list[tuple[str, str]]:
-    """Where each block of the guide comes from, and what it shows."""
+    """Return the source file and the text of each block in the guide."""
     return re.findall(r"^<!-- (\S+) -->\n```\w+\n(.*?)^```$", GUIDE.read_text(), re.MULTILINE | re.DOTALL)
 
 
-@needs_the_guide
-def test_the_code_in_the_guide_is_the_code_that_is_tested() -> None:
-    assert len(blocks()) == GUIDE.read_text().count("```") // 2, (
-        "every block says in a comment before it where it comes from"
-    )
+@needs_guide
+def test_each_block_of_the_guide_is_in_its_source_file() -> None:
+    assert len(blocks()) == GUIDE.read_text().count("```") // 2, "a comment before each block names its source file"
     for name, code in blocks():
         assert code in (ROOT / name).read_text(), f"{name} does not hold:\n{code}"
 
 
-@needs_the_guide
+@needs_guide
 @pytest.mark.parametrize(
     "name", ["src/trionode_unix/__init__.py", "pyproject.toml", "tests/conftest.py", "tests/test_contract.py"]
 )
-def test_the_guide_holds_all_of_the_plugin_from_top_to_bottom(name: str) -> None:
+def test_the_guide_shows_the_whole_plugin_in_order(name: str) -> None:
     path = PLUGIN / name
     shown = "".join(code for told, code in blocks() if ROOT / told == path)
     assert shown.replace("\n", "") == path.read_text().replace("\n", "")
