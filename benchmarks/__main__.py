@@ -1,4 +1,4 @@
-"""Measure everything in interleaved rounds and print one table: `python -m benchmarks [--quick] [--kafka HOST:PORT]`."""
+"""Measure everything in alternating rounds and print one table: `python -m benchmarks [--quick] [--kafka HOST:PORT]`."""
 
 import argparse
 import logging
@@ -14,10 +14,10 @@ import attrs
 import trio
 
 from benchmarks import bare, channel, forwarding, handshakes, plain, streams
-from benchmarks.measure import Way, in_flight, latencies, rate
+from benchmarks.measure import EchoPath, in_flight, latencies, rate
 from benchmarks.processes import pin
 
-#: Bytes of a body: a small message, a middling one, and the largest that a stream carries.
+#: Bytes of a body: a small message, a medium one, and the largest that a stream carries.
 SIZES = {"100 B": 100, "1 KiB": 1024, "60 KB": 60_000}
 #: Messages in flight over the streams of a hub: about as many as a stream's push window holds.
 STREAM_IN_FLIGHT = 64
@@ -41,7 +41,7 @@ QUICK = Length(rounds=3, flood=0.25, single=0.15)
 
 @attrs.frozen(eq=False)
 class Cell:
-    """One place in the table: what is measured there in every round, and the same for the plain peer beside it."""
+    """A cell of the table: what is measured in each round, and the cell of the plain peer."""
 
     measure: Callable[[], Awaitable[Figures]]
     plain: "Cell | None" = None
@@ -51,25 +51,25 @@ class Cell:
         text = " / ".join(f"{median(figures):,.0f}" for figures in zip(*self.rounds, strict=True))
         if self.plain is None:
             return text
-        # Of the same round, because the machine's speed changes from one to the next by more than what is looked for.
+        # Compared within a round, because the machine's speed changes more between rounds than the difference to measure.
         shares = [ours[0] / theirs[0] for ours, theirs in zip(self.rounds, self.plain.rounds, strict=True)]
         return f"{text} ({median(shares):.2f})"
 
 
 @attrs.frozen
 class Row:
-    """A line of the table; None where nothing is measured."""
+    """A row of the table. None: nothing is measured."""
 
     name: str
     cells: Sequence[Cell | None]
 
 
-async def _flood(way: Way, size: int, most: int, seconds: float) -> Figures:
-    return (await rate(way, bytes(size), min(in_flight(size), most), seconds),)
+async def _flood(path: EchoPath, size: int, most: int, seconds: float) -> Figures:
+    return (await rate(path, bytes(size), min(in_flight(size), most), seconds),)
 
 
-async def _single(way: Way, size: int, seconds: float) -> Figures:
-    percentiles = quantiles(await latencies(way, bytes(size), seconds), n=100, method="inclusive")
+async def _single(path: EchoPath, size: int, seconds: float) -> Figures:
+    percentiles = quantiles(await latencies(path, bytes(size), seconds), n=100, method="inclusive")
     return percentiles[49] * 1e6, percentiles[98] * 1e6
 
 
@@ -77,7 +77,7 @@ async def _openings(opening: handshakes.Opening, seconds: float) -> Figures:
     return (await handshakes.rate(opening, seconds),)
 
 
-def _echo_row(name: str, echo: Way, length: Length, beside: Row | None = None, *, most: int = 1_000_000) -> Row:
+def _echo_row(name: str, echo: EchoPath, length: Length, beside: Row | None = None, *, most: int = 1_000_000) -> Row:
     measures = [
         *(partial(_flood, echo, size, most, length.flood) for size in SIZES.values()),
         *(partial(_single, echo, size, length.single) for size in SIZES.values()),
@@ -88,7 +88,7 @@ def _echo_row(name: str, echo: Way, length: Length, beside: Row | None = None, *
 
 
 async def _rows(stack: AsyncExitStack, length: Length, kafka: str | None) -> list[Row]:
-    """Start all peers, and return what is to be measured with them, echoes first."""
+    """Start all peers, and return the rows to measure, echoes first."""
     enter = stack.enter_async_context
     limit = _echo_row("plain framed Trio TCP", await enter(plain.open_echo()), length)
     rows = [
@@ -152,10 +152,10 @@ def main() -> None:
     rows = trio.run(_measure, length, options.kafka)
     print(
         f"Python {platform.python_version()}, Trio {version('trio')}, {platform.system()} {platform.machine()}, {cores} cores; "
-        f"client and peer are two processes; medians of {length.rounds} interleaved rounds."
+        f"client and peer are two processes; medians of {length.rounds} alternating rounds."
     )
     print(
-        f"1/s: echoes a second with {in_flight(100):,} bodies in flight ({in_flight(60_000)} at 60 KB, at most {STREAM_IN_FLIGHT} through a hub), or what the line says. "
+        f"1/s: echoes per second with {in_flight(100):,} bodies in flight ({in_flight(60_000)} at 60 KB, at most {STREAM_IN_FLIGHT} through a hub), or as the row says. "
         f"µs: p50 / p99 of one echo alone. (of plain)"
     )
     print()

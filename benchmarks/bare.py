@@ -1,4 +1,4 @@
-"""An echo between two nodes over TCP without a channel: what router, mailboxes, links and codec cost."""
+"""An echo between two nodes over TCP without a channel: the cost of router, mailboxes, links and codec."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -10,7 +10,7 @@ from benchmarks.processes import Announce, open_peer
 from trionode import Mailbox, Route, from_anywhere, open_node
 from trionode.workers import echoer
 
-#: Messages that are taken before as many are sent: what a mailbox holds can't be taken at once.
+#: Messages that the receiver takes before as many are sent. A mailbox gives one at a time.
 STRIDE = 50
 
 
@@ -36,7 +36,7 @@ class MailboxEcho:
             await send(route, body)
 
     async def receive(self, most: int) -> int:
-        """Take STRIDE bodies, or some of `most` if that is fewer than a few strides; how many came."""
+        """Take STRIDE bodies, or a part of `most` if that is less, and return how many."""
         receive, count = self._mailbox.receive, min(STRIDE, (most + 3) // 4)
         for _ in range(count):
             await receive()

@@ -1,4 +1,4 @@
-"""An echo through a secure channel over TCP, with the public interface: an end-to-end encrypted mailbox, and a worker that replies."""
+"""An echo through a secure channel over TCP, with the public interface: a mailbox, and a worker that replies."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -13,7 +13,7 @@ from trionode.workers import echoer
 
 
 async def serve(announce: Announce) -> Never:
-    """The peer: a node with a worker that echoes, for those who come through a secure channel."""
+    """The peer: a node with a worker that echoes messages from secure channels."""
     async with open_node("tcp") as node:
         identity = await Identity.create(node.vault)
         await node.start_worker("echoer", echoer)

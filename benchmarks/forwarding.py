@@ -1,4 +1,4 @@
-"""How many messages a second a hub passes from link to link; sender and sink are bare links, so that the hub is what is measured."""
+"""How many messages per second a hub forwards from link to link. Sender and sink are bare links, so the hub is the bottleneck."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -10,12 +10,12 @@ from benchmarks.processes import Announce, open_peer
 from trionode import Link, load_transport, open_node
 from trionode.protocol.wire.address import local
 
-#: Messages that the sender hands to its link at once: the fairness of mailboxes makes as many.
+#: Messages that the sender gives its link at once, as many as a mailbox sends before it yields.
 BURST = 64
 
 
 async def serve(announce: Announce, sink: str) -> Never:
-    """The peer: a hub that is connected to the sink under a name that routes can say."""
+    """The peer: a hub with a link to the sink, under a name for routes."""
     async with open_node("tcp", forwards=True) as hub:
         await hub.connect(sink, name="sink")
         announce(str(await hub.listen("tcp:127.0.0.1:0")))
@@ -30,14 +30,14 @@ class Forwarding:
         self._sink = sink
 
     async def send(self, body: bytes, count: int) -> None:
-        """Send the same body `count` times, in bursts as a mailbox's owner would."""
+        """Send the same body `count` times, in bursts, as the owner of a mailbox does."""
         source = self._source
         frame = source.protocol_version.encode((local("sink"), local("worker")), (local("sender"),), body)
         for sent in range(0, count, BURST):
             await source.send([frame] * min(BURST, count - sent))
 
-    async def receive(self, most: int) -> int:  # noqa: ARG002  # all that one read brought is at most what is on its way
-        """Wait for at least one message and take what is there; how many came."""
+    async def receive(self, most: int) -> int:  # noqa: ARG002  # one read brings at most what is in flight
+        """Wait for at least one message, take all that have arrived, and return how many."""
         return len(await self._sink.receive())
 
 

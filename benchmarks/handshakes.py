@@ -1,4 +1,4 @@
-"""How many secure channels a second two nodes open and close, beside TCP connections that echo once."""
+"""How many secure channels per second two nodes open and close, beside TCP connections with one echo."""
 
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -10,7 +10,7 @@ from benchmarks.plain import PlainEcho
 from benchmarks.processes import open_peer
 from trionode import Identity, Route, open_node, trust_everyone
 
-#: Handshakes that are open at a time: both ends have work, and a listener allows one link 32.
+#: Handshakes at a time. Both ends have work, and a listener allows 32 for one link.
 AT_A_TIME = 16
 
 #: Opens one and closes it again.
@@ -18,7 +18,7 @@ Opening = Callable[[], Awaitable[None]]
 
 
 async def rate(opening: Opening, seconds: float) -> float:
-    """Open AT_A_TIME for some seconds; how many were opened, a second."""
+    """Open AT_A_TIME at once for some seconds, and return how many were opened per second."""
     count = 0
     start = time.perf_counter()
     end = start + seconds

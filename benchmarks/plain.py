@@ -1,4 +1,4 @@
-"""Plain framed Trio TCP: a length before each body, bursts read and written whole. What nothing on Trio sockets can be faster than."""
+"""Plain framed Trio TCP: a length before each body, whole bursts per read and write. Nothing on Trio sockets can be faster."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -19,7 +19,7 @@ class Frames:
         self._buffer = bytearray()
 
     async def receive(self) -> list[bytes]:
-        """All bodies that the next reads brought, at least one; none at the end."""
+        """Return all bodies of the next reads, at least one; none at the end."""
         bodies: list[bytes] = []
         buffer = self._buffer
         while not bodies:
@@ -53,7 +53,7 @@ async def _echo(stream: trio.SocketStream) -> None:
         while bodies := await frames.receive():
             await stream.send_all(join(bodies))
     except trio.BrokenResourceError:
-        pass  # the client went away, as clients of a benchmark do
+        pass  # the client has ended
 
 
 async def serve(announce: Announce) -> Never:
@@ -74,8 +74,8 @@ class PlainEcho:
         """Send the same body `count` times, in one call."""
         await self._stream.send_all(join([body] * count))
 
-    async def receive(self, most: int) -> int:  # noqa: ARG002  # all that one read brought is at most what is on its way
-        """Wait for at least one body and take what is there; how many came."""
+    async def receive(self, most: int) -> int:  # noqa: ARG002  # one read brings at most what is in flight
+        """Wait for at least one body, take all that have arrived, and return how many."""
         return len(await self._frames.receive())
 
 

@@ -1,4 +1,4 @@
-"""The peer of a benchmark in a process of its own: started on the second core, and gone when its standard input ends."""
+"""The peer of a benchmark in a process of its own. It starts on the second core and ends when its standard input ends."""
 
 import os
 import subprocess
@@ -10,27 +10,27 @@ from typing import Never
 
 import trio
 
-#: Reports once, in one line, where the peer can be reached.
+#: Reports the peer's address, once, in one line.
 Announce = Callable[[str], None]
 
-#: Seconds that a peer has to say that it is ready.
+#: Seconds until a peer must be ready.
 READY_TIMEOUT = 20.0
 
 
-#: The cores that this process was given, before it was kept on one of them.
+#: The cores of this process before it was pinned to one of them.
 _CORES = sorted(os.sched_getaffinity(0)) if sys.platform == "linux" else []
 
 
 def pin(core: int, process: int = 0) -> None:
-    """Keep a process (0: this one) on one core, where the platform can and there are two: both ends on one core would share it."""
+    """Pin a process (0: this one) to one core, if the platform can and there are at least two cores."""
     if sys.platform == "linux" and len(_CORES) > 1:
         os.sched_setaffinity(process, {_CORES[core]})
 
 
 @asynccontextmanager
-async def open_peer(room: str, *arguments: str) -> AsyncIterator[str]:
-    """Run `benchmarks.ROOM.serve` in another process for the length of a block; yields the line that it announced."""
-    command = [sys.executable, "-m", "benchmarks.processes", room, *arguments]
+async def open_peer(module: str, *arguments: str) -> AsyncIterator[str]:
+    """Run `benchmarks.MODULE.serve` in another process for the length of a block, and yield the line that it announced."""
+    command = [sys.executable, "-m", "benchmarks.processes", module, *arguments]
     process = await trio.lowlevel.open_process(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     pin(1, process.pid)
     assert process.stdin is not None
@@ -41,7 +41,7 @@ async def open_peer(room: str, *arguments: str) -> AsyncIterator[str]:
             while not line.endswith(b"\n"):
                 part = await process.stdout.receive_some()
                 if not part:
-                    raise SystemExit(f"the peer of {room} ended before it was ready: what it said stands above")
+                    raise SystemExit(f"the peer of {module} ended before it was ready: see its output above")
                 line += part
         yield line.decode().strip()
     finally:
@@ -52,8 +52,8 @@ async def open_peer(room: str, *arguments: str) -> AsyncIterator[str]:
             process.kill()
 
 
-async def _run(room: str, arguments: list[str]) -> None:
-    serve: Callable[..., Awaitable[Never]] = import_module(f"benchmarks.{room}").serve
+async def _run(module: str, arguments: list[str]) -> None:
+    serve: Callable[..., Awaitable[Never]] = import_module(f"benchmarks.{module}").serve
 
     def announce(line: str) -> None:
         sys.stdout.write(line + "\n")

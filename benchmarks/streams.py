@@ -1,4 +1,4 @@
-"""An echo through a secure channel over the two streams of a hub: hub and Bob are the peer, over a store on this machine or Kafka."""
+"""An echo through a secure channel over the two streams of a hub. Hub and Bob are the peer. The store is SQLite or Kafka."""
 
 import tempfile
 from collections.abc import AsyncIterator
@@ -17,14 +17,14 @@ from trionode.workers import echoer
 
 def _open_store(kind: str, where: str) -> AbstractAsyncContextManager[StreamStore]:
     if kind == "kafka":
-        from trionode_kafka import open_kafka_store  # noqa: PLC0415  # nobody else should need Kafka's client
+        from trionode_kafka import open_kafka_store  # noqa: PLC0415  # only this benchmark needs Kafka's client
 
         return open_kafka_store(where)
     return open_sqlite_store(where)
 
 
 async def serve(announce: Announce, kind: str, where: str, to_bob: str, to_alice: str) -> Never:
-    """The peer: a hub over a store (`sqlite` and a path, `kafka` and HOST:PORT), and Bob who is connected to it like any client."""
+    """The peer: a hub over a store (`sqlite` and a path, `kafka` and HOST:PORT), and Bob, connected to it like any client."""
     async with _open_store(kind, where) as streams, open_node("tcp") as hub, open_node("tcp") as bob:
         await hub.serve_streams(streams)
         at = await hub.listen("tcp:127.0.0.1:0")
