@@ -9,7 +9,7 @@ from tests.test_purity import PLUGINS, imports, modules, ours
 
 #: The layers of the library, from the bottom up. A module imports from its own layer and from the layers below it.
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("trionode.errors", "trionode.log"),
+    ("trionode.errors", "trionode.log", "trionode.counters"),
     ("trionode.protocol",),
     ("trionode.net",),
     ("trionode.routing",),
