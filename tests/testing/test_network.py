@@ -54,14 +54,14 @@ async def passed(network: FaultyNetwork, frames: list[bytes]) -> list[bytes]:
 
 
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
-async def test_a_calm_network_keeps_the_contract(check: Check, autojump_clock: trio.testing.MockClock) -> None:
+async def test_network_without_faults_keeps_the_contract(check: Check, autojump_clock: trio.testing.MockClock) -> None:
     network = FaultyNetwork()
     small = network.transport("small", max_frame=SMALL)
     await run_check(check, Harness(network.transport("node"), "hub:0", "nobody", small))
 
 
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
-async def test_a_slow_network_keeps_the_contract(check: Check, autojump_clock: trio.testing.MockClock) -> None:
+async def test_slow_network_keeps_the_contract(check: Check, autojump_clock: trio.testing.MockClock) -> None:
     network = FaultyNetwork()
     network.set_faults(Faults(latency=0.01, rate=50e6))
     small = network.transport("small", max_frame=SMALL)
@@ -78,9 +78,7 @@ ALL = {
 
 
 @pytest.mark.parametrize("what", ALL)
-async def test_a_seed_repeats_its_faults_and_another_has_others(
-    what: str, autojump_clock: trio.testing.MockClock
-) -> None:
+async def test_same_seed_gives_the_same_faults(what: str, autojump_clock: trio.testing.MockClock) -> None:
     async def faults(seed: int) -> tuple[list[bytes], list[Event]]:
         network = FaultyNetwork(seed)
         network.set_faults(ALL[what])
@@ -96,7 +94,7 @@ async def test_a_seed_repeats_its_faults_and_another_has_others(
         assert sorted(frames) == sorted(LINES)
 
 
-async def test_faults_befall_the_same_frames_whatever_else_befalls_others(
+async def test_a_fault_hits_the_same_frames_with_other_faults_set(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     async def dropped(faults: Faults) -> set[int]:
@@ -108,7 +106,7 @@ async def test_faults_befall_the_same_frames_whatever_else_befalls_others(
     assert await dropped(Faults(drop=0.2)) == await dropped(Faults(drop=0.2, duplicate=0.5, delay=0.5, latency=1))
 
 
-async def test_faults_are_of_one_direction(autojump_clock: trio.testing.MockClock) -> None:
+async def test_faults_apply_to_one_direction(autojump_clock: trio.testing.MockClock) -> None:
     network = FaultyNetwork()
     async with joined(network) as (alice, bob):
         network.set_faults(Faults(drop=1), sender="alice", receiver="bob")
@@ -155,7 +153,7 @@ async def test_a_rule_decides_what_becomes_of_a_frame(
     assert b"".join(await passed(network, [b"0", b"1", b"2", b"3", b"4"])).decode() == frames
 
 
-async def test_a_frame_that_nobody_overtakes_arrives_late(autojump_clock: trio.testing.MockClock) -> None:
+async def test_reordered_last_frame_arrives_late(autojump_clock: trio.testing.MockClock) -> None:
     network = FaultyNetwork()
     network.set_faults(Faults(rule=lambda frame: frame.overtaken(1)))
     async with joined(network) as (alice, bob):
@@ -177,7 +175,7 @@ async def test_latency_and_rate_take_virtual_time_and_keep_the_order(autojump_cl
         assert trio.current_time() == pytest.approx(6)
 
 
-async def test_a_cut_loses_the_link_at_both_ends_and_what_was_under_way(autojump_clock: trio.testing.MockClock) -> None:
+async def test_cut_loses_the_link_and_frames_in_flight(autojump_clock: trio.testing.MockClock) -> None:
     network = FaultyNetwork()
     async with joined(network) as (alice, bob), joined(network, "carol", "dave") as (carol, dave):
         await alice.send([b"arrived"])
@@ -197,7 +195,7 @@ async def test_a_cut_loses_the_link_at_both_ends_and_what_was_under_way(autojump
 
 
 @pytest.mark.parametrize("other", [["bob"], "bob", ()], ids=str)
-async def test_a_partition_holds_back_what_is_sent_until_it_heals(
+async def test_frames_wait_for_the_end_of_a_partition(
     other: str | list[str], autojump_clock: trio.testing.MockClock
 ) -> None:
     network = FaultyNetwork()
@@ -214,7 +212,7 @@ async def test_a_partition_holds_back_what_is_sent_until_it_heals(
     assert [event.what for event in network.log] == ["partition", "heal"]
 
 
-async def test_nobody_hears_of_an_end_behind_a_partition(autojump_clock: trio.testing.MockClock) -> None:
+async def test_end_of_a_link_is_hidden_by_a_partition(autojump_clock: trio.testing.MockClock) -> None:
     network = FaultyNetwork()
     async with joined(network) as (alice, bob):
         network.partition("alice")
@@ -239,7 +237,7 @@ NAMING: dict[str, Callable[[FaultyNetwork, str], object]] = {
 
 
 @pytest.mark.parametrize("naming", NAMING)
-def test_a_name_that_is_no_nodes_is_refused_until_its_transport_is_made(naming: str) -> None:
+def test_unknown_name_is_refused_until_its_transport_is_made(naming: str) -> None:
     network = FaultyNetwork()
     for name in ("alice", "bob"):
         network.transport(name)
@@ -252,7 +250,7 @@ def test_a_name_that_is_no_nodes_is_refused_until_its_transport_is_made(naming: 
     NAMING[naming](network, "alyce")
 
 
-async def test_a_crash_by_a_name_that_is_no_nodes_leaves_the_node_alone(
+async def test_crash_with_an_unknown_name_leaves_the_node_running(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     network = FaultyNetwork()
@@ -263,12 +261,12 @@ async def test_a_crash_by_a_name_that_is_no_nodes_leaves_the_node_alone(
 
 
 @pytest.mark.parametrize("probability", [-0.1, 1.1, math.nan])
-def test_what_is_no_probability_is_refused(probability: float) -> None:
+def test_faults_refuse_a_wrong_probability(probability: float) -> None:
     with pytest.raises(LocalError, match="drop is a probability, from 0 to 1"):
         Faults(drop=probability)
 
 
-def test_what_is_no_amount_is_refused() -> None:
+def test_faults_refuse_a_wrong_amount() -> None:
     with pytest.raises(LocalError, match="rate has to be more than 0"):
         Faults(rate=0)
     with pytest.raises(LocalError, match="latency has to be 0 or more"):
@@ -310,7 +308,7 @@ async def test_a_node_crashes_and_starts_again(autojump_clock: trio.testing.Mock
     assert [event.what for event in network.log] == ["crash", "restart"]
 
 
-async def test_a_silent_crash_is_heard_of_when_the_node_is_back(autojump_clock: trio.testing.MockClock) -> None:
+async def test_silent_crash_is_noticed_when_the_node_is_back(autojump_clock: trio.testing.MockClock) -> None:
     network, ends = FaultyNetwork(), list[str]()
     async with (
         open_node(network.transport("alice")) as alice,
@@ -327,7 +325,7 @@ async def test_a_silent_crash_is_heard_of_when_the_node_is_back(autojump_clock: 
         assert (await alice.ask(ECHOER, "again")).text == "again"
 
 
-async def test_what_a_crashing_node_still_does_has_no_effect(autojump_clock: trio.testing.MockClock) -> None:
+async def test_crashed_node_has_no_effect(autojump_clock: trio.testing.MockClock) -> None:
     network = FaultyNetwork()
     async with joined(network) as (alice, bob):
         network.crash("bob", silent=True)
@@ -341,7 +339,7 @@ async def test_what_a_crashing_node_still_does_has_no_effect(autojump_clock: tri
         assert scope.cancelled_caught
 
 
-async def test_what_a_crashable_node_raises_comes_out(autojump_clock: trio.testing.MockClock) -> None:
+async def test_exception_of_a_crashable_node_leaves_the_block(autojump_clock: trio.testing.MockClock) -> None:
     async def fail(_: object) -> None:
         raise ValueError("from a worker")
 
@@ -352,7 +350,7 @@ async def test_what_a_crashable_node_raises_comes_out(autojump_clock: trio.testi
             await trio.sleep_forever()
 
 
-async def test_links_that_are_over_are_forgotten(autojump_clock: trio.testing.MockClock) -> None:
+async def test_closed_links_are_forgotten(autojump_clock: trio.testing.MockClock) -> None:
     network = FaultyNetwork()
     for _ in range(3):
         async with joined(network) as ends:
@@ -361,7 +359,7 @@ async def test_links_that_are_over_are_forgotten(autojump_clock: trio.testing.Mo
     assert len(network._pairs) == 1
 
 
-def test_a_fate_depends_on_the_place_of_a_frame_alone() -> None:
+def test_fate_depends_on_the_frame_only() -> None:
     frame = Frame("alice", "bob", 1, 1, b"data")
     assert Faults().fate(frame, Random(0)) is None
     assert Faults(drop=1).fate(frame, Random(0)) == frame.dropped()

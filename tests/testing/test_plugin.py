@@ -18,7 +18,7 @@ def loaded_by(*args: str, cwd: pytest.Pytester) -> subprocess.CompletedProcess[s
     )
 
 
-def test_the_plugin_loads_nothing_but_pytest(pytester: pytest.Pytester) -> None:
+def test_plugin_imports_only_pytest(pytester: pytest.Pytester) -> None:
     program = """
 import sys, pytest
 before = set(sys.modules)
@@ -28,7 +28,9 @@ print(*sorted(set(sys.modules) - before))
     assert loaded_by("-c", program, cwd=pytester).stdout.split() == ["trionode_pytest"]
 
 
-def test_who_uses_nothing_of_it_loads_nothing_of_it(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_run_without_its_fixtures_imports_no_trionode(
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
     pytester.makepyfile(
         """
@@ -44,7 +46,7 @@ def test_who_uses_nothing_of_it_loads_nothing_of_it(pytester: pytest.Pytester, m
     assert "1 passed" in done.stdout, done.stdout + done.stderr
 
 
-def test_each_test_has_a_network_of_its_own_with_the_seed_of_the_run(pytester: pytest.Pytester) -> None:
+def test_each_test_has_its_own_network_with_the_seed_of_the_run(pytester: pytest.Pytester) -> None:
     pytester.makepyfile(
         """
         import pytest
@@ -64,7 +66,7 @@ def test_each_test_has_a_network_of_its_own_with_the_seed_of_the_run(pytester: p
     pytester.runpytest_inprocess(*PLAIN, "--trionode-seed", "7").assert_outcomes(passed=3)
 
 
-def test_a_failure_shows_what_the_network_did(pytester: pytest.Pytester) -> None:
+def test_failure_shows_the_log_of_the_network(pytester: pytest.Pytester) -> None:
     pytester.makepyfile(
         """
         def test_it(network):
@@ -78,7 +80,7 @@ def test_a_failure_shows_what_the_network_did(pytester: pytest.Pytester) -> None
     result.stdout.fnmatch_lines(["*network with --trionode-seed 0*", "*partition: alice | bob"])
 
 
-def test_a_fixture_of_the_users_with_the_same_name_is_his(pytester: pytest.Pytester) -> None:
+def test_fixture_of_a_user_takes_precedence(pytester: pytest.Pytester) -> None:
     pytester.makepyfile(
         """
         import pytest
@@ -97,7 +99,7 @@ def test_a_fixture_of_the_users_with_the_same_name_is_his(pytester: pytest.Pytes
 
 
 @pytest.mark.parametrize("swap", ["tcp", "tcp=", "=tcp", "tcp=loopback,", ""])
-def test_a_swap_that_is_none_is_told_at_once(swap: str, pytester: pytest.Pytester) -> None:
+def test_wrong_swap_is_a_usage_error(swap: str, pytester: pytest.Pytester) -> None:
     result = pytester.runpytest_inprocess(*PLAIN, f"--trionode-swap={swap}")
     assert result.ret == pytest.ExitCode.USAGE_ERROR
     result.stderr.fnmatch_lines(["*--trionode-swap: expected NAME=NAME, such as tcp=loopback*"])
@@ -107,7 +109,7 @@ def test_a_swap_that_is_none_is_told_at_once(swap: str, pytester: pytest.Pyteste
     ("swaps", "is_virtual"),
     [((), True), (("tcp=loopback,store=memory",), True), (("tcp=tcp",), False), (("store=sqlite", "tcp=ws"), False)],
 )
-def test_time_is_virtual_unless_the_run_leaves_the_process(
+def test_time_is_real_with_transports_outside_the_process(
     swaps: tuple[str, ...], is_virtual: bool, pytester: pytest.Pytester
 ) -> None:
     pytester.makeini("[pytest]\ntrio_mode = true\n")
@@ -125,15 +127,13 @@ def test_time_is_virtual_unless_the_run_leaves_the_process(
     pytester.runpytest_inprocess(*PLAIN, *options).assert_outcomes(passed=1)
 
 
-def test_the_fixtures_are_shown_with_what_they_are_for(pytester: pytest.Pytester) -> None:
+def test_pytest_lists_the_fixtures_with_descriptions(pytester: pytest.Pytester) -> None:
     result = pytester.runpytest_inprocess("--fixtures", "-q")
     for name in ("network", "topology", "kafka_broker", "virtual_time", "leak_gate"):
         result.stdout.fnmatch_lines([f"{name} *trionode_pytest*"])
 
 
-def test_a_broker_that_can_not_run_skips_in_one_line(
-    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_missing_broker_skips_with_one_line(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "")
     pytester.makepyfile("def test_it(kafka_broker): pass")
     result = pytester.runpytest_inprocess(*PLAIN, "-rs")
@@ -141,5 +141,5 @@ def test_a_broker_that_can_not_run_skips_in_one_line(
     result.stdout.fnmatch_lines(["SKIPPED *: these tests run a real Kafka and need Java*"])
 
 
-def test_the_network_of_a_test_is_not_that_of_its_neighbour(network: FaultyNetwork) -> None:
+def test_network_is_not_shared_with_other_tests(network: FaultyNetwork) -> None:
     assert network.log == []

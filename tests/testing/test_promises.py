@@ -61,7 +61,7 @@ async def open_surely(node: Node, way: Route, identity: Identity) -> SecureChann
 
 
 @pytest.mark.parametrize("network", SEEDS, indirect=True)
-async def test_a_channel_delivers_nothing_that_was_not_sent_and_nothing_twice(
+async def test_channel_delivers_only_what_was_sent_and_only_once(
     network: FaultyNetwork, autojump_clock: trio.testing.MockClock
 ) -> None:
     way = Route("loopback:bob", "listener")
@@ -99,7 +99,7 @@ async def streaming(network: FaultyNetwork) -> AsyncIterator[tuple[Node, Stream,
 
 
 @pytest.mark.parametrize("network", SEEDS, indirect=True)
-async def test_a_stream_keeps_all_in_order_and_once(
+async def test_stream_delivers_everything_once_and_in_order(
     network: FaultyNetwork, autojump_clock: trio.testing.MockClock
 ) -> None:
     with trio.fail_after(STALL_TIMEOUT):
@@ -119,7 +119,7 @@ async def test_a_stream_keeps_all_in_order_and_once(
 
 
 @pytest.mark.parametrize("network", SEEDS, indirect=True)
-async def test_a_channel_over_streams_delivers_nothing_that_was_not_sent_and_nothing_twice(
+async def test_channel_over_streams_delivers_only_what_was_sent_and_only_once(
     network: FaultyNetwork, autojump_clock: trio.testing.MockClock
 ) -> None:
     with trio.fail_after(STALL_TIMEOUT):
@@ -139,7 +139,7 @@ async def test_a_channel_over_streams_delivers_nothing_that_was_not_sent_and_not
 
 
 @pytest.mark.parametrize("silent", [False, True])
-async def test_a_stream_goes_on_where_it_was_when_its_hub_crashes(
+async def test_stream_continues_after_its_hub_crashes(
     silent: bool, network: FaultyNetwork, autojump_clock: trio.testing.MockClock
 ) -> None:
     store = MemoryStore()
@@ -172,7 +172,7 @@ async def test_a_stream_goes_on_where_it_was_when_its_hub_crashes(
     assert inbox.payloads == MESSAGES
 
 
-async def test_a_node_that_crashed_is_the_same_with_the_vault_that_it_had(
+async def test_restarted_node_has_its_identity_with_its_vault(
     network: FaultyNetwork, autojump_clock: trio.testing.MockClock
 ) -> None:
     vault = MemoryVault()
@@ -196,9 +196,7 @@ async def test_a_node_that_crashed_is_the_same_with_the_vault_that_it_had(
             await bob.restart()
 
 
-async def test_a_partition_keeps_two_apart_and_loses_nothing(
-    network: FaultyNetwork, autojump_clock: trio.testing.MockClock
-) -> None:
+async def test_partition_loses_nothing(network: FaultyNetwork, autojump_clock: trio.testing.MockClock) -> None:
     with trio.fail_after(STALL_TIMEOUT):
         async with streaming(network) as (alice, alices, bob, _):
             inbox = Inbox()
@@ -232,7 +230,7 @@ PARTS = [bytes((n,)) * 1000 for n in range(30)]
         (lambda frame: frame.corrupted(len(frame.data) * 8 - 1), False),
     ],
 )
-async def test_a_portal_gives_the_right_bytes_or_breaks_the_connection(
+async def test_portal_delivers_the_right_bytes_or_closes_the_connection(
     fate: Callable[[Frame], Fate], whole: bool, network: FaultyNetwork
 ) -> None:
     async with (

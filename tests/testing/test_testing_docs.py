@@ -31,14 +31,14 @@ def make_files(pytester: pytest.Pytester, blocks: list[str]) -> int:
     )
 
 
-def test_its_tests_pass(pytester: pytest.Pytester) -> None:
+def test_examples_pass(pytester: pytest.Pytester) -> None:
     count = make_files(pytester, [block for block in BLOCKS if "kafka_broker" not in block])
     assert count > 5
     pytester.runpytest_inprocess("-p", "no:cacheprovider").assert_outcomes(passed=count)
 
 
 @pytest.mark.kafka
-def test_its_tests_with_kafka_pass(pytester: pytest.Pytester, kafka_broker: KafkaBroker) -> None:
+def test_kafka_examples_pass(pytester: pytest.Pytester, kafka_broker: KafkaBroker) -> None:
     pytester.makeconftest(
         f"""
         import pytest
@@ -54,7 +54,7 @@ def test_its_tests_with_kafka_pass(pytester: pytest.Pytester, kafka_broker: Kafk
     pytester.runpytest_inprocess("-p", "no:cacheprovider").assert_outcomes(passed=count)
 
 
-def test_it_names_every_fixture_and_option() -> None:
+def test_every_fixture_and_option_is_documented() -> None:
     plugin = Path(trionode_pytest.__file__).read_text()
     fixtures = re.findall(r"^@pytest.fixture.*\ndef (\w+)", plugin, re.MULTILINE)
     options = re.findall(r'"(--[\w-]+)"', plugin) + re.findall(r'"(trionode_\w+)"', plugin)

@@ -68,7 +68,7 @@ async def test_a_spec_runs_on_loopback(topology: Topologies, autojump_clock: tri
             assert transports(running) == {"loopback"}
 
 
-async def test_one_file_or_several_are_read(
+async def test_start_reads_one_or_several_files(
     topology: Topologies, tmp_path: Path, autojump_clock: trio.testing.MockClock
 ) -> None:
     files = [tmp_path / name for name in ("hub.toml", "bob.toml", "alice.toml")]
@@ -84,7 +84,7 @@ async def test_one_file_or_several_are_read(
             pass
 
 
-async def test_the_command_line_stands_above_the_test(tmp_path: Path) -> None:
+async def test_command_line_takes_precedence(tmp_path: Path) -> None:
     async with made(tmp_path, tcp="tcp", store="sqlite").start(spec(), tcp="loopback", store="memory") as running:
         await require_answer(running)
         assert transports(running) == {"tcp"}
@@ -94,7 +94,7 @@ async def test_the_command_line_stands_above_the_test(tmp_path: Path) -> None:
 
 
 @pytest.mark.kafka
-async def test_streams_of_two_tests_do_not_meet_in_one_kafka(tmp_path: Path, kafka_broker: KafkaBroker) -> None:
+async def test_tests_share_a_kafka_but_no_streams(tmp_path: Path, kafka_broker: KafkaBroker) -> None:
     topology = made(tmp_path, kafka_broker.bootstrap, store="kafka")
     for _ in range(2):
         async with topology.start(spec(), tcp="loopback") as running:
@@ -104,7 +104,7 @@ async def test_streams_of_two_tests_do_not_meet_in_one_kafka(tmp_path: Path, kaf
 
 
 @pytest.mark.parametrize("network", range(3), indirect=True)
-async def test_a_network_with_faults_lies_between_the_nodes_of_a_topology(
+async def test_faulty_network_replaces_the_transports_of_a_topology(
     topology: Topologies, network: FaultyNetwork, autojump_clock: trio.testing.MockClock
 ) -> None:
     async with topology.start(spec(), network=network) as running:
@@ -121,7 +121,7 @@ async def test_a_network_with_faults_lies_between_the_nodes_of_a_topology(
 
 @pytest.mark.parametrize("silent", [False, True])
 @pytest.mark.parametrize("name", ["hub", "bob"])
-async def test_a_node_of_a_topology_crashes_and_comes_back(
+async def test_node_of_a_topology_crashes_and_restarts(
     name: str, silent: bool, topology: Topologies, network: FaultyNetwork, autojump_clock: trio.testing.MockClock
 ) -> None:
     async with topology.start(spec(), network=network) as running:
@@ -136,14 +136,14 @@ async def test_a_node_of_a_topology_crashes_and_comes_back(
                 await require_answer(running)
 
 
-async def test_the_command_line_leads_nobody_around_the_network(
+async def test_command_line_does_not_replace_a_network(
     tmp_path: Path, network: FaultyNetwork, autojump_clock: trio.testing.MockClock
 ) -> None:
     async with made(tmp_path, tcp="tcp").start(spec(), network=network) as running:
         assert transports(running) == {"loopback"}
 
 
-def test_a_topology_without_trio_says_what_it_needs(tmp_path: Path) -> None:
+def test_start_without_trio_says_what_it_needs(tmp_path: Path) -> None:
     async def start() -> None:
         async with made(tmp_path).start(spec()):
             raise AssertionError
@@ -152,7 +152,7 @@ def test_a_topology_without_trio_says_what_it_needs(tmp_path: Path) -> None:
         asyncio.run(start())
 
 
-async def test_a_template_tells_a_transport_of_a_strangers_where(
+async def test_template_gives_a_third_party_transport_its_addresses(
     tmp_path: Path, autojump_clock: trio.testing.MockClock
 ) -> None:
     async with made(tmp_path).start(spec(), tcp="loopback:mini/{}", store="memory") as running:
@@ -161,7 +161,7 @@ async def test_a_template_tells_a_transport_of_a_strangers_where(
         assert re.fullmatch(rb"mini/[0-9a-f]{16}", endpoint.value)
 
 
-def test_one_argument_runs_the_same_test_elsewhere(pytester: pytest.Pytester) -> None:
+def test_one_option_runs_a_test_on_other_transports(pytester: pytest.Pytester) -> None:
     pytester.makeini("[pytest]\ntrio_mode = true\n")
     pytester.makefile(".toml", topology=HUB + BOB + ALICE)
     pytester.makepyfile(

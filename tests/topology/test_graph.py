@@ -34,7 +34,7 @@ def test_columns_follow_the_flows() -> None:
     assert [[box.name for box in column] for column in lay_out(report(HUB)).columns] == [["alice"], ["hub"], ["bob"]]
 
 
-def test_text_says_what_each_holds_and_sees() -> None:
+def test_text_shows_what_each_box_offers_and_sees() -> None:
     lines = list(as_text(report(HUB)))
     assert "● hub" in lines
     assert "│   sees alice → bob/echoer by @bob: ciphertext; can drop" in lines
@@ -43,14 +43,14 @@ def test_text_says_what_each_holds_and_sees() -> None:
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_an_svg_is_well_formed_and_names_all_nodes(stage: str) -> None:
+def test_svg_is_well_formed_and_names_all_nodes(stage: str) -> None:
     told = report(STAGES[stage])
     root = ET.fromstring(as_svg(told))
     texts = {each.text for each in root.iter("{http://www.w3.org/2000/svg}text")}
     assert set(told.analysis.network.nodes) <= texts
 
 
-def test_boxes_of_an_svg_lie_within_the_picture_and_apart_from_one_another() -> None:
+def test_boxes_of_an_svg_do_not_overlap() -> None:
     root = ET.fromstring(as_svg(report(STAGES["chain"])))
     names = ("x", "y", "width", "height")
     boxes = [
@@ -68,7 +68,7 @@ def test_boxes_of_an_svg_lie_within_the_picture_and_apart_from_one_another() -> 
             assert x + width <= x2 or x2 + width2 <= x or y + height <= y2 or y2 + height2 <= y
 
 
-def test_names_can_hurt_no_picture() -> None:
+def test_names_are_escaped_in_drawings() -> None:
     text = '[nodes.a]\nlisten = "loopback:<b>&\\"x"\n[nodes.a.workers]\n"<script>\\"" = "echoer"'
     told = report(text)
     assert "<script>" not in as_svg(told)
@@ -85,7 +85,7 @@ def test_mermaid_has_every_node_link_and_channel() -> None:
     assert ":::is_carries" in mermaid
 
 
-def test_the_command_writes_what_the_ending_of_the_file_says(tmp_path: Path) -> None:
+def test_command_chooses_the_format_by_the_file_name(tmp_path: Path) -> None:
     file = tmp_path / "topology.toml"
     file.write_text(HUB, encoding="utf-8")
     run = CliRunner().invoke

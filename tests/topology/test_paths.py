@@ -33,7 +33,7 @@ def seen(way: Path, name: str, kind: str = "node") -> str:
     return found.visible.payload
 
 
-def test_a_hub_sees_ciphertext_of_what_passes_through_a_channel_and_no_inner_address() -> None:
+def test_hub_sees_ciphertext_of_a_channel_and_no_inner_address() -> None:
     way = path(HUB, "alice", "@bob", "echoer")
     assert way.receiver == ("bob", "echoer")
     assert way.returns
@@ -61,7 +61,7 @@ def test_a_hub_sees_ciphertext_of_what_passes_through_a_channel_and_no_inner_add
     assert bob.authenticated == ("alice",)
 
 
-def test_a_hub_sees_what_passes_without_a_channel_and_can_put_in_more() -> None:
+def test_hub_sees_and_injects_plaintext_without_a_channel() -> None:
     way = path(HUB, "alice", "tcp:127.0.0.1:4000", "forward_to_bob", "open")
     assert way.returns
     assert seen(way, "hub") == "plaintext"
@@ -70,13 +70,13 @@ def test_a_hub_sees_what_passes_without_a_channel_and_can_put_in_more() -> None:
     assert hub.can_inject == "as the sender"
 
 
-def test_behind_a_channel_a_hub_reaches_a_worker_that_is_open_to_everybody_but_not_as_the_sender() -> None:
+def test_hub_injects_unauthenticated_into_a_worker_that_admits_everyone() -> None:
     hub = path(HUB, "alice", "@bob", "open").request.at(Observer("node", "hub"))
     assert hub is not None
     assert hub.can_inject == "unauthenticated"
 
 
-def test_a_worker_refuses_what_comes_by_a_relay_without_a_channel() -> None:
+def test_worker_refuses_a_relayed_message_without_a_channel() -> None:
     way = path(HUB, "alice", "tcp:127.0.0.1:4000", "forward_to_bob", "echoer")
     assert not way.arrives
     assert way.request.trouble == (
@@ -84,7 +84,7 @@ def test_a_worker_refuses_what_comes_by_a_relay_without_a_channel() -> None:
     )
 
 
-def test_whoever_is_trusted_for_the_other_end_could_read() -> None:
+def test_hop_that_the_channel_trusts_could_read() -> None:
     text = HUB.replace('trust = { nodes = ["bob"] }', 'trust = "everyone"')
     way = path(text, "alice", "@bob", "echoer")
     hub = way.request.at(Observer("node", "hub"))
@@ -100,7 +100,7 @@ def test_whoever_is_trusted_for_the_other_end_could_read() -> None:
     assert not answer.can_decrypt, "bob trusts alice alone, so nobody can stand between the two"
 
 
-def test_a_channel_that_its_listener_refuses_is_not_open_and_says_why() -> None:
+def test_refused_channel_is_not_open_and_says_why() -> None:
     network = build(
         parse_topology(HUB.replace('trust = { nodes = ["alice"] }', 'trust = { nodes = ["hub"] }'), nodes=())
     )
@@ -128,13 +128,13 @@ def chain(one: str = "tcp:127.0.0.1:4001", two: str = "tcp:127.0.0.1:4002", *, f
     return path(text, "a", one, "c", "open")
 
 
-def test_a_message_passes_from_link_to_link_where_a_node_forwards_and_the_answer_comes_back_by_the_same_links() -> None:
+def test_forwarding_node_passes_a_message_and_its_answer() -> None:
     way = chain()
     assert way.returns
     assert seen(way, "b") == "plaintext"
 
 
-def test_a_message_does_not_pass_where_a_node_does_not_forward() -> None:
+def test_node_that_does_not_forward_drops_a_message() -> None:
     assert chain(forwards=False).request.trouble == "c at b admits this node only; this comes by a bare link"
 
 
@@ -150,7 +150,7 @@ def test_a_message_does_not_pass_where_a_node_does_not_forward() -> None:
         ("kafka:127.0.0.1:9092/c", {"connection": "plaintext", "store": "plaintext"}),
     ],
 )
-def test_who_sees_a_wire_follows_from_its_transport(endpoint: str, watchers: dict[str, str]) -> None:
+def test_transport_decides_who_sees_a_connection(endpoint: str, watchers: dict[str, str]) -> None:
     text = CHAIN.format(one="loopback:b", two=endpoint, forwards="true")
     way = trace_route(parse_topology(text, nodes=()), "a", ["loopback:b", "c", "open"])
     assert way.arrives
@@ -163,9 +163,7 @@ def test_who_sees_a_wire_follows_from_its_transport(endpoint: str, watchers: dic
     ("dialler", "listener", "seen_by_network"),
     [("ssl", "sasl_ssl", "nothing"), ("ssl", "plaintext", "plaintext"), ("plaintext", "ssl", "plaintext")],
 )
-def test_the_network_sees_what_goes_to_kafka_unless_both_ends_encrypt(
-    dialler: str, listener: str, seen_by_network: str
-) -> None:
+def test_network_sees_kafka_links_unless_both_ends_encrypt(dialler: str, listener: str, seen_by_network: str) -> None:
     text = f"""
 [nodes.a]
 transports.kafka = {{ security = "{dialler}" }}
@@ -180,20 +178,20 @@ workers.open = {{ run = "echoer", allow = "anyone" }}
     assert seen(way, "kafka:127.0.0.1:9092/b", "store") == "plaintext"
 
 
-def test_the_network_can_put_in_nothing_where_tls_protects_a_wire_but_cut_it() -> None:
+def test_network_can_only_drop_on_a_connection_with_tls() -> None:
     connection = chain(two="tls:127.0.0.1:4002").request.at(Observer("connection", "b → c (tls)"))
     assert connection is not None
     assert (connection.can_drop, connection.can_inject) == (True, None)
 
 
-def test_what_leaves_the_topology_is_seen_by_whoever_is_there() -> None:
+def test_outsider_sees_a_message_that_leaves_the_topology() -> None:
     way = path('[nodes.a.links.out]\nto = "tcp:example.org:4000"', "a", "out", "echoer")
     assert not way.arrives
     assert seen(way, "tcp:example.org:4000", "outsider") == "plaintext"
     assert way.request.trouble == "it leaves the topology for tcp:example.org:4000"
 
 
-def test_workers_that_pass_messages_on_to_one_another_run_in_a_circle() -> None:
+def test_workers_that_pass_messages_to_each_other_are_a_loop() -> None:
     text = """
 [nodes.a]
 listen = "loopback:a"
@@ -206,7 +204,7 @@ workers.two = { run = "echoer", sends = [["one"]] }
     ]
 
 
-def test_the_longest_route_that_can_be_sent_goes_to_and_fro_between_two_hubs_and_comes_back() -> None:
+def test_longest_route_between_two_hubs_comes_back() -> None:
     text = """
 [nodes.a]
 listen = "loopback:a"
@@ -221,7 +219,7 @@ links.back = { to = "loopback:a" }
     assert path(text, "a", *["there", "back"] * 15, "open").returns
 
 
-def test_a_channel_within_a_channel_is_sealed_twice_up_to_the_end_of_the_outer_one() -> None:
+def test_channel_in_a_channel_is_encrypted_twice() -> None:
     text = """
 [nodes.hub]
 listen = "loopback:hub"
@@ -259,14 +257,14 @@ streams.bob = {{ via = ["tcp:127.0.0.1:4000"], service = "hub", index_service = 
 """
 
 
-def test_a_store_sees_the_records_that_it_keeps_and_the_network_what_goes_to_kafka() -> None:
+def test_store_sees_its_records_and_network_sees_kafka() -> None:
     way = path(STREAMS.format(store="kafka:127.0.0.1:9092", back="back"), "alice", "@bob", "open")
     assert way.returns
     assert seen(way, "kafka:127.0.0.1:9092", "store") == "plaintext"
     assert seen(way, "to store kafka:127.0.0.1:9092", "connection") == "plaintext"
 
 
-def test_an_answer_that_goes_into_a_stream_that_nobody_reads_does_not_come_back() -> None:
+def test_answer_into_a_stream_without_reader_does_not_come_back() -> None:
     way = path(STREAMS.format(store="memory", back="elsewhere"), "alice", "@bob", "open")
     assert way.arrives
     assert not way.returns
@@ -291,7 +289,7 @@ def test_an_answer_that_goes_into_a_stream_that_nobody_reads_does_not_come_back(
         ("loopback:hub", "loopback:hub", True),
     ],
 )
-def test_a_place_that_is_dialled_is_one_that_is_listened_at(listening: str, dialled: str, takes: bool) -> None:
+def test_dialled_address_means_a_listener(listening: str, dialled: str, takes: bool) -> None:
     mine, theirs = parse_endpoint(listening), parse_endpoint(dialled)
     assert mine is not None
     assert theirs is not None

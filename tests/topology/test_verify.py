@@ -53,7 +53,7 @@ def found(text: str, kind: str) -> list[Finding]:
     return [finding for finding in report(text).findings if finding.kind == kind]
 
 
-def test_nothing_is_found_in_a_good_topology_and_what_it_asserts_holds() -> None:
+def test_good_topology_has_no_findings_and_its_assertions_hold() -> None:
     good = report(GOOD)
     assert good.holds
     assert good.findings == ()
@@ -113,9 +113,7 @@ def test_nothing_is_found_in_a_good_topology_and_what_it_asserts_holds() -> None
         ),
     ],
 )
-def test_a_violated_assertion_says_the_way_that_violates_it(
-    change: str, instead: str, asserted: dict[str, str], text: str
-) -> None:
+def test_violated_assertion_shows_the_path(change: str, instead: str, asserted: dict[str, str], text: str) -> None:
     report(GOOD).require(**asserted)
     changed = GOOD.replace(change, instead)
     assert changed != GOOD
@@ -127,14 +125,14 @@ def test_a_violated_assertion_says_the_way_that_violates_it(
     assert not report(changed + "\n[[assert]]\n" + "\n".join(lines)).verdicts[-1].holds, "as in the file"
 
 
-def test_what_is_required_of_nobody_is_a_mistake() -> None:
+def test_require_refuses_unknown_names_and_empty_assertions() -> None:
     with pytest.raises(SpecError, match='there is no node "hubb"; did you mean "hub"'):
         report(GOOD).require(no_plaintext_at="hubb")
     with pytest.raises(SpecError, match="it asserts nothing"):
         report(GOOD).require()
 
 
-def test_a_sender_is_proven_only_to_those_who_have_a_channel_with_him() -> None:
+def test_sender_is_authenticated_only_by_a_channel() -> None:
     with pytest.raises(AssertionError, match="no channel authenticates alice to hub as the sender of hello"):
         report(GOOD).require(sender_authenticated_to="hub")
     with pytest.raises(AssertionError, match="no flow reaches stranger"):
@@ -299,7 +297,7 @@ streams.s = { via = ["tcp:127.0.0.1:1"], service = "hub", index_service = "hub_i
 @pytest.mark.parametrize(
     ("kind", "severity", "where", "text"), CASES, ids=[f"{each[0]} at {each[2]}" for each in CASES]
 )
-def test_what_is_dubious_is_found_where_it_is_said(kind: str, severity: str, where: str, text: str) -> None:
+def test_finding_names_the_key_of_the_spec(kind: str, severity: str, where: str, text: str) -> None:
     findings = found(text, kind)
     assert (severity, where) in [(finding.severity, dotted_keys(finding.where)) for finding in findings]
     for finding in findings:
@@ -309,7 +307,7 @@ def test_what_is_dubious_is_found_where_it_is_said(kind: str, severity: str, whe
 
 
 @pytest.mark.parametrize("end", ["", "_3f6d2a9e7c5b4810b2c4d6e8f0a1b3c5"])
-def test_tenants_share_a_stream_only_by_a_name_that_nobody_can_guess(end: str) -> None:
+def test_clients_share_a_stream_only_by_an_unguessable_name(end: str) -> None:
     text = """
 [nodes.hub]
 listen = "tcp:127.0.0.1:1"
@@ -325,7 +323,7 @@ streams.s = {{ via = ["@hub"], service = "hub", index_service = "hub_index", sen
     assert bool(found(text, "claimed twice")) is not bool(end)
 
 
-def test_two_relays_of_one_name_at_one_hub_are_told_of() -> None:
+def test_two_relays_of_one_name_at_one_hub_are_found() -> None:
     text = GOOD + '\n[nodes.mallory.relays.bob]\nvia = ["tcp:127.0.0.1:4000"]'
     findings = found(text.replace('allow = "channels"', 'allow = "anyone"'), "cannot open")
     assert "the relay cannot be opened: the relay bob at hub belongs to another client" in [
@@ -333,7 +331,7 @@ def test_two_relays_of_one_name_at_one_hub_are_told_of() -> None:
     ]
 
 
-def test_strangers_are_followed_through_relays_links_streams_and_open_channels() -> None:
+def test_unauthenticated_peers_go_on_by_relays_links_streams_and_open_channels() -> None:
     text = """
 [nodes.one]
 listen = "tcp:127.0.0.1:1"
@@ -363,7 +361,7 @@ streams.s = { via = ["tcp:127.0.0.1:2"], service = "hub", index_service = "hub_i
     )
 
 
-def test_without_flows_each_channel_is_followed_to_each_worker_that_it_reaches_and_each_inlet_to_its_outlet() -> None:
+def test_without_declared_flows_channels_and_inlets_are_followed() -> None:
     text = (
         GOOD[: GOOD.index("[flows")]
         + """
@@ -406,7 +404,7 @@ SAFE = {
 }
 
 
-def test_a_tunnel_between_services_of_two_machines_shows_nothing_to_the_network() -> None:
+def test_tunnel_shows_no_plaintext_to_the_network() -> None:
     tunnel = report(TUNNEL)
     tunnel.require(**SAFE, sender_authenticated_to="office")
     assert tunnel.findings == ()
@@ -415,7 +413,7 @@ def test_a_tunnel_between_services_of_two_machines_shows_nothing_to_the_network(
 
 
 @pytest.mark.parametrize("asserted", SAFE)
-def test_whoever_reaches_an_inlet_reaches_what_it_leads_to(asserted: str) -> None:
+def test_clients_of_an_open_inlet_reach_its_outlet(asserted: str) -> None:
     opened = report(TUNNEL.replace("127.0.0.1:4902", "0.0.0.0:4902"))
     with pytest.raises(AssertionError, match="connects to"):
         opened.require(**{asserted: SAFE[asserted]})
@@ -426,13 +424,13 @@ def test_whoever_reaches_an_inlet_reaches_what_it_leads_to(asserted: str) -> Non
     assert [str(dotted_keys(finding.where)) for finding in opened.findings] == ["nodes.home.inlets.web"]
 
 
-def test_what_an_inlet_leads_to_is_open_to_declared_flows_and_behind_workers_too() -> None:
+def test_open_inlet_violates_assertions_about_other_flows_to_its_outlet() -> None:
     text = TUNNEL.replace("127.0.0.1:4902", "0.0.0.0:4902") + '[flows.mine]\nfrom = "home"\nto = ["@office", "web"]'
     with pytest.raises(AssertionError, match="accepts messages of any unauthenticated peer by an inlet"):
         report(text).require(flow="mine", no_injection_by="network")
 
 
-def test_a_relay_is_reached_by_strangers_as_by_everybody() -> None:
+def test_unauthenticated_peers_reach_a_relay() -> None:
     with pytest.raises(AssertionError, match="an unauthenticated peer reaches hub/forward_to_bob by a bare link"):
         report(GOOD).require(no_unauthenticated_access_to="hub/forward_to_bob")
 
@@ -445,7 +443,7 @@ def test_a_relay_is_reached_by_strangers_as_by_everybody() -> None:
         ('["@hub", "static_forwarding_service"]', "the relay service of hub accepts registrations only"),
     ],
 )
-def test_what_a_worker_passes_on_to_nobody_is_an_error(sends: str, text: str) -> None:
+def test_worker_that_passes_on_to_no_address_is_an_error(sends: str, text: str) -> None:
     worker = f'echoer = {{ run = "echoer", sends = [["echoer_two"], {sends}] }}\nworkers.echoer_two = "echoer"'
     (finding,) = found(GOOD.replace('echoer = "echoer"', worker), "no route")
     assert (finding.severity, dotted_keys(finding.where)) == ("error", "nodes.bob.workers.echoer.sends[1]")
@@ -453,7 +451,7 @@ def test_what_a_worker_passes_on_to_nobody_is_an_error(sends: str, text: str) ->
     assert finding.trace
 
 
-def test_what_can_not_be_opened_is_told_once_and_not_again_for_all_that_needs_it() -> None:
+def test_unopened_channel_is_one_finding_whatever_depends_on_it() -> None:
     text = GOOD.replace('nodes = ["bob"] }\n[nodes.bob]', 'nodes = ["alice"] }\n[nodes.bob]')
     assert text != GOOD
     told = report(text)
@@ -463,7 +461,7 @@ def test_what_can_not_be_opened_is_told_once_and_not_again_for_all_that_needs_it
     ], "and neither its relay, nor the channel by that relay, nor the flow in that channel"
 
 
-def test_what_waits_for_itself_across_nodes_is_told_of() -> None:
+def test_circular_wait_across_nodes_is_found() -> None:
     text = """
 [nodes.hub]
 listen = "tcp:127.0.0.1:4000"
@@ -483,7 +481,7 @@ relays.b.via = ["@a"]
 @pytest.mark.parametrize(
     ("limits", "instead"), [("relays = 1", "relays = 2"), ("relays_per_client = 1", "relays_per_client = 2")]
 )
-def test_a_hub_with_fewer_relays_than_its_nodes_need_is_an_error(limits: str, instead: str) -> None:
+def test_relay_limit_below_the_need_is_an_error(limits: str, instead: str) -> None:
     text = (
         GOOD.replace('allow = "channels"\n', f'allow = "channels"\nlimits = {{ {limits} }}\n')
         + '[nodes.bob.relays.second]\nvia = ["@hub"]'
@@ -494,7 +492,7 @@ def test_a_hub_with_fewer_relays_than_its_nodes_need_is_an_error(limits: str, in
     assert not found(text.replace(limits, instead), "cannot open")
 
 
-def test_a_hub_that_lets_a_client_use_fewer_streams_than_it_needs_is_an_error() -> None:
+def test_stream_limit_below_the_need_is_an_error() -> None:
     text = """
 [nodes.hub]
 listen = "tcp:127.0.0.1:1"
@@ -517,7 +515,7 @@ def check(tmp_path: Path, text: str, *options: str) -> tuple[int, str]:
     return result.exit_code, result.output
 
 
-def test_check_prints_the_table_and_the_assertions(tmp_path: Path) -> None:
+def test_check_prints_tables_and_assertions(tmp_path: Path) -> None:
     code, output = check(tmp_path, GOOD)
     assert code == 0
     assert output.splitlines()[:9] == [
@@ -534,7 +532,7 @@ def test_check_prints_the_table_and_the_assertions(tmp_path: Path) -> None:
     assert output.splitlines()[-1].startswith("✓ assert[0]: no_plaintext_at hub, network, stores; ")
 
 
-def test_check_fails_where_an_assertion_does_not_hold_or_a_file_is_broken_and_if_it_is_strict_where_something_is_dubious(
+def test_check_fails_for_violations_broken_files_and_with_strict_for_warnings(
     tmp_path: Path,
 ) -> None:
     dubious = GOOD.replace('{ nodes = ["alice"] }', '"everyone"').replace('no_injection_by = ["hub", "network"]\n', "")
@@ -562,13 +560,13 @@ def test_check_prints_json_and_the_schema(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_every_report_can_be_told(stage: str) -> None:
+def test_every_report_renders_as_text_and_json(stage: str) -> None:
     told = report(STAGES[stage])
     assert list(render(told))
     assert json.dumps(as_json(told))
 
 
-def test_check_warns_of_what_its_nodes_miss_here_once_and_of_nothing_that_others_run(tmp_path: Path) -> None:
+def test_check_warns_once_of_what_this_machine_lacks(tmp_path: Path) -> None:
     (tmp_path / "beside.py").touch()
     text = """
 [nodes.hub]
@@ -600,13 +598,13 @@ links.x.to = "udp:127.0.0.1:1"
     assert "is installed" not in output
 
 
-def test_check_says_that_there_is_nothing_to_prove_of_messages_where_none_are_sent(tmp_path: Path) -> None:
+def test_check_says_that_there_are_no_flows(tmp_path: Path) -> None:
     code, output = check(tmp_path, "[nodes.a]")
     assert code == 0
     assert output.startswith("no flows, so nothing to prove")
 
 
-def test_a_flow_that_carries_nothing_has_no_table(tmp_path: Path) -> None:
+def test_flow_that_is_not_sent_has_no_table(tmp_path: Path) -> None:
     _, output = check(tmp_path, GOOD.replace('nodes = ["alice"]', 'nodes = ["hub"]'))
     assert "does not arrive" in output
     assert "addresses in the clear" not in output
@@ -614,7 +612,7 @@ def test_a_flow_that_carries_nothing_has_no_table(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
 @pytest.mark.parametrize("command", ["check", "graph"])
-def test_a_full_disk_is_told_of_in_one_line(tmp_path: Path, command: str) -> None:
+def test_full_disk_is_one_line(tmp_path: Path, command: str) -> None:
     (tmp_path / "topology.toml").write_text(GOOD, encoding="utf-8")
     program = [sys.executable, "-m", "trionode", command, str(tmp_path / "topology.toml")]
     with Path("/dev/full").open("wb") as full:
