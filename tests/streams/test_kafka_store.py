@@ -11,7 +11,7 @@ import pytest
 import trio
 import trio.testing
 
-from tests.support.strangers import write_strangely
+from tests.support.foreign_producer import write_foreign_record
 from trionode.errors import ConnectionLost, LocalError
 from trionode.protocol.stream.messages import Record
 from trionode.protocol.stream.names import unique, uuid7_hex
@@ -377,7 +377,7 @@ async def test_unreadable_record_is_an_error_for_readers_of_its_stream_only(
                 if at_the_end:
                     nursery.start_soon(read_all, store, good, 0, 2)
                     assert await read_all(store, bad, 0, 1) == [Record(0, b"first")]
-                strange = functools.partial(write_strangely, compressed=compressed)
+                strange = functools.partial(write_foreign_record, compressed=compressed)
                 await trio.to_thread.run_sync(strange, kafka_broker.bootstrap, "trionode_" + bad)
                 with pytest.raises(StoreError, match=f"the topic trionode_{bad} holds records that can't be read"):
                     await read_all(store, bad, 1, 1)

@@ -132,7 +132,7 @@ class Recorder:
         return Observer("connection", f"{dialler} → {self.listeners[where]} ({where.partition(':')[0]})")
 
     def observers(self, dialler: str, where: str) -> Iterator[tuple[Observer, bool]]:
-        """Yield who sees the frames of a connection, and whether in plaintext."""
+        """Yield each observer of a connection's frames, and whether it sees plaintext."""
         transport = where.partition(":")[0]
         if transport == "kafka":
             yield Observer("store", where), True
@@ -251,15 +251,15 @@ def recording() -> Iterator[None]:
         yield
 
 
-async def noting(mailbox: Mailbox, *, node: str, name: str, sends: Sequence[Callable[[], Route]] = ()) -> None:
+async def noting_worker(mailbox: Mailbox, *, node: str, name: str, sends: Sequence[Callable[[], Route]] = ()) -> None:
     """A worker that notes each message, answers it, and passes it on."""
     async for message in mailbox:
         RECORDER.taken.append((node, name, message.payload, message.origin))
         if message.payload in {MARKER, EVIL} and message.back:
             await mailbox.reply(message, ANSWER)
-        for way in sends:
+        for route in sends:
             try:
-                await mailbox.send(way(), message.payload)
+                await mailbox.send(route(), message.payload)
             except TrionodeError:
                 RECORDER.taken.append((node, name, b"lost", message.origin))
 
@@ -305,9 +305,7 @@ async def run(spec: TopologySpec, unopened: Collection[tuple[str, str, str]]) ->
         for node, kind, name in unopened:
             if not await _opens(harness, node, kind, name):
                 harness.unopened.add((node, kind, name))
-        await trio.sleep(
-            71.37
-        )  # whatever was begun twice is over, and the pulls of those who could not be opened whole
+        await trio.sleep(71.37)  # all second attempts are over, and so are the pulls of streams that opened half
         yield harness
 
 

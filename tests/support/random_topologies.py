@@ -1,4 +1,4 @@
-"""Random topologies: nodes on mixed transports, with links, relays, streams, channels within channels, and workers that pass on."""
+"""Random topologies: nodes on mixed transports, with links, relays, streams, channels within channels, and workers that pass messages on."""
 
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
@@ -26,7 +26,7 @@ from trionode.topology.spec import (
 from trionode.verify.model.build import build
 from trionode.verify.paths import trace_route
 
-#: Transports by the forms of their places; in a test all of them run in memory.
+#: Transports and the forms of their addresses; in a test all of them run in memory.
 ENDPOINTS = {
     "tcp": "tcp:127.0.0.1:{}",
     "tls": "tls:127.0.0.1:{}",
@@ -35,15 +35,15 @@ ENDPOINTS = {
     "kafka": "kafka:127.0.0.1:9092/node{}",
     "loopback": "loopback:node{}",
 }
-WORKER = "tests.support.harness:noting"
+WORKER = "tests.support.harness:noting_worker"
 
 
 @attrs.define
 class _Draft:
     nodes: dict[str, dict[str, Any]]
-    #: By node: hops that lead somewhere, and where.
-    ways: dict[str, list[tuple[tuple[str, ...], str]]]
-    #: By hub: relays there and who holds them.
+    #: By node: hops that lead to a node, and that node.
+    routes: dict[str, list[tuple[tuple[str, ...], str]]]
+    #: By hub: relays there, and the node that each leads to.
     relays: dict[str, list[tuple[str, str]]]
     links: dict[str, list[tuple[str, str]]]
     number: int = 0
@@ -53,20 +53,20 @@ class _Draft:
         return f"{kind}-{self.number:02d}-{kind}"
 
     def spec(self, flows: Mapping[str, FlowSpec] = MappingProxyType({})) -> TopologySpec:
-        """Return what there is by now."""
+        """Return the topology so far."""
         return TopologySpec({name: NodeSpec(**node) for name, node in self.nodes.items()}, dict(flows))
 
     def longer(self, node: str) -> list[tuple[tuple[str, ...], str]]:
-        """Ways of a node, each also one hop farther, by links and relays where it leads."""
-        ways = list(self.ways[node])
-        ways += (((name,), to) for name, to in self.links[node])
+        """Return the routes of a node, also extended by links and relays of the nodes that they lead to."""
+        routes = list(self.routes[node])
+        routes += (((name,), to) for name, to in self.links[node])
         for _ in range(2):
-            for hops, at in list(ways):
+            for hops, at in list(routes):
                 if len(hops) < 4:
                     more = [((*hops, name), to) for name, to in self.links[at]]
                     more += [((*hops, f"forward_to_{name}"), holder) for name, holder in self.relays[at]]
-                    ways += (each for each in more if each not in ways)
-        return ways
+                    routes += (each for each in more if each not in routes)
+        return routes
 
 
 @st.composite
@@ -128,31 +128,33 @@ def topologies(draw: Callable[..., Any]) -> TopologySpec:
             node["stream_services"][draft.name("sv")] = StreamServiceSpec("memory", allow=access(anyone=85))
         if endpoints[name] and often(50):
             node["relay_service"] = RelayServiceSpec(access(anyone=75))
-        draft.ways[name] += (((endpoint,), other) for other in names if other != name for endpoint in endpoints[other])
+        draft.routes[name] += (
+            ((endpoint,), other) for other in names if other != name for endpoint in endpoints[other]
+        )
     for name in names:
-        if draft.ways[name] and often(50):
-            hops, other = one_of(draft.ways[name])
+        if draft.routes[name] and often(50):
+            hops, other = one_of(draft.routes[name])
             link = draft.name("lk")
             draft.nodes[name]["links"][link] = LinkSpec(hops[0], dial="on_demand" if often(30) else "at_start")
             draft.links[name].append((link, other))
 
     def channel(name: str) -> None:
-        ways = [
+        routes = [
             (hops, to) for hops, to in draft.longer(name) if to != name and draft.nodes[to]["secure_channel_listeners"]
         ]
-        if not ways:
+        if not routes:
             return
         key, wanted = draft.name("ch"), often(75)
         to = name
         for _ in range(3):
-            hops, to = one_of(ways)
+            hops, to = one_of(routes)
             route = (*hops, one_of(list(draft.nodes[to]["secure_channel_listeners"])))
             trusted = TrustSpec(everyone=True) if often(85) else trust()
             draft.nodes[name]["secure_channels"][key] = ChannelSpec(route, trusted)
-            # The model only chooses here, so that not too many fail; what it says is still compared.
+            # The analysis only chooses here, so that not too many fail. The test still compares what it says.
             if not wanted or key in build(draft.spec()).nodes[name].channels:
                 break
-        draft.ways[name].append(((f"@{key}",), to))
+        draft.routes[name].append(((f"@{key}",), to))
 
     def relay(name: str) -> None:
         hubs = [(hops, to) for hops, to in draft.longer(name) if "relay_service" in draft.nodes[to]]
@@ -160,7 +162,7 @@ def topologies(draw: Callable[..., Any]) -> TopologySpec:
             return
         hops, hub = one_of(hubs)
         key, to, holder = draft.name("rl"), None, name
-        direct = [(far, other) for far, other in draft.ways[name] if ":" in far[0]]
+        direct = [(far, other) for far, other in draft.routes[name] if ":" in far[0]]
         if direct and often(30):
             to, holder = one_of(direct)
         draft.nodes[name]["relays"][key] = RelaySpec(hops, to)
@@ -173,26 +175,26 @@ def topologies(draw: Callable[..., Any]) -> TopologySpec:
         if not ends:
             return
         one, hops, hub = one_of(ends)
-        others = [(name, way) for name, way, to in ends if to == hub and name != one]
+        others = [(name, other_hops) for name, other_hops, to in ends if to == hub and name != one]
         if not others:
             return
-        other, way = one_of(others)
+        other, other_hops = one_of(others)
         service = one_of(list(draft.nodes[hub]["stream_services"]))
         there, back, key, yek = draft.name("st"), draft.name("st"), draft.name("sk"), draft.name("sk")
         spec = {"service": service, "index_service": f"{service}_index"}
-        if any(hop.startswith("@") for hop in (hops[0], way[0])):
-            # Otherwise it would belong to who comes first, which nobody can know.
+        if any(hop.startswith("@") for hop in (hops[0], other_hops[0])):
+            # Otherwise the first node to use it would own it, and which one is first is random.
             here = draft.nodes[hub]["stream_services"]
             here[service] = attrs.evolve(here[service], owners={**here[service].owners, there: one, back: one})
         draft.nodes[one]["streams"][key] = StreamSpec(hops, there, back, **spec)
-        answers = back if often(85) else draft.name("st")  # which nobody reads
-        draft.nodes[other]["streams"][yek] = StreamSpec(way, answers, there, **spec)
-        draft.ways[one].append(((f"@{key}",), other))
-        draft.ways[other].append(((f"@{yek}",), one))
+        answers = back if often(85) else draft.name("st")  # which no node reads
+        draft.nodes[other]["streams"][yek] = StreamSpec(other_hops, answers, there, **spec)
+        draft.routes[one].append(((f"@{key}",), other))
+        draft.routes[other].append(((f"@{yek}",), one))
         listeners = [
             (name, far)
             for name, far in others
-            if name != other and not any(each[0].startswith("@") for each in (hops, way, far))
+            if name != other and not any(each[0].startswith("@") for each in (hops, other_hops, far))
         ]
         if listeners and often(25):
             third, far = one_of(listeners)
@@ -218,14 +220,14 @@ def topologies(draw: Callable[..., Any]) -> TopologySpec:
                 draft.nodes[name]["workers"][key] = attrs.evolve(worker, sends=(route,))
     network = build(draft.spec())
     for number in range(draw(st.integers(2, 4))):
-        senders = [name for name in names if draft.ways[name]]
+        senders = [name for name in names if draft.routes[name]]
         name = one_of(senders)
-        own = [(hops, to) for hops, to in draft.ways[name] if hops[0].startswith("@")]
-        ways = own if own and often(70) else draft.longer(name)
+        own = [(hops, to) for hops, to in draft.routes[name] if hops[0].startswith("@")]
+        routes = own if own and often(70) else draft.longer(name)
         wanted = often(60)
         flow = FlowSpec(name, (name,))
         for _ in range(4):
-            hops, to = one_of([(hops, to) for hops, to in ways if to != name or often(20)] or ways)
+            hops, to = one_of([(hops, to) for hops, to in routes if to != name or often(20)] or routes)
             flow = FlowSpec(name, (*hops, one_of(list(draft.nodes[to]["workers"]))))
             if not wanted or trace_route(network, name, flow.to).arrives:
                 break

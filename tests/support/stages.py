@@ -7,11 +7,11 @@ listen = ["tcp:127.0.0.1:4000"]
 store = "memory"
 [nodes.hub.relay_service]
 [nodes.hub.workers]
-wk-hub = { run = "tests.support.harness:noting", arguments = { node = "hub", name = "wk-hub" }, allow = "anyone" }
+wk-hub = { run = "tests.support.harness:noting_worker", arguments = { node = "hub", name = "wk-hub" }, allow = "anyone" }
 
 [nodes.bob.workers]
-wk-bob = { run = "tests.support.harness:noting", arguments = { node = "bob", name = "wk-bob" } }
-wk-open = { run = "tests.support.harness:noting", arguments = { node = "bob", name = "wk-open" }, allow = "anyone" }
+wk-bob = { run = "tests.support.harness:noting_worker", arguments = { node = "bob", name = "wk-bob" } }
+wk-open = { run = "tests.support.harness:noting_worker", arguments = { node = "bob", name = "wk-open" }, allow = "anyone" }
 [nodes.bob.secure_channel_listeners.ls-bob]
 trust = { nodes = ["alice"] }
 [nodes.bob.relays.rl-bob]
@@ -76,8 +76,8 @@ trust = { nodes = ["alice"] }
 trust = { nodes = ["alice"] }
 allow = "channels"
 [nodes.one.workers]
-wk-one = { run = "tests.support.harness:noting", arguments = { node = "one", name = "wk-one" } }
-wk-on = { run = "tests.support.harness:noting", arguments = { node = "one", name = "wk-on" }, sends = [["lk-two", "lk-bob", "wk-any"]] }
+wk-one = { run = "tests.support.harness:noting_worker", arguments = { node = "one", name = "wk-one" } }
+wk-on = { run = "tests.support.harness:noting_worker", arguments = { node = "one", name = "wk-on" }, sends = [["lk-two", "lk-bob", "wk-any"]] }
 
 [nodes.two]
 listen = ["ws:127.0.0.1:4002/two"]
@@ -93,9 +93,9 @@ to = "kafka:127.0.0.1:9092/bob"
 [nodes.bob]
 listen = ["kafka:127.0.0.1:9092/bob"]
 [nodes.bob.workers]
-wk-bob = { run = "tests.support.harness:noting", arguments = { node = "bob", name = "wk-bob" } }
-wk-any = { run = "tests.support.harness:noting", arguments = { node = "bob", name = "wk-any" }, allow = "anyone" }
-wk-named = { run = "tests.support.harness:noting", arguments = { node = "bob", name = "wk-named" }, allow = { nodes = ["carol"] } }
+wk-bob = { run = "tests.support.harness:noting_worker", arguments = { node = "bob", name = "wk-bob" } }
+wk-any = { run = "tests.support.harness:noting_worker", arguments = { node = "bob", name = "wk-any" }, allow = "anyone" }
+wk-named = { run = "tests.support.harness:noting_worker", arguments = { node = "bob", name = "wk-named" }, allow = { nodes = ["carol"] } }
 [nodes.bob.secure_channel_listeners.ls-bob]
 trust = { nodes = ["alice"] }
 
@@ -150,14 +150,14 @@ index_service = "sv-hub_index"
 sends = "st-alice"
 receives = "st-alice"
 [nodes.alice.workers]
-wk-self = { run = "tests.support.harness:noting", arguments = { node = "alice", name = "wk-self" }, allow = "anyone" }
+wk-self = { run = "tests.support.harness:noting_worker", arguments = { node = "alice", name = "wk-self" }, allow = "anyone" }
 
 [nodes.bob.secure_channels]
 hub = { to = ["tcp:127.0.0.1:4000", "ls-hub"], trust = { nodes = ["hub"] } }
 [nodes.bob.relays.rl-bob]
 via = ["@hub"]
 [nodes.bob.workers]
-wk-bob = { run = "tests.support.harness:noting", arguments = { node = "bob", name = "wk-bob" } }
+wk-bob = { run = "tests.support.harness:noting_worker", arguments = { node = "bob", name = "wk-bob" } }
 [nodes.bob.secure_channel_listeners.ls-bob]
 trust = { nodes = ["alice"] }
 

@@ -252,7 +252,7 @@ KEY = bytes(range(200, 232))
 
 
 @pytest.mark.parametrize(
-    ("shown", "way"),
+    ("shown", "form"),
     [
         (KEY.hex(), "hex"),
         (KEY.hex().upper(), "hex"),
@@ -264,10 +264,10 @@ KEY = bytes(range(200, 232))
         (base64.b64encode(KEY[:16]).decode(), None),
     ],
 )
-def test_secret_is_found_in_every_encoding(shown: str, way: str | None) -> None:
+def test_secret_is_found_in_every_encoding(shown: str, form: str | None) -> None:
     secrets = Secrets()
     secrets.note("a key", KEY)
-    assert [how for _, how in secrets.found_in(f"the key is {shown}.")] == ([] if way is None else [way])
+    assert [found for _, found in secrets.found_in(f"the key is {shown}.")] == ([] if form is None else [form])
 
 
 @pytest.mark.parametrize(("where", "section"), [("print", "stdout"), ("logging.warning", "log")])

@@ -22,7 +22,7 @@ LINES = [b"line %d of them" % n for n in range(40)]
 
 @pytest.fixture(autouse=True)
 def _no_quiet(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(transport, "QUIET", 0)  # nothing is under way in a kernel: who is blocked is so at once
+    monkeypatch.setattr(transport, "QUIET", 0)  # no kernel buffers hold anything: a blocked writer blocks at once
 
 
 @asynccontextmanager
@@ -57,7 +57,7 @@ async def passed(network: FaultyNetwork, frames: list[bytes]) -> list[bytes]:
 async def test_network_without_faults_keeps_the_contract(check: Check, autojump_clock: trio.testing.MockClock) -> None:
     network = FaultyNetwork()
     small = network.transport("small", max_frame=SMALL)
-    await run_check(check, Harness(network.transport("node"), "hub:0", "nobody", small))
+    await run_check(check, Harness(network.transport("node"), "hub:0", "missing", small))
 
 
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
@@ -65,7 +65,7 @@ async def test_slow_network_keeps_the_contract(check: Check, autojump_clock: tri
     network = FaultyNetwork()
     network.set_faults(Faults(latency=0.01, rate=50e6))
     small = network.transport("small", max_frame=SMALL)
-    await run_check(check, Harness(network.transport("node"), "hub:0", "nobody", small))
+    await run_check(check, Harness(network.transport("node"), "hub:0", "missing", small))
 
 
 ALL = {
@@ -169,7 +169,7 @@ async def test_latency_and_rate_take_virtual_time_and_keep_the_order(autojump_cl
         await alice.send([bytes(1000), bytes(3000)])
         assert await bob.receive() == [bytes(1000)]
         assert trio.current_time() == pytest.approx(3)
-        network.clear_faults()  # for what is sent from now on, and that does not pass what is under way
+        network.clear_faults()  # for frames that are sent from now on; they do not overtake frames in flight
         await alice.send([b"next"])
         assert await bob.receive() == [bytes(3000), b"next"]
         assert trio.current_time() == pytest.approx(6)
@@ -180,7 +180,7 @@ async def test_cut_loses_the_link_and_frames_in_flight(autojump_clock: trio.test
     async with joined(network) as (alice, bob), joined(network, "carol", "dave") as (carol, dave):
         await alice.send([b"arrived"])
         network.set_faults(Faults(latency=1))
-        await alice.send([b"under way"])
+        await alice.send([b"in flight"])
         network.cut("bob", "alice")
         assert await bob.receive() == [b"arrived"]
         for end in (alice, bob):
@@ -217,11 +217,11 @@ async def test_end_of_a_link_is_hidden_by_a_partition(autojump_clock: trio.testi
     async with joined(network) as (alice, bob):
         network.partition("alice")
         await bob.aclose()
-        await alice.send([b"to nobody"])
+        await alice.send([b"to a closed link"])
         network.heal()
         assert await alice.receive() == []
         with pytest.raises(ConnectionLost):
-            await alice.send([b"to nobody"])
+            await alice.send([b"to a closed link"])
 
 
 NAMING: dict[str, Callable[[FaultyNetwork, str], object]] = {

@@ -48,11 +48,11 @@ async def serve(node: Node, identity: Identity) -> Inbox:
     return inbox
 
 
-async def open_surely(node: Node, way: Route, identity: Identity) -> SecureChannel:
-    """A channel that has carried a message and its answer, however often something in the way of that is lost."""
+async def open_surely(node: Node, route: Route, identity: Identity) -> SecureChannel:
+    """A channel that has carried a message and its answer, however many frames are lost before."""
     while True:
         with suppress(ConnectionLost, AnswerTimeout, HandshakeError, UnknownAddressError):
-            channel = await node.open_secure_channel(way, identity, trust=trust_everyone)
+            channel = await node.open_secure_channel(route, identity, trust=trust_everyone)
             for _ in range(3):
                 with suppress(AnswerTimeout):
                     await node.ask(Route(channel, "echoer"), b"are you there?", timeout=5)
@@ -64,22 +64,22 @@ async def open_surely(node: Node, way: Route, identity: Identity) -> SecureChann
 async def test_channel_delivers_only_what_was_sent_and_only_once(
     network: FaultyNetwork, autojump_clock: trio.testing.MockClock
 ) -> None:
-    way = Route("loopback:bob", "listener")
+    route = Route("loopback:bob", "listener")
     async with open_node(network.transport("bob")) as bob, open_node(network.transport("alice")) as alice:
         inbox = await serve(bob, await Identity.create(bob.vault))
         await bob.listen("loopback:bob")
         identity = await Identity.create(alice.vault)
         network.set_faults(HOSTILE)
         with trio.fail_after(STALL_TIMEOUT):
-            channel = await open_surely(alice, way, identity)
+            channel = await open_surely(alice, route, identity)
             for message in MESSAGES:
                 try:
                     await alice.send(Route(channel, "inbox"), message)
                 except UnknownAddressError:  # a change in its routes has cost the link
-                    channel = await open_surely(alice, way, identity)
+                    channel = await open_surely(alice, route, identity)
                 await trio.sleep(0.01)
             network.clear_faults()
-            channel = await open_surely(alice, way, identity)
+            channel = await open_surely(alice, route, identity)
             assert (await alice.ask(Route(channel, "echoer"), b"still there")).payload == b"still there"
     assert len(set(inbox.payloads)) == len(inbox.payloads) > len(MESSAGES) // 3
     assert set(inbox.payloads) <= set(MESSAGES)
@@ -185,11 +185,11 @@ async def test_restarted_node_has_its_identity_with_its_vault(
             await bob.listen("loopback:bob")
             yield bob
 
-    way = Route("loopback:bob", "listener")
+    route = Route("loopback:bob", "listener")
     async with network.crashable("bob", run_bob) as bob, open_node(network.transport("alice")) as alice:
         identity = await Identity.create(alice.vault)
         for _ in range(2):
-            channel = await alice.open_secure_channel(way, identity, trust=trust_everyone)
+            channel = await alice.open_secure_channel(route, identity, trust=trust_everyone)
             assert channel.peer.identifier == bobs.identifier
             await bob.crash()
             await channel.closed.wait()
@@ -243,8 +243,8 @@ async def test_portal_delivers_the_right_bytes_or_closes_the_connection(
         await bob.serve_outlet("outlet", f"127.0.0.1:{listeners[0].socket.getsockname()[1]}")
         await bob.listen("loopback:bob")
         identity = await Identity.create(alice.vault)
-        way = Route("loopback:bob", "listener")
-        channel = await alice.open_secure_channel(way, identity, trust=trust_everyone)
+        route = Route("loopback:bob", "listener")
+        channel = await alice.open_secure_channel(route, identity, trust=trust_everyone)
         inlet = await alice.open_inlet("127.0.0.1:0", Route(channel, "outlet"))
         host, _, port = inlet.bound.partition(":")
         received, struck = b"", trio.Event()

@@ -1,4 +1,4 @@
-"""Pictures of topologies: well-formed, and with what each hop can see."""
+"""Drawings of topologies: well-formed, and with what each hop sees."""
 
 from pathlib import Path
 from xml.etree import ElementTree as ET
@@ -44,10 +44,10 @@ def test_text_shows_what_each_box_offers_and_sees() -> None:
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_svg_is_well_formed_and_names_all_nodes(stage: str) -> None:
-    told = report(STAGES[stage])
-    root = ET.fromstring(as_svg(told))
+    verified = report(STAGES[stage])
+    root = ET.fromstring(as_svg(verified))
     texts = {each.text for each in root.iter("{http://www.w3.org/2000/svg}text")}
-    assert set(told.analysis.network.nodes) <= texts
+    assert set(verified.analysis.network.nodes) <= texts
 
 
 def test_boxes_of_an_svg_do_not_overlap() -> None:
@@ -70,10 +70,10 @@ def test_boxes_of_an_svg_do_not_overlap() -> None:
 
 def test_names_are_escaped_in_drawings() -> None:
     text = '[nodes.a]\nlisten = "loopback:<b>&\\"x"\n[nodes.a.workers]\n"<script>\\"" = "echoer"'
-    told = report(text)
-    assert "<script>" not in as_svg(told)
-    assert "<script>" not in as_mermaid(told)
-    ET.fromstring(as_svg(told))
+    verified = report(text)
+    assert "<script>" not in as_svg(verified)
+    assert "<script>" not in as_mermaid(verified)
+    ET.fromstring(as_svg(verified))
 
 
 def test_mermaid_has_every_node_link_and_channel() -> None:

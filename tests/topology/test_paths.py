@@ -1,4 +1,4 @@
-"""The way of a message through a topology, step by step."""
+"""The path of a message through a topology, step by step."""
 
 import pytest
 
@@ -28,44 +28,44 @@ def path(text: str, node: str, *route: str) -> Path:
     return trace_route(parse_topology(text, nodes=()), node, route)
 
 
-def seen(way: Path, name: str, kind: str = "node") -> str:
-    found = next(each for each in way.observations if each.at.kind == kind and each.at.name == name)
-    return found.visible.payload
+def seen(found: Path, name: str, kind: str = "node") -> str:
+    observation = next(each for each in found.observations if each.at.kind == kind and each.at.name == name)
+    return observation.visible.payload
 
 
 def test_hub_sees_ciphertext_of_a_channel_and_no_inner_address() -> None:
-    way = path(HUB, "alice", "@bob", "echoer")
-    assert way.receiver == ("bob", "echoer")
-    assert way.returns
-    assert way.inner == {"echoer"}
-    assert [each.at.name for each in way.request.observations] == [
+    found = path(HUB, "alice", "@bob", "echoer")
+    assert found.receiver == ("bob", "echoer")
+    assert found.returns
+    assert found.inner == {"echoer"}
+    assert [each.at.name for each in found.request.observations] == [
         "alice",
         "alice → hub (tcp)",
         "hub",
         "bob → hub (tcp)",
         "bob",
     ]
-    assert {each.at.name: each.visible.payload for each in way.request.observations} == {
+    assert {each.at.name: each.visible.payload for each in found.request.observations} == {
         "alice": "plaintext",
         "alice → hub (tcp)": "ciphertext",
         "hub": "ciphertext",
         "bob → hub (tcp)": "ciphertext",
         "bob": "plaintext",
     }
-    hub = way.request.at(Observer("node", "hub"))
+    hub = found.request.at(Observer("node", "hub"))
     assert hub is not None
     assert (hub.can_drop, hub.can_inject, hub.can_decrypt) == (True, None, False)
     assert "echoer" not in hub.visible.addresses
-    bob = way.request.at(Observer("node", "bob"))
+    bob = found.request.at(Observer("node", "bob"))
     assert bob is not None
     assert bob.authenticated == ("alice",)
 
 
 def test_hub_sees_and_injects_plaintext_without_a_channel() -> None:
-    way = path(HUB, "alice", "tcp:127.0.0.1:4000", "forward_to_bob", "open")
-    assert way.returns
-    assert seen(way, "hub") == "plaintext"
-    hub = way.request.at(Observer("node", "hub"))
+    found = path(HUB, "alice", "tcp:127.0.0.1:4000", "forward_to_bob", "open")
+    assert found.returns
+    assert seen(found, "hub") == "plaintext"
+    hub = found.request.at(Observer("node", "hub"))
     assert hub is not None
     assert hub.can_inject == "as the sender"
 
@@ -77,27 +77,27 @@ def test_hub_injects_unauthenticated_into_a_worker_that_admits_everyone() -> Non
 
 
 def test_worker_refuses_a_relayed_message_without_a_channel() -> None:
-    way = path(HUB, "alice", "tcp:127.0.0.1:4000", "forward_to_bob", "echoer")
-    assert not way.arrives
-    assert way.request.trouble == (
+    found = path(HUB, "alice", "tcp:127.0.0.1:4000", "forward_to_bob", "echoer")
+    assert not found.arrives
+    assert found.request.trouble == (
         "echoer at bob admits this node and peers with a secure channel; this comes by a bare link"
     )
 
 
 def test_hop_that_the_channel_trusts_could_read() -> None:
     text = HUB.replace('trust = { nodes = ["bob"] }', 'trust = "everyone"')
-    way = path(text, "alice", "@bob", "echoer")
-    hub = way.request.at(Observer("node", "hub"))
-    connection = way.request.at(Observer("connection", "alice → hub (tcp)"))
+    found = path(text, "alice", "@bob", "echoer")
+    hub = found.request.at(Observer("node", "hub"))
+    connection = found.request.at(Observer("connection", "alice → hub (tcp)"))
     assert hub is not None
     assert connection is not None
     assert hub.can_decrypt
     assert connection.can_decrypt
     assert hub.can_impersonate == ("@bob of alice",)
     assert hub.can_learn == {"echoer"}
-    answer = way.reply.at(Observer("node", "hub"))
+    answer = found.reply.at(Observer("node", "hub"))
     assert answer is not None
-    assert not answer.can_decrypt, "bob trusts alice alone, so nobody can stand between the two"
+    assert not answer.can_decrypt, "bob trusts alice alone, so no other node can stand between the two"
 
 
 def test_refused_channel_is_not_open_and_says_why() -> None:
@@ -105,9 +105,9 @@ def test_refused_channel_is_not_open_and_says_why() -> None:
         parse_topology(HUB.replace('trust = { nodes = ["alice"] }', 'trust = { nodes = ["hub"] }'), nodes=())
     )
     assert network.unopened == {("alice", "secure_channels", "bob"): "the listener bob/api does not trust alice"}
-    way = trace_route(network, "alice", ["@bob", "echoer"])
-    assert not way.arrives
-    assert way.request.trouble == "@bob of alice is not open: the listener bob/api does not trust alice"
+    found = trace_route(network, "alice", ["@bob", "echoer"])
+    assert not found.arrives
+    assert found.request.trouble == "@bob of alice is not open: the listener bob/api does not trust alice"
 
 
 CHAIN = """
@@ -129,9 +129,9 @@ def chain(one: str = "tcp:127.0.0.1:4001", two: str = "tcp:127.0.0.1:4002", *, f
 
 
 def test_forwarding_node_passes_a_message_and_its_answer() -> None:
-    way = chain()
-    assert way.returns
-    assert seen(way, "b") == "plaintext"
+    found = chain()
+    assert found.returns
+    assert seen(found, "b") == "plaintext"
 
 
 def test_node_that_does_not_forward_drops_a_message() -> None:
@@ -139,7 +139,7 @@ def test_node_that_does_not_forward_drops_a_message() -> None:
 
 
 @pytest.mark.parametrize(
-    ("endpoint", "watchers"),
+    ("endpoint", "observers"),
     [
         ("tcp:127.0.0.1:4002", {"connection": "plaintext"}),
         ("ws:127.0.0.1:4002/x", {"connection": "plaintext"}),
@@ -150,13 +150,13 @@ def test_node_that_does_not_forward_drops_a_message() -> None:
         ("kafka:127.0.0.1:9092/c", {"connection": "plaintext", "store": "plaintext"}),
     ],
 )
-def test_transport_decides_who_sees_a_connection(endpoint: str, watchers: dict[str, str]) -> None:
+def test_transport_decides_who_sees_a_connection(endpoint: str, observers: dict[str, str]) -> None:
     text = CHAIN.format(one="loopback:b", two=endpoint, forwards="true")
-    way = trace_route(parse_topology(text, nodes=()), "a", ["loopback:b", "c", "open"])
-    assert way.arrives
+    found = trace_route(parse_topology(text, nodes=()), "a", ["loopback:b", "c", "open"])
+    assert found.arrives
     assert {
-        each.at.kind: each.visible.payload for each in way.request.observations if each.at.kind != "node"
-    } == watchers
+        each.at.kind: each.visible.payload for each in found.request.observations if each.at.kind != "node"
+    } == observers
 
 
 @pytest.mark.parametrize(
@@ -173,9 +173,9 @@ listen = "kafka:127.0.0.1:9092/b"
 transports.kafka = {{ security = "{listener}" }}
 workers.open = {{ run = "echoer", allow = "anyone" }}
 """
-    way = path(text, "a", "b", "open")
-    assert seen(way, "a → b (kafka)", "connection") == seen_by_network
-    assert seen(way, "kafka:127.0.0.1:9092/b", "store") == "plaintext"
+    found = path(text, "a", "b", "open")
+    assert seen(found, "a → b (kafka)", "connection") == seen_by_network
+    assert seen(found, "kafka:127.0.0.1:9092/b", "store") == "plaintext"
 
 
 def test_network_can_only_drop_on_a_connection_with_tls() -> None:
@@ -185,10 +185,10 @@ def test_network_can_only_drop_on_a_connection_with_tls() -> None:
 
 
 def test_outsider_sees_a_message_that_leaves_the_topology() -> None:
-    way = path('[nodes.a.links.out]\nto = "tcp:example.org:4000"', "a", "out", "echoer")
-    assert not way.arrives
-    assert seen(way, "tcp:example.org:4000", "outsider") == "plaintext"
-    assert way.request.trouble == "it leaves the topology for tcp:example.org:4000"
+    found = path('[nodes.a.links.out]\nto = "tcp:example.org:4000"', "a", "out", "echoer")
+    assert not found.arrives
+    assert seen(found, "tcp:example.org:4000", "outsider") == "plaintext"
+    assert found.request.trouble == "it leaves the topology for tcp:example.org:4000"
 
 
 def test_workers_that_pass_messages_to_each_other_are_a_loop() -> None:
@@ -198,8 +198,8 @@ listen = "loopback:a"
 workers.one = { run = "echoer", sends = [["two"]] }
 workers.two = { run = "echoer", sends = [["one"]] }
 """
-    way = path(text, "a", "one")
-    assert [outcome.text for outcome in way.request.outcomes if outcome.what == "loops"] == [
+    found = path(text, "a", "one")
+    assert [outcome.text for outcome in found.request.outcomes if outcome.what == "loops"] == [
         "the worker one receives again what it has passed on"
     ]
 
@@ -234,11 +234,11 @@ secure_channel_listeners.api = { trust = { nodes = ["alice"] } }
 secure_channels.hub = { to = ["loopback:hub", "api"], trust = { nodes = ["hub"] } }
 secure_channels.bob = { to = ["@hub", "forward_to_bob", "api"], trust = { nodes = ["bob"] } }
 """
-    way = path(text, "alice", "@bob", "echoer")
-    assert way.returns
-    assert seen(way, "hub") == "ciphertext"
-    hub = way.request.at(Observer("node", "hub"))
-    bob = way.request.at(Observer("node", "bob"))
+    found = path(text, "alice", "@bob", "echoer")
+    assert found.returns
+    assert seen(found, "hub") == "ciphertext"
+    hub = found.request.at(Observer("node", "hub"))
+    bob = found.request.at(Observer("node", "bob"))
     assert hub is not None
     assert bob is not None
     assert hub.authenticated == ("alice",)
@@ -258,17 +258,17 @@ streams.bob = {{ via = ["tcp:127.0.0.1:4000"], service = "hub", index_service = 
 
 
 def test_store_sees_its_records_and_network_sees_kafka() -> None:
-    way = path(STREAMS.format(store="kafka:127.0.0.1:9092", back="back"), "alice", "@bob", "open")
-    assert way.returns
-    assert seen(way, "kafka:127.0.0.1:9092", "store") == "plaintext"
-    assert seen(way, "to store kafka:127.0.0.1:9092", "connection") == "plaintext"
+    found = path(STREAMS.format(store="kafka:127.0.0.1:9092", back="back"), "alice", "@bob", "open")
+    assert found.returns
+    assert seen(found, "kafka:127.0.0.1:9092", "store") == "plaintext"
+    assert seen(found, "to store kafka:127.0.0.1:9092", "connection") == "plaintext"
 
 
 def test_answer_into_a_stream_without_reader_does_not_come_back() -> None:
-    way = path(STREAMS.format(store="memory", back="elsewhere"), "alice", "@bob", "open")
-    assert way.arrives
-    assert not way.returns
-    assert way.reply.trouble == "no node reads the stream elsewhere of memory of hub"
+    found = path(STREAMS.format(store="memory", back="elsewhere"), "alice", "@bob", "open")
+    assert found.arrives
+    assert not found.returns
+    assert found.reply.trouble == "no node reads the stream elsewhere of memory of hub"
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The analysis of random topologies against what happens when they run: who sees what, what arrives, what can be injected."""
+"""The analysis of random topologies against what happens when they run: what each observer sees, what arrives, what can be injected."""
 
 import re
 import sys
@@ -62,7 +62,7 @@ async def _differences(harness: Harness, network: SymbolicNetwork, tally: "Count
 
 
 async def injections(harness: Harness, network: SymbolicNetwork, name: str, tally: "Counter[str]") -> list[str]:
-    """Return the differences in who can inject messages into a flow, and answers to it."""
+    """Return the differences in which observers can inject messages into a flow, and answers to it."""
     flow = harness.spec.flows[name]
     path = trace_route(network, flow.node, flow.to)
     wrong: list[str] = []
@@ -86,10 +86,10 @@ async def injections(harness: Harness, network: SymbolicNetwork, name: str, tall
             for node, worker, payload, origin in RECORDER.taken:
                 if payload == EVIL and (node, worker) == (end.node, end.address):
                     names = {each.identity.identifier.value: each.name for each in harness.running}
-                    who = names.get(origin.identifier or b"")
+                    sender_name = names.get(origin.identifier or b"")
                     actual = (
                         "as the sender"
-                        if who == (network.node_of(sender) if sender else None)
+                        if sender_name == (network.node_of(sender) if sender else None)
                         else actual or "unauthenticated"
                     )
         tally[f"inject {actual}"] += 1

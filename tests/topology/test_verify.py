@@ -1,4 +1,4 @@
-"""What is found in topologies, and whether what they assert holds."""
+"""The findings of topologies, and whether their assertions hold."""
 
 import json
 import subprocess
@@ -65,7 +65,7 @@ def test_good_topology_has_no_findings_and_its_assertions_hold() -> None:
     [
         (
             '"@bob", "echoer"]',
-            '"@bob", "nobody"]',
+            '"@bob", "missing"]',
             {"flow": "hello", "sender_authenticated_to": "bob"},
             "hello does not arrive",
         ),
@@ -135,8 +135,8 @@ def test_require_refuses_unknown_names_and_empty_assertions() -> None:
 def test_sender_is_authenticated_only_by_a_channel() -> None:
     with pytest.raises(AssertionError, match="no channel authenticates alice to hub as the sender of hello"):
         report(GOOD).require(sender_authenticated_to="hub")
-    with pytest.raises(AssertionError, match="no flow reaches stranger"):
-        report(GOOD + "\n[nodes.stranger]").require(sender_authenticated_to="stranger")
+    with pytest.raises(AssertionError, match="no flow reaches carol"):
+        report(GOOD + "\n[nodes.carol]").require(sender_authenticated_to="carol")
 
 
 CASES: list[tuple[str, str, str, str]] = [
@@ -346,12 +346,12 @@ workers.inner = "echoer"
 workers.open = { run = "echoer", allow = "anyone" }
 streams.s = { via = ["tcp:127.0.0.1:2"], service = "hub", index_service = "hub_index", sends = "x", receives = "y" }
 """
-    strangers = report(text).analysis.reachability
-    inner = strangers.reach("two", "inner", bare=False)
+    reachability = report(text).analysis.reachability
+    inner = reachability.reach("two", "inner", bare=False)
     assert inner is not None
     assert inner.manner == "through a secure channel"
-    assert strangers.reach("two", "inner", bare=True) is None
-    reached = strangers.reach("three", "open", bare=True)
+    assert reachability.reach("two", "inner", bare=True) is None
+    reached = reachability.reach("three", "open", bare=True)
     assert reached is not None
     assert reached.manner == "by a bare stream"
     assert reached.trace[-3:] == (
@@ -418,9 +418,9 @@ def test_clients_of_an_open_inlet_reach_its_outlet(asserted: str) -> None:
     with pytest.raises(AssertionError, match="connects to"):
         opened.require(**{asserted: SAFE[asserted]})
     flow = opened.flow("inlet home/web")
-    for way in (flow.path.request.observations[0], flow.path.reply.observations[-1]):
-        assert (str(way.at), way.visible.payload) == ("outsider the inlet home/web", "plaintext")
-        assert way.can_inject == "as the sender"
+    for observation in (flow.path.request.observations[0], flow.path.reply.observations[-1]):
+        assert (str(observation.at), observation.visible.payload) == ("outsider the inlet home/web", "plaintext")
+        assert observation.can_inject == "as the sender"
     assert [str(dotted_keys(finding.where)) for finding in opened.findings] == ["nodes.home.inlets.web"]
 
 
@@ -438,7 +438,7 @@ def test_unauthenticated_peers_reach_a_relay() -> None:
 @pytest.mark.parametrize(
     ("sends", "text"),
     [
-        ('["nobody"]', "bob has no address nobody"),
+        ('["missing"]', "bob has no address missing"),
         ('["tcp:127.0.0.1:4000", "api"]', "hub has no address api"),
         ('["@hub", "static_forwarding_service"]', "the relay service of hub accepts registrations only"),
     ],
@@ -454,9 +454,9 @@ def test_worker_that_passes_on_to_no_address_is_an_error(sends: str, text: str) 
 def test_unopened_channel_is_one_finding_whatever_depends_on_it() -> None:
     text = GOOD.replace('nodes = ["bob"] }\n[nodes.bob]', 'nodes = ["alice"] }\n[nodes.bob]')
     assert text != GOOD
-    told = report(text)
-    assert not told.flow("hello").path.arrives
-    assert [dotted_keys(each.where) for each in told.findings if each.severity == "error"] == [
+    verified = report(text)
+    assert not verified.flow("hello").path.arrives
+    assert [dotted_keys(each.where) for each in verified.findings if each.severity == "error"] == [
         "nodes.bob.secure_channels.hub"
     ], "and neither its relay, nor the channel by that relay, nor the flow in that channel"
 
@@ -535,9 +535,9 @@ def test_check_prints_tables_and_assertions(tmp_path: Path) -> None:
 def test_check_fails_for_violations_broken_files_and_with_strict_for_warnings(
     tmp_path: Path,
 ) -> None:
-    dubious = GOOD.replace('{ nodes = ["alice"] }', '"everyone"').replace('no_injection_by = ["hub", "network"]\n', "")
-    assert check(tmp_path, dubious)[0] == 0
-    assert check(tmp_path, dubious, "--strict")[0] == 1
+    risky = GOOD.replace('{ nodes = ["alice"] }', '"everyone"').replace('no_injection_by = ["hub", "network"]\n', "")
+    assert check(tmp_path, risky)[0] == 0
+    assert check(tmp_path, risky, "--strict")[0] == 1
     assert check(tmp_path, GOOD, "--strict")[0] == 0
     violated = GOOD.replace('{ nodes = ["bob"] }\n[flows', '"everyone"\n[flows')
     code, output = check(tmp_path, violated)
@@ -551,9 +551,9 @@ def test_check_fails_for_violations_broken_files_and_with_strict_for_warnings(
 def test_check_prints_json_and_the_schema(tmp_path: Path) -> None:
     code, output = check(tmp_path, GOOD, "--json")
     assert code == 0
-    told = json.loads(output)
-    assert told["flows"][0]["receiver"] == "bob/echoer"
-    assert told["assertions"][0]["holds"] is True
+    values = json.loads(output)
+    assert values["flows"][0]["receiver"] == "bob/echoer"
+    assert values["assertions"][0]["holds"] is True
     schema = CliRunner().invoke(main, ["check", "--schema"])
     assert json.loads(schema.output)["title"] == "A topology of trionode"
     assert CliRunner().invoke(main, ["check"]).exit_code == 2
@@ -561,9 +561,9 @@ def test_check_prints_json_and_the_schema(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_every_report_renders_as_text_and_json(stage: str) -> None:
-    told = report(STAGES[stage])
-    assert list(render(told))
-    assert json.dumps(as_json(told))
+    verified = report(STAGES[stage])
+    assert list(render(verified))
+    assert json.dumps(as_json(verified))
 
 
 def test_check_warns_once_of_what_this_machine_lacks(tmp_path: Path) -> None:

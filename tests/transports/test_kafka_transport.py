@@ -16,7 +16,7 @@ import trionode_kafka.link.link
 import trionode_kafka.link.listener
 import trionode_kafka.link.shared_client
 import trionode_kafka.link.transport
-from tests.support.strangers import write_strangely
+from tests.support.foreign_producer import write_foreign_record
 from trionode import Identity, Route, open_node, trust_only
 from trionode.errors import ConfigError, ConnectionLost, LocalError
 from trionode.log import LogThrottle
@@ -354,7 +354,7 @@ async def test_compressed_record_ends_its_link_and_is_not_unpacked(
     async with a_pair(kafka_broker) as (one, other), a_pair(kafka_broker) as (third, fourth):
         await third.send([b"before"])
         assert await fourth.receive() == [b"before"]
-        strange = partial(write_strangely, compressed=True)
+        strange = partial(write_foreign_record, compressed=True)
         await trio.to_thread.run_sync(strange, kafka_broker.bootstrap, other.reads)
         with (
             trio.fail_after(TIMEOUT),
