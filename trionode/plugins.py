@@ -17,7 +17,7 @@ from trionode.net.sockets import PendingHandshakes, join_host_port, open_listene
 from trionode.net.tls import TLSContexts, client_context, reason_of_tls, server_context
 from trionode.net.transport import Link, Transport
 from trionode.protocol.stream.messages import MAX_RECORD, Record
-from trionode.protocol.stream.names import born_at, uuid7_hex, valid_stream_name
+from trionode.protocol.stream.names import uuid7_hex, uuid7_milliseconds, valid_stream_name
 from trionode.protocol.wire.address import parse_host_port
 from trionode.protocol.wire.classic_codec import CLASSIC
 from trionode.protocol.wire.current_codec import CURRENT
@@ -71,7 +71,6 @@ __all__ = [
     "Transport",
     "UnknownStreamError",
     "WireError",
-    "born_at",
     "client_context",
     "close_on_error",
     "connect_byte_stream",
@@ -91,6 +90,7 @@ __all__ = [
     "serve_byte_streams",
     "server_context",
     "uuid7_hex",
+    "uuid7_milliseconds",
     "valid_stream_name",
     "with_store_info",
 ]

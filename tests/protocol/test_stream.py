@@ -38,7 +38,7 @@ from trionode.protocol.stream.messages import (
     decode_response,
     encode,
 )
-from trionode.protocol.stream.names import born_at, unique, uuid7_hex, valid_client_id, valid_stream_name
+from trionode.protocol.stream.names import unique, uuid7_hex, uuid7_milliseconds, valid_client_id, valid_stream_name
 from trionode.protocol.stream.producer import MAX_PUSH_BYTES, MAX_PUSHES, Producer
 from trionode.protocol.wire.bare import Reader, data, string
 
@@ -199,7 +199,7 @@ def test_the_address_of_a_producer_contains_its_time(milliseconds: int, entropy:
     text = uuid7_hex(milliseconds, entropy)
     parsed = uuid.UUID(text)
     assert (parsed.hex, parsed.version, parsed.variant) == (text, 7, uuid.RFC_4122)
-    assert born_at(text.encode()) == milliseconds
+    assert uuid7_milliseconds(text.encode()) == milliseconds
 
 
 def test_the_example_of_rfc_9562_is_a_uuid7() -> None:
@@ -211,8 +211,8 @@ def test_the_example_of_rfc_9562_is_a_uuid7() -> None:
 def test_other_addresses_contain_no_time() -> None:
     good = uuid7_hex(1_700_000_000_000, bytes(10)).encode()
     for other in (b"", b"app", good[:-1], good + b"0", good.upper().replace(b"0", b"A"), good + b"\n", bytes(32)):
-        assert born_at(other) is None
-    assert born_at(b"fb00425962c7170fd9c0e8be99de74f5") is None
+        assert uuid7_milliseconds(other) is None
+    assert uuid7_milliseconds(b"fb00425962c7170fd9c0e8be99de74f5") is None
     with pytest.raises(LocalError):
         uuid7_hex(2**48, bytes(10))
 

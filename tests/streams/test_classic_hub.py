@@ -31,7 +31,7 @@ from trionode.protocol.stream.messages import (
     decode_response,
     encode,
 )
-from trionode.protocol.stream.names import producer_name, sends_again, uuid7_hex
+from trionode.protocol.stream.names import producer_name, resends_pushes, uuid7_hex
 from trionode.protocol.wire.address import Encoded, local
 from trionode.protocol.wire.classic_codec import CLASSIC
 from trionode.protocol.wire.message import Message, Origin
@@ -368,9 +368,9 @@ async def test_resends_of_our_streams_are_stored_once_over_any_link(
 
 
 def test_only_our_producer_addresses_are_recognised() -> None:
-    assert sends_again(producer_name(1_700_000_000_000, b"0123456789").encode())
-    assert not sends_again(uuid7_hex(1_700_000_000_000, b"0123456789").encode())
-    assert not sends_again(b"0" * 32)
+    assert resends_pushes(producer_name(1_700_000_000_000, b"0123456789").encode())
+    assert not resends_pushes(uuid7_hex(1_700_000_000_000, b"0123456789").encode())
+    assert not resends_pushes(b"0" * 32)
 
 
 async def test_create_and_get_are_answered_once_the_store_is_back(autojump_clock: trio.testing.MockClock) -> None:

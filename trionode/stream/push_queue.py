@@ -7,7 +7,7 @@ import attrs
 import trio
 
 from trionode.log import log
-from trionode.protocol.stream.names import born_at
+from trionode.protocol.stream.names import uuid7_milliseconds
 from trionode.protocol.wire.message import Message
 from trionode.routing.byte_budget import ByteBudget
 from trionode.stream.owners import RETRY_SECONDS, StoreLog
@@ -131,7 +131,7 @@ class PushQueue:
         return request_id <= next_id
 
     def _set_next_id(self, waiting: WaitingPush, next_id: int) -> None:
-        if not waiting.resends or born_at(waiting.push.producer) is None:
+        if not waiting.resends or uuid7_milliseconds(waiting.push.producer) is None:
             return  # a producer that never sends again must not be waited for (spec §11.5)
         self._next_ids[waiting.producer] = next_id
         if len(self._next_ids) > MAX_PRODUCERS:

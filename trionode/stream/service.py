@@ -35,7 +35,7 @@ from trionode.protocol.stream.messages import (
     decode_request,
     encode,
 )
-from trionode.protocol.stream.names import sends_again, uuid7_hex, valid_stream_name
+from trionode.protocol.stream.names import resends_pushes, uuid7_hex, valid_stream_name
 from trionode.protocol.wire.address import LOCAL_TYPE, Encoded, decode_address, encode_address, local
 from trionode.protocol.wire.message import Message, Origin
 from trionode.routing.byte_budget import ByteBudget
@@ -369,7 +369,7 @@ class StreamService(Service):
 
 def _resends(message: Message) -> bool:
     """Whether the sender repeats what is not confirmed and understands `error`, as one of our own streams does over any link."""
-    return message.origin.resends or (bool(message.back) and sends_again(decode_address(message.back[-1])[1]))
+    return message.origin.resends or (bool(message.back) and resends_pushes(decode_address(message.back[-1])[1]))
 
 
 def _position_id(request: IndexGet | IndexSave, origin: Origin) -> str:

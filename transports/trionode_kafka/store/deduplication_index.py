@@ -4,7 +4,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Sequence
 
-from trionode.plugins import Push, born_at
+from trionode.plugins import Push, uuid7_milliseconds
 from trionode_kafka.client import KafkaClient
 
 #: Seconds for which a hub relies on what it knows of a topic into which other hubs may write too.
@@ -64,7 +64,7 @@ class DeduplicationIndex:
         return (
             push.request_id <= self._known.last.get((self, push.producer), -1)
             and self.index(push) is None
-            and born_at(push.producer) is not None
+            and uuid7_milliseconds(push.producer) is not None
         )
 
     def as_of_ms(self) -> int:
@@ -137,5 +137,5 @@ class KnownPushes:
 
 
 def _birth_ms(producer: bytes, now: float) -> int:
-    born = born_at(producer)
+    born = uuid7_milliseconds(producer)
     return int(now * 1000) if born is None else min(born, int(now * 1000))

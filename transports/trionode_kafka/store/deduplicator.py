@@ -2,7 +2,7 @@
 
 from collections import OrderedDict
 
-from trionode.plugins import born_at
+from trionode.plugins import uuid7_milliseconds
 from trionode_kafka.client import FetchedRecord, KafkaClient
 from trionode_kafka.store.deduplication_index import KNOWN_SECONDS
 from trionode_kafka.store.streams import OUTAGE_SECONDS
@@ -27,7 +27,7 @@ class Deduplicator:
     def is_new(self, record: FetchedRecord) -> bool:
         """Whether the record is the first copy of its push. Call it once for every record, in order."""
         producer, request_id = record.producer, record.request_id
-        if producer is None or request_id is None or born_at(producer) is None:
+        if producer is None or request_id is None or uuid7_milliseconds(producer) is None:
             return True
         if request_id <= self._last.get(producer, -1):
             return False

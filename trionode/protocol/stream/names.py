@@ -71,16 +71,16 @@ def producer_name(milliseconds: int, entropy: bytes) -> str:
     return head + _check(head.encode())
 
 
-def sends_again(producer: bytes) -> bool:
+def resends_pushes(producer: bytes) -> bool:
     """Whether an address was made by `producer_name`, so its producer resends unconfirmed pushes."""
-    return born_at(producer) is not None and producer[24:] == _check(producer[:24]).encode()
+    return uuid7_milliseconds(producer) is not None and producer[24:] == _check(producer[:24]).encode()
 
 
 def _check(head: bytes) -> str:
     return sha256(b"trionode producer " + head).hexdigest()[:8]
 
 
-def born_at(producer: bytes) -> int | None:
+def uuid7_milliseconds(producer: bytes) -> int | None:
     """Return the time at which a producer's address was made.
 
     Do not trust it: the producer chooses its address. One in 64 random addresses looks like a UUIDv7.
