@@ -1,4 +1,4 @@
-"""A hub and the programs of the classic generation, which wait for ever, ask once and say everything once (spec §11.6, §12)."""
+"""A hub with classic programs, which wait without end and send everything only once (spec §11.6, §12)."""
 
 import os
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -41,7 +41,7 @@ from trionode.stream.store.memory import MemoryStore
 from trionode_loopback import Loopback
 from trionode_tcp import TCP, ClassicTCP
 
-#: Seconds for whatever a test over real sockets waits for.
+#: Seconds that a test over real sockets waits for anything.
 STALL_TIMEOUT = 30.0
 
 OpenStore = Callable[[], AbstractAsyncContextManager[StreamStore]]
@@ -71,14 +71,14 @@ async def open_hub(open_store: OpenStore) -> AsyncIterator[int]:
 
 
 def readdressed(body: bytes, workers: dict[bytes, bytes]) -> bytes:
-    """A frame with other workers in its routes: each side names its own."""
+    """Return a frame with other workers in its routes; each side has its own names."""
     for theirs, ours in workers.items():
         body = body.replace(b"\0" + data(theirs), b"\0" + data(ours))
     return body
 
 
 class Capture:
-    """One connection of the captured session: what is sent goes out as it was captured, but for the hub's own addresses."""
+    """One connection of the captured session. It sends the captured bytes, except for the hub's own addresses."""
 
     def __init__(self, stream: trio.SocketStream, workers: dict[bytes, bytes]) -> None:
         self._stream = stream
@@ -105,7 +105,7 @@ def text(address: str) -> bytes:
 async def test_the_captured_session_is_answered_as_the_captured_hub_did(open_store: OpenStore) -> None:
     session = [vector for vector in load("wire/classic_stream_frames.json") if vector["name"].startswith("session_")]
     names = {"ST_S_044d9ca92096b08a": "alice_to_bob_034c94e9", "ST_S_c365c96733c89930": "bob_to_alice_48dc9305"}
-    # The streams of a Kafka outlive a test.
+    # Streams in Kafka outlive a test.
     fresh = {name: name[:-8] + os.urandom(4).hex() for name in names.values()}
     workers = {theirs.encode(): f"stream_kafka.{name}".encode() for theirs, name in names.items()}
 
@@ -151,7 +151,7 @@ async def test_the_captured_session_is_answered_as_the_captured_hub_did(open_sto
                     compared += 1
 
         async def push_up_to(worker: bytes, request_id: int) -> None:
-            """What the capture left out."""
+            """Push the records that the capture left out."""
             for missing in range(pushed.get(worker, -1) + 1, request_id + 1):
                 record = known.get((worker, missing), b"never pulled")
                 body = call("stream_push", uint(missing) + data(record))
@@ -196,7 +196,7 @@ async def test_the_captured_session_is_answered_as_the_captured_hub_did(open_sto
                         replaced.discard(consumer)
                     assert await peer.hear() == captured
                 else:
-                    # Nothing to read: the hub waits, until the consumer's next pull takes the place of this one.
+                    # Nothing to read: the hub waits until the consumer's next pull replaces this one.
                     await peer.send(pull(body["request_id"], 1000, 8))
                     await peer.send(pull(body["request_id"] + 1, 1000, 8))
                     assert await peer.hear() == captured
@@ -263,7 +263,7 @@ async def test_a_classic_and_a_current_peer_talk_at_one_port(open_store: OpenSto
 
 @attrs.define
 class Scene:
-    """A service, and clients that only ask once."""
+    """A service, and clients that ask only once."""
 
     node: Node
     service: StreamService
@@ -274,7 +274,7 @@ class Scene:
 
 
 class Client:
-    """What comes by a link of the classic generation, without the link."""
+    """A client of the classic protocol version, without a link."""
 
     def __init__(self, node: Node, *, resends: bool) -> None:
         self.link = local("link_" + os.urandom(4).hex())
@@ -290,7 +290,7 @@ class Client:
         self._news = trio.Event()
 
     async def has_heard(self, count: int) -> None:
-        """Wait until so many answers have come."""
+        """Wait until so many answers have arrived."""
         while len(self.heard) < count:
             await self._news.wait()
 
@@ -298,7 +298,7 @@ class Client:
         self._node._router.deliver(Message((local(to),), (self.link, local(back)), encode(request), self._origin))
 
     async def ask(self, to: str, request: Request, *, back: str = "c") -> Sequence[Response]:
-        """What is answered until nothing moves any more."""
+        """Return the answers until all tasks are blocked."""
         before = len(self.heard)
         self.tell(to, request, back=back)
         await trio.testing.wait_all_tasks_blocked()
@@ -313,7 +313,7 @@ async def open_scene(store: StreamStore | None = None) -> AsyncIterator[Scene]:
 
 
 class Failing(MemoryStore):
-    """A store that fails as it is told, and keeps what it was asked to store."""
+    """A store that fails on demand, and records the pushes that it got."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -469,7 +469,7 @@ async def test_closing_refuses_unstored_pushes_and_logs_it(
         assert "the service ends, and 1 pushes of clients that don't send again were not stored" in caplog.text
 
 
-#: Random addresses of which one looks like a UUIDv7, born in the far future, and ids that come again or go back.
+#: Random addresses, one of which looks like a UUIDv7 of the far future, and ids that repeat or go back.
 LOOKS = ["c" * 32, uuid7_hex((1 << 48) - 1, bytes(10)), uuid7_hex(0, bytes(10)), "app"]
 
 
@@ -544,7 +544,7 @@ async def test_finishing_waits_for_consumers_between_two_pulls_and_answers_all_t
             await scene.service.finish()
         assert trio.current_time() - began == pytest.approx(0.25)
         assert {address for address, _ in client.heard} == {local("waits"), local("long polls")}
-        # Whoever still comes is answered, and what is pushed is stored.
+        # Later requests are answered, and later pushes are stored.
         assert await client.ask("stream_kafka.s", PullRequest(2, 1, 8), back="waits") == [PullResponse(2, ())]
         assert await client.ask("stream_kafka.s", PushRequest(1, b"y")) == [PushResponse(1, ok=True, index=1)]
 

@@ -41,7 +41,7 @@ PAYLOADS = [b"message %d" % n for n in range(1000)]
 
 @attrs.frozen(eq=False)
 class Direction:
-    """One direction of a channel over streams: who sends, who reads, and the stream's name."""
+    """One direction of a channel over streams: the sender, the reader, and the stream's name."""
 
     sender: Node
     sends_by: SecureChannel
@@ -133,7 +133,7 @@ async def test_splicing_two_conversations_is_refused_threat_10(autojump_clock: t
         def splice_into(stream: str, opposite: str) -> Tamper:
             def tamper(record: bytes) -> Sequence[bytes]:
                 (decryptor,), _, _ = CURRENT.decode(record)
-                # As it is, and addressed to the channel whose stream it is in now; and the same in the other direction.
+                # Unchanged, and with the address of the channel that reads the stream; and the same in the other direction.
                 store.plant(opposite, changed(record, onward=(reverse[decryptor],)))
                 store.plant(stream, changed(record, onward=(addresses[decryptor],)))
                 return [record]
@@ -215,7 +215,7 @@ async def test_false_indexes_deliver_nothing_twice_and_the_next_good_record_arri
 async def test_false_indexes_far_ahead_only_starve_the_reader_threat_23(
     by: int, autojump_clock: trio.testing.MockClock
 ) -> None:
-    # Where a reader stands in a stream is the hub's word: only who counts what the peer sent can know what was passed over.
+    # Only the hub knows a reader's position: a reader notices a gap only if it counts the peer's messages.
     async with open_conversation() as talk:
         way = talk.directions["to Bob"]
         talk.store.reading[way.stream] = _shifted(by)
@@ -229,7 +229,7 @@ async def test_false_indexes_far_ahead_only_starve_the_reader_threat_23(
         received = way.handler.payloads
         assert received == [each for each in [*PAYLOADS[:300], b"after"] if each in set(received)]
         assert talk.bobs.refused == 0
-        # Another reader of the same stream, from its start: what was delivered is refused, what was passed over arrives.
+        # Another reader of the same stream, from its start: delivered messages are refused, skipped ones arrive.
         bob, parties = talk.parties.bob, talk.parties
         before = len(received)
         await bob.open_stream(Route("loopback:hub"), sends=parties.bob_to_alice, receives=parties.alice_to_bob, start=0)
@@ -261,14 +261,14 @@ async def test_a_rolled_back_position_delivers_nothing_twice_threat_6(
             await way.handler.until_count(100)
             assert parties.bobs_stream is not None
             await parties.bobs_stream.aclose()
-            # Bob reads on where the hub says that he was: at the start.
+            # Bob continues at the position that the hub reports: the start.
             talk.store.false_position = 0
             await parties.bob.open_stream(
                 Route("loopback:hub"), sends=parties.bob_to_alice, receives=parties.alice_to_bob, client_id="bob"
             )
             await way.send(b"after")
             await way.handler.until(b"after")
-            # And his side of the channel follows to the new stream.
+            # His side of the channel moves to the new stream.
             await talk.answers_both_ways()
         assert way.handler.payloads == [*PAYLOADS[:100], b"after"]
         assert talk.bobs.refused >= 100
@@ -376,7 +376,7 @@ async def test_false_answers_stall_nothing_and_act_only_once_threat_24(
             await way.send(b"after")
             await way.handler.until(b"after")
             await talk.answers_both_ways()
-        # Pushes are kept until they are confirmed, pulls asked again: nothing is lost, and nothing comes twice.
+        # Pushes are kept until they are confirmed, and pulls repeated: nothing is lost, nothing arrives twice.
         assert way.handler.payloads == [*sent, b"after"]
         assert talk.bobs.refused == 0
 
@@ -389,7 +389,7 @@ async def test_answers_given_to_another_client_deliver_nothing_wrong_threat_24(
         answers: list[Response] = []
 
         def to_everybody(response: Response) -> Sequence[Response]:
-            # Each client gets the other's last answers too, as if they were its own.
+            # Each client also gets the other's last answers.
             others = answers[-4:]
             if pulls or not isinstance(response, PullResponse):
                 answers.append(response)
@@ -439,7 +439,9 @@ async def test_no_bytes_at_a_hub_reveal_a_payload_or_an_inner_address_threat_1(
         identifiers = [identity.identifier.value for identity in (parties.alices, parties.bobs)]
         for plain in (secret, inner, b"echoer", b"handler", *histories, *identifiers):
             assert plain not in held
-        assert b"listener" in held  # the outer address of message 1 is not sealed: the test looks at the right bytes
+        assert (
+            b"listener" in held
+        )  # the outer address of message 1 is not encrypted: it proves that the test searches the right bytes
 
 
 # -- any mixture of all that ----------------------------------------------------------------------------------------------------------
@@ -457,7 +459,7 @@ async def converse_over_a_hostile_hub(seed: int) -> None:
         for stream in (parties.alice_to_bob, parties.bob_to_alice):
             store.pushed[stream] = mixed(random)
             store.reading[stream] = any_reading
-        # Without those that starve for ever, and without those that give one client the other's records: false indexes in its stream.
+        # Without the faults that starve a reader, and those that give a client the other's records (false indexes in its stream).
         changes = [
             make() for name, make in ANSWERS.items() if name not in {"never", "under a wrong id", "again and again"}
         ]

@@ -83,7 +83,7 @@ async def test_streams_and_positions_have_a_bound_in_sqlite(tmp_path: Path, monk
     monkeypatch.setattr(sqlite, "MAX_POSITIONS", 3)
     async with open_sqlite_store(str(tmp_path / "store")) as store:
         await _fill(store)
-    # The count and the ages are those of the file, after a restart too.
+    # The count and the order of saving survive a restart.
     async with open_sqlite_store(str(tmp_path / "store")) as store:
         await store.save_positions([Position("c5", "s0", 5)])
         assert [await store.position(f"c{number}", "s0") for number in (0, 3, 4, 5)] == [14, None, 4, 5]
@@ -210,7 +210,7 @@ async def test_acknowledged_records_survive_a_kill(tmp_path: Path) -> None:
     said = await trio.to_thread.run_sync(_push_until_killed, path)
     async with open_sqlite_store(path) as store:
         records = await store.read("s", 0, limit=100_000, max_bytes=1 << 30)
-        # Everything that was acknowledged, and whole batches only.
+        # All acknowledged records, and only whole batches.
         assert len(records) % 3 == 0
         assert len(records) >= 3 * (said + 1)
         assert list(records) == [Record(number, b"%d" % number) for number in range(len(records))]

@@ -45,7 +45,7 @@ SERVICE, INDEX_SERVICE = "stream_kafka", "stream_kafka_index"
 
 
 class Network(Loopback):
-    """A loopback network whose links can be cut, as a cable is: what is on its way is gone."""
+    """A loopback network whose links can be cut like a cable. Frames on their way are lost."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -75,7 +75,7 @@ async def open_hub(network: Loopback, store: MemoryStore, at: str = "loopback:hu
 
 @asynccontextmanager
 async def open_scene() -> AsyncIterator[tuple[Network, MemoryStore, Node, Node]]:
-    """A network, a store with a hub before it, and the nodes of Alice and Bob."""
+    """Open a network, a hub with a store, and the nodes of Alice and Bob."""
     network, store = Network(), MemoryStore()
     async with open_hub(network, store), open_node(network) as alice, open_node(network) as bob:
         yield network, store, alice, bob
@@ -113,12 +113,12 @@ async def put(store: MemoryStore, stream: str, records: Sequence[bytes], *, star
 
 # -- a hub that does what a test says ---------------------------------------------------------------------------------------------------
 
-#: What the scripted hub answers to a request: responses, or none.
+#: Returns the responses of the scripted hub to a request, or none.
 Script = Callable[[Request], Sequence[Response]]
 
 
 def good_manners(request: Request) -> Sequence[Response]:
-    """Answer what opens a stream, and leave pulls and pushes unanswered."""
+    """Answer requests that open a stream, and leave pulls and pushes unanswered."""
     match request:
         case CreateRequest(name):
             return (CreateResponse(name or ""),)
@@ -129,7 +129,7 @@ def good_manners(request: Request) -> Sequence[Response]:
 
 
 class ScriptedHub:
-    """Answers every request as its script says, from one address for all; `heard` is when it got which request."""
+    """Answers every request by its script, all from one address. `heard` holds the requests with their times."""
 
     def __init__(self, script: Script) -> None:
         self.script = script
@@ -261,7 +261,7 @@ async def test_a_message_too_large_raises_at_the_caller_and_the_stream_goes_on(
 
 
 class GatedStore(MemoryStore):
-    """A store that stores nothing before its gate is open."""
+    """A store that stores nothing until its gate is open."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -409,7 +409,7 @@ async def test_a_hub_that_answers_and_then_closes_links_is_retried_with_growing_
         dials = 0
         with trio.move_on_after(60):
             while True:
-                await trio.sleep(0.05)  # of virtual time: long enough for every answer
+                await trio.sleep(0.05)  # virtual; long enough for every answer
                 dials += len(network.links)
                 network.cut()
         assert 6 <= dials <= 20
@@ -538,14 +538,14 @@ async def test_a_position_is_saved_only_after_the_mailbox_has_the_message(
         async def sleepy(mailbox: Mailbox) -> None:
             await opened.wait()
             async for message in mailbox:
-                taken.append(message.payload)  # noqa: PERF401  # one after the other, to be looked at meanwhile
+                taken.append(message.payload)  # noqa: PERF401  # one after the other, so the test can look meanwhile
 
         await bob.start_worker("sleepy", sleepy, allow=from_anywhere, bound=10 * (512 + 8))
         ours = await alice.open_stream(HUB, sends="to_bob", receives="to_alice")
         await bob.open_stream(HUB, sends="to_alice", receives="to_bob", client_id="bob")
         await send_all(alice, Route(ours, "sleepy"), numbered(200))
         await trio.sleep(100)
-        # The mailbox holds nine or ten and the one that filled it; the puller waits without end, and drops nothing.
+        # The mailbox holds nine or ten and the one that filled it. The stream waits without a timeout, and drops nothing.
         assert await store.position("bob", "to_bob") in {9, 10}
         opened.set()
         await trio.sleep(1)

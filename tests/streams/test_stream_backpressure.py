@@ -34,7 +34,7 @@ ONE_MORE = 66_000
 
 @attrs.define
 class Scene:
-    """A hub before a store, and Alice, who asks Bob's echoer through a channel over streams."""
+    """A hub with a store. Alice asks Bob's echoer through a channel over streams."""
 
     network: Loopback
     hub: Node
@@ -46,7 +46,7 @@ class Scene:
     echoes: Route
 
     def rooms(self) -> dict[str, ByteBudget]:
-        """Every queue and every sum of outstanding bytes that there is now, by where it is."""
+        """Return every queue and byte budget, by its place."""
         found: dict[str, ByteBudget] = {}
         for name, node in (("hub", self.hub), ("alice", self.alice), ("bob", self.bob)):
             for link in node._links._all:
@@ -82,17 +82,17 @@ async def open_scene(store: StreamStore | None = None, limits: StreamLimits | No
         yield Scene(network, hub, service, alice, bob, ours, theirs, Route(channel, "echoer"))
 
 
-async def nobody_else_stops(scene: Scene, count: int = 200, *, seconds: float = 1.0) -> None:
-    """Alice's echoes keep coming, each within the time."""
+async def others_go_on(scene: Scene, count: int = 200, *, seconds: float = 1.0) -> None:
+    """Check that Alice keeps getting echoes, each in time."""
     for number in range(count):
         with trio.fail_after(seconds):
             assert (await scene.alice.ask(scene.echoes, f"{number}")).text == f"{number}"
 
 
 class Watch(trio.abc.Instrument):
-    """Looks at every room now and then while tasks run, also where virtual time stands still."""
+    """Checks every byte budget regularly while tasks run, also while virtual time stands still."""
 
-    #: Steps of tasks between two looks: a look takes as long as some ten steps.
+    #: Task steps between two checks. A check takes as long as some ten steps.
     STEPS = 200
 
     def __init__(self, scene: Scene, bound: Callable[[ByteBudget], int]) -> None:
@@ -111,7 +111,7 @@ class Watch(trio.abc.Instrument):
 
 @asynccontextmanager
 async def watched(scene: Scene, bound: Callable[[ByteBudget], int]) -> AsyncIterator[None]:
-    """Find no room over its bound."""
+    """Check that no byte budget exceeds its bound."""
     watch = Watch(scene, bound)
     trio.lowlevel.add_instrument(watch)
     try:
@@ -122,12 +122,12 @@ async def watched(scene: Scene, bound: Callable[[ByteBudget], int]) -> AsyncIter
 
 
 def patient(room: ByteBudget) -> int:
-    """The bound where everybody who fills it waits: one more item for each of a few."""
+    """The bound if all senders wait: one more item for each of a few."""
     return room.bound + 4 * ONE_MORE
 
 
-def strangers(room: ByteBudget) -> int:
-    """The bound where strangers are served, who may leave their answers lying."""
+def unauthenticated(room: ByteBudget) -> int:
+    """The bound if unauthenticated clients are served, which may leave their answers unread."""
     return max(room.bound, HARD_LIMIT) + ONE_MORE
 
 
@@ -136,7 +136,7 @@ def frame(to: str, payload: bytes, back: str = "c") -> bytes:
 
 
 async def send_until_closed(link: Link, frames: list[bytes]) -> bool:
-    """Whether the hub closed the link before all frames were sent."""
+    """Return whether the hub closed the link before all frames were sent."""
     try:
         for each in frames:
             await link.send([each])
@@ -155,23 +155,23 @@ async def test_a_client_that_pulls_and_never_reads_blocks_no_other(
         silent = await scene.network.connect("hub")
         await silent.send([frame(SERVICE, encode(CreateRequest("s")))])
         await silent.send([frame("stream_kafka.s", encode(PullRequest(0, 0, 100)))])
-        await nobody_else_stops(scene)
-        # What it would have to read grows no further, however much there is for it.
+        await others_go_on(scene)
+        # Its unread answers stop growing, however much it asks for.
         async with scene.alice.open_mailbox() as mailbox:
             link = await scene.alice.connect("loopback:hub")
             for request_id in range(500):
                 await mailbox.send(Route(link, "stream_kafka.s"), encode(PushRequest(request_id, bytes(10_000))))
             for _ in range(500):
                 await mailbox.receive()
-        await nobody_else_stops(scene)
+        await others_go_on(scene)
         await trio.sleep(60)
-        await nobody_else_stops(scene)
+        await others_go_on(scene)
 
 
 async def test_a_client_that_floods_pulls_and_never_reads_is_closed_at_a_bound(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
-    async with open_scene() as scene, watched(scene, strangers):
+    async with open_scene() as scene, watched(scene, unauthenticated):
         silent = await scene.network.connect("hub")
         await silent.send([frame(SERVICE, encode(CreateRequest("s")))])
         for request_id in range(10):
@@ -180,18 +180,18 @@ async def test_a_client_that_floods_pulls_and_never_reads_is_closed_at_a_bound(
         pulls = [frame("stream_kafka.s", encode(PullRequest(0, 0, 1)), f"c{number}") for number in range(1000)]
         async with trio.open_nursery() as nursery:
             nursery.start_soon(send_until_closed, silent, pulls)
-            await nobody_else_stops(scene)
+            await others_go_on(scene)
         await trio.sleep(60)
         # 256 KiB that loopback holds, 4 MiB in the outbox: some 70 answers of 60,000 bytes.
         (closed,) = links - scene.hub._links._all
         assert "bytes of answers unread" in closed._reason
-        await nobody_else_stops(scene)
+        await others_go_on(scene)
 
 
 async def test_a_client_that_floods_pushes_and_never_reads_is_closed_at_a_bound(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
-    async with open_scene() as scene, watched(scene, strangers):
+    async with open_scene() as scene, watched(scene, unauthenticated):
         silent = await scene.network.connect("hub")
         await silent.send([frame(SERVICE, encode(CreateRequest("s")))])
         pushes = [frame("stream_kafka.s", encode(PushRequest(number, b"x"))) for number in range(30_000)]
@@ -201,8 +201,8 @@ async def test_a_client_that_floods_pushes_and_never_reads_is_closed_at_a_bound(
                 assert await send_until_closed(silent, pushes)
 
             nursery.start_soon(flood)
-            await nobody_else_stops(scene)
-        await nobody_else_stops(scene)
+            await others_go_on(scene)
+        await others_go_on(scene)
 
 
 async def test_a_client_that_floods_pushes_and_reads_is_slowed_and_blocks_no_other(
@@ -222,7 +222,7 @@ async def test_a_client_that_floods_pushes_and_reads_is_slowed_and_blocks_no_oth
         async with trio.open_nursery() as nursery:
             nursery.start_soon(read)
             nursery.start_soon(send_until_closed, busy, pushes)
-            await nobody_else_stops(scene)
+            await others_go_on(scene)
 
 
 async def test_a_full_store_refuses_all_pushes_and_nothing_grows(
@@ -238,7 +238,7 @@ async def test_a_full_store_refuses_all_pushes_and_nothing_grows(
 
             nursery.start_soon(fill)
             await trio.sleep(100)
-            # Both held: who filled the store, and whoever else wants to store in it; nothing has grown.
+            # Both are blocked, the client that filled the store and the other one; nothing has grown.
             with pytest.raises(AnswerTimeout):
                 await scene.alice.ask(scene.echoes, "x", timeout=30)
             nursery.cancel_scope.cancel()
@@ -249,7 +249,7 @@ async def test_a_full_store_refuses_all_pushes_and_nothing_grows(
 
 @attrs.define
 class AsksBack:
-    """A worker that asks whoever wrote to it, before it takes its next message."""
+    """A worker that asks its sender before it takes the next message."""
 
     node: Node
     seconds: float
@@ -283,7 +283,7 @@ async def test_a_worker_that_asks_over_the_stream_that_feeds_it_is_answered(
         async with scene.alice.open_mailbox() as mailbox:
             for _ in range(100):
                 await mailbox.send(Route(scene.ours, "asker"), "hello")
-            await nobody_else_stops(scene)
+            await others_go_on(scene)
             await trio.sleep(10)
         assert (worker.answered, worker.unanswered) == (100, 0)
 
@@ -296,14 +296,14 @@ async def test_a_worker_with_a_full_mailbox_that_asks_over_its_own_stream_goes_o
         worker = AsksBack(scene.bob, 1)
         await scene.bob.start_worker("asker", worker.work, allow=from_anywhere, bound=20_000)
         await scene.alice.start_worker("name", says_name, allow=from_anywhere)
-        # The same conversation stops: its records come in order. Another one between the same nodes does not.
+        # This conversation stops, since its records arrive in order. Another one between the same nodes does not.
         a2b, b2a = unique("a2b"), unique("b2a")
         await scene.bob.open_stream(HUB, sends=b2a, receives=a2b)
         second = await scene.alice.open_stream(HUB, sends=a2b, receives=b2a)
         async with scene.alice.open_mailbox() as mailbox:
             for _ in range(count):
                 await mailbox.send(Route(second, "asker"), "hello")
-            await nobody_else_stops(scene)
+            await others_go_on(scene)
             # The worst case: each ask ends by its deadline.
             await trio.sleep(count * 1.5)
         assert worker.answered + worker.unanswered == count
@@ -329,9 +329,9 @@ async def test_a_worker_with_a_full_mailbox_that_asks_over_its_own_link_blocks_n
                         await mailbox.send(Route(link, "asker"), "hello")
 
                 nursery.start_soon(flood)
-                await nobody_else_stops(scene)
+                await others_go_on(scene)
             await trio.sleep(100)
-        # The reader waits for the mailbox with the answer behind it, until its patience ends: then it drops, and the answer comes.
+        # The reader waits for the mailbox, with the answer behind it, until the stall timeout. Then it drops, and the answer arrives.
         assert worker.answered + scene.bob.counters[DropReason.MAILBOX_STALLED] == count
         assert worker.answered > 0
 
@@ -354,7 +354,7 @@ async def test_a_hundred_thousand_messages_are_sent_before_the_first_echo_is_rea
         for number in range(count):
             await mailbox.send(scene.echoes, b"%d" % number)
         record_property("seconds to send", time.perf_counter() - began)
-        # Alice's own mailbox is full, so what comes by this stream waits behind it; others do not.
+        # Alice's own mailbox is full, so messages of this stream wait behind it; those of others do not.
         assert mailbox._inbox.size > DEFAULT_BOUND
         with trio.fail_after(5):
             a2b, b2a = unique("a2b"), unique("b2a")

@@ -52,7 +52,7 @@ PULL = bytes.fromhex("0b 73747265616d5f70756c6c")  # "stream_pull"
 INDEX = bytes.fromhex("0c 73747265616d5f696e646578")  # "stream_index"
 ERROR = bytes.fromhex("05 6572726f72")  # "error"
 
-#: Seconds, virtual, after which what did not come does not come.
+#: Seconds (virtual) after which an answer does not come any more.
 LONG = 3 * LONG_POLL_SECONDS
 
 
@@ -63,7 +63,7 @@ def body(text: str) -> bytes:
 
 
 class Client:
-    """A program on the bare wire: bytes out, bytes in."""
+    """A client that sends and receives raw bytes."""
 
     def __init__(self, link: Link) -> None:
         self._link = link
@@ -74,7 +74,7 @@ class Client:
         await self._link.send([CURRENT.encode((address,), tuple(map(local, back)), payload)])
 
     async def frame(self) -> bytes:
-        """The next frame that is for somebody."""
+        """Return the next frame with an onward route."""
         while True:
             while not self._frames:
                 self._frames = list(await self._link.receive())
@@ -84,7 +84,7 @@ class Client:
                 return frame
 
     async def hear(self) -> tuple[str, str, bytes]:
-        """To whom, from whom, what."""
+        """Return onward route, return route and payload."""
         onward, back, payload = CURRENT.decode(await self.frame())
         (to,), (sender,) = onward, back
         return decode_address(to)[1].decode(), decode_address(sender)[1].decode(), payload
@@ -276,7 +276,7 @@ async def test_a_second_pull_of_a_consumer_answers_only_its_first_one_empty(
         assert await client.hear() == ("c", "stream_kafka.s", encode(PullResponse(4, ())))
         assert trio.current_time() == 0
         await trio.sleep(1)
-        await client.ask(SERVICE, CreateRequest("t"))  # nothing else has been said
+        await client.ask(SERVICE, CreateRequest("t"))  # there was no other answer
         await client.tell("stream_kafka.s", encode(PushRequest(0, b"x")), back=("p",))
         heard = [await client.hear() for _ in range(3)]
         record = (Record(0, b"x"),)
@@ -297,7 +297,7 @@ async def test_an_answer_has_at_most_65000_bytes_and_at_least_one_record(
             assert answer == PushResponse(request_id, ok=True, index=request_id)
         index, seen = 0, []
         while index < len(sizes):
-            # The longest return route that a client would have, a way over hubs.
+            # The longest return route of a client, over several hubs.
             await client.tell(
                 "stream_kafka.s", encode(PullRequest(0, index, 1 << 40)), back=("x" * 32, "y" * 32, "c" * 32)
             )
@@ -347,7 +347,7 @@ async def test_a_record_that_fits_into_no_answer_is_refused(autojump_clock: trio
 
 
 class FailingStore(MemoryStore):
-    """A store whose batches fail while a test says so."""
+    """A store whose batches fail on demand."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -381,7 +381,7 @@ async def test_later_pushes_do_not_overtake_a_refused_push_of_a_producer_that_re
         store.failing = True
         assert not await push(1)
         store.failing = False
-        # Of the classic generation nothing comes again: what follows must not wait for it.
+        # Classic clients never resend, so later pushes must not wait.
         assert await push(2) is not resends
         if resends:
             assert [await push(request_id) for request_id in (0, 1, 2, 3)] == [True] * 4
@@ -640,7 +640,7 @@ async def test_closing_ends_in_time_although_the_store_hangs(autojump_clock: tri
 
 
 class SlowStore(MemoryStore):
-    """A store that makes a stream in a second, as in a thread that nobody can cancel."""
+    """A store that needs a second to create a stream, like a thread that can't be cancelled."""
 
     def __init__(self, seconds: float) -> None:
         super().__init__()
@@ -695,7 +695,7 @@ async def test_a_service_name_can_be_used_once_on_a_node(autojump_clock: trio.te
 
 
 class Visitor:
-    """A client that the hub knows by an authenticated identifier, or as a stranger by a link."""
+    """A client that the hub knows by an authenticated identifier, or only by a link."""
 
     def __init__(self, node: Node, identifier: bytes | None) -> None:
         self._node = node
@@ -715,7 +715,7 @@ class Visitor:
         return decode_response((await self._heard.receive()).payload)
 
     async def may_use(self, stream: str) -> bool:
-        """Whether pushes are stored and pulls bring them."""
+        """Return whether pushes are stored and pulls return them."""
         pushed = await self.ask(f"stream_kafka.{stream}", PushRequest(0, b"x"))
         pulled = await self.ask(f"stream_kafka.{stream}", PullRequest(0, 0, 8))
         assert isinstance(pushed, PushResponse)
@@ -738,7 +738,7 @@ async def test_a_stream_belongs_to_the_identity_that_created_it(
         if not restarted:
             await check_ownership(scene.node)
     if restarted:
-        # The new hub has met nobody yet; whoever comes first finds the same owner.
+        # The new hub has seen no client yet; the first one finds the same owner.
         async with open_scene(store) as scene:
             await check_ownership(scene.node)
 

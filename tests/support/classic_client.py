@@ -1,4 +1,4 @@
-"""A program of the classic generation, played from the wire specification: its bytes, its habits, and what it can't bear (spec §11.4 to §11.6)."""
+"""A classic (0.7x) program, written from the wire specification: its bytes, its habits, and its weaknesses (spec §11.4 to §11.6)."""
 
 import math
 import secrets
@@ -11,7 +11,7 @@ import trio
 
 from trionode import unique
 
-#: What the Rust client polls at, waits before the first pull, and asks for (spec §11.4).
+#: The Rust client's polling interval, its wait before the first pull, and its limit (spec §11.4).
 POLL_SECONDS = 0.25
 FIRST_FETCH_SECONDS = 0.01
 LIMIT = 8
@@ -54,7 +54,7 @@ def call(protocol: str, body: bytes) -> bytes:
 
 @attrs.define
 class Scanner:
-    """Reads BARE; what it can't read is an IndexError, at which a Rust program would skip the message."""
+    """Reads BARE. It raises IndexError where a Rust program would skip the message."""
 
     content: bytes
     at: int = 0
@@ -90,7 +90,7 @@ class Scanner:
 
 
 class Connection:
-    """A program's one connection with its hub: made by the first frame, and anew by the next one after it has ended (spec §4.2)."""
+    """A program's one connection to its hub. The first frame opens it, and the first frame after its end opens it again (spec §4.2)."""
 
     def __init__(self, nursery: trio.Nursery, port: int, heard: Callable[[bytes], None]) -> None:
         self._nursery = nursery
@@ -98,22 +98,22 @@ class Connection:
         self._heard = heard
         self._stream: trio.SocketStream | None = None
         self._frames, self._to_send = trio.open_memory_channel[bytes](math.inf)
-        #: How often it was made.
+        #: How often it was opened.
         self.made = 0
         nursery.start_soon(self._write)
 
     def send(self, body: bytes) -> None:
-        """Send a frame, after those before."""
+        """Send a frame, in order."""
         self._frames.send_nowait(frame(body))
 
     async def _write(self) -> None:
         async for each in self._to_send:
             if self._stream is None:
-                # A failed connect is not tried again: the worker that needed it is dead for good, and so is the test.
+                # A failed connect is not tried again: the worker that needed it has ended for good, so the test fails.
                 self._stream = await trio.open_tcp_stream("127.0.0.1", self._port)
                 self.made += 1
                 self._nursery.start_soon(self._read, self._stream)
-            # What is written into a connection that dies is lost, and nobody learns of it.
+            # Bytes written into a connection that ends are lost without an error.
             with suppress(trio.BrokenResourceError, trio.ClosedResourceError):
                 await self._stream.send_all(each)
 
@@ -128,15 +128,15 @@ class Connection:
                         self._heard(buffer[2:end])
                         buffer = buffer[end:]
             assert not buffer, "the hub closed the connection in the middle of a frame"
-            # Whoever sends from here on connects anew; until here it wrote into the old one.
+            # From here on a send connects again; until here it wrote into the old connection.
             if self._stream is stream:
                 self._stream = None
 
 
 class Program:
-    """Streams of one program: a consumer, a producer, and what came out; as naive as the original, which never asks twice.
+    """The streams of one program: a consumer, a producer, and the received payloads. Like the original it never asks twice.
 
-    What would make the original panic, send twice, or wait for ever in vain fails an assertion.
+    An assertion fails where the original would panic, send twice, or wait without end.
     """
 
     def __init__(self, nursery: trio.Nursery, port: int, *, sends: str, receives: str) -> None:
@@ -148,7 +148,7 @@ class Program:
         self.indexes: list[int] = []
         #: Statuses of confirmations.
         self.statuses: Counter[int] = Counter()
-        #: What the hub sent to the producer and it would push as user data, and what the consumer ignored.
+        #: Messages of the hub that the producer would push as user data, and those that the consumer ignored.
         self.strange: list[bytes] = []
         self.pulls = 0
         self.connection = Connection(nursery, port, self._heard)
@@ -168,7 +168,7 @@ class Program:
             self.connection.send(message([service], [address], call("stream_create", b"\x01" + data(name))))
 
     def say(self, payload: bytes, onward: Sequence[bytes] = (b"sink",)) -> None:
-        """Let the program send something to its peer."""
+        """Send a payload to the peer."""
         self._push(message(onward, [b"app"], payload))
 
     async def has(self, count: int) -> None:
@@ -178,7 +178,7 @@ class Program:
 
     @property
     def is_polling(self) -> bool:
-        """Whether it is as well as ever: at most one pull is outstanding, and no second loop runs."""
+        """Whether it still works: at most one pull is outstanding, and no second loop runs."""
         return self._outstanding <= 1
 
     def _push(self, record: bytes) -> None:
@@ -274,14 +274,14 @@ class Program:
         self._news = trio.Event()
 
     async def has_confirmed(self, count: int) -> None:
-        """Wait until so many pushes were confirmed, however."""
+        """Wait until so many pushes were confirmed, with any status."""
         while self.statuses.total() < count:
             await self._news.wait()
 
 
 @asynccontextmanager
 async def open_pair(port: int) -> AsyncIterator[tuple[Program, Program]]:
-    """Alice and Bob of the classic generation; at the end both are as well as ever."""
+    """Open a classic Alice and a classic Bob; check that both still work at the end."""
     to_bob, to_alice = unique("to_bob"), unique("to_alice")
     async with trio.open_nursery() as nursery:
         bob = Program(nursery, port, sends=to_alice, receives=to_bob)

@@ -1,4 +1,4 @@
-"""A hub that does what a test tells it: every frame of its links and every record of its store passes through a script."""
+"""A hub that follows a test's script: every frame of its links and every record of its store passes through it."""
 
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from random import Random
@@ -16,9 +16,9 @@ from trionode.protocol.wire.version import ProtocolVersion
 from trionode.stream.store.base import Push, Stored, StoreError
 from trionode.stream.store.memory import MemoryStore
 
-#: What becomes of one encoded transport message, a frame or a record: what goes on in its place, in this order.
+#: Replaces one encoded transport message, a frame or a record, by others, in order.
 Tamper = Callable[[bytes], Sequence[bytes]]
-#: What becomes of the records that a read found.
+#: Replaces the records that a read found.
 Reading = Callable[[Sequence[Record]], Sequence[Record]]
 
 
@@ -38,7 +38,7 @@ def changed(
     back: tuple[Encoded, ...] | None = None,
     payload: bytes | None = None,
 ) -> bytes:
-    """The message with other routes or another payload."""
+    """Return the message with other routes or another payload."""
     was_onward, was_back, was_payload = CURRENT.decode(message)
     return CURRENT.encode(
         was_onward if onward is None else onward,
@@ -48,18 +48,18 @@ def changed(
 
 
 class Wiretap(Transport):
-    """A transport around another: it keeps every frame that a hub got or sent, and scripts decide what goes on."""
+    """A transport around another. It records every frame that a hub received or sent, and scripts replace frames."""
 
     name: ClassVar[str] = "loopback"
 
     def __init__(self, inner: Transport) -> None:
         self._inner = inner
-        #: Every frame that the hub held, before and after the scripts.
+        #: Every frame at the hub, before and after the scripts.
         self.held: list[bytes] = []
-        #: What becomes of frames that came by links which the hub accepted, and by links which it connected.
+        #: Replaces frames received over links that the hub accepted, and over links that it connected.
         self.accepted: Tamper = honest
         self.connected: Tamper = honest
-        #: What becomes of frames that the hub sends.
+        #: Replaces frames that the hub sends.
         self.sent: Tamper = honest
 
     async def connect(self, peer: str) -> Link:
@@ -99,7 +99,7 @@ class _TappedLink:
 
     async def receive(self) -> Sequence[bytes]:
         while frames := await self._link.receive():
-            # Looked up for each burst: a test changes its script as it goes.
+            # Looked up for each burst, since a test changes its script.
             if passed := self._pass(frames, self._tap.accepted if self._accepted else self._tap.connected):
                 return passed
         return ()
@@ -118,22 +118,22 @@ class _TappedLink:
 
 
 class ScriptedStore(MemoryStore):
-    """A store that keeps what its scripts make of each record, tells what they make of each read, and says that all is well."""
+    """A store whose scripts replace pushed records and the results of reads, and that reports success."""
 
     def __init__(self) -> None:
         super().__init__()
-        #: Every record that the hub was given or kept.
+        #: Every record that the hub received or stored.
         self.held: list[bytes] = []
-        #: What becomes of each record of a stream that is pushed, and of the records that are read.
+        #: Replaces each pushed record of a stream, and the records that are read.
         self.pushed: dict[str, Tamper] = {}
         self.reading: dict[str, Reading] = {}
-        #: What is said of every consumer's position, where it is not the truth.
+        #: A false position for every consumer; None for the true ones.
         self.false_position: int | None = None
         self._planted = 0
         self._confirmed: dict[tuple[str, bytes, int], Stored] = {}
 
     def plant(self, stream: str, record: bytes) -> Stored:
-        """Put a record of the hub's own choice into a stream."""
+        """Put a record of the hub's choice into a stream."""
         self.held.append(record)
         self._planted += 1
         stored = self._append(Push(stream, b"the hub", self._planted, record))
@@ -165,7 +165,7 @@ class ScriptedStore(MemoryStore):
 
 
 def answering(change: Callable[[Response], Sequence[Response]]) -> Tamper:
-    """What a hub sends, with each of its answers about streams replaced by others."""
+    """Return a script that replaces each answer of a hub about streams."""
 
     def tamper(frame: bytes) -> Sequence[bytes]:
         try:
@@ -182,15 +182,15 @@ def answering(change: Callable[[Response], Sequence[Response]]) -> Tamper:
 
 @attrs.frozen
 class Fault:
-    """Something that is done to messages of a channel, and what must come of it."""
+    """A change to the messages of a channel, and its expected effect."""
 
     name: str
-    #: Makes the script, anew for each test.
+    #: Makes a new script for each test.
     start: Callable[[Random], Tamper] = attrs.field(repr=False)
-    #: Whether the messages arrive in spite of it, and whether blobs are refused because of it.
+    #: Whether the messages arrive all the same, and whether ciphertexts are refused because of it.
     arrives: bool
     refuses: bool
-    #: How many messages it is done to.
+    #: How many messages it changes.
     messages: int = 64
 
     def __str__(self) -> str:
@@ -219,7 +219,7 @@ def _replayed(random: Random) -> Tamper:
 
 
 def reordered(random: Random, block: int = 32) -> Tamper:
-    """Holds messages back until there are `block` of them, the farthest that may trade places, and lets them go in any order."""
+    """Hold messages back until there are `block` of them, and pass them on in any order."""
     waiting: list[bytes] = []
 
     def tamper(message: bytes) -> Sequence[bytes]:
@@ -260,7 +260,7 @@ def _garbage(random: Random) -> Tamper:
 
 
 def _unsealed(random: Random) -> Tamper:
-    """Control messages in the clear, and under a made-up seal with the right nonce."""
+    """Control messages in plaintext, and with an invented ciphertext under the right nonce."""
     refresh = encode_refresh(RefreshCredentials(b"\x80", ()))
 
     def tamper(message: bytes) -> Sequence[bytes]:
@@ -276,7 +276,7 @@ def _unsealed(random: Random) -> Tamper:
 
 
 def _renumbered(random: Random) -> Tamper:
-    """Copies under nonces near and far ahead, which must neither pass nor move the window or the keys."""
+    """Copies under nonces near and far ahead. They must not be accepted, and must not move the window or the keys."""
     nonces = [0, 31, 32, 33, 1_000, 32_768, 2**32, 2**63, 2**64 - 2, 2**64 - 1]
 
     def tamper(message: bytes) -> Sequence[bytes]:
@@ -289,7 +289,7 @@ def _renumbered(random: Random) -> Tamper:
 
 
 def _return_route_changed(random: Random) -> Tamper:
-    """Return routes to strangers and in circles, which are the route's to choose and must harm nothing that is sealed."""
+    """Return routes to other nodes and in loops. Hops may choose them; they must not affect encrypted content."""
     routes = [(local("a stranger"),), (local("listener"),) * 3, (), (local("x"),) * 20]
     return lambda message: [changed(message, back=random.choice(routes))]
 
@@ -310,7 +310,7 @@ FAULTS = (
 
 
 def mixed(random: Random) -> Tamper:
-    """Any fault or none for each message, in any mixture, and messages of before at any time."""
+    """Any fault or none for each message, in any mixture, and earlier messages at any time."""
     scripts = [honest, honest, nothing, reordered(random, 5)]
     scripts += [fault.start(random) for fault in FAULTS]
     seen: list[bytes] = []

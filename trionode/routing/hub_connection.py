@@ -23,7 +23,7 @@ class HubConnection:
         self.name = hubs[0][0]
         #: The encoded hops to the hub; empty while it is not connected.
         self.path: tuple[Encoded, ...] = ()
-        #: Whether the hub has answered since the path was opened; whoever reads answers sets it.
+        #: Whether the hub has answered since the path was opened. The owner of this object sets it.
         self.has_answered = False
         self._router = router
         self._hubs = hubs

@@ -1,4 +1,4 @@
-"""The engine of a `Stream`: a producer and a consumer, kept connected to the two streams of a hub (spec §11.4, §11.5)."""
+"""The engine of a `Stream`: a producer and a consumer that stay connected to the two streams of a hub (spec §11.4, §11.5)."""
 
 import secrets
 import time
@@ -22,6 +22,7 @@ from trionode.errors import (
 from trionode.log import LogThrottle, log, sanitize
 from trionode.protocol.rules.access import from_anywhere
 from trionode.protocol.stream.consumer import PULL_LIMIT, Consumer
+from trionode.protocol.stream.machine import Machine
 from trionode.protocol.stream.messages import (
     MAX_RECORD,
     CreateRequest,
@@ -70,7 +71,7 @@ _VERSIONS = {version.name: version for version in (CURRENT, CLASSIC)}
 class _Direction:
     """One of the two machines, and the local address that its requests come from."""
 
-    machine: Producer | Consumer
+    machine: Machine
     address: Encoded
 
 
