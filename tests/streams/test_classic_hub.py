@@ -564,7 +564,7 @@ async def test_finishing_does_not_wait_for_a_disconnected_consumer(autojump_cloc
         assert trio.current_time() - began < 0.5
 
 
-# -- which generation records are in -----------------------------------------------------------------------------------------------------
+# -- the protocol version of records ------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("ours", "theirs"), [("classic", "classic"), ("classic", "current"), ("current", "classic")])

@@ -609,7 +609,7 @@ async def test_a_record_cannot_reach_a_local_only_worker(autojump_clock: trio.te
 
         async def private(mailbox: Mailbox) -> None:
             async for message in mailbox:
-                pytest.fail(f"a stranger's message came: {message}")
+                pytest.fail(f"an unauthenticated peer's message came: {message}")
 
         await bob.start_worker("private", private)
         theirs = await bob.open_stream(HUB, sends="to_alice", receives="to_bob")

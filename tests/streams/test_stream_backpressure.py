@@ -45,7 +45,7 @@ class Scene:
     theirs: Stream
     echoes: Route
 
-    def rooms(self) -> dict[str, ByteBudget]:
+    def budgets(self) -> dict[str, ByteBudget]:
         """Return every queue and byte budget, by its place."""
         found: dict[str, ByteBudget] = {}
         for name, node in (("hub", self.hub), ("alice", self.alice), ("bob", self.bob)):
@@ -104,9 +104,9 @@ class Watch(trio.abc.Instrument):
     def after_task_step(self, task: trio.lowlevel.Task) -> None:
         self._steps += 1
         if self._steps % self.STEPS == 0:
-            for name, room in self._scene.rooms().items():
-                if room.size > self._bound(room):
-                    self.overfull[name] = room.size
+            for name, budget in self._scene.budgets().items():
+                if budget.size > self._bound(budget):
+                    self.overfull[name] = budget.size
 
 
 @asynccontextmanager
@@ -121,14 +121,14 @@ async def watched(scene: Scene, bound: Callable[[ByteBudget], int]) -> AsyncIter
     assert not watch.overfull
 
 
-def patient(room: ByteBudget) -> int:
+def slowed(budget: ByteBudget) -> int:
     """The bound if all senders wait: one more item for each of a few."""
-    return room.bound + 4 * ONE_MORE
+    return budget.bound + 4 * ONE_MORE
 
 
-def unauthenticated(room: ByteBudget) -> int:
+def unauthenticated(budget: ByteBudget) -> int:
     """The bound if unauthenticated clients are served, which may leave their answers unread."""
-    return max(room.bound, HARD_LIMIT) + ONE_MORE
+    return max(budget.bound, HARD_LIMIT) + ONE_MORE
 
 
 def frame(to: str, payload: bytes, back: str = "c") -> bytes:
@@ -151,7 +151,7 @@ async def send_until_closed(link: Link, frames: list[bytes]) -> bool:
 async def test_a_client_that_pulls_and_never_reads_blocks_no_other(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
-    async with open_scene() as scene, watched(scene, patient):
+    async with open_scene() as scene, watched(scene, slowed):
         silent = await scene.network.connect("hub")
         await silent.send([frame(SERVICE, encode(CreateRequest("s")))])
         await silent.send([frame("stream_kafka.s", encode(PullRequest(0, 0, 100)))])
@@ -208,7 +208,7 @@ async def test_a_client_that_floods_pushes_and_never_reads_is_closed_at_a_bound(
 async def test_a_client_that_floods_pushes_and_reads_is_slowed_and_blocks_no_other(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
-    async with open_scene(limits=StreamLimits(push_bytes=50_000)) as scene, watched(scene, patient):
+    async with open_scene(limits=StreamLimits(push_bytes=50_000)) as scene, watched(scene, slowed):
         busy = await scene.network.connect("hub")
         await busy.send([frame(SERVICE, encode(CreateRequest("s")))])
         pushes = [frame("stream_kafka.s", encode(PushRequest(number, bytes(1000)))) for number in range(10_000)]
@@ -228,7 +228,7 @@ async def test_a_client_that_floods_pushes_and_reads_is_slowed_and_blocks_no_oth
 async def test_a_full_store_refuses_all_pushes_and_nothing_grows(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
-    async with open_scene(MemoryStore(max_bytes=2_000_000)) as scene, watched(scene, patient):
+    async with open_scene(MemoryStore(max_bytes=2_000_000)) as scene, watched(scene, slowed):
         stored = await scene.alice.open_stream(HUB, sends=unique("x"), receives=unique("y"))
         async with trio.open_nursery() as nursery:
 
@@ -276,7 +276,7 @@ async def says_name(mailbox: Mailbox) -> None:
 async def test_a_worker_that_asks_over_the_stream_that_feeds_it_is_answered(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
-    async with open_scene() as scene, watched(scene, patient):
+    async with open_scene() as scene, watched(scene, slowed):
         worker = AsksBack(scene.bob, 5)
         await scene.bob.start_worker("asker", worker.work, allow=from_anywhere)
         await scene.alice.start_worker("name", says_name, allow=from_anywhere)
@@ -291,7 +291,7 @@ async def test_a_worker_that_asks_over_the_stream_that_feeds_it_is_answered(
 async def test_a_worker_with_a_full_mailbox_that_asks_over_its_own_stream_goes_on_at_its_deadline(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
-    async with open_scene() as scene, watched(scene, patient):
+    async with open_scene() as scene, watched(scene, slowed):
         count = 300
         worker = AsksBack(scene.bob, 1)
         await scene.bob.start_worker("asker", worker.work, allow=from_anywhere, bound=20_000)
@@ -314,7 +314,7 @@ async def test_a_worker_with_a_full_mailbox_that_asks_over_its_own_stream_goes_o
 async def test_a_worker_with_a_full_mailbox_that_asks_over_its_own_link_blocks_no_other(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
-    async with open_scene() as scene, watched(scene, patient):
+    async with open_scene() as scene, watched(scene, slowed):
         count = 2000
         worker = AsksBack(scene.bob, 30)
         await scene.bob.start_worker("asker", worker.work, allow=from_anywhere, bound=20_000)
@@ -348,7 +348,7 @@ async def test_a_hundred_thousand_messages_are_sent_before_the_first_echo_is_rea
     async with (
         open_sqlite_store(str(tmp_path / "streams")) as store,
         open_scene(store) as scene,
-        watched(scene, patient),
+        watched(scene, slowed),
         scene.alice.open_mailbox() as mailbox,
     ):
         for number in range(count):

@@ -494,14 +494,14 @@ async def test_pushes_beyond_the_limit_block_only_the_reader_of_their_link(
         async with trio.open_nursery() as nursery:
             nursery.start_soon(flood)
             await trio.sleep(100)
-            (room,) = (each.budget for each in scene.service._clients._clients.values() if each.budget.size)
-            assert 10_000 < room.size <= 11_000
+            (budget,) = (each.budget for each in scene.service._clients._clients.values() if each.budget.size)
+            assert 10_000 < budget.size <= 11_000
             assert await other.ask(SERVICE, CreateRequest("t")) == CreateResponse("t")
             store.gate.set()
             for request_id in range(count):
                 _, _, payload = await client.hear()
                 assert payload == encode(PushResponse(request_id, ok=True, index=request_id))
-            assert room.size == 0
+            assert budget.size == 0
 
 
 async def test_pushes_over_a_link_that_drops_when_full_are_refused_at_the_hard_limit(
@@ -744,8 +744,8 @@ async def test_a_stream_belongs_to_the_identity_that_created_it(
 
 
 async def check_ownership(node: Node) -> None:
-    a, b, stranger = (Visitor(node, identifier) for identifier in (A, B, None))
-    for other in (b, stranger):
+    a, b, unauthenticated = (Visitor(node, identifier) for identifier in (A, B, None))
+    for other in (b, unauthenticated):
         assert not await other.may_use("mine")
         refused = await other.ask(SERVICE, CreateRequest("mine"))
         assert refused == ErrorResponse("the stream belongs to another identity")

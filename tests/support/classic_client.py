@@ -197,7 +197,7 @@ class Program:
         if address == self.producer:
             self._producer_heard(protocol, inner, back, body)
         else:
-            assert address == self.consumer, "a message for nobody"
+            assert address == self.consumer, "a message for an unknown address"
             self._consumer_heard(protocol, inner, back, body)
         assert inner.at == len(inner.content), "bytes behind an answer"
 
