@@ -9,20 +9,20 @@ import pytest
 from trionode.topology.load.decode import all_tables
 from trionode.topology.load.loader import parse_topology
 from trionode.topology.spec import TopologySpec, ValueKind
-from trionode.topology.types import Choice, Form, Key, ListOf, PluginOption, Record, Scalar, TableOf, record_of
+from trionode.topology.types import Choice, FieldType, Key, ListOf, PluginOption, Record, Scalar, TableOf, record_of
 
 FILE = Path(__file__).parents[2] / "docs" / "topology.md"
 MARK = "<!-- From here on made from the classes: TRIONODE_REWRITE=1 pytest tests/topology -->\n"
 
 
-def takes(form: Form) -> str:
-    match form:
+def takes(type_: FieldType) -> str:
+    match type_:
         case Record():
-            short = [f"`{word!r}`".replace("'", '"') for word in form.words]
-            if form.short:
-                short.append(takes(form.keys[form.short].form))
+            short = [f"`{word!r}`".replace("'", '"') for word in type_.keywords]
+            if type_.text_key:
+                short.append(takes(type_.keys[type_.text_key].type))
             return " or ".join(filter(None, [", ".join(short), "a table"]))
-        case TableOf(each=Record(short=None)):
+        case TableOf(each=Record(text_key=None)):
             return "tables by name"
         case TableOf(each=Record() as each):
             return f"by name: {takes(each)}"
@@ -32,13 +32,13 @@ def takes(form: Form) -> str:
             return "a route"
         case ListOf(each=ListOf()):
             return "a list of routes"
-        case ListOf(each=Record(short=None)):
+        case ListOf(each=Record(text_key=None)):
             return "tables, each `[[…]]`"
         case ListOf():
-            return f"a list, each item {takes(form.each)}"
+            return f"a list, each item {takes(type_.each)}"
         case Choice():
-            return ", ".join(f'`"{word}"`' for word in form.words)
-        case Scalar(type=kind):
+            return ", ".join(f'`"{word}"`' for word in type_.choices)
+        case Scalar(python_type=kind):
             return {str: "a text", int: "a whole number", float: "a number", bool: "true or false"}[kind]
         case PluginOption():
             return "a value"
@@ -54,8 +54,8 @@ def default(key: Key) -> str:
             return f"`{key.default}`"
         case ("current",):
             return '`["current"]`'
-        case _ if isinstance(key.form, Record) and key.form.words and not key.is_required:
-            return next(f'`"{word}"`' for word, value in key.form.words.items() if value == key.default)
+        case _ if isinstance(key.type, Record) and key.type.keywords and not key.is_required:
+            return next(f'`"{word}"`' for word, value in key.type.keywords.items() if value == key.default)
         case _:
             return ""
 
@@ -73,7 +73,7 @@ def reference() -> str:
         text += f"\n### {shown}\n\n{about}\n\n| key | takes | default | |\n|---|---|---|---|\n"
         for key in record.keys.values():
             name = f"**{key.name}**" if key.is_required else key.name
-            text += f"| {name} | {takes(key.form)} | {default(key)} | {key.help} |\n"
+            text += f"| {name} | {takes(key.type)} | {default(key)} | {key.doc} |\n"
     return text
 
 
@@ -103,5 +103,5 @@ def test_the_python_in_the_docs_runs(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 def test_every_key_has_its_help() -> None:
     for _, record in all_tables():
-        assert all(key.help.endswith(".") for key in record.keys.values())
+        assert all(key.doc.endswith(".") for key in record.keys.values())
     assert record_of(TopologySpec).keys

@@ -29,17 +29,9 @@ def make_of_strings(size: "Nobody" = None) -> None:  # type: ignore[name-defined
 
 @pytest.fixture(autouse=True)
 def _plugins(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Entry:
-        def __init__(self, name: str) -> None:
-            self.name = name
-
-        def load(self) -> Callable[..., object]:
-            return make if self.name == "made" else make_of_strings
-
-    def found(*, group: str, name: str | None = None) -> list[Entry]:
-        return [Entry(each) for each in ("made", "strings") if name in {None, each}]
-
-    monkeypatch.setattr("trionode.net.plugins.entry_points", found)
+    plugins = {"made": make, "strings": make_of_strings}
+    monkeypatch.setattr("trionode.topology.check.plugins.load_plugin", lambda _, name: plugins[name])
+    monkeypatch.setattr("trionode.topology.check.plugins.plugin_names", lambda _: list(plugins))
     monkeypatch.setattr("trionode.topology.check.plugins._load", _load.__wrapped__)
     monkeypatch.setattr("trionode.topology.check.plugins.installed", installed.__wrapped__)
 
@@ -67,7 +59,7 @@ def test_options_that_a_plugin_takes_are_no_problem(options: Mapping[str, Option
         ("brokers", 5, "expected a text or a list of texts; this is the number 5"),
         ("mode", "slow", 'expected "fast" or "safe"; this is the text "slow"'),
         ("check", "yes", 'expected true or false; this is the text "yes"'),
-        ("clock", "utc", 'expected what only a program in Python can give; this is the text "utc"'),
+        ("clock", "utc", 'expected a value that only a Python program can give; this is the text "utc"'),
     ],
 )
 def test_an_option_of_another_type_is_a_problem_of_its_value(option: str, value: Option, told: str) -> None:

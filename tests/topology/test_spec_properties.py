@@ -8,11 +8,11 @@ from hypothesis import strategies as st
 
 from tests.support.toml_text import Toml, toml_text
 from trionode.topology.errors import KeyPath, Problem, SpecError
-from trionode.topology.load.decode import structure
+from trionode.topology.load.decode import decode
 from trionode.topology.load.loader import parse_topology
 from trionode.topology.positions import find_positions
 from trionode.topology.spec import TopologySpec
-from trionode.topology.types import Choice, Form, ListOf, PluginOption, Record, Scalar, TableOf, record_of
+from trionode.topology.types import Choice, FieldType, ListOf, PluginOption, Record, Scalar, TableOf, record_of
 
 GOOD = (Path(__file__).parent / "good" / "alice_bob_and_a_hub.toml").read_text()
 
@@ -73,22 +73,22 @@ OPTIONS: st.SearchStrategy[Toml] = st.one_of(
 )
 
 
-def specs(form: Form) -> st.SearchStrategy[Toml]:
-    """What a file may hold in a form, whatever it means."""
-    match form:
+def specs(type_: FieldType) -> st.SearchStrategy[Toml]:
+    """What a file may hold in a type_, whatever it means."""
+    match type_:
         case Record():
-            required = {name: specs(key.form) for name, key in form.keys.items() if key.is_required}
-            optional = {name: specs(key.form) for name, key in form.keys.items() if not key.is_required}
+            required = {name: specs(key.type) for name, key in type_.keys.items() if key.is_required}
+            optional = {name: specs(key.type) for name, key in type_.keys.items() if not key.is_required}
             whole: st.SearchStrategy[Toml] = st.fixed_dictionaries(required, optional=optional).map(dict)
-            ways = [whole, st.sampled_from(list(form.words))] if form.words else [whole]
-            return st.one_of(*ways, specs(form.keys[form.short].form)) if form.short else st.one_of(*ways)
+            ways = [whole, st.sampled_from(list(type_.keywords))] if type_.keywords else [whole]
+            return st.one_of(*ways, specs(type_.keys[type_.text_key].type)) if type_.text_key else st.one_of(*ways)
         case TableOf():
-            return st.dictionaries(TEXTS, specs(form.each), max_size=2).map(dict)
+            return st.dictionaries(TEXTS, specs(type_.each), max_size=2).map(dict)
         case ListOf():
-            return st.lists(specs(form.each), max_size=2).map(list)
+            return st.lists(specs(type_.each), max_size=2).map(list)
         case Choice():
-            return st.sampled_from(form.words)
-        case Scalar(type=kind):
+            return st.sampled_from(type_.choices)
+        case Scalar(python_type=kind):
             if kind is str:
                 return TEXTS
             if kind is bool:
@@ -98,21 +98,21 @@ def specs(form: Form) -> st.SearchStrategy[Toml]:
             return OPTIONS
 
 
-def tables_of(value: object, form: Form) -> Toml:
-    """Write a value of a spec as tables, all of it and in no short form, but where only a word will do."""
-    match form:
+def tables_of(value: object, type_: FieldType) -> Toml:
+    """Write a value of a spec as tables, all of it and in no short type_, but where only a word will do."""
+    match type_:
         case Record():
-            for word, whole in form.words.items():
+            for word, whole in type_.keywords.items():
                 if value == whole:
                     return word
-            pairs = {key.name: (key.form, getattr(value, key.attribute)) for key in form.keys.values()}
+            pairs = {key.name: (key.type, getattr(value, key.attribute)) for key in type_.keys.values()}
             return {name: tables_of(each, inner) for name, (inner, each) in pairs.items() if each is not None}
         case TableOf():
             assert isinstance(value, dict)
-            return {name: tables_of(each, form.each) for name, each in value.items()}
+            return {name: tables_of(each, type_.each) for name, each in value.items()}
         case ListOf():
             assert isinstance(value, tuple)
-            return [tables_of(each, form.each) for each in value]
+            return [tables_of(each, type_.each) for each in value]
         case _:
             if isinstance(value, tuple):
                 return list(value)
@@ -131,10 +131,10 @@ ROOT = record_of(TopologySpec)
 )
 def test_a_spec_written_as_toml_and_read_again_is_the_same(tables: Toml, layout: random.Random) -> None:
     assert isinstance(tables, dict)
-    spec, problems = structure(tables, {})
+    spec, problems = decode(tables, {})
     assert problems == []
     text = toml_text(tables_of(spec, ROOT), layout)  # type: ignore[arg-type]
-    again, problems = structure(tomllib.loads(text), find_positions(text, "file"))
+    again, problems = decode(tomllib.loads(text), find_positions(text, "file"))
     assert problems == []
     assert again == spec
 

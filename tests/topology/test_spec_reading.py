@@ -119,7 +119,7 @@ def test_problems_of_several_files_come_in_the_order_of_the_files(tmp_path: Path
         'bob.toml:6:27: assert[0].sender_authenticated_to: there is no node "nobody"; known are: alice, bob',
         'alice.toml:13:8: assert[2].flow: there is no flow "hallo"; did you mean "hello"? known are: hello',
         'alice.toml:14:27: assert[2].sender_authenticated_to: there is no node "rob"; did you mean "bob"? known are: alice, bob',
-        "alice.toml:15:8: nodes.bob: is described at bob.toml:1:8 already: each node and flow stands in one file",
+        "alice.toml:15:8: nodes.bob: is described at bob.toml:1:8 already: describe each node and flow in one file",
     ]
 
 
@@ -129,14 +129,14 @@ def test_a_file_that_is_not_there_and_one_that_is_no_text_are_problems_of_their_
         load_topology(tmp_path / "none.toml", tmp_path / "bytes.toml", tmp_path)
     told = str(caught.value).replace(str(tmp_path), "TMP").split("\n")
     assert sorted(told) == [
-        "TMP/bytes.toml:1:1: is no text in UTF-8, at byte 5: save it as UTF-8",
+        "TMP/bytes.toml:1:1: is not UTF-8 at byte 5: save it as UTF-8",
         "TMP/none.toml:1:1: can't be read: No such file or directory",
         "TMP:1:1: can't be read: Is a directory",
     ]
 
 
 def test_without_files_there_is_no_node() -> None:
-    with pytest.raises(SpecError, match="no node is described"):
+    with pytest.raises(SpecError, match="it has no nodes"):
         load_topology()
 
 
@@ -234,7 +234,7 @@ def test_a_spec_made_in_python_is_checked_without_positions() -> None:
 def test_an_access_word_with_names_beside_it_is_a_problem() -> None:
     spec = TopologySpec({"bob": NodeSpec(workers={"e": WorkerSpec("echoer", allow=AccessSpec("local", nodes="bob"))})})
     assert [str(problem) for problem in check_spec(spec)] == [
-        'nodes.bob.workers.e.allow: it is "local", and names some as well: keep one of the two'
+        'nodes.bob.workers.e.allow: it is "local" and has a list of peers: keep one of the two'
     ]
 
 

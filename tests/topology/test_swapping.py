@@ -147,7 +147,7 @@ def test_where_else_has_to_be_said_for_each_place(tcp: str) -> None:
     two = attrs.evolve(
         spec, nodes={**spec.nodes, "dora": attrs.evolve(spec.nodes["alice"], listen="tcp:127.0.0.1:5000")}
     )
-    with pytest.raises(LocalError, match=r"can't be guessed: say it, with {} for what differs from place to place, such as tcp=\"(kafka|unix):WHERE/{}\""):  # fmt: skip
+    with pytest.raises(LocalError, match=r"write a template, with {} for the part that differs for each address, such as tcp=\"(kafka|unix):ADDRESS/{}\""):  # fmt: skip
         swap(two, tcp=tcp)
     swapped = swap(two, tcp="kafka:127.0.0.1:9092/{}")
     (hub, dora) = (swapped.nodes[name].listen[0].address for name in ("hub", "dora"))

@@ -1,4 +1,4 @@
-"""Where each key and value of a TOML file stands: what the standard library's reader, which has judged the file already, does not tell."""
+"""The positions of keys and values in a TOML file, which the standard library's parser does not report."""
 
 import re
 import tomllib
@@ -23,23 +23,28 @@ _TOKEN = re.compile(
 
 @attrs.frozen
 class Span:
-    """Where a key begins, and where its value does; an item of a list has no key of its own, so that both are the same."""
+    """The positions of a key and its value. An item of a list has no key, so both are the same."""
 
     key: Position
     value: Position
 
 
-#: The spans of a file, by the keys that lead there.
+#: The spans of a file, by path.
 Positions = Mapping[KeyPath, Span]
 
 
 def find_positions(text: str, name: str) -> Positions:
-    """Return the spans of all keys and items of a list; `text` must be TOML that `tomllib` has read, and have newlines for line ends."""
+    """Return the spans of all keys and list items.
+
+    Args:
+      text: Valid TOML, which `tomllib` has parsed, with newlines as line ends.
+      name: The name of the file.
+    """
     return _Scanner(text, name).scan()
 
 
-def reached(positions: Positions, path: KeyPath) -> KeyPath:
-    """Return how far along a path the file goes: what a text stands for as a whole, or a default, stands nowhere."""
+def existing_part(positions: Positions, path: KeyPath) -> KeyPath:
+    """Return the longest part of a path that is in the file: a default, or a key that a text replaces, is not."""
     while path and path not in positions:
         path = path[:-1]
     return path
@@ -53,7 +58,7 @@ class _Token:
 
 
 class _Scanner:
-    """Follows the tokens of a valid document; what the grammar forbids can't come."""
+    """Scans the tokens of a valid document."""
 
     def __init__(self, text: str, name: str) -> None:
         self._name = name
@@ -61,7 +66,7 @@ class _Scanner:
         self._tokens = [*_tokens(text), _Token("newline", "", len(text))]
         self._next = 0
         self._spans: dict[KeyPath, Span] = {}
-        #: How many tables each list of tables has so far.
+        #: The number of tables in each list of tables so far.
         self._lists: dict[KeyPath, int] = {}
 
     def scan(self) -> Positions:
@@ -109,11 +114,11 @@ class _Scanner:
         return path
 
     def _entered(self, path: KeyPath) -> KeyPath:
-        """Return the path into the last table of a list of tables, or to what is no list as it is."""
+        """Return the path into the last table, for a list of tables; any other path stays."""
         return (*path, self._lists[path] - 1) if path in self._lists else path
 
     def _keys(self) -> list[tuple[str, Position]]:
-        """Take the keys of a header or a pair, with the dots between them."""
+        """Take the dotted keys of a header or a pair."""
         keys = []
         while True:
             token = self._take()
@@ -151,7 +156,7 @@ class _Scanner:
                 self._take()
 
     def _more(self, end: str) -> bool:
-        """Pass over what stands between the items, and the end; whether there is another item."""
+        """Skip separators, and the end mark if it comes. Return whether another item follows."""
         while self._sees(",") or self._tokens[self._next].kind == "newline":
             self._take()
         if self._sees(end):

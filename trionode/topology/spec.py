@@ -1,7 +1,7 @@
-"""What a topology file says, as values: nodes, all that lives in them, what is sent, and what has to hold.
+"""Topologies as values: nodes with everything in them, the messages that are sent, and assertions.
 
-Every class is a table of the file, and every attribute a key of it. Constructors take what the file takes: a list with one thing in it may
-be given as that thing (but for routes), and a text stands for a whole table where the class says so by WORDS or SHORT.
+Each class is a table of the topology file, and each attribute is a key of the table; its `Doc` describes it. Constructors accept what the
+file accepts: one item in place of a list with one item (except for routes), and a text in place of a table if the class has KEYWORDS or TEXT_KEY.
 """
 
 from collections.abc import Iterable, Mapping
@@ -10,7 +10,7 @@ from typing import Annotated, ClassVar, Literal, Self
 
 import attrs
 
-from trionode.errors import LocalError
+from trionode.errors import ConfigError
 from trionode.portal import PortalLimits
 from trionode.relay.service import PREFIX, RelayLimits
 from trionode.routing.byte_budget import DEFAULT_BOUND
@@ -20,24 +20,24 @@ from trionode.stream.service import INDEX_SERVICE, SERVICE
 
 
 class ValueKind(Enum):
-    """What a text or number stands for, beyond its type, so that it can be checked by itself."""
+    """What a text or number stands for, beyond its type. Each kind has a check of its own."""
 
     ROUTE = auto()
-    #: A transport address that is dialled, or one that is listened at.
+    #: A transport address to connect to, or one to listen at.
     ENDPOINT = auto()
     LISTENING_ENDPOINT = auto()
     HOST_PORT = auto()
     NODE = auto()
-    #: A node whose identity matters, and so has to be known.
+    #: A node whose identity must be known.
     IDENTIFIED_NODE = auto()
     #: A node, or an identifier.
     OWNER = auto()
     IDENTIFIER = auto()
-    #: A name that somebody has on a node, which messages can be addressed to.
+    #: A name on a node that messages can be addressed to.
     ADDRESS = auto()
     RELAY = auto()
     STREAM = auto()
-    #: The key of a channel or a stream, which routes name by `@name`.
+    #: The key of a channel or a stream; routes name it by `@name`.
     OWN_NAME = auto()
     NODE_NAME = auto()
     FLOW = auto()
@@ -46,7 +46,7 @@ class ValueKind(Enum):
     TRANSPORT = auto()
     STORE = auto()
     #: A node, `network` or `stores`.
-    WATCHER = auto()
+    OBSERVER = auto()
     #: NODE/NAME.
     ADDRESS_OF_NODE = auto()
     #: More than 0.
@@ -55,15 +55,15 @@ class ValueKind(Enum):
     INDEX = auto()
 
 
-#: A route as its hops in order: transport addresses (`tcp:127.0.0.1:4000`), names of addresses at the node that is reached, and, first only,
-#: `@name` for this node's own stream or secure channel of that name.
+#: The hops of a route in order. The first is a transport address (`tcp:127.0.0.1:4000`), or `@name` for a stream or secure channel of this
+#: node. The others are names of addresses at the nodes that are reached.
 RouteSpec = Annotated[tuple[str, ...], ValueKind.ROUTE]
-#: What an option of a plugin may be.
+#: The value of a plugin's option.
 Option = str | int | float | bool | tuple[str, ...]
-#: A generation of the protocol.
+#: A protocol version of Ockam.
 ProtocolVersionName = Literal["current", "classic"]
 
-# Texts with a meaning; what each has to be is said in docs/topology.md and checked in checking.py.
+# Texts with a meaning; trionode/topology/check/values.py has their checks.
 Endpoint = Annotated[str, ValueKind.ENDPOINT]
 HostPort = Annotated[str, ValueKind.HOST_PORT]
 NodeName = Annotated[str, ValueKind.NODE]
@@ -72,12 +72,17 @@ IdentifierText = Annotated[str, ValueKind.IDENTIFIER]
 AddressName = Annotated[str, ValueKind.ADDRESS]
 OwnName = Annotated[str, ValueKind.OWN_NAME]
 StreamName = Annotated[str, ValueKind.STREAM]
-Watcher = Annotated[str, ValueKind.WATCHER]
+Observer = Annotated[str, ValueKind.OBSERVER]
 
 
 @attrs.frozen
 class Doc:
-    """What a key means, for people and for editors; `key` is its name in the file where that can't be a name in Python."""
+    """The documentation of a key.
+
+    Attributes:
+      text: One sentence or two.
+      key: The name of the key in the file, if that is not a valid name in Python.
+    """
 
     text: str
     key: str | None = None
@@ -85,10 +90,10 @@ class Doc:
 
 @attrs.frozen
 class NotInFile:
-    """Marks an attribute that the file has no key for, since a word stands for it there."""
+    """Marks an attribute without a key in the file, which has a keyword for it."""
 
 
-# What constructors accept. Named functions, since type checkers learn a parameter's type from them.
+# Converters of constructors. They are named functions, since type checkers take a parameter's type from them.
 
 
 def _texts(value: str | Iterable[str]) -> tuple[str, ...]:
@@ -97,13 +102,13 @@ def _texts(value: str | Iterable[str]) -> tuple[str, ...]:
 
 def _route(value: Iterable[str]) -> tuple[str, ...]:
     if isinstance(value, str):
-        raise LocalError(f"a route is a list of its hops, such as [{value!r}]; this is the text {value!r}")
+        raise ConfigError(f"a route is a list of its hops, such as [{value!r}]; this is the text {value!r}")
     return tuple(value)
 
 
 def _routes(value: Iterable[Iterable[str]]) -> tuple[RouteSpec, ...]:
     if isinstance(value, str):
-        raise LocalError(f"expected a list of routes, such as [[{value!r}]]; this is the text {value!r}")
+        raise ConfigError(f"expected a list of routes, such as [[{value!r}]]; this is the text {value!r}")
     return tuple(map(_route, value))
 
 
@@ -121,36 +126,38 @@ def _transports(value: "Mapping[str, Mapping[str, Option | list[str]]]") -> Mapp
 
 @attrs.frozen
 class TrustSpec:
-    """Whom a channel or its listener trusts: `"everyone"`, or a table of identifiers and of nodes of this topology."""
+    """The peers that a channel or its listener trusts: `"everyone"`, or a table of identifiers and of nodes of this topology."""
 
-    everyone: Annotated[bool, Doc("Trust whoever proves any identity at all.")] = False
-    identifiers: Annotated[tuple[IdentifierText, ...], Doc("Identifiers, I… or P…, that are trusted.")] = attrs.field(
+    everyone: Annotated[bool, Doc("Trust every peer that proves an identity.")] = False
+    identifiers: Annotated[tuple[IdentifierText, ...], Doc("The trusted identifiers, I… or P….")] = attrs.field(
         default=(), converter=_texts
     )
     nodes: Annotated[tuple[IdentifiedNode, ...], Doc("Nodes of this topology whose identities are trusted.")] = (
         attrs.field(default=(), converter=_texts)
     )
 
-    #: The words that stand for a whole table.
-    WORDS: ClassVar = ("everyone",)
+    #: The texts that stand for a whole table.
+    KEYWORDS: ClassVar = ("everyone",)
 
     @classmethod
-    def from_word(cls, word: str) -> Self:
-        """Return what a word stands for; ValueError for another one."""
-        if word not in cls.WORDS:
-            raise ValueError(word)
+    def from_keyword(cls, keyword: str) -> Self:
+        """Return the spec that a text in place of the table stands for.
+
+        Args:
+          keyword: One of KEYWORDS.
+
+        Raises:
+          ConfigError: The text is none of them.
+        """
+        if keyword not in cls.KEYWORDS:
+            raise ConfigError(
+                f"trust is 'everyone', or TrustSpec(identifiers=[…], nodes=[…]) with the trusted peers; this is {keyword!r}"
+            )
         return cls(everyone=True)
 
 
 def _trust(value: TrustSpec | str) -> TrustSpec:
-    if isinstance(value, TrustSpec):
-        return value
-    try:
-        return TrustSpec.from_word(value)
-    except ValueError:
-        raise LocalError(
-            f"trust is 'everyone', or TrustSpec(identifiers=[…], nodes=[…]) with those who are trusted; this is {value!r}"
-        ) from None
+    return value if isinstance(value, TrustSpec) else TrustSpec.from_keyword(value)
 
 
 AccessRule = Literal["local", "channels", "anyone", "named"]
@@ -158,36 +165,39 @@ AccessRule = Literal["local", "channels", "anyone", "named"]
 
 @attrs.frozen
 class AccessSpec:
-    """Who reaches an address: `"local"`, `"channels"` (this node and who comes through a secure channel), `"anyone"`, or a table of those who may."""
+    """Who can reach an address: `"local"` (this node), `"channels"` (this node, and peers with a secure channel), `"anyone"`, or a table of peers."""
 
     rule: Annotated[AccessRule, NotInFile()] = "named"
     identifiers: Annotated[
-        tuple[IdentifierText, ...], Doc("Identifiers, I… or P…, that may, beside this node itself.")
+        tuple[IdentifierText, ...], Doc("The identifiers, I… or P…, that are allowed beside this node.")
     ] = attrs.field(default=(), converter=_texts)
-    nodes: Annotated[tuple[IdentifiedNode, ...], Doc("Nodes of this topology that may, beside this node itself.")] = (
+    nodes: Annotated[tuple[IdentifiedNode, ...], Doc("Nodes of this topology that are allowed beside this node.")] = (
         attrs.field(default=(), converter=_texts)
     )
 
-    WORDS: ClassVar = ("local", "channels", "anyone")
+    #: The texts that stand for a whole table.
+    KEYWORDS: ClassVar = ("local", "channels", "anyone")
 
     @classmethod
-    def from_word(cls, word: str) -> Self:
-        """Return what a word stands for; ValueError for another one."""
+    def from_keyword(cls, keyword: str) -> Self:
+        """Return the spec that a text in place of the table stands for.
+
+        Args:
+          keyword: One of KEYWORDS.
+
+        Raises:
+          ConfigError: The text is none of them.
+        """
         for each in ("local", "channels", "anyone"):
-            if word == each:
+            if keyword == each:
                 return cls(each)
-        raise ValueError(word)
+        raise ConfigError(
+            f"access is 'local', 'channels', 'anyone', or AccessSpec(identifiers=[…], nodes=[…]) with the allowed peers; this is {keyword!r}"
+        )
 
 
 def _access(value: AccessSpec | str) -> AccessSpec:
-    if isinstance(value, AccessSpec):
-        return value
-    try:
-        return AccessSpec.from_word(value)
-    except ValueError:
-        raise LocalError(
-            f"access is 'local', 'channels', 'anyone', or AccessSpec(identifiers=[…], nodes=[…]) with those who may; this is {value!r}"
-        ) from None
+    return value if isinstance(value, AccessSpec) else AccessSpec.from_keyword(value)
 
 
 LOCAL = AccessSpec("local")
@@ -197,15 +207,15 @@ ANYONE = AccessSpec("anyone")
 
 @attrs.frozen
 class ListenerSpec:
-    """A place to listen at: `"tcp:127.0.0.1:4000"`, or a table."""
+    """An address to listen at: `"tcp:127.0.0.1:4000"`, or a table."""
 
     address: Annotated[str, ValueKind.LISTENING_ENDPOINT, Doc("A transport address; port 0 takes a free one.")]
-    drop_when_full: Annotated[bool, Doc("Its links are hub to hub: their readers never wait, they drop and count.")] = (
-        False
-    )
+    drop_when_full: Annotated[
+        bool, Doc("For links between hubs: a full queue drops and counts messages, and no reader waits.")
+    ] = False
 
-    #: The key that a text in place of the table stands for.
-    SHORT: ClassVar = "address"
+    #: The key that a text in place of the table is the value of.
+    TEXT_KEY: ClassVar = "address"
 
 
 def _listeners(value: ListenerSpec | str | Iterable[ListenerSpec | str]) -> tuple[ListenerSpec, ...]:
@@ -215,21 +225,21 @@ def _listeners(value: ListenerSpec | str | Iterable[ListenerSpec | str]) -> tupl
 
 @attrs.frozen
 class IdentitySpec:
-    """Who a node is, and where its keys lie."""
+    """The identity of a node, and the vault with its keys."""
 
-    vault: Annotated[
-        str, ValueKind.VAULT, Doc("`memory`, or `sqlite:PATH`; an identity that is not there yet is made.")
-    ] = "memory"
+    vault: Annotated[str, ValueKind.VAULT, Doc("`memory`, or `sqlite:PATH`. A missing identity is created.")] = "memory"
     name: Annotated[str, Doc("Its name in the vault.")] = "default"
     passphrase_file: Annotated[
-        str | None, Doc("A file with the passphrase of the vault; without one TRIONODE_PASSPHRASE has it.")
+        str | None, Doc("A file with the passphrase of the vault. By default the passphrase is in TRIONODE_PASSPHRASE.")
     ] = None
-    unencrypted: Annotated[
-        bool, Doc("The keys lie in the vault's file in the open: whoever can read the file has them.")
-    ] = False
+    unencrypted: Annotated[bool, Doc("Do not encrypt the keys: everyone who can read the vault's file has them.")] = (
+        False
+    )
     identifier: Annotated[
         IdentifierText | None,
-        Doc("What it has to be, so that others can trust it by the node's name; checked when the node starts."),
+        Doc(
+            "The expected identifier, so that others can trust the node by its name. It is checked when the node starts."
+        ),
     ] = None
 
 
@@ -238,10 +248,14 @@ class LinkSpec:
     """A link that the node dials, under a name that routes through this node can use."""
 
     to: Annotated[Endpoint, Doc("A transport address.")]
-    drop_when_full: Annotated[bool, Doc("It is hub to hub: its reader never waits, it drops and counts.")] = False
+    drop_when_full: Annotated[
+        bool, Doc("For links between hubs: a full queue drops and counts messages, and no reader waits.")
+    ] = False
     dial: Annotated[
         Literal["at_start", "on_demand"],
-        Doc("When: at the start and again whenever it was lost, or when a message is to go there, whoever sent it."),
+        Doc(
+            "When to dial: at the start and again after each loss, or when any message is to be forwarded over the link."
+        ),
     ] = "at_start"
 
 
@@ -255,22 +269,24 @@ class StreamSpec:
     service: Annotated[AddressName, Doc("The hub's stream service.")] = SERVICE
     index_service: Annotated[AddressName, Doc("The hub's index service.")] = INDEX_SERVICE
     client_id: Annotated[
-        StreamName | None, Doc("The name of the position that the hub keeps; without one reading begins at the start.")
+        StreamName | None, Doc("The name of the reading position on the hub. Without one reading begins at the start.")
     ] = None
-    start: Annotated[int | None, ValueKind.INDEX, Doc("The index to begin at where no position is kept.")] = None
-    protocol_version: Annotated[ProtocolVersionName, Doc("The generation that the peer reads.")] = "current"
+    start: Annotated[int | None, ValueKind.INDEX, Doc("The index to begin at if the hub has no position.")] = None
+    protocol_version: Annotated[ProtocolVersionName, Doc("The protocol version that the peer reads.")] = "current"
 
 
 @attrs.frozen
 class StoreSpec:
-    """Where streams are kept: `"memory"`, `"sqlite:PATH"`, `"kafka:HOST:PORT"`, or a table with the options of that store."""
+    """The store of the streams: `"memory"`, `"sqlite:PATH"`, `"kafka:HOST:PORT"`, or a table with the store's options."""
 
-    address: Annotated[str, ValueKind.STORE, Doc("The name of an installed store, and behind a colon where it lies.")]
+    address: Annotated[
+        str, ValueKind.STORE, Doc("The name of an installed store, and after a colon the store's own address.")
+    ]
     options: Annotated[Mapping[str, Option], Doc("Options of the store.")] = attrs.field(
         factory=dict, converter=_options
     )
 
-    SHORT: ClassVar = "address"
+    TEXT_KEY: ClassVar = "address"
 
 
 def _store(value: StoreSpec | str) -> StoreSpec:
@@ -281,25 +297,25 @@ def _store(value: StoreSpec | str) -> StoreSpec:
 class StreamServiceSpec:
     """A stream service and its index service."""
 
-    store: Annotated[StoreSpec, Doc("Where the streams are kept.")] = attrs.field(converter=_store)
+    store: Annotated[StoreSpec, Doc("The store of the streams.")] = attrs.field(converter=_store)
     index: Annotated[
-        AddressName | None, Doc("The name of the index service; by default that of the service and `_index`.")
+        AddressName | None, Doc("The name of the index service, by default that of the service and `_index`.")
     ] = None
-    allow: Annotated[AccessSpec, Doc("Who may use it.")] = attrs.field(default=ANYONE, converter=_access)
+    allow: Annotated[AccessSpec, Doc("Who can use it.")] = attrs.field(default=ANYONE, converter=_access)
     owners: Annotated[
         Mapping[StreamName, Annotated[str, ValueKind.OWNER]],
-        Doc("Streams made at the start, and the node of this topology, or the identifier, that each belongs to."),
+        Doc("Streams to create at the start, each with its owner: a node of this topology, or an identifier."),
     ] = attrs.field(factory=dict)
-    limits: Annotated[StreamLimits, Doc("What one client may make it hold.")] = attrs.field(factory=StreamLimits)
+    limits: Annotated[StreamLimits, Doc("Limits for one client.")] = attrs.field(factory=StreamLimits)
 
 
 @attrs.frozen
 class RelayServiceSpec:
-    """A relay service, by which nodes that nobody can connect to are reached."""
+    """A relay service, which makes nodes reachable that accept no connections."""
 
-    allow: Annotated[AccessSpec, Doc("Who may register.")] = attrs.field(default=ANYONE, converter=_access)
-    prefix: Annotated[str, Doc("What stands before a relay's name in its address.")] = PREFIX
-    limits: Annotated[RelayLimits, Doc("What clients may make it hold.")] = attrs.field(factory=RelayLimits)
+    allow: Annotated[AccessSpec, Doc("Who can register.")] = attrs.field(default=ANYONE, converter=_access)
+    prefix: Annotated[str, Doc("The beginning of a relay's address, before its name.")] = PREFIX
+    limits: Annotated[RelayLimits, Doc("Limits for clients.")] = attrs.field(factory=RelayLimits)
 
 
 @attrs.frozen
@@ -308,28 +324,33 @@ class RelaySpec:
 
     via: Annotated[RouteSpec, Doc("The route to the hub.")] = attrs.field(converter=_route)
     to: Annotated[
-        RouteSpec | None, Doc("Where it leads, beginning with a transport address; by default to this node.")
+        RouteSpec | None,
+        Doc(
+            "The node that it leads to, a route that begins with a transport address. By default it leads to this node."
+        ),
     ] = attrs.field(default=None, converter=attrs.converters.optional(_route))
 
 
 @attrs.frozen
 class ChannelListenerSpec:
-    """An address that answers handshakes."""
+    """An address that accepts secure channels."""
 
-    trust: Annotated[TrustSpec, Doc("Whose channels are accepted.")] = attrs.field(converter=_trust)
-    allow: Annotated[AccessSpec, Doc("Who reaches it.")] = attrs.field(default=ANYONE, converter=_access)
-    protocol_versions: Annotated[tuple[ProtocolVersionName, ...], Doc("The generations that are answered.")] = (
+    trust: Annotated[TrustSpec, Doc("The peers whose channels are accepted.")] = attrs.field(converter=_trust)
+    allow: Annotated[AccessSpec, Doc("Who can reach it.")] = attrs.field(default=ANYONE, converter=_access)
+    protocol_versions: Annotated[tuple[ProtocolVersionName, ...], Doc("The protocol versions that are accepted.")] = (
         attrs.field(default=("current",), converter=_protocol_versions)
     )
 
 
 @attrs.frozen
 class ChannelSpec:
-    """A secure channel that this node opens, and opens again whenever its way was lost."""
+    """A secure channel that this node opens, and opens again after each loss."""
 
-    to: Annotated[RouteSpec, Doc("The route to a listener, whose address comes last.")] = attrs.field(converter=_route)
-    trust: Annotated[TrustSpec, Doc("Who may be at the other end.")] = attrs.field(converter=_trust)
-    protocol_version: Annotated[ProtocolVersionName, Doc("The generation that is spoken.")] = "current"
+    to: Annotated[RouteSpec, Doc("The route to a listener; the listener's address is the last hop.")] = attrs.field(
+        converter=_route
+    )
+    trust: Annotated[TrustSpec, Doc("The peers that are trusted at the other end.")] = attrs.field(converter=_trust)
+    protocol_version: Annotated[ProtocolVersionName, Doc("The protocol version of the channel.")] = "current"
 
 
 @attrs.frozen
@@ -339,24 +360,22 @@ class WorkerSpec:
     run: Annotated[
         str,
         ValueKind.WORKER,
-        Doc("Where it is imported from, MODULE:NAME, or the name of one that ships with trionode."),
+        Doc("The function, as MODULE:NAME, or the name of a worker that ships with trionode."),
     ]
-    arguments: Annotated[Mapping[str, Option], Doc("Keyword arguments that it is called with, beside its mailbox.")] = (
-        attrs.field(factory=dict, converter=_options)
+    arguments: Annotated[Mapping[str, Option], Doc("Its keyword arguments, beside its mailbox.")] = attrs.field(
+        factory=dict, converter=_options
     )
-    allow: Annotated[AccessSpec, Doc("Who reaches it.")] = attrs.field(default=CHANNELS, converter=_access)
+    allow: Annotated[AccessSpec, Doc("Who can reach it.")] = attrs.field(default=CHANNELS, converter=_access)
     sends: Annotated[
         tuple[RouteSpec, ...],
-        Doc(
-            "The routes by which it passes on what it gets, given to it as its argument `sends`; the proof follows them."
-        ),
+        Doc("The routes that it sends messages to, which it gets as its argument `sends`. The proof follows them."),
     ] = attrs.field(default=(), converter=_routes)
-    bound: Annotated[int, ValueKind.POSITIVE, Doc("Bytes that its mailbox holds before senders wait.")] = DEFAULT_BOUND
-    stall_timeout: Annotated[float, ValueKind.POSITIVE, Doc("Seconds that a link waits while it takes nothing.")] = (
-        STALL_TIMEOUT
-    )
+    bound: Annotated[int, ValueKind.POSITIVE, Doc("Bytes in its mailbox above which senders wait.")] = DEFAULT_BOUND
+    stall_timeout: Annotated[
+        float, ValueKind.POSITIVE, Doc("Seconds that a link waits while the worker takes no message.")
+    ] = STALL_TIMEOUT
 
-    SHORT: ClassVar = "run"
+    TEXT_KEY: ClassVar = "run"
 
 
 def _workers(value: Mapping[str, WorkerSpec | str]) -> Mapping[str, WorkerSpec]:
@@ -365,97 +384,97 @@ def _workers(value: Mapping[str, WorkerSpec | str]) -> Mapping[str, WorkerSpec]:
 
 @attrs.frozen
 class InletSpec:
-    """A TCP port whose connections go to an outlet."""
+    """A TCP port whose connections lead to an outlet."""
 
     listen: Annotated[HostPort, Doc("HOST:PORT to listen at.")]
-    to: Annotated[RouteSpec, Doc("The route to the outlet, whose address comes last.")] = attrs.field(converter=_route)
-    limits: Annotated[PortalLimits, Doc("What it holds at most.")] = attrs.field(factory=PortalLimits)
+    to: Annotated[RouteSpec, Doc("The route to the outlet; the outlet's address is the last hop.")] = attrs.field(
+        converter=_route
+    )
+    limits: Annotated[PortalLimits, Doc("Its limits.")] = attrs.field(factory=PortalLimits)
 
 
 @attrs.frozen
 class OutletSpec:
-    """An address whose connections come out at a TCP service."""
+    """An address that connects to a TCP service."""
 
     target: Annotated[HostPort, Doc("HOST:PORT of the service.")]
-    allow: Annotated[AccessSpec, Doc("Who may use it.")] = attrs.field(default=CHANNELS, converter=_access)
-    limits: Annotated[PortalLimits, Doc("What it holds at most.")] = attrs.field(factory=PortalLimits)
+    allow: Annotated[AccessSpec, Doc("Who can use it.")] = attrs.field(default=CHANNELS, converter=_access)
+    limits: Annotated[PortalLimits, Doc("Its limits.")] = attrs.field(factory=PortalLimits)
 
 
 @attrs.frozen
 class NodeSpec:
     """One node."""
 
-    external: Annotated[bool, Doc("Somebody else runs it: it is described here for the proof, and never started.")] = (
-        False
-    )
-    listen: Annotated[tuple[ListenerSpec, ...], Doc("Where it listens.")] = attrs.field(
+    external: Annotated[bool, Doc("The node runs elsewhere: it is described for the proof, and never started.")] = False
+    listen: Annotated[tuple[ListenerSpec, ...], Doc("The addresses that it listens at.")] = attrs.field(
         default=(), converter=_listeners
     )
-    forwards: Annotated[bool, Doc("Whether strangers' messages pass from link to link, as on a hub.")] = False
-    identity: Annotated[IdentitySpec, Doc("Who it is.")] = attrs.field(factory=IdentitySpec)
+    forwards: Annotated[bool, Doc("Forward messages of unauthenticated peers from link to link, as a hub does.")] = (
+        False
+    )
+    identity: Annotated[IdentitySpec, Doc("Its identity.")] = attrs.field(factory=IdentitySpec)
     transports: Annotated[
         Mapping[Annotated[str, ValueKind.TRANSPORT], Mapping[str, Option]],
-        Doc("Options of its transports, by their names."),
+        Doc("The options of its transports, by their names."),
     ] = attrs.field(factory=dict, converter=_transports)
-    links: Annotated[Mapping[AddressName, LinkSpec], Doc("Links that it dials.")] = attrs.field(factory=dict)
+    links: Annotated[Mapping[AddressName, LinkSpec], Doc("The links that it dials.")] = attrs.field(factory=dict)
     workers: Annotated[Mapping[AddressName, WorkerSpec], Doc("Its workers.")] = attrs.field(
         factory=dict, converter=_workers
     )
-    secure_channel_listeners: Annotated[Mapping[AddressName, ChannelListenerSpec], Doc("What answers handshakes.")] = (
-        attrs.field(factory=dict)
-    )
-    secure_channels: Annotated[Mapping[OwnName, ChannelSpec], Doc("Channels that it opens.")] = attrs.field(
-        factory=dict
-    )
-    stream_services: Annotated[Mapping[AddressName, StreamServiceSpec], Doc("Stream services that it offers.")] = (
-        attrs.field(factory=dict)
-    )
-    streams: Annotated[Mapping[OwnName, StreamSpec], Doc("Conversations over streams that it holds.")] = attrs.field(
-        factory=dict
-    )
-    relay_service: Annotated[RelayServiceSpec | None, Doc("The relay service that it offers.")] = None
-    relays: Annotated[
-        Mapping[Annotated[str, ValueKind.RELAY], RelaySpec], Doc("Names on hubs under which it is reached.")
+    secure_channel_listeners: Annotated[
+        Mapping[AddressName, ChannelListenerSpec], Doc("Its listeners for secure channels.")
     ] = attrs.field(factory=dict)
-    inlets: Annotated[Mapping[str, InletSpec], Doc("TCP ports that lead to outlets.")] = attrs.field(factory=dict)
-    outlets: Annotated[Mapping[AddressName, OutletSpec], Doc("TCP services that inlets reach.")] = attrs.field(
+    secure_channels: Annotated[Mapping[OwnName, ChannelSpec], Doc("The secure channels that it opens.")] = attrs.field(
+        factory=dict
+    )
+    stream_services: Annotated[Mapping[AddressName, StreamServiceSpec], Doc("Its stream services.")] = attrs.field(
+        factory=dict
+    )
+    streams: Annotated[Mapping[OwnName, StreamSpec], Doc("Its conversations over streams.")] = attrs.field(factory=dict)
+    relay_service: Annotated[RelayServiceSpec | None, Doc("Its relay service.")] = None
+    relays: Annotated[
+        Mapping[Annotated[str, ValueKind.RELAY], RelaySpec], Doc("The names on hubs that lead to it.")
+    ] = attrs.field(factory=dict)
+    inlets: Annotated[Mapping[str, InletSpec], Doc("Its TCP ports that lead to outlets.")] = attrs.field(factory=dict)
+    outlets: Annotated[Mapping[AddressName, OutletSpec], Doc("The TCP services that inlets can reach.")] = attrs.field(
         factory=dict
     )
 
 
 @attrs.frozen
 class FlowSpec:
-    """Messages that one node sends, so that it can be proven what becomes of them."""
+    """Messages that one node sends, for the proof."""
 
     node: Annotated[NodeName, Doc("The node that sends.", key="from")]
-    to: Annotated[RouteSpec, Doc("The route that they take.")] = attrs.field(converter=_route)
-    answered: Annotated[bool, Doc("Whether answers come back by the return route.")] = True
+    to: Annotated[RouteSpec, Doc("The route of the messages.")] = attrs.field(converter=_route)
+    answered: Annotated[bool, Doc("Whether answers come back over the return route.")] = True
 
 
 @attrs.frozen
 class AssertSpec:
-    """What has to hold, for one flow or for all; `trionode check` fails where it does not."""
+    """An assertion about one flow or all flows. `trionode check` fails if it does not hold."""
 
-    flow: Annotated[str | None, ValueKind.FLOW, Doc("The flow that is meant; without it all.")] = None
+    flow: Annotated[str | None, ValueKind.FLOW, Doc("The flow; without it the assertion is about all flows.")] = None
     no_plaintext_at: Annotated[
-        tuple[Watcher, ...], Doc("Nodes, `network` or `stores` where no payload may be in the clear.")
+        tuple[Observer, ...], Doc("Nodes, `network` or `stores` that must not see the payload in the clear.")
     ] = attrs.field(default=(), converter=_texts)
     no_inner_addresses_at: Annotated[
-        tuple[Watcher, ...], Doc("Those that may not learn who is addressed behind a channel.")
+        tuple[Observer, ...], Doc("Nodes, `network` or `stores` that must not see the addresses inside a channel.")
     ] = attrs.field(default=(), converter=_texts)
-    no_injection_by: Annotated[tuple[Watcher, ...], Doc("Those that may not be able to invent messages.")] = (
-        attrs.field(default=(), converter=_texts)
-    )
+    no_injection_by: Annotated[
+        tuple[Observer, ...], Doc("Nodes, `network` or `stores` that must not be able to inject messages.")
+    ] = attrs.field(default=(), converter=_texts)
     sender_authenticated_to: Annotated[
-        tuple[NodeName, ...], Doc("Nodes to which the sender's identity has to be proven.")
+        tuple[NodeName, ...], Doc("Nodes to which the sender must be authenticated.")
     ] = attrs.field(default=(), converter=_texts)
     no_unauthenticated_access_to: Annotated[
         tuple[Annotated[str, ValueKind.ADDRESS_OF_NODE], ...],
-        Doc("Addresses, NODE/NAME, that nobody reaches without a secure channel."),
+        Doc("Addresses, NODE/NAME, that no peer can reach without a secure channel."),
     ] = attrs.field(default=(), converter=_texts)
-    no_unauthenticated_dials_by: Annotated[tuple[NodeName, ...], Doc("Nodes that no stranger may cause to dial.")] = (
-        attrs.field(default=(), converter=_texts)
-    )
+    no_unauthenticated_dials_by: Annotated[
+        tuple[NodeName, ...], Doc("Nodes that no unauthenticated peer can cause to dial.")
+    ] = attrs.field(default=(), converter=_texts)
 
 
 def _assertions(value: AssertSpec | Iterable[AssertSpec]) -> tuple[AssertSpec, ...]:
@@ -467,7 +486,9 @@ class TopologySpec:
     """A whole topology, or one node's part of it."""
 
     nodes: Annotated[Mapping[Annotated[str, ValueKind.NODE_NAME], NodeSpec], Doc("The nodes, by their names.")]
-    flows: Annotated[Mapping[str, FlowSpec], Doc("What is sent, by names of your choice.")] = attrs.field(factory=dict)
-    assertions: Annotated[tuple[AssertSpec, ...], Doc("What has to hold.", key="assert")] = attrs.field(
+    flows: Annotated[Mapping[str, FlowSpec], Doc("The messages that are sent, by names of your choice.")] = attrs.field(
+        factory=dict
+    )
+    assertions: Annotated[tuple[AssertSpec, ...], Doc("The assertions.", key="assert")] = attrs.field(
         default=(), converter=_assertions
     )

@@ -1,4 +1,7 @@
-"""The forms that values have in a topology file, read off the classes' type hints: what the reader, the checks and the schema follow."""
+"""The types that values have in a topology file, derived from the type hints of the spec classes.
+
+The decoder, the checks, the JSON schema and `swap` walk through a topology by these types.
+"""
 
 import types
 from collections.abc import Iterator, Mapping
@@ -13,21 +16,21 @@ from trionode.stream.clients import StreamLimits
 from trionode.topology.errors import KeyPath
 from trionode.topology.spec import AccessSpec, Doc, NotInFile, Option, TrustSpec, ValueKind
 
-#: What the limits mean, whose classes stand where they are kept and so know nothing of this file.
+#: The docs of the limits, whose classes belong to lower layers and have no Doc annotations.
 LIMITS: Mapping[type, Mapping[str, str]] = {
     StreamLimits: {
-        "streams": "Streams that one client may create or open.",
-        "push_bytes": "Bytes of one client's pushes that wait for the store; over it the client's link is not read on.",
+        "streams": "Streams that one client can create or open.",
+        "push_bytes": "Bytes of one client's pushes that wait for the store. Above it the client's link is not read.",
         "requests": "Pulls, creates and index requests of one client that wait for an answer.",
     },
     RelayLimits: {
         "relays_per_client": "Relays of one client.",
-        "relays": "Relays in all; once there are so many, new names are refused.",
+        "relays": "Relays of all clients. Above it new names are refused.",
     },
     PortalLimits: {
         "connections": "Connections of this inlet or outlet.",
-        "per_client": "Connections that one client may have at an outlet.",
-        "window": "Bytes that the peer may send ahead of the socket.",
+        "per_client": "Connections of one client at an outlet.",
+        "window": "Bytes that the peer can send before the socket takes them.",
     },
 }
 
@@ -36,7 +39,7 @@ LIMITS: Mapping[type, Mapping[str, str]] = {
 class Scalar:
     """A text, a number, or true or false."""
 
-    type: type[str | int | float | bool]
+    python_type: type[str | int | float | bool]
     value_kind: ValueKind | None = None
 
 
@@ -44,66 +47,66 @@ class Scalar:
 class Choice:
     """One of some texts."""
 
-    words: tuple[str, ...]
+    choices: tuple[str, ...]
 
 
 @attrs.frozen
 class PluginOption:
-    """Whatever an option of a plugin may be; only the plugin knows more."""
+    """The option of a plugin, of any type that an option can have. Only the plugin knows more."""
 
 
 @attrs.frozen
 class ListOf:
-    """A list, or a text in place of a list of one, but not for a route."""
+    """A list. A text can replace a list of one text, except for a route."""
 
-    each: "Form"
+    each: "FieldType"
     value_kind: ValueKind | None = None
 
     @property
     def may_be_one(self) -> bool:
-        """Whether a text may stand in place of a list of one."""
+        """Whether a text can replace a list of one item."""
         is_text = isinstance(self.each, Scalar | Choice) or (
-            isinstance(self.each, Record) and self.each.short is not None
+            isinstance(self.each, Record) and self.each.text_key is not None
         )
         return is_text and self.value_kind is not ValueKind.ROUTE
 
 
 @attrs.frozen
 class TableOf:
-    """A table whose keys are names of the user's choice."""
+    """A table whose keys are names that the user chooses."""
 
     names: Scalar
-    each: "Form"
+    each: "FieldType"
 
 
 @attrs.frozen(eq=False)
 class Record:
-    """A table with the keys of a class; in its place may stand a word for a whole value, or a text for its key `short`."""
+    """A table with the keys of a class. A keyword can replace the whole table, or a text the table with the one key `text_key`."""
 
     cls: type
     keys: Mapping[str, "Key"]
-    words: Mapping[str, object]
-    short: str | None
+    keywords: Mapping[str, object]
+    text_key: str | None
 
 
-Form = Scalar | Choice | PluginOption | ListOf | TableOf | Record
+FieldType = Scalar | Choice | PluginOption | ListOf | TableOf | Record
 
 
 @attrs.frozen(eq=False)
 class Key:
-    """A key of a table and what it is for."""
+    """A key of a table."""
 
     name: str
     attribute: str
-    form: Form
-    help: str
+    type: FieldType
+    doc: str
     is_required: bool
     default: object
 
 
 @cache
 def record_of(cls: type) -> Record:
-    """Return the form of a class."""
+    """Return the type of a spec class."""
     hints = get_type_hints(cls, include_extras=True)
     keys: dict[str, Key] = {}
     for field in attrs.fields(cls):
@@ -112,68 +115,86 @@ def record_of(cls: type) -> Record:
         if any(isinstance(mark, NotInFile) for mark in marks):
             continue
         if cls in LIMITS:
-            hint, told = Annotated[hint, ValueKind.POSITIVE], Doc(LIMITS[cls][field.name])
+            hint, doc = Annotated[hint, ValueKind.POSITIVE], Doc(LIMITS[cls][field.name])
         else:
-            (told,) = (mark for mark in marks if isinstance(mark, Doc))
-        name = told.key or field.name
+            (doc,) = (mark for mark in marks if isinstance(mark, Doc))
+        name = doc.key or field.name
         default = field.default.factory() if isinstance(field.default, attrs.Factory) else field.default  # type: ignore[arg-type]
-        keys[name] = Key(name, field.name, form_of(hint), told.text, default is attrs.NOTHING, default)
-    words = {word: cls.from_word(word) for word in cls.WORDS} if issubclass(cls, TrustSpec | AccessSpec) else {}
-    return Record(cls, keys, words, getattr(cls, "SHORT", None))
+        keys[name] = Key(name, field.name, type_of(hint), doc.text, default is attrs.NOTHING, default)
+    keywords: dict[str, object] = {}
+    if issubclass(cls, TrustSpec | AccessSpec):
+        keywords = {each: cls.from_keyword(each) for each in cls.KEYWORDS}
+    return Record(cls, keys, keywords, getattr(cls, "TEXT_KEY", None))
 
 
-def form_of(hint: Any, value_kind: ValueKind | None = None) -> Form:
-    """Return the form of a type hint; TypeError for one that no value of a file has."""
+def type_of(hint: Any, value_kind: ValueKind | None = None) -> FieldType:
+    """Return the type for a type hint; TypeError if no value of a file can have it."""
     origin, inner = get_origin(hint), get_args(hint)
     if origin is Annotated:
-        marks = [mark for mark in hint.__metadata__ if isinstance(mark, ValueKind)]
-        return form_of(inner[0], marks[0] if marks else value_kind)
+        kinds = [mark for mark in hint.__metadata__ if isinstance(mark, ValueKind)]
+        return type_of(inner[0], kinds[0] if kinds else value_kind)
     if hint == Option:
         return PluginOption()
     if origin in {Union, types.UnionType}:
-        (hint,) = (each for each in inner if each is not type(None))  # what a file leaves out is None
-        return form_of(hint, value_kind)
+        (hint,) = (each for each in inner if each is not type(None))  # a key that is not in the file is None
+        return type_of(hint, value_kind)
     if origin is Literal:
         return Choice(inner)
     if origin is tuple:
-        return ListOf(form_of(inner[0]), value_kind)
+        return ListOf(type_of(inner[0]), value_kind)
     if origin is Mapping:
-        names = form_of(inner[0])
+        names = type_of(inner[0])
         assert isinstance(names, Scalar)
-        return TableOf(names, form_of(inner[1]))
+        return TableOf(names, type_of(inner[1]))
     if hint in {str, int, float, bool}:
         return Scalar(hint, value_kind)
     if attrs.has(hint):
         return record_of(hint)
-    raise TypeError(f"{hint} has no form in a file")
+    raise TypeError(f"no value of a topology file has the type {hint}")
 
 
 @attrs.frozen
 class Leaf:
-    """A value that is no table, or a list with a meaning as a whole, or a name of the user's choice, and the way to it."""
+    """A value that is checked by itself: a scalar, a list with a value kind, or a name that the user chose."""
 
     path: KeyPath
-    form: Form
+    type: FieldType
     value: object
 
 
-def leaves(value: object, form: Form, path: KeyPath = ()) -> Iterator[Leaf]:
-    """Walk through all that a value holds, in the order of the classes."""
-    if isinstance(form, Record):
-        for key in form.keys.values():
+def leaves(value: object, type_: FieldType, path: KeyPath = ()) -> Iterator[Leaf]:
+    """Yield every leaf of a value, in the order of the classes."""
+    if isinstance(type_, Record):
+        for key in type_.keys.values():
             each = getattr(value, key.attribute)
             if each is not None:
-                yield from leaves(each, key.form, (*path, key.name))
-    elif isinstance(form, TableOf):
+                yield from leaves(each, key.type, (*path, key.name))
+    elif isinstance(type_, TableOf):
         assert isinstance(value, Mapping)
         for name, each in value.items():
-            yield Leaf((*path, name), form.names, name)
-            yield from leaves(each, form.each, (*path, name))
-    elif isinstance(form, ListOf):
+            yield Leaf((*path, name), type_.names, name)
+            yield from leaves(each, type_.each, (*path, name))
+    elif isinstance(type_, ListOf):
         assert isinstance(value, tuple)
-        if form.value_kind is not None:
-            yield Leaf(path, form, value)
+        if type_.value_kind is not None:
+            yield Leaf(path, type_, value)
         for index, each in enumerate(value):
-            yield from leaves(each, form.each, (*path, index))
+            yield from leaves(each, type_.each, (*path, index))
     else:
-        yield Leaf(path, form, value)
+        yield Leaf(path, type_, value)
+
+
+def records(value: object, type_: FieldType, path: KeyPath = ()) -> Iterator[tuple[KeyPath, object]]:
+    """Yield every table within a value that has a class, with its path."""
+    if isinstance(type_, Record):
+        yield path, value
+        for key in type_.keys.values():
+            each = getattr(value, key.attribute)
+            if each is not None:
+                yield from records(each, key.type, (*path, key.name))
+    elif isinstance(type_, TableOf) and isinstance(value, Mapping):
+        for name, each in value.items():
+            yield from records(each, type_.each, (*path, name))
+    elif isinstance(type_, ListOf) and isinstance(value, tuple):
+        for index, each in enumerate(value):
+            yield from records(each, type_.each, (*path, index))

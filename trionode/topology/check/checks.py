@@ -1,4 +1,4 @@
-"""What a topology says that can't be meant, beyond its form: names of nobody, places of no transport, routes in a circle."""
+"""Checks of a whole topology: single values, names that refer to nothing, listeners that collide, routes in a circle."""
 
 from collections.abc import Collection, Iterator, Mapping
 from importlib.machinery import PathFinder
@@ -15,8 +15,8 @@ from trionode.topology.check.values import check_leaf
 from trionode.topology.endpoints import WILDCARDS
 from trionode.topology.errors import KeyPath, Problem, quoted
 from trionode.topology.positions import Positions
-from trionode.topology.spec import AccessSpec, AssertSpec, NodeSpec, RouteSpec, TopologySpec, TrustSpec
-from trionode.topology.types import leaves, record_of
+from trionode.topology.spec import AccessSpec, AssertSpec, NodeSpec, Option, RouteSpec, TopologySpec, TrustSpec
+from trionode.topology.types import leaves, record_of, records
 
 
 def check_spec(
@@ -27,143 +27,135 @@ def check_spec(
     positions: Positions | None = None,
     broken: Collection[KeyPath] = (),
 ) -> tuple[Problem, ...]:
-    """Return all that is wrong with a spec, whose classes and types are right; with positions where it came from a file.
+    """Return all problems of a topology whose classes and types are right.
 
-    `nodes` are the nodes that are to run here, by default all that are not external: only their transports and stores have to be installed.
-    `transports` are names of transports that the program brings beside those that are installed. Of a file, `positions` tell where all stands,
-    and `broken` where something could not be read, which is told already.
+    Args:
+      spec: The topology.
+      nodes: The names of the nodes that run here, by default all that are not external. Only their plugins must be installed.
+      transports: The names of transports that the program itself brings.
+      positions: For a topology from a file, the position of each key and value.
+      broken: For a topology from a file, the paths of values that could not be decoded, and have a problem already.
+
+    Returns:
+      The problems, empty if the topology is valid.
     """
     names = Names(spec, nodes=nodes, transports=transports, positions=positions or {}, broken=broken)
     problems: list[Problem] = []
     for leaf in leaves(spec, record_of(TopologySpec)):
         problems += check_leaf(names, leaf)
+    for path, value in records(spec, record_of(TopologySpec)):
+        if isinstance(value, TrustSpec | AccessSpec):
+            problems += _peers(names, path, value)
+        elif isinstance(value, AssertSpec):
+            problems += _assertion(names, path, value)
     for name, node in spec.nodes.items():
         problems += _node(names, name, node)
-    for index, assertion in enumerate(spec.assertions):
-        problems += _assertion(names, ("assert", index), assertion)
-    problems += _endpoints(names)
+    problems += _collisions(names)
     return tuple(problems)
 
 
 def check_installation(
     spec: TopologySpec, *, positions: Positions | None = None, folders: Collection[str] = ()
 ) -> tuple[Problem, ...]:
-    """Return what the nodes of a spec that is right itself miss here: plugins, options of these, and modules of workers.
+    """Return what the nodes of a valid topology miss here: plugins, options of plugins, and modules of workers.
 
-    What is missed several times is told once. Workers are looked for where Python finds modules and in `folders`; none is imported.
+    Equal problems are reported once. Workers are searched on Python's path and in `folders`, and not imported.
     """
-    told: dict[str, Problem] = {}
+    found: dict[str, Problem] = {}
     for problem in check_spec(spec, positions=positions):
-        told.setdefault(problem.text, problem)
+        found.setdefault(problem.text, problem)
     for name, node in spec.nodes.items():
         for key, worker in node.workers.items():
             module = worker.run.partition(":")[0].partition(".")[0]
             if not node.external and ":" in worker.run and not _is_found(module, folders):
-                text = f"no module {quoted(module)} is found: it has to be installed, or to lie in a folder of PYTHONPATH or beside the topology's file"
-                told.setdefault(text, Problem(("nodes", name, "workers", key, "run"), text))
-    return tuple(told.values())
+                text = f"there is no module {quoted(module)}: install it, or put it in a folder of PYTHONPATH or beside the topology's file"
+                found.setdefault(text, Problem(("nodes", name, "workers", key, "run"), text))
+    return tuple(found.values())
 
 
 def _is_found(module: str, folders: Collection[str]) -> bool:
     try:
         return bool(find_spec(module) or PathFinder.find_spec(module, [*folders]))
-    except ValueError:  # it is imported already, and doesn't say from where
+    except ValueError:  # the module is imported already, without a spec
         return True
 
 
+def _peers(names: Names, path: KeyPath, spec: TrustSpec | AccessSpec) -> Iterator[Problem]:
+    """Check that a spec has either a keyword or peers."""
+    if isinstance(spec, TrustSpec):
+        keyword = "everyone" if spec.everyone else None
+        otherwise = 'write "everyone"'
+    else:
+        keyword = None if spec.rule == "named" else spec.rule
+        otherwise = 'write "local" for this node alone'
+    has_peers = bool(spec.identifiers or spec.nodes)
+    if keyword and has_peers:
+        yield names.problem(path, f"it is {quoted(keyword)} and has a list of peers: keep one of the two")
+    if not keyword and not has_peers and not names.is_broken_within(path):
+        yield names.problem(path, f'it has no peers: write nodes = ["bob"] or identifiers = ["I…"], or {otherwise}')
+
+
+def _assertion(names: Names, path: KeyPath, assertion: AssertSpec) -> Iterator[Problem]:
+    """Check that an assertion asserts something."""
+    keys = [key for key in record_of(AssertSpec).keys if key != "flow"]
+    if not any(getattr(assertion, key) for key in keys) and not names.is_broken_within(path):
+        yield names.problem(path, f"it asserts nothing: write one or more of {', '.join(keys)}")
+
+
 def _node(names: Names, name: str, node: NodeSpec) -> Iterator[Problem]:
-    """Tell of what only a node as a whole shows."""
+    """Check what depends on several values of a node."""
     here: KeyPath = ("nodes", name)
-    yield from _claimed_names(names, name, node)
+    yield from _duplicate_names(names, name, node)
     for key, listener in node.secure_channel_listeners.items():
-        path: KeyPath = (*here, "secure_channel_listeners", key)
-        yield from _trust(names, (*path, "trust"), listener.trust)
         if not listener.protocol_versions:
-            told = 'it would answer nobody: name "current", "classic" or both'
-            yield names.problem((*path, "protocol_versions"), told)
+            text = 'it would accept no channel: write "current", "classic" or both'
+            yield names.problem((*here, "secure_channel_listeners", key, "protocol_versions"), text)
     for key, channel in node.secure_channels.items():
-        path = (*here, "secure_channels", key)
-        yield from _trust(names, (*path, "trust"), channel.trust)
-        yield from _end(names, (*path, "to"), channel.to, "a secure channel listener")
+        yield from _last_hop(names, (*here, "secure_channels", key, "to"), channel.to, "a secure channel listener")
     for key, inlet in node.inlets.items():
-        yield from _end(names, (*here, "inlets", key, "to"), inlet.to, "an outlet")
-    for path, access in _accesses(here, node):
-        yield from _access(names, path, access)
+        yield from _last_hop(names, (*here, "inlets", key, "to"), inlet.to, "an outlet")
     for key, relay in node.relays.items():
         if relay.to and not _transport_of(relay.to[0]):
-            told = (
-                f'it begins with the place of a node, such as "tcp:127.0.0.1:4001"; this begins with {quoted(relay.to[0])}. '
+            text = (
+                f'it begins with the address of a node, such as "tcp:127.0.0.1:4001"; this begins with {quoted(relay.to[0])}. '
                 f"Without this key the relay leads to this node"
             )
-            yield names.problem((*here, "relays", key, "to"), told)
+            yield names.problem((*here, "relays", key, "to"), text)
     if node.identity.vault == "memory" and node.identity.passphrase_file is not None:
-        told = 'a vault in memory has no passphrase: write vault = "sqlite:PATH", or leave this out'
-        yield names.problem((*here, "identity", "passphrase_file"), told)
+        text = 'a vault in memory has no passphrase: write vault = "sqlite:PATH", or remove this key'
+        yield names.problem((*here, "identity", "passphrase_file"), text)
     if node.identity.vault == "memory" and node.identity.identifier is not None and not node.external:
-        told = (
-            'a vault in memory makes a new identity at each start, which can\'t be this one: write vault = "sqlite:PATH", '
-            "or external = true if somebody else runs this node"
+        text = (
+            'a vault in memory creates a new identity at each start, which can\'t have this identifier: write vault = "sqlite:PATH", '
+            "or external = true if the node runs elsewhere"
         )
-        yield names.problem((*here, "identity", "identifier"), told)
+        yield names.problem((*here, "identity", "identifier"), text)
     yield from _circles(names, here, node)
     if names.runs_here(name):
         yield from _plugins(names, here, node)
 
 
-def _claimed_names(names: Names, name: str, node: NodeSpec) -> Iterator[Problem]:
+def _duplicate_names(names: Names, name: str, node: NodeSpec) -> Iterator[Problem]:
     first: dict[str, KeyPath] = {}
-    for address, path in names.claimed(name):
+    for address, path in names.named_addresses(name):
         if first.setdefault(address, path) is not path:
-            told = f"the address {quoted(address)} is taken already by {names.pointed(first[address])}: choose another name"
-            yield names.problem(path, told, of_key=True)
+            text = f"the address {quoted(address)} is used by {names.locate(first[address])}: choose another name"
+            yield names.problem(path, text, of_key=True)
     for own in node.secure_channels.keys() & node.streams.keys():
-        taken = names.pointed(("nodes", name, "secure_channels", own))
-        told = f"routes would name both this and {taken} by {quoted('@' + own)}: choose another name for one of them"
-        yield names.problem(("nodes", name, "streams", own), told, of_key=True)
+        other = names.locate(("nodes", name, "secure_channels", own))
+        text = f"{quoted('@' + own)} in routes would mean both this and {other}: choose another name for one of them"
+        yield names.problem(("nodes", name, "streams", own), text, of_key=True)
 
 
-def _trust(names: Names, path: KeyPath, trust: TrustSpec) -> Iterator[Problem]:
-    is_named = bool(trust.identifiers or trust.nodes)
-    if trust.everyone and is_named:
-        yield names.problem(path, "it trusts everyone, and names some as well: keep one of the two")
-    if not trust.everyone and not is_named and not names.is_broken_within(path):
-        yield names.problem(
-            path, 'it trusts nobody: name nodes = ["bob"], or identifiers = ["I…"], or write "everyone"'
-        )
-
-
-def _accesses(here: KeyPath, node: NodeSpec) -> Iterator[tuple[KeyPath, AccessSpec]]:
-    tables: Mapping[str, Mapping[str, AccessSpec]] = {
-        "workers": {key: each.allow for key, each in node.workers.items()},
-        "secure_channel_listeners": {key: each.allow for key, each in node.secure_channel_listeners.items()},
-        "stream_services": {key: each.allow for key, each in node.stream_services.items()},
-        "outlets": {key: each.allow for key, each in node.outlets.items()},
-    }
-    for kind, accesses in tables.items():
-        for key, access in accesses.items():
-            yield (*here, kind, key, "allow"), access
-    if node.relay_service is not None:
-        yield (*here, "relay_service", "allow"), node.relay_service.allow
-
-
-def _access(names: Names, path: KeyPath, access: AccessSpec) -> Iterator[Problem]:
-    is_named = bool(access.identifiers or access.nodes)
-    if access.rule != "named" and is_named:
-        yield names.problem(path, f"it is {quoted(access.rule)}, and names some as well: keep one of the two")
-    if access.rule == "named" and not is_named and not names.is_broken_within(path):
-        told = 'it names nobody: name nodes = ["bob"], or identifiers = ["I…"], or write "local" for this node alone'
-        yield names.problem(path, told)
-
-
-def _end(names: Names, path: KeyPath, route: RouteSpec, what: str) -> Iterator[Problem]:
-    """Tell of a route that ends at a node where it should end at an address there."""
+def _last_hop(names: Names, path: KeyPath, route: RouteSpec, what: str) -> Iterator[Problem]:
+    """Check that a route ends with an address at a node, not with the node."""
     if route and (route[-1].startswith("@") or _transport_of(route[-1])):
         example = ", ".join(map(quoted, [*route, "NAME"]))
-        yield names.problem(path, f"the route ends at a node; the address of {what} there comes last: [{example}]")
+        yield names.problem(path, f"the route ends at a node; the last hop is the address of {what} there: [{example}]")
 
 
 def _transport_of(hop: str) -> str:
-    """Return the transport of a hop that is a transport address, "" for another."""
+    """Return the transport of a hop that is a transport address, else ""."""
     try:
         return "" if hop.startswith("@") else Address.parse(hop).transport
     except LocalError:
@@ -171,91 +163,81 @@ def _transport_of(hop: str) -> str:
 
 
 def _circles(names: Names, here: KeyPath, node: NodeSpec) -> Iterator[Problem]:
-    """Tell of channels and streams whose routes begin with one another in a circle, so that none can be opened first."""
-    routes: dict[str, tuple[KeyPath, RouteSpec]] = {
-        key: ((*here, "streams", key, "via"), each.via) for key, each in node.streams.items()
-    } | {key: ((*here, "secure_channels", key, "to"), each.to) for key, each in node.secure_channels.items()}
-    begins = {
-        key: route[0].removeprefix("@") for key, (_, route) in routes.items() if route and route[0].startswith("@")
-    }
-    told: set[str] = set()
-    for key in begins:
-        way = [key]
-        while way[-1] in begins and begins[way[-1]] not in way:
-            way.append(begins[way[-1]])
-        if begins.get(way[-1]) == key and told.isdisjoint(way):
-            told.update(way)
-            circle = " needs ".join("@" + each for each in [*way, key])
-            text = f"no route can begin in a circle: {circle}. Begin one of them with a transport address"
+    """Find channels and streams whose routes begin with one another in a circle: none of them can be opened first."""
+    routes = {key: ((*here, "streams", key, "via"), each.via) for key, each in node.streams.items()}
+    routes |= {key: ((*here, "secure_channels", key, "to"), each.to) for key, each in node.secure_channels.items()}
+    first = {key: route[0].removeprefix("@") for key, (_, route) in routes.items() if route and route[0][:1] == "@"}
+    seen: set[str] = set()
+    for key in first:
+        chain = [key]
+        while chain[-1] in first and first[chain[-1]] not in chain:
+            chain.append(first[chain[-1]])
+        if first.get(chain[-1]) == key and seen.isdisjoint(chain):
+            seen.update(chain)
+            circle = " needs ".join("@" + each for each in [*chain, key])
+            text = f"routes can't begin in a circle: {circle}. Begin one of them with a transport address"
             yield names.problem(routes[key][0], text)
 
 
 def _plugins(names: Names, here: KeyPath, node: NodeSpec) -> Iterator[Problem]:
-    """Tell of transports and stores that are not installed, and of options that they don't take."""
-    for name, options in node.transports.items():
-        if name in names.transports or name not in installed(TRANSPORTS):  # that it isn't there is told by its name
-            continue
-        path = (*here, "transports", name)
-        missing = missing_plugin(TRANSPORTS, name)
-        if missing is not None:
-            yield names.problem(path, missing, of_key=True)
-        for option, text, of_key in wrong_options(TRANSPORTS, name, options):
-            yield names.problem((*path, option), text, of_key=of_key)
+    """Find transports and stores that are not installed, and options that they do not take."""
+    used: list[tuple[str, str, KeyPath, Mapping[str, Option]]] = [
+        (TRANSPORTS, name, (*here, "transports", name), options)
+        for name, options in node.transports.items()
+        if name not in names.transports
+    ]
     for service, spec in node.stream_services.items():
         path = (*here, "stream_services", service, "store", "options")
-        name = spec.store.address.partition(":")[0]
-        if name in installed(STREAM_STORES):
-            for option, text, of_key in wrong_options(STREAM_STORES, name, spec.store.options):
-                yield names.problem((*path, option), text, of_key=of_key)
-
-
-def _assertion(names: Names, path: KeyPath, assertion: AssertSpec) -> Iterator[Problem]:
-    """Tell of an assertion that holds always, because it says nothing."""
-    keys = [key for key in record_of(AssertSpec).keys if key != "flow"]
-    if not any(getattr(assertion, key) for key in keys) and not names.is_broken_within(path):
-        yield names.problem(path, f"it asserts nothing: it has to have one or more of {', '.join(keys)}")
+        used.append((STREAM_STORES, spec.store.address.partition(":")[0], path, spec.store.options))
+    for group, name, path, options in used:
+        if name not in installed(group):  # the check of the name reports it
+            continue
+        if group == TRANSPORTS and (missing := missing_plugin(group, name)) is not None:
+            yield names.problem(path, missing, of_key=True)
+        for option, text, of_key in wrong_options(group, name, options):
+            yield names.problem((*path, option), text, of_key=of_key)
 
 
 @attrs.frozen
 class _Claim:
-    """A place that is listened at: what is taken at which host, "" for none, and where that is told."""
+    """An address that a node listens at: the host, "" if there is none, and the port or the whole address."""
 
     node: str
     host: str
-    what: str
+    address: str
     path: KeyPath
 
 
-def _endpoints(names: Names) -> Iterator[Problem]:
-    """Tell of places that two listeners claim, of one node or of two, unless those may be meant for a machine each."""
+def _collisions(names: Names) -> Iterator[Problem]:
+    """Find two listeners at the same address, of one node or of two nodes that can be on the same machine."""
     claims: list[_Claim] = []
     for name, node in names.spec.nodes.items():
         for index, listener in enumerate(node.listen):
             transport_name, _, where = listener.address.partition(":")
-            bound = port_of(transport_name, where)
-            claims += _claims(name, ("nodes", name, "listen", index, "address"), listener.address, bound)
+            path: KeyPath = ("nodes", name, "listen", index, "address")
+            claims += _claims(name, path, listener.address, port_of(transport_name, where))
         for key, inlet in node.inlets.items():
             claims += _claims(name, ("nodes", name, "inlets", key, "listen"), "", host_port(inlet.listen))
     for later, claim in enumerate(claims):
         earlier = next((each for each in claims[:later] if _collide(each, claim)), None)
         if earlier is not None:
-            told = (
-                f"{names.pointed(earlier.path)} listens there already: choose another place, or port 0 for a free one"
+            text = (
+                f"{names.locate(earlier.path)} listens there already: choose another address, or port 0 for a free port"
             )
-            yield names.problem(claim.path, told)
+            yield names.problem(claim.path, text)
 
 
-def _claims(node: str, path: KeyPath, at: str, bound: tuple[str, int] | None) -> list[_Claim]:
+def _claims(node: str, path: KeyPath, address: str, bound: tuple[str, int] | None) -> list[_Claim]:
     if bound is not None:
         host, port = bound
         return [_Claim(node, "127.0.0.1" if host == "localhost" else host, str(port), path)] if port else []
-    return [] if not at.partition(":")[2] or at.endswith(":0") else [_Claim(node, "", at, path)]
+    return [] if not address.partition(":")[2] or address.endswith(":0") else [_Claim(node, "", address, path)]
 
 
 def _collide(one: _Claim, other: _Claim) -> bool:
-    if one.what != other.what:
+    if one.address != other.address:
         return False
     if one.node == other.node:
         return one.host == other.host or not WILDCARDS.isdisjoint({one.host, other.host})
-    # Two nodes may stand on two machines: then all addresses of each, and the inlets of each, are different places.
+    # Two nodes can be on two machines, where wildcard hosts and inlets do not collide.
     return one.host == other.host and one.host not in WILDCARDS and "inlets" not in {one.path[2], other.path[2]}

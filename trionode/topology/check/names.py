@@ -1,18 +1,18 @@
-"""Who is named in a topology and where, for checks that look at how its parts refer to one another."""
+"""The names in a topology and their positions, for checks of references between its parts."""
 
 from collections.abc import Collection
 
 from trionode.relay.service import EPHEMERAL_SERVICE, NAMED_SERVICE
 from trionode.topology.errors import KeyPath, Problem, dotted_keys
-from trionode.topology.positions import Positions, reached
+from trionode.topology.positions import Positions, existing_part
 from trionode.topology.spec import TopologySpec
 
-#: What stands behind a stream service's name in that of its index service, where it is not told.
+#: The end of the default name of a stream service's index service.
 INDEX_SUFFIX = "_index"
 
 
 class Names:
-    """A spec, and what its file names beside it: parts that were too broken to be read, so that nobody who refers to them is to blame."""
+    """A spec, and the names of its file that could not be decoded: a reference to them is not a problem of its own."""
 
     def __init__(
         self,
@@ -24,7 +24,7 @@ class Names:
         broken: Collection[KeyPath],
     ) -> None:
         self.spec = spec
-        #: Names of transports that a program brings itself.
+        #: The names of transports that the program itself brings.
         self.transports = transports
         self._nodes_here = nodes
         self._positions = positions
@@ -41,57 +41,57 @@ class Names:
         return self._written.get(path, set())
 
     def is_broken_within(self, path: KeyPath) -> bool:
-        """Whether something in a table could not be read, so that what is missing there may not be missing."""
+        """Return whether a part of a table could not be decoded, so that a missing key may not be missing."""
         return any(each[: len(path)] == path for each in self._broken)
 
     def problem(self, path: KeyPath, text: str, *, of_key: bool = False) -> Problem:
-        """Make a problem of a value, or of its key."""
-        at = self._reached(path)
+        """Return a problem with the position of a value, or of its key."""
+        at = self._in_file(path)
         span = self._positions.get(at)
         return Problem(at, text, None if span is None else span.key if of_key else span.value)
 
-    def pointed(self, path: KeyPath) -> str:
-        """Return the keys that lead somewhere, with the position if there is one."""
-        at = self._reached(path)
+    def locate(self, path: KeyPath) -> str:
+        """Return the keys of a path, with the position if there is one."""
+        at = self._in_file(path)
         span = self._positions.get(at)
         return dotted_keys(at) + (f" at {span.key}" if span else "")
 
-    def _reached(self, path: KeyPath) -> KeyPath:
-        return reached(self._positions, path) if self._positions else path
+    def _in_file(self, path: KeyPath) -> KeyPath:
+        return existing_part(self._positions, path) if self._positions else path
 
     def runs_here(self, node: str) -> bool:
-        """Whether a node is to run here, so that its plugins have to be installed."""
+        """Return whether a node runs here, so that its plugins must be installed."""
         spec = self.spec.nodes.get(node)
         return spec is not None and not spec.external and (self._nodes_here is None or node in self._nodes_here)
 
     def own(self, node: str) -> set[str]:
-        """Return the names of a node's secure channels and streams, which its routes name by `@name`."""
+        """Return the names of a node's secure channels and streams; its routes name them by `@name`."""
         return self._named(node, "secure_channels") | self._named(node, "streams")
 
     def addresses(self, node: str) -> set[str]:
-        """Return the names that messages can be addressed to at a node, as far as the spec gives them."""
-        return {name for name, _ in self.claimed(node)}
+        """Return the names at a node that messages can be addressed to, as far as the spec has them."""
+        return {name for name, _ in self.named_addresses(node)}
 
-    def claimed(self, node: str) -> list[tuple[str, KeyPath]]:
-        """Return the addresses of a node, each as often as it is given, and where."""
+    def named_addresses(self, node: str) -> list[tuple[str, KeyPath]]:
+        """Return the addresses of a node with their paths, also those that are given twice."""
         spec = self.spec.nodes.get(node)
-        claimed: list[tuple[str, KeyPath]] = []
-        if spec is not None and spec.relay_service is not None:  # first, since others can be called otherwise
-            claimed += [(name, ("nodes", node, "relay_service")) for name in (EPHEMERAL_SERVICE, NAMED_SERVICE)]
-        claimed += [
+        found: list[tuple[str, KeyPath]] = []
+        if spec is not None and spec.relay_service is not None:  # first, since the other names can be changed
+            found += [(name, ("nodes", node, "relay_service")) for name in (EPHEMERAL_SERVICE, NAMED_SERVICE)]
+        found += [
             (name, ("nodes", node, kind, name))
             for kind in ("links", "workers", "secure_channel_listeners", "stream_services", "outlets")
             for name in sorted(self._named(node, kind))
         ]
         if spec is not None:
-            claimed += [
+            found += [
                 (service.index or name + INDEX_SUFFIX, ("nodes", node, "stream_services", name, "index"))
                 for name, service in spec.stream_services.items()
             ]
-        return claimed
+        return found
 
     def is_relay(self, node: str, name: str) -> bool:
-        """Whether a name may be that of a relay at a node, which whoever registers it chooses."""
+        """Return whether a name at a node can be a relay, whose name its client chooses."""
         spec = self.spec.nodes.get(node)
         return spec is not None and spec.relay_service is not None and name.startswith(spec.relay_service.prefix)
 
@@ -101,5 +101,5 @@ class Names:
 
 
 def node_of(path: KeyPath) -> str:
-    """Return the node that a path leads into, "" if it leads elsewhere."""
+    """Return the node that a path leads into, "" if it leads to none."""
     return str(path[1]) if len(path) > 1 and path[0] == "nodes" else ""

@@ -1,4 +1,4 @@
-"""What installed transports and stores take: whether they are there, what is missing, and which options they know."""
+"""Installed transports and stores: whether they can be loaded, and which addresses and options they take."""
 
 import inspect
 import types
@@ -16,13 +16,13 @@ from trionode.topology.spec import Option
 
 @cache
 def installed(group: str) -> tuple[str, ...]:
-    """Return the names of the plugins that are installed."""
+    """Return the names of the installed plugins of a group."""
     return tuple(plugin_names(group))
 
 
 @cache
 def _load(group: str, name: str) -> Callable[..., object] | str:
-    """Return what makes the plugin, or what it lacks."""
+    """Return what makes the plugin, or the text of an error."""
     try:
         return load_plugin(group, name)
     except LocalError as error:
@@ -30,7 +30,7 @@ def _load(group: str, name: str) -> Callable[..., object] | str:
 
 
 def missing_plugin(group: str, name: str) -> str | None:
-    """Say what to do so that there is a plugin of this name; None if there is one."""
+    """Return why a plugin can't be loaded, and what to do; None if it can."""
     if name not in installed(group):
         return (
             f"no {KINDS[group]} {quoted(name)} is installed; {suggest(name, installed(group), label='installed are')}"
@@ -40,7 +40,7 @@ def missing_plugin(group: str, name: str) -> str | None:
 
 
 def wrong_options(group: str, name: str, options: Mapping[str, Option]) -> Iterator[tuple[str, str, bool]]:
-    """Say for each option that a plugin, which is there, doesn't take what is wrong, and whether with the key itself."""
+    """Yield each option that a plugin does not take, what is wrong, and whether the key is wrong."""
     make = _load(group, name)
     if isinstance(make, str):
         return
@@ -49,28 +49,26 @@ def wrong_options(group: str, name: str, options: Mapping[str, Option]) -> Itera
         for each in inspect.signature(make).parameters.values()
         if each.kind in {each.KEYWORD_ONLY, each.POSITIONAL_OR_KEYWORD}
     }
-    if group == STREAM_STORES:  # its first parameter is where the store lies
+    if group == STREAM_STORES:  # the first parameter is the store's address
         known = dict(list(known.items())[1:])
     hints = _hints(make)
-    told = [name for name in known if _in_words(hints.get(name, Any)) != _IN_PYTHON]
+    in_file = [name for name in known if _phrase(hints.get(name, Any)) != _ONLY_PYTHON]
     for option, value in options.items():
         if option not in known:
-            yield option, f"unknown option of the {KINDS[group]} {quoted(name)}; {suggest(option, told)}", True
+            yield option, f"unknown option of the {KINDS[group]} {quoted(name)}; {suggest(option, in_file)}", True
         elif not _fits(value, hints.get(option, Any)):
-            yield option, f"expected {_in_words(hints[option])}; this is {describe(value)}", False
+            yield option, f"expected {_phrase(hints[option])}; this is {describe(value)}", False
 
 
 def _hints(make: Callable[..., object]) -> Mapping[str, Any]:
-    told = make.__init__ if isinstance(make, type) else inspect.unwrap(make)  # type: ignore[misc]  # of exactly this class
+    function = make.__init__ if isinstance(make, type) else inspect.unwrap(make)  # type: ignore[misc]  # of exactly this class
     try:
-        return get_type_hints(told)
-    except (
-        NameError
-    ):  # of a name that is imported for type checkers only: then the plugin itself has to say what it doesn't like
+        return get_type_hints(function)
+    except NameError:  # a name that is imported only for type checkers: the plugin itself checks its options
         return {}
 
 
-_IN_PYTHON = "what only a program in Python can give"
+_ONLY_PYTHON = "a value that only a Python program can give"
 _LISTS = {tuple, list, set, frozenset}
 
 
@@ -92,23 +90,23 @@ def _fits(value: Option, hint_: Any) -> bool:
     return type(value) is hint_
 
 
-def _in_words(hint_: Any) -> str:
+def _phrase(hint_: Any) -> str:
     words = {str: "a text", int: "a whole number", float: "a number", bool: "true or false"}
     origin, inner = get_origin(hint_), get_args(hint_)
     if origin in {Union, types.UnionType}:
-        told = [_in_words(each) for each in inner if each is not type(None)]
-        return " or ".join(dict.fromkeys(told))
+        phrases = [_phrase(each) for each in inner if each is not type(None)]
+        return " or ".join(dict.fromkeys(phrases))
     if origin is Literal:
         return " or ".join(quoted(str(each)) for each in inner)
     if hint_ in words:
         return words[hint_]
     if inner[:1] == (str,):
         return "a list of texts"
-    return "whatever it is" if hint_ in {Any, object} else _IN_PYTHON
+    return "any value" if hint_ in {Any, object} else _ONLY_PYTHON
 
 
 def wrong_address(name: str, where: str) -> str | None:
-    """Say what is wrong with an address of a transport, as far as the transport itself can tell; None if it is valid."""
+    """Return what is wrong with an address according to its transport, None if it is valid."""
     wrong = None
     try:
         has_port = transport_class(name).parse_address(where).port is not None
@@ -120,13 +118,13 @@ def wrong_address(name: str, where: str) -> str | None:
 
 
 def port_of(name: str, where: str) -> tuple[str, int] | None:
-    """Return the host and the TCP port that a listener at an address binds; None if it binds none, or the address is wrong."""
+    """Return the host and TCP port that a listener at an address binds, None if it binds none or the address is wrong."""
     kind = transport_class(name)
     return host_port(where, kind.parse_address) if kind.binds_tcp_port else None
 
 
 def host_port(text: str, parse: Callable[[str], AddressParts] = parse_host_port_path) -> tuple[str, int] | None:
-    """Return host and port of a text; None if it has none, or is wrong."""
+    """Return host and port of an address, None if it has none or is wrong."""
     try:
         parts = parse(text)
     except LocalError:

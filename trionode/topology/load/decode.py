@@ -1,4 +1,4 @@
-"""Tables as TOML has them made into the classes of a spec: unknown keys, missing keys and wrong types are told, all of them."""
+"""Decode tables of TOML into the classes of a spec, and report every unknown key, missing key and wrong type."""
 
 import re
 from collections.abc import Mapping
@@ -7,9 +7,9 @@ from functools import cache
 from trionode.topology.errors import KeyPath, Problem, closest, describe, dotted_keys, quoted, suggest
 from trionode.topology.positions import Positions
 from trionode.topology.spec import Option, TopologySpec, ValueKind
-from trionode.topology.types import Choice, Form, Key, ListOf, PluginOption, Record, Scalar, TableOf, record_of
+from trionode.topology.types import Choice, FieldType, Key, ListOf, PluginOption, Record, Scalar, TableOf, record_of
 
-#: How a text of each meaning looks, for messages that say what was expected.
+#: Phrases for what was expected, by value kind.
 EXAMPLES: Mapping[ValueKind | None, str] = {
     None: "a text in quotes",
     ValueKind.ENDPOINT: 'a transport address such as "tcp:127.0.0.1:4000"',
@@ -18,7 +18,7 @@ EXAMPLES: Mapping[ValueKind | None, str] = {
     ValueKind.IDENTIFIER: 'an identifier such as "I0123…", as `trionode identity show` prints it',
     ValueKind.NODE: "the name of a node in quotes",
     ValueKind.IDENTIFIED_NODE: "the name of a node in quotes",
-    ValueKind.WATCHER: 'the name of a node, "network" or "stores"',
+    ValueKind.OBSERVER: 'the name of a node, "network" or "stores"',
     ValueKind.ADDRESS_OF_NODE: 'a node and an address there, such as "bob/echoer"',
     ValueKind.OWNER: "the name of a node, or an identifier, in quotes",
     ValueKind.WORKER: 'a worker such as "package.module:name", or one that ships with trionode, such as "echoer"',
@@ -28,100 +28,102 @@ EXAMPLES: Mapping[ValueKind | None, str] = {
     ValueKind.FLOW: "the name of a flow in quotes",
 }
 _TYPES = {bool: "true or false", int: "a whole number", float: "a number"}
-#: Words for everybody, of which a table knows one.
-_EVERYBODY = {"everyone", "anyone", "everybody", "anybody", "all", "public", "*"}
+#: Words for all peers. A record knows one of them.
+_EVERYONE = {"everyone", "anyone", "everybody", "anybody", "all", "public", "*"}
 A_ROUTE = 'a route, which is a list of hops such as ["tcp:127.0.0.1:4000", "echoer"]'
 
 
 class _Broken:
-    """Stands for a value that could not be read, of which a problem tells."""
+    """Replaces a value that could not be decoded, and has a problem."""
 
 
 _BROKEN = _Broken()
 
 
-def structure(tables: Mapping[str, object], positions: Positions) -> tuple[TopologySpec, list[Problem]]:
-    """Return what could be read of a topology, and all that could not; what is broken is left out as far as its table needs it."""
-    reader = _Structure(positions)
-    spec = reader.read(record_of(TopologySpec), {"nodes": {}, **tables}, ())
-    return spec if isinstance(spec, TopologySpec) else TopologySpec({}), reader.problems
+def decode(tables: Mapping[str, object], positions: Positions) -> tuple[TopologySpec, list[Problem]]:
+    """Return the parts of a topology that could be decoded, and the problems of all others."""
+    decoder = _Decoder(positions)
+    spec = decoder.decode(record_of(TopologySpec), {"nodes": {}, **tables}, ())
+    return spec if isinstance(spec, TopologySpec) else TopologySpec({}), decoder.problems
 
 
-class _Structure:
+class _Decoder:
     def __init__(self, positions: Positions) -> None:
         self.problems: list[Problem] = []
         self._positions = positions
 
-    def _tell(self, path: KeyPath, text: str, *, of_key: bool = False) -> _Broken:
+    def _report(self, path: KeyPath, text: str, *, of_key: bool = False) -> _Broken:
         span = self._positions.get(path)
         self.problems.append(Problem(path, text, None if span is None else span.key if of_key else span.value))
         return _BROKEN
 
-    def read(self, form: Form, value: object, path: KeyPath) -> object:
-        """Return the value in its form, or _BROKEN."""
-        match form:
+    def decode(self, type_: FieldType, value: object, path: KeyPath) -> object:
+        """Return the value as its type, or _BROKEN."""
+        match type_:
             case Record():
-                return self._record(form, value, path)
+                return self._record(type_, value, path)
             case TableOf():
                 if not isinstance(value, dict):
-                    return self._wrong(form, value, path)
-                read = {name: self.read(form.each, each, (*path, name)) for name, each in value.items()}
-                return {name: each for name, each in read.items() if each is not _BROKEN}
+                    return self._wrong(type_, value, path)
+                decoded = {name: self.decode(type_.each, each, (*path, name)) for name, each in value.items()}
+                return {name: each for name, each in decoded.items() if each is not _BROKEN}
             case ListOf():
-                return self._list(form, value, path)
+                return self._list(type_, value, path)
             case Choice():
-                if isinstance(value, str) and value in form.words:
+                if isinstance(value, str) and value in type_.choices:
                     return value
-                return self._wrong(form, value, path)
+                return self._wrong(type_, value, path)
             case Scalar():
-                return self._scalar(form, value, path)
+                return self._scalar(type_, value, path)
             case PluginOption():
                 return self._option(value, path)
 
-    def _record(self, form: Record, value: object, path: KeyPath) -> object:
-        if isinstance(value, str) and value in form.words:
-            return form.words[value]
-        if isinstance(value, str) and form.short is not None:
-            value = {form.short: value}
+    def _record(self, type_: Record, value: object, path: KeyPath) -> object:
+        if isinstance(value, str) and value in type_.keywords:
+            return type_.keywords[value]
+        if isinstance(value, str) and type_.text_key is not None:
+            value = {type_.text_key: value}
         if not isinstance(value, dict):
-            return self._wrong(form, value, path)
+            return self._wrong(type_, value, path)
         arguments: dict[str, object] = {}
         is_broken = False
-        meant = set()
+        misspelt = set()
         for name, each in value.items():
-            key = form.keys.get(name)
+            key = type_.keys.get(name)
             if key is None:
-                meant.add(closest(name, form.keys))
-                self._tell((*path, name), _unknown(name, form), of_key=True)
+                misspelt.add(closest(name, type_.keys))
+                self._report((*path, name), _unknown(name, type_), of_key=True)
                 continue
-            read = self.read(key.form, each, (*path, name) if (*path, name) in self._positions else path)
-            if read is not _BROKEN:
-                arguments[key.attribute] = read
+            decoded = self.decode(key.type, each, (*path, name) if (*path, name) in self._positions else path)
+            if decoded is not _BROKEN:
+                arguments[key.attribute] = decoded
             elif key.is_required:
                 is_broken = True
-        for key in form.keys.values():
+        for key in type_.keys.values():
             if key.is_required and key.name not in value:
                 is_broken = True
-                if key.name not in meant:
-                    self._tell(path, f"the key {quoted(key.name)} is missing: {_told(key)}", of_key=True)
-        return _BROKEN if is_broken else form.cls(**arguments)
+                if key.name not in misspelt:
+                    self._report(path, f"the key {quoted(key.name)} is missing: {_describe_key(key)}", of_key=True)
+        return _BROKEN if is_broken else type_.cls(**arguments)
 
-    def _list(self, form: ListOf, value: object, path: KeyPath) -> object:
-        is_one = isinstance(value, str) and form.may_be_one
+    def _list(self, type_: ListOf, value: object, path: KeyPath) -> object:
+        is_one = isinstance(value, str) and type_.may_be_one
         items = [value] if is_one else value
         is_flat = (
-            isinstance(form.each, ListOf) and isinstance(items, list) and any(isinstance(each, str) for each in items)
+            isinstance(type_.each, ListOf) and isinstance(items, list) and any(isinstance(each, str) for each in items)
         )
         if is_flat or not isinstance(items, list):
-            return self._wrong(form, value, path)
-        # An item that is broken breaks the list, since the others would no longer stand where they are looked for.
-        read = tuple(self.read(form.each, each, path if is_one else (*path, index)) for index, each in enumerate(items))
-        return _BROKEN if _BROKEN in read else read
+            return self._wrong(type_, value, path)
+        # A broken item breaks the list, since the other items would have wrong indices.
+        decoded = tuple(
+            self.decode(type_.each, each, path if is_one else (*path, index)) for index, each in enumerate(items)
+        )
+        return _BROKEN if _BROKEN in decoded else decoded
 
-    def _scalar(self, form: Scalar, value: object, path: KeyPath) -> object:
-        if form.type is float and isinstance(value, int) and not isinstance(value, bool):
+    def _scalar(self, type_: Scalar, value: object, path: KeyPath) -> object:
+        if type_.python_type is float and isinstance(value, int) and not isinstance(value, bool):
             return float(value)
-        return value if type(value) is form.type else self._wrong(form, value, path)
+        return value if type(value) is type_.python_type else self._wrong(type_, value, path)
 
     def _option(self, value: object, path: KeyPath) -> Option | _Broken:
         if isinstance(value, str | int | float | bool):
@@ -130,54 +132,57 @@ class _Structure:
             texts = tuple(each for each in value if isinstance(each, str))
             if len(texts) == len(value):
                 return texts
-        return self._tell(path, f"expected a text, a number, true, false or a list of texts; this is {describe(value)}")
+        return self._report(
+            path, f"expected a text, a number, true, false or a list of texts; this is {describe(value)}"
+        )
 
-    def _wrong(self, form: Form, value: object, path: KeyPath) -> _Broken:
-        todo = _remedy(form, value, path)
-        return self._tell(path, f"expected {expected(form)}; this is {describe(value)}" + (f". {todo}" if todo else ""))
+    def _wrong(self, type_: FieldType, value: object, path: KeyPath) -> _Broken:
+        todo = _advice(type_, value, path)
+        return self._report(
+            path, f"expected {expected(type_)}; this is {describe(value)}" + (f". {todo}" if todo else "")
+        )
 
 
 @cache
 def all_tables() -> tuple[tuple[str, Record], ...]:
-    """Return every table of a topology, with how its header reads."""
+    """Return every table of a topology with the text of its header."""
     found: list[tuple[str, Record]] = []
 
-    def walk(form: Form, header: str) -> None:
-        if isinstance(form, Record):
-            found.append((header, form))
-            for key in form.keys.values():
-                walk(key.form, f"{header}.{key.name}" if header else key.name)
-        elif isinstance(form, TableOf):
-            walk(form.each, f"{header}.NAME")
-        elif isinstance(form, ListOf):
-            walk(form.each, header if isinstance(form.each, ListOf) else f"[{header}]")
+    def walk(type_: FieldType, header: str) -> None:
+        if isinstance(type_, Record):
+            found.append((header, type_))
+            for key in type_.keys.values():
+                walk(key.type, f"{header}.{key.name}" if header else key.name)
+        elif isinstance(type_, TableOf):
+            walk(type_.each, f"{header}.NAME")
+        elif isinstance(type_, ListOf):
+            walk(type_.each, header if isinstance(type_.each, ListOf) else f"[{header}]")
 
     walk(record_of(TopologySpec), "")
     return tuple(found)
 
 
-def _unknown(name: str, form: Record) -> str:
-    text = f"unknown key; {suggest(name, form.keys)}"
-    if closest(name, form.keys) is None:
-        elsewhere = [header for header, record in all_tables() if name in record.keys and record.cls is not form.cls]
+def _unknown(name: str, type_: Record) -> str:
+    text = f"unknown key; {suggest(name, type_.keys)}"
+    if closest(name, type_.keys) is None:
+        elsewhere = [header for header, record in all_tables() if name in record.keys and record.cls is not type_.cls]
         if elsewhere:
-            text += f". There is such a key in {' and in '.join(f'[{header}]' for header in elsewhere[:2])}"
+            text += f". That key exists in {' and in '.join(f'[{header}]' for header in elsewhere[:2])}"
     return text
 
 
-def _told(key: Key) -> str:
-    says = key.help[0].lower() + key.help[1:].rstrip(".")
-    return f"{says}. Expected {expected(key.form)}"
+def _describe_key(key: Key) -> str:
+    return f"{key.doc} Expected {expected(key.type)}"
 
 
-def expected(form: Form) -> str:
-    """Say in words what a form takes."""
-    match form:
+def expected(type_: FieldType) -> str:
+    """Return a phrase for the values of a type."""
+    match type_:
         case Record():
-            ways = [quoted(word) for word in form.words]
-            if form.short is not None:
-                ways.append(expected(form.keys[form.short].form))
-            table = 'a table such as { nodes = ["bob"] }' if form.words else "a table"
+            ways = [quoted(word) for word in type_.keywords]
+            if type_.text_key is not None:
+                ways.append(expected(type_.keys[type_.text_key].type))
+            table = 'a table such as { nodes = ["bob"] }' if type_.keywords else "a table"
             return ", ".join([*ways, f"or {table}"]) if ways else table
         case TableOf():
             return "a table"
@@ -186,21 +191,23 @@ def expected(form: Form) -> str:
         case ListOf(each=ListOf()):
             return 'a list of routes, each of them a list of hops, such as [["@bob", "echoer"], ["audit"]]'
         case ListOf():
-            return f"a list, each item {expected(form.each)}"
+            return f"a list, each item {expected(type_.each)}"
         case Choice():
-            return " or ".join(map(quoted, form.words))
+            return " or ".join(map(quoted, type_.choices))
         case Scalar():
-            return _TYPES.get(form.type) or EXAMPLES.get(form.value_kind, EXAMPLES[None])
+            return _TYPES.get(type_.python_type) or EXAMPLES.get(type_.value_kind, EXAMPLES[None])
         case PluginOption():
             return "a text, a number, true, false or a list of texts"
 
 
-def _remedy(form: Form, value: object, path: KeyPath) -> str:
-    """Say what to write, where what came shows what was meant; "" where it doesn't."""
-    match form, value:
-        case Scalar(type=scalar), str() if scalar is not str and re.fullmatch(r"true|false|[+-]?[0-9][0-9_.]*", value):
+def _advice(type_: FieldType, value: object, path: KeyPath) -> str:
+    """Say what to write if the value shows what was meant, else return ""."""
+    match type_, value:
+        case Scalar(python_type=scalar), str() if scalar is not str and re.fullmatch(
+            r"true|false|[+-]?[0-9][0-9_.]*", value
+        ):
             return f"Write {value} without quotes"
-        case Scalar(), [only] if isinstance(only, form.type):
+        case Scalar(), [only] if isinstance(only, type_.python_type):
             return "Write it without the brackets"
         case ListOf(value_kind=ValueKind.ROUTE), str():
             hops = [each.strip() for each in re.split(r"=>|->|,", value) if each.strip()]
@@ -212,16 +219,16 @@ def _remedy(form: Form, value: object, path: KeyPath) -> str:
         case ((Record() | TableOf()), [dict(), *_]):
             return f"Write its header with single brackets, [{dotted_keys(path)}]"
         case TableOf(each=Record()), _:
-            return f"Each has a name and a table, [{dotted_keys(path)}.NAME]"
-        case Record(words=words), str() if words:
-            meant = closest(value, words) or next((word for word in words if {word, value} <= _EVERYBODY), None)
+            return f"Each entry has a name and a table, [{dotted_keys(path)}.NAME]"
+        case Record(keywords=words), str() if words:
+            meant = closest(value, words) or next((word for word in words if {word, value} <= _EVERYONE), None)
             if meant:
                 return f"Did you mean {quoted(meant)}?"
             kind = "identifiers" if re.fullmatch(r"[IP][0-9a-f]{6,}", value) else "nodes"
             return f"Name them in a table: {{ {kind} = [{quoted(value)}] }}"
-        case Record(words=words), [*items] if words and all(isinstance(each, str) for each in items):
+        case Record(keywords=words), [*items] if words and all(isinstance(each, str) for each in items):
             return f"Name them in a table: {{ nodes = [{', '.join(quoted(str(each)) for each in items)}] }}"
-        case Choice(words=words), str():
+        case Choice(choices=words), str():
             meant = closest(value, words)
             return f"Did you mean {quoted(meant)}?" if meant else ""
         case _:

@@ -1,4 +1,4 @@
-"""Topology files read: all that is wrong with them is told at once, with where it stands and what to do."""
+"""Load topology files, and report all problems at once, with positions and advice."""
 
 import ast
 import re
@@ -10,13 +10,13 @@ import attrs
 
 from trionode.topology.check.checks import check_spec
 from trionode.topology.errors import KeyPath, Position, Problem, SpecError, quoted
-from trionode.topology.load.decode import structure
+from trionode.topology.load.decode import decode
 from trionode.topology.positions import Positions, Span, find_positions
 from trionode.topology.spec import TopologySpec
 
 _LINE = "a line reads KEY = VALUE, [TABLE] or [[TABLE IN A LIST]]; in a key other characters than A-Z a-z 0-9 _ - stand in quotes"
 _ONCE = "a table is opened once, and holds all its keys"
-#: What to do about a message of tomllib, by how it begins.
+#: Advice for the messages of tomllib, by their beginnings.
 _SYNTAX = {
     r"Illegal character '\n'": "a text ends in its line, with the quotes that it began with",
     r"Found invalid character '\n'": "a text ends in its line, with the quotes that it began with",
@@ -41,35 +41,51 @@ _AT = re.compile(r" \(at (?:line (\d+), column (\d+)|end of document)\)$")
 
 @attrs.frozen
 class Reading:
-    """A topology and where its parts stand in the files."""
+    """A topology, and the positions of its parts in the files."""
 
     spec: TopologySpec
     positions: Positions
 
 
 def load_topology(*paths: str | Path, nodes: Collection[str] | None = None) -> TopologySpec:
-    """Return the topology that one file, or several together, describe; SpecError with all that is wrong.
+    """Return the topology that one or several files describe.
 
-    Every operator may have a file of his own; a node is described in one of them, beside which others may describe it as external. `nodes` are the
-    nodes that are to run here: only their transports and stores have to be installed.
+    Several files are one topology, so each operator can keep a separate file. A node is described in one file, and the others can
+    describe it as external.
+
+    Args:
+      paths: The files.
+      nodes: The names of the nodes that run here, by default all that are not external. Only their plugins must be installed.
+
+    Raises:
+      SpecError: The topology is not valid; the error has all problems.
     """
     return read_topology(*paths, nodes=nodes).spec
 
 
 def parse_topology(text: str, name: str = "topology.toml", *, nodes: Collection[str] | None = None) -> TopologySpec:
-    """Return the topology that a text describes, as `load_topology` does; `name` stands for the file in messages."""
+    """Return the topology that a text describes.
+
+    Args:
+      text: The content of a topology file.
+      name: The name of the file in messages.
+      nodes: The names of the nodes that run here, by default all that are not external. Only their plugins must be installed.
+
+    Raises:
+      SpecError: The topology is not valid; the error has all problems.
+    """
     return _read([(name, text)], nodes, []).spec
 
 
 def read_topology(*paths: str | Path, nodes: Collection[str] | None = None) -> Reading:
-    """Do what `load_topology` does, and tell as well where each key and value stands."""
+    """Return the topology of `load_topology`, and the position of each key and value."""
     texts: list[tuple[str, str]] = []
     problems: list[Problem] = []
     for path in paths:
         try:
             texts.append((str(path), Path(path).read_bytes().decode("utf-8-sig")))
         except UnicodeDecodeError as error:
-            problems.append(_of_file(str(path), f"is no text in UTF-8, at byte {error.start}: save it as UTF-8"))
+            problems.append(_of_file(str(path), f"is not UTF-8 at byte {error.start}: save it as UTF-8"))
         except (OSError, ValueError) as error:  # ValueError: a path with a NUL in it
             reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
             problems.append(_of_file(str(path), f"can't be read: {reason}"))
@@ -80,13 +96,13 @@ def _read(texts: Sequence[tuple[str, str]], nodes: Collection[str] | None, probl
     parsed: list[tuple[dict[str, object], Positions]] = []
     is_whole = not problems
     for name, text in texts:
-        # tomllib does the same to line ends; a byte order mark is what some editors put first.
+        # tomllib converts line ends, too. Some editors write a byte order mark first.
         plain = text.removeprefix("\ufeff").replace("\r\n", "\n")
         try:
             tables, positions = tomllib.loads(plain), find_positions(plain, name)
         except RecursionError:
-            problems.append(_of_file(name, "is nested too deeply: a topology has a handful of levels"))
-        except ValueError as error:  # TOMLDecodeError is one; so is what int makes of too many digits
+            problems.append(_of_file(name, "is nested too deeply: a topology has only a few levels"))
+        except ValueError as error:  # a TOMLDecodeError, or an integer with too many digits
             problems.append(_of_syntax(str(error), plain, name))
         else:
             parsed.append((tables, positions))
@@ -95,16 +111,14 @@ def _read(texts: Sequence[tuple[str, str]], nodes: Collection[str] | None, probl
     merged = _Merged()
     own = {name for tables, _ in parsed for name, node in _nodes(tables).items() if not _is_external(node)}
     for tables, positions in parsed:
-        problems += merged.add(tables, _left(tables, positions, own))
+        problems += merged.add(tables, _without_duplicates(tables, positions, own))
     files = [name for name, _ in texts]
-    spec, wrong = structure(merged.tables, merged.positions)
+    spec, wrong = decode(merged.tables, merged.positions)
     problems += wrong
     if is_whole:
         problems += check_spec(spec, nodes=nodes, positions=merged.positions, broken=[each.path for each in wrong])
         if not problems and not spec.nodes:
-            problems.append(
-                _of_file(files[0] if files else "", "no node is described: a node begins with [nodes.NAME]")
-            )
+            problems.append(_of_file(files[0] if files else "", "it has no nodes: a node begins with [nodes.NAME]"))
     if problems:
         raise SpecError(sorted(problems, key=lambda problem: _order(problem, files)))
     return Reading(spec, merged.positions)
@@ -119,14 +133,14 @@ def _is_external(node: object) -> bool:
     return isinstance(node, dict) and node.get("external") is True
 
 
-def _left(tables: Mapping[str, object], positions: Positions, own: Collection[str]) -> Positions:
-    """Take out of a file's tables what it says of somebody else's nodes that are described as their `own` as well, and return the positions of the rest."""
+def _without_duplicates(tables: Mapping[str, object], positions: Positions, own: Collection[str]) -> Positions:
+    """Remove the external nodes of a file that another file describes as its own, and return the positions of the rest."""
     nodes = _nodes(tables)
     others = [name for name, node in nodes.items() if name in own and _is_external(node)]
     for name in others:
         del nodes[name]
-    gone = {("nodes", name) for name in others}
-    return {path: span for path, span in positions.items() if path[:2] not in gone}
+    removed = {("nodes", name) for name in others}
+    return {path: span for path, span in positions.items() if path[:2] not in removed}
 
 
 def _of_file(name: str, text: str) -> Problem:
@@ -139,14 +153,14 @@ def _order(problem: Problem, files: Sequence[str]) -> tuple[int, int, int]:
 
 
 class _Merged:
-    """The tables of several files as if they stood in one."""
+    """The tables of several files as one."""
 
     def __init__(self) -> None:
         self.tables: dict[str, object] = {}
         self.positions: dict[KeyPath, Span] = {}
 
     def add(self, tables: Mapping[str, object], positions: Positions) -> list[Problem]:
-        """Add a file's tables; what is described already stays, and is a problem."""
+        """Add a file's tables. A name that exists already keeps its first table, and the second is a problem."""
         problems: list[Problem] = []
         shifts: dict[str | int, int] = {}
         for root, here in tables.items():
@@ -154,15 +168,15 @@ class _Merged:
             if isinstance(here, dict) and isinstance(there, dict):
                 for name in here.keys() & there.keys():
                     if root == "nodes" and _is_external(here[name]) and here[name] == there[name]:
-                        continue  # two who reach the same node of somebody else
+                        continue  # two files describe the same external node
                     span = self.positions[root, name]
-                    told = f"is described at {span.key} already: each node and flow stands in one file"
-                    problems.append(Problem((root, name), told, positions[root, name].key))
+                    text = f"is described at {span.key} already: describe each node and flow in one file"
+                    problems.append(Problem((root, name), text, positions[root, name].key))
                 self.tables[root] = here | there
             elif isinstance(here, list) and isinstance(there, list):
                 shifts[root] = len(there)
                 self.tables[root] = there + here
-            else:  # what can't be merged is of a wrong type, which is told when it is read
+            else:  # a value of a wrong type, which the decoder reports
                 self.tables[root] = here
         for path, span in positions.items():
             self.positions.setdefault(_shifted(path, shifts), span)
@@ -178,21 +192,21 @@ def _shifted(path: KeyPath, shifts: Mapping[str | int, int]) -> KeyPath:
 
 
 def _of_syntax(message: str, text: str, name: str) -> Problem:
-    """Make a problem of what tomllib says: its position in front, what to do in place of what it said, and the line."""
+    """Return the problem for an error of tomllib, with advice and the line."""
     lines = text.split("\n")
     at = _AT.search(message)
     line, column = (int(at[1]), int(at[2])) if at and at[1] else (len(lines), len(lines[-1]) + 1)
-    said = _AT.sub("", message)
-    told = next((told for begin, told in _SYNTAX.items() if said.startswith(begin)), "")
+    reason = _AT.sub("", message)
+    advice = next((text for begin, text in _SYNTAX.items() if reason.startswith(begin)), "")
     here = lines[line - 1][column - 1 :]
-    if said.startswith("Invalid value") and (word := re.match(r"[^\s,\]}#\"']+", here)):
+    if reason.startswith("Invalid value") and (word := re.match(r"[^\s,\]}#\"']+", here)):
         meant = word[0].lower() if word[0].lower() in {"true", "false"} else quoted(word[0])
-        told += f": did you mean {meant}?"
-    if twice := re.match(r"Cannot declare (\(.*\)) twice", said):
+        advice += f": did you mean {meant}?"
+    if twice := re.match(r"Cannot declare (\(.*\)) twice", reason):
         first = find_positions("\n".join(lines[: line - 1]), name).get(ast.literal_eval(twice[1]))
-        told += f": it was opened at {first.key}" if first else ""
-    if said.startswith("Cannot"):  # which is noticed at the end of the line
+        advice += f": it was opened at {first.key}" if first else ""
+    if reason.startswith("Cannot"):  # tomllib reports the end of the line
         column = len(lines[line - 1]) - len(lines[line - 1].lstrip()) + 1
     shown = lines[line - 1].strip()
     where = f"; the line is {quoted(shown)}" if shown else ""
-    return Problem((), f"this is no TOML: {told or said}{where}", Position(name, line, column))
+    return Problem((), f"this is not valid TOML: {advice or reason}{where}", Position(name, line, column))

@@ -1,4 +1,4 @@
-"""What the nodes of a topology are made of, and keep when they crash: who they are, their stores, their transports."""
+"""The identities, stores and transports of nodes, which outlive a crash of the node."""
 
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -7,7 +7,7 @@ from contextlib import AsyncExitStack
 import attrs
 import trio
 
-from trionode.errors import LocalError
+from trionode.errors import ConfigError, LocalError
 from trionode.identity.identity import Identity
 from trionode.identity.stored import IdentityVault
 from trionode.net.transport import Transport, load_transport
@@ -19,21 +19,21 @@ from trionode.topology.spec import IdentitySpec, NodeSpec, TopologySpec
 from trionode.vault.memory import MemoryVault
 from trionode.vault.sqlite import open_sqlite_vault
 
-#: The environment variable that may hold the passphrase of vaults.
-PASSPHRASE_VARIABLE = "TRIONODE_PASSPHRASE"  # noqa: S105  # where the passphrase is, not what
+#: The environment variable with the passphrase of vaults.
+PASSPHRASE_VARIABLE = "TRIONODE_PASSPHRASE"  # noqa: S105  # the name of the variable, not the passphrase
 
-#: A transport, or a function that makes one for the node of that name.
+#: A transport, or a function that makes one for the name of a node.
 TransportOf = Transport | Callable[[str], Transport]
 
 
 @attrs.frozen(eq=False)
 class Prepared:
-    """What one node is made of."""
+    """What one node needs to run."""
 
     name: str
     spec: NodeSpec
     identity: Identity
-    #: The identifiers of all nodes whose identifiers are known here.
+    #: The known identifiers of all nodes.
     identifiers: Identifiers
     transports: Sequence[Transport]
     stores: Mapping[str, StreamStore]
@@ -42,9 +42,9 @@ class Prepared:
 async def prepare(
     spec: TopologySpec, names: Sequence[str], transports: Mapping[str, TransportOf], stack: AsyncExitStack
 ) -> Mapping[str, Prepared]:
-    """Open the vaults and stores of some nodes, for as long as the stack is, and make the transports that they need.
+    """Open the vaults and stores of some nodes on a stack, and make their transports.
 
-    SpecError or another LocalError for what can't be had: an identity that is not the expected one, a transport that lacks a package.
+    SpecError or another LocalError if something is missing or wrong, such as an identity or a package.
     """
     identities = {name: await _identity(name, spec.nodes[name].identity, stack) for name in names}
     identifiers = await _identifiers(spec, identities)
@@ -62,7 +62,7 @@ async def prepare(
 
 
 async def _identity(node: str, spec: IdentitySpec, stack: AsyncExitStack) -> Identity:
-    """Open a node's vault, and load who it is, or make it."""
+    """Open a node's vault, and load or create its identity."""
     vault: IdentityVault = MemoryVault()
     if spec.vault != "memory":
         passphrase = await _passphrase(node, spec)
@@ -72,29 +72,29 @@ async def _identity(node: str, spec: IdentitySpec, stack: AsyncExitStack) -> Ide
         )
     identity = await Identity.load_or_create(vault, spec.name)
     if spec.identifier is not None:
-        await _require(node, spec, identity, Identifier.parse(spec.identifier))
+        await _check_identifier(node, spec, identity, Identifier.parse(spec.identifier))
     return identity
 
 
-async def _require(node: str, spec: IdentitySpec, identity: Identity, expected: Identifier) -> None:
-    """Compare an identity with the identifier that it has to have, be it that of either generation."""
+async def _check_identifier(node: str, spec: IdentitySpec, identity: Identity, expected: Identifier) -> None:
+    """Compare an identity with its expected identifier, current or classic."""
     found = identity.identifier
     if expected.classic:
         found = (await identity.classic()).identifier
     if found != expected:
-        told = (
-            f"the identity {identity.name!r} in the vault {spec.vault} is {found}, and not {expected}: "
-            f"write its identifier here, or use the vault that has the expected one"
+        text = (
+            f"expected {expected}, but the identity {identity.name!r} in the vault {spec.vault} is {found}: "
+            f"write that identifier here, or use another vault"
         )
-        raise SpecError([Problem(("nodes", node, "identity", "identifier"), told)])
+        raise SpecError([Problem(("nodes", node, "identity", "identifier"), text)])
 
 
 async def _passphrase(node: str, spec: IdentitySpec) -> str | None:
-    """Return what a vault's file is sealed with; None where the spec says that it isn't."""
+    """Return the passphrase of a vault, None if the vault is unencrypted."""
     path = ("nodes", node, "identity", "passphrase_file")
     if spec.unencrypted:
         if spec.passphrase_file is not None:
-            raise SpecError([Problem(path, "a vault that is unencrypted has no passphrase: leave out one of the two")])
+            raise SpecError([Problem(path, "an unencrypted vault has no passphrase: remove one of the two keys")])
         return None
     if spec.passphrase_file is not None:
         try:
@@ -103,15 +103,15 @@ async def _passphrase(node: str, spec: IdentitySpec) -> str | None:
             raise SpecError([Problem(path, f"the passphrase can't be read: {error}")]) from error
     if passphrase := os.environ.get(PASSPHRASE_VARIABLE):
         return passphrase
-    told = (
-        f'the vault {spec.vault} is sealed with a passphrase: give it by passphrase_file = "FILE" or {PASSPHRASE_VARIABLE}, '
-        f"or write unencrypted = true to let whoever can read the file have its keys"
+    text = (
+        f'the vault {spec.vault} needs a passphrase: give it by passphrase_file = "FILE" or {PASSPHRASE_VARIABLE}, '
+        f"or write unencrypted = true, which leaves the keys readable for everyone who can read the file"
     )
-    raise SpecError([Problem(path[:-1], told)])
+    raise SpecError([Problem(path[:-1], text)])
 
 
 async def _identifiers(spec: TopologySpec, identities: Mapping[str, Identity]) -> Identifiers:
-    """Return by which identifiers each node is known: what its vault says, or for one that doesn't run here what the spec says."""
+    """Return the identifiers of each node: from its vault, or from the spec if the node runs elsewhere."""
     speaks_classic = any(
         any("classic" in each.protocol_versions for each in node.secure_channel_listeners.values())
         or any(each.protocol_version == "classic" for each in node.secure_channels.values())
@@ -130,15 +130,15 @@ async def _identifiers(spec: TopologySpec, identities: Mapping[str, Identity]) -
 
 
 def _transports(spec: TopologySpec, name: str, given: Mapping[str, TransportOf]) -> list[Transport]:
-    """Make the transports that a node needs, and all that were given."""
+    """Return the transports that a node needs, and all that the program brings."""
     made: list[Transport] = []
     for each in sorted({*transports_of(spec, name), *given}):
         if each in given:
             own = given[each]
             transport = own if isinstance(own, Transport) else own(name)
             if transport.name != each:
-                raise LocalError(
-                    f"transports[{each!r}] is a transport of the name {transport.name!r}: give it under its own name, and let `swap` change the places"
+                raise ConfigError(
+                    f"transports[{each!r}] has the name {transport.name!r}: give it under its own name, and change the addresses by `swap`"
                 )
             made.append(transport)
         else:
@@ -147,7 +147,7 @@ def _transports(spec: TopologySpec, name: str, given: Mapping[str, TransportOf])
 
 
 async def _stores(spec: NodeSpec, identifiers: Identifiers, stack: AsyncExitStack) -> dict[str, StreamStore]:
-    """Open a node's stores, and make the streams there that belong to somebody."""
+    """Open a node's stores, and create the streams that have owners."""
     stores: dict[str, StreamStore] = {}
     for name, service in spec.stream_services.items():
         stores[name] = store = await stack.enter_async_context(
@@ -158,6 +158,6 @@ async def _stores(spec: NodeSpec, identifiers: Identifiers, stack: AsyncExitStac
             first = await store.create(stream, identifier.value.hex())
             if first != identifier.value.hex():
                 raise LocalError(
-                    f"the stream {stream} in {service.store.address} belongs to {first or 'nobody'} already, and not to {owner}"
+                    f"the stream {stream} in {service.store.address} has the owner {first or 'nobody'}, not {owner}"
                 )
     return stores

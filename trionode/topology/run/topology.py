@@ -274,5 +274,5 @@ def _missing_identifier(node: str, identity: IdentitySpec) -> str:
 def _identified_nodes(name: str, node: NodeSpec) -> Iterator[tuple[KeyPath, str]]:
     """Yield the nodes whose identities a node must know, and where it names them."""
     for leaf in leaves(node, record_of(NodeSpec), ("nodes", name)):
-        if isinstance(leaf.form, Scalar) and leaf.form.value_kind in {ValueKind.IDENTIFIED_NODE, ValueKind.OWNER}:
+        if isinstance(leaf.type, Scalar) and leaf.type.value_kind in {ValueKind.IDENTIFIED_NODE, ValueKind.OWNER}:
             yield leaf.path, str(leaf.value)
