@@ -2,6 +2,8 @@
 
 import logging
 
+import trio
+
 #: The logger of the library. Each module logs below it: trionode.routing.link, trionode.stream.client, and so on.
 log = logging.getLogger("trionode")
 
@@ -56,3 +58,14 @@ class LogThrottle:
             self._due_at.clear()
         self._due_at[key] = now + self._seconds
         return True
+
+    def log_warning(self, key: str, text: str, *args: object) -> None:
+        """Log a warning, if its key is due now by Trio's clock.
+
+        Args:
+          key: The kind of the event.
+          text: The format of the line.
+          args: Its arguments; escape those that a peer chose.
+        """
+        if self.is_due(key, trio.current_time()):
+            log.warning(text, *args)

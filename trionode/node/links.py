@@ -7,7 +7,7 @@ import trio
 
 from trionode.counters import DropReason
 from trionode.errors import ClosedError, ConfigError, LocalError
-from trionode.log import LogThrottle, log, sanitize
+from trionode.log import LogThrottle, sanitize
 from trionode.net.transport import Link, Transport
 from trionode.protocol.rules.access import Access
 from trionode.protocol.wire.address import Address, Encoded, local
@@ -67,13 +67,8 @@ class Links:
                 return
             if len(accepted) >= MAX_LINKS:
                 self._router.counters[DropReason.TOO_MANY_LINKS] += 1
-                if log_throttle.is_due("too many", trio.current_time()):
-                    log.warning(
-                        "refused a link from %s: the listener at %s holds %d already; further refusals are only counted",
-                        sanitize(link.peer),
-                        at,
-                        MAX_LINKS,
-                    )
+                text = "refused a link from %s: the listener at %s holds %d already; further refusals are only counted"
+                log_throttle.log_warning("too many", text, sanitize(link.peer), at, MAX_LINKS)
                 await link.aclose()
                 return
             # The link's task is a child of the node, not of the listener, which may end before its links do. There is no checkpoint up to

@@ -5,8 +5,8 @@ Longer than 400 lines because of the docstrings of those verbs, the public inter
 
 import inspect
 import secrets
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, asynccontextmanager, contextmanager
 from functools import partial
 from typing import Any, TypeAlias, cast
 
@@ -181,23 +181,14 @@ class Node:
         await trio.lowlevel.checkpoint()  # before anything is done
         self._links.require_open()
         mailbox = Mailbox(self._router, local(name), bound=bound, stall_timeout=stall_timeout)
-        self._router.register(mailbox.encoded, mailbox._hop, allow=allow)
-
-        def close() -> None:
-            mailbox._close()
-            self._router.unregister(mailbox.encoded)
-
-        try:
+        with ExitStack() as stack:
+            stack.enter_context(self._registered(mailbox, allow))
             running = _call_worker(worker, mailbox)
-        except BaseException:  # whatever a function raises that is no worker: its address must not stay
-            close()
-            raise
+            at_end = stack.pop_all()  # nothing was raised: the mailbox stays until the worker's end
 
         async def run() -> None:
-            try:
+            with at_end:
                 await running
-            finally:
-                close()
 
         self._nursery.start_soon(run, name=f"worker {name}")
         return mailbox.address
@@ -217,13 +208,8 @@ class Node:
           AddressInUseError: The name is taken.
         """
         mailbox = Mailbox(self._router, random_address() if name is None else local(name))
-        by_default = from_anywhere if name is None else from_local_or_channels
-        self._router.register(mailbox.encoded, mailbox._hop, allow=allow or by_default)
-        try:
+        with self._registered(mailbox, allow or (from_anywhere if name is None else from_local_or_channels)):
             yield mailbox
-        finally:
-            self._router.unregister(mailbox.encoded)
-            mailbox._close()
 
     async def send(self, route: RouteLike, body: bytes | str) -> None:
         """Send a payload without a return route.
@@ -597,6 +583,16 @@ class Node:
         return outlet
 
     # Internal
+
+    @contextmanager
+    def _registered(self, mailbox: Mailbox, allow: Access) -> Iterator[None]:
+        """Give a mailbox its address for the length of a block, and close it at the end."""
+        self._router.register(mailbox.encoded, mailbox._hop, allow=allow)
+        try:
+            yield
+        finally:
+            self._router.unregister(mailbox.encoded)
+            mailbox._close()
 
     async def _start(self, task: Callable[..., Awaitable[object]]) -> Any:
         """Run a task in the node's nursery, and wait for the value that it reports by `task_status.started`."""

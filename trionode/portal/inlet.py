@@ -3,7 +3,7 @@
 import trio
 
 from trionode.errors import TrionodeError
-from trionode.log import LogThrottle, log, sanitize
+from trionode.log import LogThrottle, sanitize
 from trionode.net.sockets import join_host_port, open_listeners
 from trionode.portal.connection import Connection, PortalLimits, prepare, reset
 from trionode.protocol.portal import PortalEnd, State
@@ -90,8 +90,7 @@ class Inlet(Service):
             self._log_refusal(why)
 
     def _log_refusal(self, why: str) -> None:
-        if self._log_throttle.is_due(why, trio.current_time()):
-            log.warning("inlet at %s reset a client's connection: %s", self.bound, sanitize(why))
+        self._log_throttle.log_warning(why, "inlet at %s reset a client's connection: %s", self.bound, sanitize(why))
 
     async def aclose(self) -> None:
         """Stop listening and break every connection; the client and the outlet of each are told.

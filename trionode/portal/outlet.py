@@ -6,7 +6,7 @@ import trio
 
 from trionode.counters import DropReason
 from trionode.errors import WireError
-from trionode.log import LogThrottle, log, sanitize
+from trionode.log import LogThrottle, sanitize
 from trionode.portal.connection import Connection, PortalLimits, prepare
 from trionode.protocol import portal
 from trionode.protocol.portal import Ping, PortalEnd, State
@@ -116,8 +116,7 @@ class Outlet(Service):
         return stream.socket
 
     def _log_throttled(self, event: str) -> None:
-        if self._log_throttle.is_due(event, trio.current_time()):
-            log.warning("outlet %s to %s: %s", self.address, self.target, event)
+        self._log_throttle.log_warning(event, "outlet %s to %s: %s", self.address, self.target, event)
 
     async def aclose(self) -> None:
         """Take no more connections and break the existing ones; the target and the inlet of each are told.

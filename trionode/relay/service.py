@@ -11,7 +11,7 @@ import trio
 
 from trionode.counters import DropReason
 from trionode.errors import AddressInUseError, ConfigError, WireError
-from trionode.log import LogThrottle, log, sanitize
+from trionode.log import LogThrottle, sanitize
 from trionode.protocol.rules.access import Access, client_of, from_anywhere
 from trionode.protocol.rules.relay import registration_refusal
 from trionode.protocol.wire.address import Encoded, local
@@ -30,6 +30,8 @@ REGISTER = "register"
 
 #: Bytes of the path from the hub to a relay's owner: some hops of 32 hex digits. It is kept, and put before every message.
 MAX_PATH_SIZE = 1024
+#: The log line of a refusal.
+REFUSED = "refused the relay name %s: %s"
 
 _NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}", re.ASCII)
 
@@ -134,7 +136,7 @@ class RelayService:
             max_owned=self._limits.relays_per_client,
         )
         if refusal is not None:
-            self._log_refusal(name, refusal.value)
+            self._log_throttle.log_warning(refusal, REFUSED, sanitize(name), refusal)
             return None
         if relay is None:
             is_reserved = is_named and message.origin.identifier is not None
@@ -149,7 +151,8 @@ class RelayService:
             try:
                 router.register(relay.encoded, partial(self._on_message, relay), allow=from_anywhere)
             except AddressInUseError:
-                self._log_refusal(relay.name, "a worker of this hub has its address")
+                reason = "a worker of this hub has its address"
+                self._log_throttle.log_warning(reason, REFUSED, sanitize(relay.name), reason)
                 self._remove(relay)
                 return False
         elif relay.first != first:
@@ -184,10 +187,6 @@ class RelayService:
         assert relay.first is not None
         onward = (relay.first, *rest)
         return self._router.deliver(Message(onward, message.back, message.payload, message.origin, message.deliveries))
-
-    def _log_refusal(self, name: str, reason: str) -> None:
-        if self._log_throttle.is_due(reason, trio.current_time()):
-            log.warning("refused the relay name %s: %s", sanitize(name), reason)
 
     def _close(self) -> None:
         for service in self._services:

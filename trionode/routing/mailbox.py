@@ -1,7 +1,6 @@
 """A mailbox: a bounded memory channel with an address, and the verbs that a worker needs."""
 
 from collections.abc import Awaitable, Callable
-from typing import Self
 
 import trio
 
@@ -12,7 +11,7 @@ from trionode.protocol.wire.address import Address, Encoded
 from trionode.protocol.wire.message import LOCAL, Message, payload_of
 from trionode.protocol.wire.route import Route, RouteLike
 from trionode.routing.byte_budget import DEFAULT_BOUND, ByteBudget
-from trionode.routing.memory_channel import FAIR_BURST, MemoryChannel
+from trionode.routing.memory_channel import FAIR_BURST, MemoryChannel, Receiver
 from trionode.routing.router import Router
 
 #: Seconds that a link waits for a full mailbox of which nothing is taken, before its messages are dropped.
@@ -59,7 +58,7 @@ class Sender:
             self._over_budgets.pop(first, None)  # another task of the same sender may have removed it meanwhile
 
 
-class Mailbox:
+class Mailbox(Receiver[Message]):
     """What a worker works with: messages come in by `receive` or iteration, and leave by `send`, `reply` and `forward`.
 
     Iteration takes what waits without letting other tasks run, except for every 64th message.
@@ -106,15 +105,6 @@ class Mailbox:
                 self.address,
                 self._stall_timeout,
             )
-
-    def __aiter__(self) -> Self:
-        return self
-
-    async def __anext__(self) -> Message:
-        try:
-            return await self.receive()
-        except trio.EndOfChannel:
-            raise StopAsyncIteration from None
 
     async def receive(self) -> Message:
         """Wait for the next message and return it.

@@ -17,7 +17,26 @@ ITEM_OVERHEAD = 512
 FAIR_BURST = 64
 
 
-class MemoryChannel(ByteBudget, Generic[T]):
+class Receiver(Generic[T]):
+    """Iteration by `receive`, until it raises EndOfChannel."""
+
+    __slots__ = ()
+
+    async def receive(self) -> T:
+        """Wait for the next item and return it."""
+        raise NotImplementedError
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> T:
+        try:
+            return await self.receive()
+        except trio.EndOfChannel:
+            raise StopAsyncIteration from None
+
+
+class MemoryChannel(ByteBudget, Receiver[T]):
     """A memory channel bounded in bytes, one object for both ends.
 
     `put` and `take` never wait. `send`, `receive` and iteration do, and if they are cancelled, nothing has changed.
@@ -139,12 +158,3 @@ class MemoryChannel(ByteBudget, Generic[T]):
     def discard(self) -> int:
         """Drop all items that wait; return how many they were."""
         return len(self.take_all())
-
-    def __aiter__(self) -> Self:
-        return self
-
-    async def __anext__(self) -> T:
-        try:
-            return await self.receive()
-        except trio.EndOfChannel:
-            raise StopAsyncIteration from None

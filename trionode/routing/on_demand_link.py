@@ -119,9 +119,9 @@ class OnDemandLink:
         except Exception as error:  # noqa: BLE001  # a peer's message made this node dial: an error of any transport costs that message, not the node
             self._not_before = trio.current_time() + self._backoff.failed()
             # By type, not by text: a remote that chooses the words could fill the log.
-            if self._log_throttle.is_due(type(error).__name__, trio.current_time()):
-                reason = str(error) if isinstance(error, TrionodeError) else repr(error)
-                log.warning("dropped a message for %s: %s", sanitize(self.peer), sanitize(reason))
+            reason = str(error) if isinstance(error, TrionodeError) else repr(error)
+            text = "dropped a message for %s: %s"
+            self._log_throttle.log_warning(type(error).__name__, text, sanitize(self.peer), sanitize(reason))
             return None
         self._link, self._since = link, trio.current_time()
         self._connected.set()

@@ -1,13 +1,11 @@
 """Streams as programs hold them: an address that stands in routes, and an iterator of what arrives (spec §11)."""
 
 import secrets
-from typing import Self
-
-import trio
 
 from trionode.protocol.stream import names
 from trionode.protocol.wire.address import Address
 from trionode.protocol.wire.message import Message
+from trionode.routing.memory_channel import Receiver
 from trionode.stream.hub_client import HubClient
 
 
@@ -23,7 +21,7 @@ def unique(name: str) -> str:
     return names.unique(name, secrets.token_bytes(16))
 
 
-class Stream:
+class Stream(Receiver[Message]):
     """Both directions of a conversation over a hub. `Node.open_stream` makes it.
 
     Put it into a route, `Route(stream, "listener")`: messages to it are pushed into the stream `sends` until the hub confirms them, over
@@ -63,15 +61,6 @@ class Stream:
     def skipped_records(self) -> int:
         """Records that were read and not delivered: they are for addresses that no longer exist on this node, or not decodable."""
         return self._client.skipped_records
-
-    def __aiter__(self) -> Self:
-        return self
-
-    async def __anext__(self) -> Message:
-        try:
-            return await self.receive()
-        except trio.EndOfChannel:
-            raise StopAsyncIteration from None
 
     async def receive(self) -> Message:
         """Return the next message whose route ends at this stream.

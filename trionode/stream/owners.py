@@ -5,7 +5,7 @@ from typing import TypeVar
 
 import trio
 
-from trionode.log import LogThrottle, log, sanitize
+from trionode.log import LogThrottle, sanitize
 from trionode.protocol.rules import stream as rules
 from trionode.protocol.wire.message import Origin
 from trionode.routing.router import Router
@@ -26,8 +26,7 @@ class StoreLog:
 
     def failed(self, what: str, stream: object, error: StoreError) -> None:
         """Log a failure; `what` has a place for the stream and one for the error."""
-        if self._throttle.is_due(f"{what}{stream}", trio.current_time()):
-            log.warning(what, sanitize(stream), sanitize(error))
+        self._throttle.log_warning(f"{what}{stream}", what, sanitize(stream), sanitize(error))
 
 
 class Owners:

@@ -10,7 +10,7 @@ from trionode.protocol.rules.access import from_local
 OriginT = TypeVar("OriginT", bound=Any)
 
 
-class Refusal(enum.Enum):
+class Refusal(enum.StrEnum):
     """Why a hub refuses a registration, as its log says it; the client is not told."""
 
     NAME_TAKEN = "the name belongs to another client"
