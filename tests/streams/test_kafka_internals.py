@@ -1,4 +1,4 @@
-"""The private parts of kafka-python that the client uses: a new version that changes one of them is named here, before anything else fails."""
+"""The private parts of kafka-python that the client uses. A test names what a new version of it has changed."""
 
 import inspect
 import re

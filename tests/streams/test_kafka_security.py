@@ -1,4 +1,4 @@
-"""Kafka under TLS and with passwords, for streams and for links: what works, and what each mistake is reported as within seconds."""
+"""Kafka under TLS and with passwords, for streams and links, and the error that each mistake gets within seconds."""
 
 import logging
 import os

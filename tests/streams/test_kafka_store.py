@@ -1,4 +1,4 @@
-"""Streams in a real Kafka: the contract, exactly once over kills, suspensions and two hubs, and errors for what is deleted."""
+"""Streams in a real Kafka: the contract, exactly once over kills, suspensions and two hubs, and deleted streams."""
 
 import functools
 import os

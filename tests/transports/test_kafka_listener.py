@@ -1,4 +1,4 @@
-"""A listener over topics in memory, in virtual time: rivals, dials that repeat or lead nowhere, and an endpoint's topic that is created again."""
+"""A listener over topics in memory, in virtual time: rivals, bad dials, and a topic that is created again."""
 
 import logging
 import time
@@ -38,7 +38,7 @@ ENDPOINT = "trionode-link-at-name"
 
 
 class Kafka:
-    """The part of a KafkaClient that a listener uses, over topics in memory. It is its own admin, producer and follower."""
+    """The part of a KafkaClient that a listener uses. It is its own admin, producer and follower."""
 
     def __init__(self) -> None:
         self.admin = self.producer = self.follower = self

@@ -1,4 +1,4 @@
-"""Links through a real Kafka: the contract, a broker that is killed, dead peers and what they leave, and foreign records in the topics."""
+"""Links through a real Kafka: the contract, a killed broker, dead peers and their topics, and foreign records."""
 
 import os
 import time
@@ -126,7 +126,8 @@ async def expect_no_topics(broker: KafkaBroker, prefix: str = "trionode-link-") 
 async def test_contract_of_transports_in_many_checks_at_once(
     kafka_broker: KafkaBroker, checks: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # Only as long as it takes, which is longer with other load: what is not deleted within these seconds is left to a sweep.
+    # Only as long as it takes, which is longer with other load: what is not deleted within these seconds is left to a
+    # sweep.
     monkeypatch.setattr(trionode_kafka.link.link, "PEER_CLOSE_SECONDS", TIMEOUT / 3)
     monkeypatch.setattr(admin, "DELETE_SECONDS", TIMEOUT / 3)
     chosen = CLOGGED if "clogged" in checks else set(CHECKS) - CLOGGED - ALONE

@@ -1,14 +1,14 @@
 """kafka-python behind a small typed interface for Trio. No other package imports kafka-python.
 
-Its clients block and have threads of their own, so worker threads call them. Records cross between these threads and Trio in batches,
-never one by one.
+Its clients block and have threads of their own, so worker threads call them. Records cross between these threads and
+Trio in batches, never one by one.
 """
 
 import warnings
 
 with warnings.catch_warnings():
-    # kafka-python 3.0.12 raises this warning for itself while it is imported (importlib.resources). Programs that turn warnings into
-    # errors must be able to import it.
+    # kafka-python 3.0.12 raises this warning for itself while it is imported (importlib.resources). Programs that turn
+    # warnings into errors must be able to import it.
     warnings.simplefilter("ignore", DeprecationWarning)
     from trionode_kafka.client.errors import BrokerUnavailableError, RefusedByBrokerError
     from trionode_kafka.client.kafka_client import KafkaClient, open_kafka_client, parse_addresses

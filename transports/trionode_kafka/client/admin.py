@@ -24,7 +24,8 @@ from trionode_kafka.client.records import TopicInfo
 from trionode_kafka.client.settings import ADMIN, REQUEST_SECONDS
 from trionode_kafka.client.threads import WorkerThreads, wait_for, wait_for_answer
 
-#: Seconds between two checks whether a new topic has its leader. It had after 10-20 ms; kafka-python's own wait checks every 0.1 s.
+#: Seconds between two checks whether a new topic has its leader. It had after 10-20 ms; kafka-python's own wait checks
+#: every 0.1 s.
 LEADER_SECONDS = 0.01
 #: Seconds between two tries of a request: a new coordinator is ready after 0.1-0.5 s.
 RETRY_SECONDS = 0.1
@@ -37,7 +38,8 @@ T = TypeVar("T")
 class Admin:
     """Sends requests that need no position in a topic.
 
-    Every method raises BrokerUnavailableError if the broker does not answer in time, and RefusedByBrokerError if it refuses.
+    Every method raises BrokerUnavailableError if the broker does not answer in time, and RefusedByBrokerError if it
+    refuses.
     """
 
     def __init__(self, clients: Clients, threads: WorkerThreads) -> None:
@@ -57,7 +59,8 @@ class Admin:
     ) -> bool:
         """Create topics with one partition each, unless they exist, and wait until they have a leader.
 
-        Returns False if any of them existed. Without `keep`, topics that were created are deleted if this is cancelled or fails.
+        Returns False if any of them existed. Without `keep`, topics that were created are deleted if this is cancelled
+        or fails.
         """
         # Whatever the brokers' default is: compressed records are not read.
         configs = {"compression.type": "producer", **settings}
@@ -152,7 +155,7 @@ class Admin:
         return (await self._offset(topic, OffsetSpec.LATEST)) or 0
 
     async def offset_at(self, topic: str, milliseconds: int) -> int | None:
-        """Return the offset of the first record with this timestamp (Unix milliseconds) or a later one; None if there is none."""
+        """Return the offset of the first record with this timestamp (Unix milliseconds) or a later one, or None."""
         return await self._offset(topic, max(milliseconds, 0))
 
     async def last_timestamps(self, topics: Sequence[str]) -> Mapping[str, int]:
@@ -192,7 +195,7 @@ class Admin:
         await self._request(ask)
 
     async def _request(self, job: Callable[[], T], attempts: list[Future[T]] | None = None) -> T:
-        """Run a request, again for REQUEST_SECONDS while kafka-python calls its error retriable, as when a leader moves."""
+        """Run a request, and repeat it for REQUEST_SECONDS if its error is retriable, as when a leader moves."""
         deadline = trio.current_time() + REQUEST_SECONDS
         while True:
             attempt = self._threads.run(job)

@@ -9,7 +9,7 @@ from trionode_kafka.client.kafka_internals import make_client
 
 
 class Clients:
-    """Makes clients and closes them, also those whose constructor still runs when `close` is called. Its methods block."""
+    """Makes and closes clients, also those that are being made when `close` is called. Its methods block."""
 
     def __init__(self, settings: Mapping[str, object]) -> None:
         self.settings = settings

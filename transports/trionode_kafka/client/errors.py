@@ -31,8 +31,8 @@ def store_error(error: BaseException) -> StoreError:
     if isinstance(error, AuthorizationError):
         # Its own text is the whole request and the answer.
         return RefusedByBrokerError(
-            f"Kafka does not let this user do that ({type(error).__name__}): give the user the rights (ACLs) that docs/kafka.md lists, "
-            "on topics and groups with this prefix"
+            f"Kafka does not let this user do that ({type(error).__name__}): give the user the "
+            "rights (ACLs) that docs/kafka.md lists, on topics and groups with this prefix"
         )
     return BrokerUnavailableError(f"Kafka: {type(error).__name__}: {error}")
 

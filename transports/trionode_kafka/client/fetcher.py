@@ -40,7 +40,7 @@ class Fetcher:
         self._consumer = await wait_for(self.thread.run(lambda: self._clients.make(KafkaConsumer, CONSUMER)))
 
     async def fetch(self, topic: str, offset: int) -> FetchResult:
-        """Return the records from this offset on, FETCH_BYTES or one record at most. The offset must be below the topic's end."""
+        """Return the records from an offset below the topic's end on, FETCH_BYTES or one record at most."""
         future: Future[FetchResult] = Future()
         self._requests.append((TopicPartition(topic, 0), offset, future))
         # One job for each request: requests that one job leaves are served by the next.
@@ -48,7 +48,7 @@ class Fetcher:
         return await wait_for_answer(future)
 
     async def scan(self, topic: str, start: int, end: int) -> AsyncIterator[Sequence[FetchedRecord]]:
-        """Yield all records from `start` to below `end`, one fetch at a time, so that other readers are served in between."""
+        """Yield all records from `start` to below `end`, one fetch at a time: other readers are served in between."""
         while start < end:
             result = await self.fetch(topic, start)
             start = result.records[-1].offset + 1

@@ -60,7 +60,7 @@ class Follower:
                 self._apply_changes()
                 if self._followed and not self._closed.is_set():
                     self._poll()
-            except Exception as error:  # noqa: BLE001  # a closed consumer raises several kinds; whatever it is, readers must get it
+            except Exception as error:  # noqa: BLE001  # of several kinds once closed; readers must get it
                 if not self._closed.is_set():
                     for topic in list(self._followed):
                         self._fail(topic, store_error(error))

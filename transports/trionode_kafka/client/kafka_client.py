@@ -59,7 +59,7 @@ class KafkaClient:
             probe.close()
 
     def close(self) -> None:
-        """Close every client and thread. It blocks: 0.1 s if the broker is well, CLOSE_SECONDS and a little more if not."""
+        """Close every client and thread. It blocks for 0.1 s, or about CLOSE_SECONDS if the broker hangs."""
         self.admin.finish_deletions()
         self.follower.stop()
         self._clients.close()
@@ -80,7 +80,8 @@ async def open_kafka_client(bootstrap: str, security: Security = PLAINTEXT) -> A
       ConfigError: The address has another form, or a file can't be read.
       ConnectionLost: No Kafka answers there, or it refuses this client. It is raised within some seconds and says why.
 
-    The end of the block closes all threads and connections within some seconds, whatever the broker does. It is not cancelled.
+    The end of the block closes all threads and connections within some seconds, whatever the broker does. It is not
+    cancelled.
     """
     addresses = parse_addresses(bootstrap)
     client = KafkaClient([f"{host}:{port}" for host, port in addresses], security, trio.lowlevel.current_trio_token())
@@ -92,8 +93,8 @@ async def open_kafka_client(bootstrap: str, security: Security = PLAINTEXT) -> A
                 await client.connect(f"{host}:{port}")
         except* (KafkaError, trio.TooSlowError) as group:
             raise ConnectionLost(
-                f"a Kafka answers at {bootstrap}, but not at the addresses that it reports for its brokers: is its advertised.listeners "
-                f"right, and can this machine reach those addresses? ({_first_of(group)})"
+                f"a Kafka answers at {bootstrap}, but not at the addresses that it reports for its brokers: is its "
+                f"advertised.listeners right, and can this machine reach those addresses? ({_first_of(group)})"
             ) from None
         yield client
     finally:
@@ -127,7 +128,7 @@ def parse_addresses(bootstrap: str) -> list[tuple[str, int]]:
 
 
 async def _first_reachable(bootstrap: str, addresses: Sequence[tuple[str, int]]) -> tuple[str, int]:
-    """Return the first address that accepts a TCP connection. kafka-python itself would only report a timeout, after half a minute."""
+    """Return the first address that accepts a TCP connection. kafka-python would report a timeout after 30 s."""
     reasons: list[str] = []
     for host, port in addresses:
         try:

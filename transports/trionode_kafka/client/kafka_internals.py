@@ -1,14 +1,18 @@
-"""All that this package patches, or uses though it is private, of kafka-python 3.0.12. pyproject.toml therefore allows it below 3.1 only.
+"""All that this package patches or uses of the private parts of kafka-python 3.0.12.
+
+pyproject.toml allows only versions below 3.1, because master has moved these modules.
 
 `tests/streams/test_kafka_internals.py` names what a new version has changed. What is patched, and why:
 
-- Sockets. 3.0.12 leaves sockets to the garbage collector: those that could not connect, one for each try while the broker is away, and
-  those with unsent data when their client is closed. We remember the sockets of each client and close them.
+- Sockets. 3.0.12 leaves sockets to the garbage collector: those that could not connect, one for each try while the
+  broker is away, and those with unsent data when their client is closed. We remember the sockets of each client and
+  close them.
 - TLS handshakes. 3.0.12 leaves the socket open when a handshake fails.
 - Closing a producer. `close` waits for the broker, and leaves its thread running if that fails.
-- The producer's topics. It asks the broker fifty times a second for each topic that is deleted, and has no way to forget one.
-- Compressed records. A consumer unpacks them whole, and 400 KB of gzip may become 400 MB. A record that it can't decode makes it fail
-  for ever, for all topics.
+- The producer's topics. It asks the broker fifty times a second for each topic that is deleted, and has no way to
+  forget one.
+- Compressed records. A consumer unpacks them whole, and 400 KB of gzip may become 400 MB. A record that it can't decode
+  makes it fail for ever, for all topics.
 - The first connection (`probe.py`). The public clients retry until a timeout, without a reason.
 - Logging. It logs its settings, requests and their bytes at DEBUG, the password among them.
 """
@@ -33,15 +37,7 @@ from kafka.structs import TopicPartition
 from trionode_kafka.client.errors import UnreadableError
 from trionode_kafka.client.settings import CLOSE_SECONDS
 
-__all__ = [
-    "KafkaConnectionManager",
-    "NetworkSelector",
-    "PlainRecords",
-    "Sockets",
-    "TLSContext",
-    "forget_topics",
-    "make_client",
-]
+__all__ = ["KafkaConnectionManager", "NetworkSelector", "Sockets", "forget_topics", "make_client"]
 
 
 class Sockets(KafkaNetSocket):  # type: ignore[misc]
@@ -147,7 +143,7 @@ class PlainRecords(Fetcher.PartitionRecords):  # type: ignore[misc]
 
 
 def make_client(kind: Any, settings: Mapping[str, object]) -> tuple[Any, Callable[[], None]]:
-    """Make a client. Returns it and a function that closes it at once, from any thread, also while its broker is away. Both block."""
+    """Make a client, and a function that closes it at once, from any thread, also if the broker is away. Both block."""
     sockets = Sockets.new_client()
     networks: list[Any] = []
     network = kind.DEFAULT_CONFIG["kafka_client"]

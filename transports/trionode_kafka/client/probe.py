@@ -1,7 +1,7 @@
-"""The first connection to a Kafka, made as all others will be. It finds out within seconds what is wrong, and says so in one line.
+"""The first connection to a Kafka, made like all others. It reports within seconds, in one line, what is wrong.
 
-kafka-python's clients retry for as long as they are told to, and then report a timeout. kafka-python 3.0.12 also loses what a broker
-sends directly before it hangs up, so the stage at which it hung up has to tell the reason.
+kafka-python's clients retry for as long as they are told to, and then report a timeout. kafka-python 3.0.12 also loses
+what a broker sends directly before it hangs up, so the stage at which it hung up has to tell the reason.
 """
 
 import contextlib
@@ -25,7 +25,7 @@ from trionode_kafka.client.settings import CONNECT_SECONDS
 
 
 class Probe:
-    """One try to connect, up to the first answer to a request. `run` blocks; `cancel` ends it at once from another thread."""
+    """One try to connect, up to the first answer to a request. `run` blocks; another thread may `cancel` it."""
 
     def __init__(self, address: str, security: Security, settings: Mapping[str, object]) -> None:
         self._address = address
@@ -94,8 +94,8 @@ class Probe:
     def _tls_reason(self, error: ssl.SSLError) -> str:
         if isinstance(error, ssl.SSLEOFError):
             return (
-                "it hung up during the TLS handshake: is it a listener without TLS (set security='plaintext' or 'sasl_plaintext'), "
-                "or no Kafka broker?"
+                "it hung up during the TLS handshake: is it a listener without TLS (set security='plaintext' or "
+                "'sasl_plaintext'), or no Kafka broker?"
             )
         unverified = isinstance(error, ssl.SSLCertVerificationError)
         if not unverified and self._security.certificate is None and "CERTIFICATE" in (error.reason or ""):

@@ -44,7 +44,7 @@ class Producer:
                     future = client.send(
                         topic, value=record.value, headers=record.headers(), partition=0, timestamp_ms=record.timestamp
                     )
-                except Exception as error:  # noqa: BLE001  # a closed client raises assertions too; whatever it is, the record is unconfirmed
+                except Exception as error:  # noqa: BLE001  # assertions too once it is closed
                     confirm(confirmed, store_error(error))
                     continue
                 future.add_callback(lambda metadata, confirmed=confirmed: confirm(confirmed, metadata.offset))
@@ -76,7 +76,7 @@ class Producer:
             await wait_for_answer(loading)
 
     def forget_topics(self, topics: Iterable[str]) -> None:
-        """Forget topics that are deleted, or will be: the producer would ask the broker for them fifty times a second."""
+        """Forget topics that are deleted, or will be. Else the producer asks for them fifty times a second."""
         deleted = set(topics)
 
         def forget() -> None:

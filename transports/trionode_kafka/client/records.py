@@ -62,7 +62,8 @@ class TopicInfo:
     partitions: int
 
 
-#: Called in the Trio thread with the record's offset, or with the error after which it is unknown whether the record was written.
+#: Called in the Trio thread with the record's offset, or with the error after which it is unknown whether the record
+#: was written.
 OnConfirmed = Callable[[int | StoreError], None]
 #: Called in the Trio thread with the next records of a followed topic, or with the error after which no more come.
 OnRecords = Callable[[Sequence[FetchedRecord] | StoreError], None]

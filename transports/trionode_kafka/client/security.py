@@ -3,7 +3,7 @@
 import ssl
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import attrs
 
@@ -20,7 +20,7 @@ _NO_SASL = "is for SASL, and security={!r} has none: set security='sasl_ssl', or
 
 @attrs.frozen
 class Security:
-    """Options that fit together. `tls_context` and `secret` read the files that they name, each time a client connects."""
+    """Options that fit together. `tls_context` and `secret` read their files each time a client connects."""
 
     protocol: str = "plaintext"
     ca_file: str | None = None
@@ -32,9 +32,9 @@ class Security:
     mechanism: str = MECHANISMS[0]
 
     @classmethod
-    def of(cls, security: str, **options: str | None) -> Self:
-        """Check a user's options; ConfigError says which of them don't fit together, and what to do."""
-        made = cls(security, **options)  # type: ignore[arg-type]  # the field mechanism, which `_one_of` checks, is not None
+    def of(cls, security: str, *options: Any) -> Self:
+        """Check options, in the order of the fields; ConfigError says which don't fit together, and what to do."""
+        made = cls(security, *options)
         _one_of("security", security, PROTOCOLS)
         _one_of("mechanism", made.mechanism, MECHANISMS)
         for applies, names, problem in (

@@ -7,13 +7,14 @@ from typing import Final
 CONNECT_SECONDS = 4.0
 #: Seconds that one request may take. A broker that was killed is back after 3.5-7 s; callers try again.
 REQUEST_SECONDS = 5.0
-#: Seconds for which the producer looks up an unknown topic, while other records wait. Topics are looked up before the first record
-#: (`load_metadata`), so only a topic that was deleted since is unknown.
+#: Seconds for which the producer looks up an unknown topic, while other records wait. Topics are looked up before the
+#: first record (`load_metadata`), so only a topic that was deleted since is unknown.
 BLOCK_SECONDS = 2.0
-#: Milliseconds that the broker delays an empty fetch. A topic that joins the shared consumer waits for the fetch that is under way, so
-#: its first record may be this late. An idle hub with a waiting reader sends one request in this time.
+#: Milliseconds that the broker delays an empty fetch. A topic that joins the shared consumer waits for the fetch that
+#: is under way, so its first record may be this late. An idle hub with a waiting reader sends one request in this time.
 FETCH_WAIT_MS = 25
-#: Bytes of one partition in one fetch: 4 records of the longest kind, or some 2,000 short ones, which cost the Trio thread 5 ms.
+#: Bytes of one partition in one fetch: 4 records of the longest kind, or some 2,000 short ones, which cost the Trio
+#: thread 5 ms.
 FETCH_BYTES = 256 << 10
 #: Bytes of all partitions in one fetch.
 FETCH_BYTES_TOTAL = 4 << 20

@@ -1,4 +1,4 @@
-"""Between threads and Trio: worker threads, futures that a task can wait for, and a queue of callbacks that run in the Trio thread."""
+"""Between threads and Trio: worker threads, futures that a task waits for, and callbacks for the Trio thread."""
 
 import contextlib
 import threading
@@ -36,7 +36,7 @@ async def wait_for(future: Future[T]) -> T:
 
 
 async def wait_for_answer(future: Future[T]) -> T:
-    """Return the result of a request to Kafka; raise a StoreError if it failed, or if its thread does not answer in time."""
+    """Return the result of a request to Kafka; StoreError if it failed, or if its thread does not answer in time."""
     try:
         with trio.fail_after(2 * REQUEST_SECONDS):
             return await wait_for(future)

@@ -1,9 +1,10 @@
 """A listener's claim to an endpoint, which is a topic: listeners and dialers write announcements into it.
 
-Several nodes may want to listen at one endpoint, also from several machines. The order of the topic decides. Each writes LISTEN, and a
-node that already listens answers LISTENING. A node that hears no answer for CLAIM_SECONDS has the endpoint. A node that was suspended
-meanwhile reads a LISTENING that answers no LISTEN from before its own, and so has lost the endpoint. Anyone who may write into the
-topic can write these records, so they only ever make a listener claim its endpoint again.
+Several nodes may want to listen at one endpoint, also from several machines. The order of the topic decides. Each
+writes LISTEN, and a node that already listens answers LISTENING. A node that hears no answer for CLAIM_SECONDS has the
+endpoint. A node that was suspended meanwhile reads a LISTENING that answers no LISTEN from before its own, and so has
+lost the endpoint. Anyone who may write into the topic can write these records, so they only ever make a listener claim
+its endpoint again.
 """
 
 import time
@@ -24,7 +25,8 @@ CLAIM_SECONDS = 2.0
 LISTEN_SECONDS = 10.0
 #: Seconds after which a listener announces itself again, so that its topic does not count as a leftover.
 ANNOUNCE_SECONDS = 600.0
-#: Seconds before a lost endpoint is claimed again: the first delay, and the longest while another listener has it. Each try is two records.
+#: Seconds before a lost endpoint is claimed again: the first delay, and the longest while another listener has it. Each
+#: try is two records.
 RECLAIM_SECONDS = (1.0, 30.0)
 #: Seconds that the end of a listener waits until its endpoint is free again, which took 0.1 s.
 FREE_SECONDS = 1.0
@@ -33,14 +35,15 @@ FREE_SECONDS = 1.0
 MAX_DIALS = 1000
 #: Dialers whose topics are looked up in one request, two each: it took 10 ms, also for topics that do not exist.
 DIALS_AT_ONCE = 200
-#: Seconds by which the time in a link's id may differ from this clock. An older id belongs to no dialer that still waits.
+#: Seconds by which the time in a link's id may differ from this clock. An older id belongs to no dialer that still
+#: waits.
 DIAL_SECONDS = 3600.0
 #: Rival listeners that are remembered until our answer to them is read, a round trip: nodes that start, not a flood.
 MAX_RIVALS = 100
 
 
 class Claim:
-    """A listener's claim to the endpoint `address`, whose topic is `topic`; it collects the ids of links that dialers have created."""
+    """A listener's claim to the endpoint `address`, whose topic is `topic`. It collects the ids of dialers' links."""
 
     def __init__(self, shared: SharedClient, topic: str, address: str, *, replication_factor: int = 1) -> None:
         self.address = address
@@ -62,7 +65,7 @@ class Claim:
 
     @asynccontextmanager
     async def held(self) -> AsyncIterator["Claim"]:
-        """Claim the endpoint, and free it at the end of the block; ConfigError if another listener has it, or Kafka refuses."""
+        """Claim the endpoint for the length of a block; ConfigError if another listener has it, or Kafka refuses."""
         try:
             try:
                 await self._claim()
@@ -184,7 +187,7 @@ class Claim:
             self._lose()
 
     def _announce(self, kind: AnnouncementKind) -> None:
-        """Write an announcement: one for all that ask while it is on its way, and one more for those that may have missed it."""
+        """Write an announcement. One answers all that ask while it is on its way, and one more any that missed it."""
         if self._is_announcing:
             self._announce_again = True
             return

@@ -1,7 +1,8 @@
-"""A link over two topics, one for each direction: the stream of frames in numbered records, with flow control, heartbeats and an end.
+"""A link over two topics, one for each direction: frames in numbered records, flow control, heartbeats, an end.
 
-Kafka keeps what is written, in order, and may deliver it late or twice. So a link does itself what TCP does for others: a window bounds
-the unread data, numbers show doubles (dropped) and gaps (which end the link), and silence shows that the peer is dead.
+Kafka keeps what is written, in order, and may deliver it late or twice. So a link does itself what TCP does for others:
+a window bounds the unread data, numbers show doubles (dropped) and gaps (which end the link), and silence shows that
+the peer is dead.
 """
 
 import math
@@ -9,7 +10,6 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 
-import attrs
 import trio
 
 from trionode.plugins import (
@@ -27,7 +27,8 @@ from trionode_kafka.client import FetchedRecord, OutgoingRecord, RefusedByBroker
 from trionode_kafka.link.records import RECORD_BYTES, LinkRecord, RecordKind
 from trionode_kafka.link.shared_client import SharedClient
 
-#: Bytes that may be on their way to a peer that has not consumed them, before a sender waits: 100 MB/s at 10 ms there and back.
+#: Bytes that may be on their way to a peer that has not consumed them, before a sender waits: 100 MB/s at 10 ms there
+#: and back.
 WINDOW = 1024 * 1024
 #: Bytes after whose consumption the peer is told at once.
 ACKNOWLEDGE_BYTES = WINDOW // 4
@@ -35,20 +36,16 @@ ACKNOWLEDGE_BYTES = WINDOW // 4
 HEARTBEAT_SECONDS = 10.0
 #: Seconds of silence after which a peer counts as dead, if Kafka itself confirms what this end writes.
 SILENCE_SECONDS = 30.0
-#: Seconds that a frame may take from its first byte to its last: a part of one holds up to `max_frame` bytes of memory. As with TCP.
+#: Seconds that a frame may take from its first byte to its last: a part of one holds up to `max_frame` bytes of memory.
+#: As with TCP.
 FRAME_SECONDS = 120.0
-#: Seconds that a link lasts while Kafka confirms nothing: a killed broker is back after 3.5-7 s, a rolling restart takes longer.
+#: Seconds that a link lasts while Kafka confirms nothing: a killed broker is back after 3.5-7 s, a rolling restart
+#: takes longer.
 STALL_TIMEOUT = 60.0
 #: Seconds that the end of the node waits until Kafka has confirmed a link's last records.
 CLOSE_SECONDS = 1.0
 #: Seconds that it then waits for the peer's last record, to delete the topic that this end reads.
 PEER_CLOSE_SECONDS = 0.5
-
-
-@attrs.define(eq=False)
-class _Unconfirmed:
-    value: bytes
-    since: float
 
 
 class KafkaLink:
@@ -80,7 +77,8 @@ class KafkaLink:
         self._sent = 0
         self._peer_consumed = 0
         self._window_opened = trio.lowlevel.ParkingLot()
-        self._unconfirmed: deque[_Unconfirmed] = deque()
+        #: Values of records, and when they were written.
+        self._unconfirmed: deque[tuple[bytes, float]] = deque()
         self._all_confirmed = trio.lowlevel.ParkingLot()
         self._wrote_at = self._heard_at
         self._broken = ""
@@ -94,8 +92,8 @@ class KafkaLink:
     async def greet(self, announce: Callable[[], Awaitable[object]] | None = None) -> None:
         """Send the preface (spec §3.2), call `announce`, and wait for the peer's preface.
 
-        Raises ConnectionLost or WireError if the link ends before, and whatever `announce` raises. The link is closed then, as when
-        this is cancelled.
+        Raises ConnectionLost or WireError if the link ends before, and whatever `announce` raises. The link is closed
+        then, as when this is cancelled.
         """
         try:
             await self._shared.client.producer.load_metadata(self._writes)
@@ -180,7 +178,7 @@ class KafkaLink:
     # -- the task of the link
 
     async def run(self) -> None:
-        """Send heartbeats and watch the peer's until the link is closed, then wait for the peer, and delete the topics."""
+        """Send heartbeats and watch the peer's until the link is closed; then wait for the peer and delete topics."""
         leftover: tuple[str, ...] = (self.reads, self._writes)
         try:
             while not self._closing.is_set():
@@ -220,7 +218,7 @@ class KafkaLink:
 
     def _check_liveness(self) -> None:
         now = trio.current_time()
-        late = now - self._unconfirmed[0].since if self._unconfirmed else 0.0
+        late = now - self._unconfirmed[0][1] if self._unconfirmed else 0.0
         silent = now - self._heard_at
         if late > STALL_TIMEOUT:
             self._abort(
@@ -276,7 +274,7 @@ class KafkaLink:
         if record.kind is RecordKind.DATA:
             self._receive_data(record.data)
         elif record.kind is RecordKind.END:
-            self._end_in_order()
+            self._end()
 
     def _receive_data(self, data: bytes) -> None:
         self._arrived += len(data)
@@ -290,27 +288,25 @@ class KafkaLink:
         self._frames += frames
 
     def _consume(self) -> None:
-        """Count all that has arrived as consumed, except a part of a frame, which `max_frame` bounds; acknowledge larger amounts."""
+        """Count all data as consumed (`max_frame` bounds a part of a frame), and acknowledge larger amounts."""
         self._consumed = self._arrived
         if self._consumed - self._acknowledged >= ACKNOWLEDGE_BYTES:
             self._write(RecordKind.HEARTBEAT)
 
-    def _end_in_order(self) -> None:
+    def _end(self, error: RemoteError | None = None) -> None:
+        """End the peer's direction: `receive` returns the frames that have arrived, then raises the error or returns ()."""
         if not self._ended:
             self._ended = True
-            if not self._decoder.is_between_frames:
-                self._error = ConnectionLost(f"{self.peer} ended the link in the middle of a frame")
-            self._changed.unpark_all()
+            if error is None and not self._decoder.is_between_frames:
+                error = ConnectionLost(f"{self.peer} ended the link in the middle of a frame")
+            self._error = error
+        self._changed.unpark_all()
 
     def _abort(self, error: RemoteError, *, orderly: bool = False) -> None:
-        """End both directions. After the frames that have arrived, `receive` raises the error, or returns () if it is orderly."""
+        """End both directions, the peer's without an error if it is orderly."""
         self._broken = self._broken or str(error)
-        if orderly:
-            self._end_in_order()
-        elif not self._ended:
-            self._ended, self._error = True, error
+        self._end(None if orderly else error)
         self._window_opened.unpark_all()
-        self._changed.unpark_all()
 
     # -- sending
 
@@ -328,15 +324,15 @@ class KafkaLink:
         self._acknowledged = self._consumed
         self._wrote_at = trio.current_time()
         value = LinkRecord(kind, self._number, self._consumed, data).encode()
-        self._unconfirmed.append(_Unconfirmed(value, self._wrote_at))
+        self._unconfirmed.append((value, self._wrote_at))
         self._number += 1
         if not self._shared.is_replacing:
             self._produce(self._unconfirmed[-1])
 
-    def _produce(self, *records: _Unconfirmed) -> None:
+    def _produce(self, *records: tuple[bytes, float]) -> None:
         on_confirmed = partial(self._on_confirmed, self._shared.producer_epoch)
         self._shared.client.producer.send(
-            self._writes, [(OutgoingRecord(0, record.value), on_confirmed) for record in records]
+            self._writes, [(OutgoingRecord(0, value), on_confirmed) for value, _ in records]
         )
 
     def _on_confirmed(self, producer_epoch: int, answer: int | StoreError) -> None:
@@ -344,7 +340,8 @@ class KafkaLink:
         if producer_epoch != self._shared.producer_epoch:
             return
         if isinstance(answer, StoreError):
-            # The first error of a producer names the record that it refused. All later ones are about the producer itself.
+            # The first error of a producer names the record that it refused. All later ones are about the producer
+            # itself.
             if isinstance(answer, RefusedByBrokerError) and not self._shared.is_replacing:
                 self._abort(ConnectionLost(f"the link to {self.peer} can't be written any more: {answer}"))
                 self._unconfirmed.clear()
@@ -352,9 +349,9 @@ class KafkaLink:
                 self._all_confirmed.unpark_all()
             self._shared.producer_failed()
         elif self._unconfirmed:  # or it was given up
-            oldest = self._unconfirmed.popleft()
+            _, written_at = self._unconfirmed.popleft()
             now = trio.current_time()
-            if now - oldest.since > HEARTBEAT_SECONDS:
+            if now - written_at > HEARTBEAT_SECONDS:
                 self._heard_at = now  # Kafka was away, for the peer too
             if not self._unconfirmed:
                 self._all_confirmed.unpark_all()

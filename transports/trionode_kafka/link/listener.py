@@ -1,4 +1,4 @@
-"""A listener: it holds an endpoint, greets the dialers that write there, and deletes topics that dead programs left behind."""
+"""A listener: it holds an endpoint, greets dialers, and deletes topics that dead programs left behind."""
 
 import math
 import time
@@ -18,7 +18,8 @@ from trionode_kafka.link.topics import TopicNames
 GREETING_SECONDS = 10.0
 #: Links that may be greeting at a time: a silent one costs a followed topic for GREETING_SECONDS.
 MAX_GREETING = 512
-#: Seconds of silence after which a topic is a leftover: links write every 10 s, listeners every 10 minutes, and clocks may differ.
+#: Seconds of silence after which a topic is a leftover: links write every 10 s, listeners every 10 minutes, and clocks
+#: may differ.
 LEFTOVER_SECONDS = 3600.0
 #: Topics in one request for their last timestamps.
 SWEPT_AT_ONCE = 200
@@ -38,7 +39,7 @@ class Listener:
         self._greeting = trio.Semaphore(MAX_GREETING)
 
     async def serve(self, accept: Callable[[Link], Awaitable[None]], started: Callable[[], None]) -> Never:
-        """Hold the endpoint, call `started` once it is held, and run `accept(link)` in a task of its own for each dialer."""
+        """Hold the endpoint, call `started`, and run `accept(link)` in a task of its own for each dialer."""
         async with self._claim.held(), trio.open_nursery() as nursery:
 
             async def greet_dialers() -> Never:
@@ -96,7 +97,7 @@ class Listener:
         return link
 
     async def _sweep(self) -> Never:
-        """Delete leftovers now and then: topics in which nothing was written for so long that their programs must be dead."""
+        """Delete leftovers now and then: topics that were silent for so long that their programs must be dead."""
         while True:
             with suppress(StoreError):  # it tries again
                 await self.sweep_once()

@@ -30,7 +30,7 @@ class RecordKind(IntEnum):
 
 @attrs.frozen
 class LinkRecord:
-    """One record of a link: its kind, its number (from 0 on), and how many bytes of the other direction its writer has consumed."""
+    """One record of a link: kind, number (from 0 on), and the bytes of the other direction that its writer consumed."""
 
     kind: RecordKind
     number: int

@@ -99,7 +99,7 @@ class SharedClient:
         return topic in self._resend or topic in self._closed
 
     async def write(self, topic: str, value: bytes) -> int:
-        """Write one record and return its offset, once it is confirmed; StoreError if that fails. If cancelled, it may be written."""
+        """Write one record and return its offset; StoreError if that fails. If cancelled, it may be written."""
         written = self.client.producer.write(topic, OutgoingRecord(0, value))
         try:
             return await wait_for(written)

@@ -11,7 +11,8 @@ from trionode.plugins import uuid7_hex
 _ENDPOINT = "at-"
 _DIRECTIONS = ("to-listener", "to-dialer")
 
-#: Settings of an endpoint's topic. Time deletes nothing, because the last announcement shows whether the topic is a leftover.
+#: Settings of an endpoint's topic. Time deletes nothing, because the last announcement shows whether the topic is a
+#: leftover.
 ENDPOINT_SETTINGS: Mapping[str, str] = {
     "cleanup.policy": "delete",
     "retention.ms": "-1",
@@ -19,7 +20,8 @@ ENDPOINT_SETTINGS: Mapping[str, str] = {
     "segment.bytes": str(1 << 20),
     "message.timestamp.type": "LogAppendTime",
 }
-#: Settings of a link's topics. The link's window bounds what is unread, so size alone shows what is not needed any more.
+#: Settings of a link's topics. The link's window bounds what is unread, so size alone shows what is not needed any
+#: more.
 LINK_SETTINGS: Mapping[str, str] = {
     **ENDPOINT_SETTINGS,
     "retention.bytes": str(32 << 20),

@@ -1,7 +1,8 @@
-"""The transport `kafka:HOST:PORT[,HOST:PORT…]/NAME`: links over a pair of topics, straight to the brokers, without a hub.
+"""The transport `kafka:HOST:PORT[,HOST:PORT…]/NAME`: links over a pair of topics, without a hub.
 
-An endpoint to listen at is a topic. A dialer creates two more topics, one for each direction, and announces them in the endpoint's topic.
-Each end deletes the topic that it reads, once the peer has written its last record. Listeners delete what dead programs leave behind.
+An endpoint to listen at is a topic. A dialer creates two more topics, one for each direction, and announces them in the
+endpoint's topic. Each end deletes the topic that it reads, once the peer has written its last record. Listeners delete
+what dead programs leave behind.
 """
 
 from collections import defaultdict
@@ -64,8 +65,9 @@ class Address:
 class KafkaTransport(Transport):
     """The transport `kafka:HOST:PORT[,HOST:PORT…]/NAME`.
 
-    Nodes that connect to each other need the same name, prefix and Kafka. A node has one Kafka client for each bootstrap address. It is
-    opened by the first link or listener, and closed when the node ends or nothing has used it for a minute.
+    Nodes that connect to each other need the same name, prefix and Kafka. A node has one Kafka client for each
+    bootstrap address. It is opened by the first link or listener, and closed when the node ends or nothing has used it
+    for a minute.
 
     Args:
       prefix: Prefix of all topics of this transport. Nothing else in the Kafka is touched.
@@ -107,16 +109,7 @@ class KafkaTransport(Transport):
         self._replication_factor = replication_factor
         self._max_frame = max_frame
         self._log_throttle = LogThrottle()
-        self._security = Security.of(
-            security,
-            ca_file=ca_file,
-            certificate=certificate,
-            key=key,
-            username=username,
-            password=password,
-            password_file=password_file,
-            mechanism=mechanism,
-        )
+        self._security = Security.of(security, ca_file, certificate, key, username, password, password_file, mechanism)
         self._nursery: trio.Nursery | None = None
         self._clients: dict[str, SharedClient] = {}
         self._opening: defaultdict[str, trio.Lock] = defaultdict(trio.Lock)
@@ -139,8 +132,8 @@ class KafkaTransport(Transport):
         """Return the transport for one node.
 
         Args:
-          nursery: Holds the Kafka clients of the node, and the tasks of their links. It may take 2 s to end: closed links wait until
-              Kafka has confirmed their last records.
+          nursery: Holds the Kafka clients of the node, and the tasks of their links. It may take 2 s to end: closed
+              links wait until Kafka has confirmed their last records.
         """
         opened = copy(self)
         opened._nursery = nursery  # noqa: SLF001 - the same class

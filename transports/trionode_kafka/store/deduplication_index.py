@@ -1,4 +1,4 @@
-"""Which pushes a topic holds: the last request id of each producer, and the indexes of recent pushes, learnt by reading topics."""
+"""Which pushes a topic holds: the last request id of each producer, and the indexes of recent pushes."""
 
 import time
 from collections import OrderedDict
@@ -9,8 +9,8 @@ from trionode_kafka.client import KafkaClient
 
 #: Seconds for which a hub relies on what it knows of a topic into which other hubs may write too.
 KNOWN_SECONDS = 10
-#: Seconds by which a producer's clock, which its address contains, may differ from the hubs'. It is also how far back a hub reads for a
-#: producer whose address contains no time; such a producer never resends.
+#: Seconds by which a producer's clock, which its address contains, may differ from the hubs'. It is also how far back a
+#: hub reads for a producer whose address contains no time; such a producer never resends.
 BIRTH_SKEW_SECONDS = 300
 #: Producers, over all streams, whose last request id is kept; a forgotten one costs a read back to its birth.
 MAX_PRODUCERS = 50_000
@@ -19,7 +19,7 @@ MAX_RECENT = 100_000
 
 
 class DeduplicationIndex:
-    """The pushes of one topic. Every record from `_since` to below `_end` was read, as of the time `_as_of` (Unix seconds)."""
+    """The pushes of one topic. All records from `_since` to below `_end` were read, as of `_as_of` (Unix seconds)."""
 
     def __init__(self, client: KafkaClient, topic: str, known: "KnownPushes") -> None:
         self._client = client
@@ -45,7 +45,8 @@ class DeduplicationIndex:
         ]
         if not unknown:
             return
-        # A resend of a push that was stored so long ago that its index is forgotten: only its producer's whole past shows it.
+        # A resend of a push that was stored so long ago that its index is forgotten: only its producer's whole past
+        # shows it.
         end = self._end if any(self.is_superseded(push) for push in unknown) else self._since
         birth = min(_birth_ms(push.producer, now) for push in unknown)
         start = await self._client.admin.offset_at(self._topic, birth - BIRTH_SKEW_SECONDS * 1000)
@@ -97,7 +98,7 @@ class DeduplicationIndex:
 
 
 class KnownPushes:
-    """What producers stored, over all topics, least recently used first: their last request ids, and the indexes of recent pushes."""
+    """What producers stored, over all topics, least recently used first: last request ids, and recent pushes."""
 
     __slots__ = ("last", "recent")
 

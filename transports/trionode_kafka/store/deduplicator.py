@@ -9,8 +9,8 @@ from trionode_kafka.store.streams import OUTAGE_SECONDS
 
 #: Seconds by which clocks of hubs may differ.
 HUB_SKEW_SECONDS = 20
-#: Seconds of a topic that a reader reads before the record at which it starts. Two copies arrive within KNOWN_SECONDS and OUTAGE_SECONDS
-#: of each other, and the first one's timestamp is at most OUTAGE_SECONDS older than its arrival.
+#: Seconds of a topic that a reader reads before the record at which it starts. Two copies arrive within KNOWN_SECONDS
+#: and OUTAGE_SECONDS of each other, and the first one's timestamp is at most OUTAGE_SECONDS older than its arrival.
 LOOK_BACK_SECONDS = 2 * OUTAGE_SECONDS + KNOWN_SECONDS + HUB_SKEW_SECONDS
 #: Producers of one stream that a reader knows, those that wrote last.
 MAX_READ_PRODUCERS = 4096

@@ -1,7 +1,7 @@
 """The owners of streams: a topic of its own, `<prefix>_owners`, in which the first record about a stream counts.
 
-An owner record in the stream's own topic would be simpler, but it would shift the indexes, go with retention, and leave the name of a
-deleted stream to the first client that creates it again.
+An owner record in the stream's own topic would be simpler, but it would shift the indexes, go with retention, and leave
+the name of a deleted stream to the first client that creates it again.
 """
 
 import time

@@ -1,4 +1,4 @@
-"""Reading streams: the end of a topic is followed for all readers that wait there, and older records are fetched for each reader."""
+"""Reading streams: all readers at the end of a topic share a follower, and each other reader fetches."""
 
 import contextlib
 import time
@@ -13,19 +13,21 @@ from trionode_kafka.client import BrokerUnavailableError, FetchedRecord, FetchRe
 from trionode_kafka.store.deduplicator import Deduplicator, deduplicator_at
 from trionode_kafka.store.streams import RETRY_SECONDS, Stream, Streams
 
-#: Bytes of records kept at the end of one stream, two pull answers; a reader that falls behind them reads from the broker again.
+#: Bytes of records kept at the end of one stream, two pull answers; a reader that falls behind them reads from the
+#: broker again.
 END_BYTES = 128 << 10
 #: Bytes of records that were fetched and not read yet, over all streams and readers.
 PREFETCHED_BYTES = 16 << 20
 #: Readers behind the end whose cursor is kept, each with what is known of the producers before it.
 MAX_CURSORS = 1024
-#: Seconds without a reader after which a topic is not followed any more: longer than the pause of a long poll, shorter than an absence.
+#: Seconds without a reader after which a topic is not followed any more: longer than the pause of a long poll, shorter
+#: than an absence.
 IDLE_SECONDS = 15.0
 
 
 @attrs.define(eq=False)
 class _Cursor:
-    """The records that were fetched for the reader that is at `index`. Without a deduplicator, the followed end has it."""
+    """The records that were fetched for the reader at `index`. Without a deduplicator, the followed end has it."""
 
     index: int
     end: int

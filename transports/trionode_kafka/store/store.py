@@ -1,14 +1,16 @@
-"""A stream store in Kafka: one topic for each stream, offsets as indexes, each push pulled exactly once across restarts and hubs.
+"""A stream store in Kafka: a topic for each stream, offsets as indexes, each push pulled exactly once.
 
-A record's value is the message and nothing else. The headers `producer` and `request_id` name the push (spec §11.3). A hub has no state
-that Kafka does not have, so any number of hubs may share one Kafka. Two rules together make a push appear once:
+A record's value is the message and nothing else. The headers `producer` and `request_id` name the push (spec §11.3). A
+hub has no state that Kafka does not have, so any number of hubs may share one Kafka. Two rules together make a push
+appear once:
 
-- Before a hub stores a push, it knows what the push's producer stored last, by reading the topic: back to the producer's birth if it does
-  not know the producer, and what others added since if its knowledge is older than KNOWN_SECONDS.
-- Two cases remain: two hubs store the same push at the same time, or a hub is suspended between knowing and storing. Such a copy is within
-  LOOK_BACK_SECONDS of the first one, because a record carries the time at which its hub knew, and the broker refuses records that are
-  older than OUTAGE_SECONDS (`message.timestamp.before.max.ms`). Readers drop, in order, a record of a UUIDv7 producer whose id is not above
-  the producer's last.
+- Before a hub stores a push, it knows what the push's producer stored last, by reading the topic: back to the
+  producer's birth if it does not know the producer, and what others added since if its knowledge is older than
+  KNOWN_SECONDS.
+- Two cases remain: two hubs store the same push at the same time, or a hub is suspended between knowing and storing.
+  Such a copy is within LOOK_BACK_SECONDS of the first one, because a record carries the time at which its hub knew, and
+  the broker refuses records that are older than OUTAGE_SECONDS (`message.timestamp.before.max.ms`). Readers drop, in
+  order, a record of a UUIDv7 producer whose id is not above the producer's last.
 """
 
 import contextlib
@@ -34,7 +36,8 @@ from trionode_kafka.store.reader import Reader
 from trionode_kafka.store.streams import OWNERS, Streams
 from trionode_kafka.store.writer import Writer
 
-#: Seconds between two checks whether the topics in use still exist: Kafka answers nothing to a reader of a deleted topic.
+#: Seconds between two checks whether the topics in use still exist: Kafka answers nothing to a reader of a deleted
+#: topic.
 CHECK_SECONDS = 1.0
 #: Topics in one check.
 CHECKED_AT_ONCE = 500
@@ -45,10 +48,10 @@ MAX_OFFSET = (1 << 63) - 1
 class KafkaStore:
     """The store that `open_kafka_store` opens. `StreamStore` documents its methods.
 
-    While the broker is away, `append` and `read` wait, and the other methods raise StoreError after some seconds. `read` below the first
-    index that retention has left raises StoreError, and `read` of a deleted stream raises UnknownStreamError, so that neither looks like an
-    empty stream. Positions are committed offsets of the group `<prefix><client id>`. The broker forgets them when the client is away for
-    `offsets.retention.minutes` (7 days).
+    While the broker is away, `append` and `read` wait, and the other methods raise StoreError after some seconds.
+    `read` below the first index that retention has left raises StoreError, and `read` of a deleted stream raises
+    UnknownStreamError, so that neither looks like an empty stream. Positions are committed offsets of the group
+    `<prefix><client id>`. The broker forgets them when the client is away for `offsets.retention.minutes` (7 days).
     """
 
     def __init__(self, client: KafkaClient, nursery: trio.Nursery, *, prefix: str, replication_factor: int) -> None:
@@ -155,23 +158,15 @@ async def open_kafka_store(
 
     Raises:
       ConfigError: An option has a wrong value, or options do not fit together.
-      ConnectionLost: No Kafka answers at `where`, or it refuses this client. It is raised within some seconds and says why.
+      ConnectionLost: No Kafka answers at `where`, or it refuses this client. It is raised within some seconds and says
+          why.
 
-    The end of the block closes every thread and connection within some seconds, also if it is cancelled or the broker hangs. It is then
-    unknown whether unconfirmed pushes are stored, as after a cancelled `append`.
+    The end of the block closes every thread and connection within some seconds, also if it is cancelled or the broker
+    hangs. It is then unknown whether unconfirmed pushes are stored, as after a cancelled `append`.
     """
     if not valid_stream_name(prefix) or len(prefix) > 40:
         raise ConfigError(f"a prefix is 1 to 40 of A-Z a-z 0-9 . _ -, not {prefix!r:.100}")
-    options = Security.of(
-        security,
-        ca_file=ca_file,
-        certificate=certificate,
-        key=key,
-        username=username,
-        password=password,
-        password_file=password_file,
-        mechanism=mechanism,
-    )
+    options = Security.of(security, ca_file, certificate, key, username, password, password_file, mechanism)
     async with open_kafka_client(where, options) as client, trio.open_nursery() as nursery:
         yield KafkaStore(client, nursery, prefix=prefix, replication_factor=replication_factor)
         nursery.cancel_scope.cancel()

@@ -1,4 +1,4 @@
-"""The streams that this hub has opened, each a topic: found when they are first used, closed when their topic is deleted."""
+"""The streams that this hub has opened, each a topic: found at their first use, closed with their topic."""
 
 from collections.abc import Callable, Mapping, Sequence
 
@@ -8,8 +8,8 @@ import trio
 from trionode.plugins import FinalError, UnknownStreamError, valid_stream_name
 from trionode_kafka.client import KafkaClient
 
-#: Seconds after which the broker refuses a record by its timestamp: how long an outage or a suspension may last before a hub reads again
-#: whether another one stored the push meanwhile.
+#: Seconds after which the broker refuses a record by its timestamp: how long an outage or a suspension may last before
+#: a hub reads again whether another one stored the push meanwhile.
 OUTAGE_SECONDS = 60
 #: The stream name whose topic would be that of the owners.
 OWNERS = "_owners"
@@ -25,7 +25,7 @@ _SETTINGS: Mapping[str, str] = {
 
 @attrs.define(eq=False)
 class Stream:
-    """A stream whose topic existed. Once the topic is deleted, it is `deleted` for good; a new one of that name is another object."""
+    """A stream whose topic existed. Once deleted, it stays `deleted`; a new stream of that name is another object."""
 
     name: str
     topic: str

@@ -1,4 +1,4 @@
-"""Pushes on their way into topics: in order, each stored once, through a producer that is replaced whenever it fails."""
+"""Pushes on their way into topics: in order, each stored once. The producer is replaced whenever it fails."""
 
 from collections.abc import Sequence
 from contextlib import suppress
@@ -12,13 +12,15 @@ from trionode_kafka.client import BrokerUnavailableError, KafkaClient, OutgoingR
 from trionode_kafka.store.deduplication_index import DeduplicationIndex, KnownPushes
 from trionode_kafka.store.streams import RETRY_SECONDS, Stream, Streams
 
-#: Bytes of pushes that may be unconfirmed before `append` waits: kafka-python itself queues without bound for a dead broker.
+#: Bytes of pushes that may be unconfirmed before `append` waits: kafka-python itself queues without bound for a dead
+#: broker.
 MAX_UNCONFIRMED_BYTES = 32 << 20
 #: Seconds that one record which is not a push may be unconfirmed.
 WRITE_SECONDS = 4.0
 #: Seconds that other confirmations may still take after one has failed, before the producer is replaced.
 CONFIRM_SECONDS = 2.0
-#: What a record batch with one record costs beside value, producer and headers (measured 110), against `max.message.bytes`.
+#: What a record batch with one record costs beside value, producer and headers (measured 110), against
+#: `max.message.bytes`.
 BATCH_OVERHEAD = 256
 #: Bytes of the longest producer address that fits into a record's headers.
 MAX_PRODUCER = 1024
@@ -26,7 +28,7 @@ MAX_PRODUCER = 1024
 
 @attrs.define(eq=False)
 class _Pending:
-    """A push without an answer yet."""
+    """A push on its way, and its answer."""
 
     push: Push
     answer: Stored | StoreError | None = None
@@ -70,11 +72,10 @@ class Writer:
             await self._capacity.park()
         streams = {push.stream: await self._find(push.stream) for push in pushes}
         # No await from here to the queues, so that pushes keep the order in which they came.
-        answers = [self._enqueue(push, streams[push.stream]) for push in pushes]
-        for answer in answers:
-            if isinstance(answer, _Pending):
-                await answer.answered.wait()
-        return [_answer_of(answer) for answer in answers]
+        pending = [self._enqueue(push, streams[push.stream]) for push in pushes]
+        for each in pending:
+            await each.answered.wait()
+        return [each.answer for each in pending if each.answer is not None]
 
     async def write(self, topic: str, record: OutgoingRecord) -> int:
         """Write one record that is not a push. Returns its offset."""
@@ -102,13 +103,12 @@ class Writer:
             except StoreError as error:
                 return error
 
-    def _enqueue(self, push: Push, stream: Stream | StoreError) -> Stored | StoreError | _Pending:
-        if isinstance(stream, StoreError):
-            return stream
-        if stream.deleted:
-            return stream.error()
-        if (refused := _refusal(push, stream.max_message_bytes)) is not None:
-            return refused
+    def _enqueue(self, push: Push, stream: Stream | StoreError) -> _Pending:
+        refused = stream if isinstance(stream, StoreError) else _refusal(push, stream)
+        if isinstance(stream, StoreError) or refused is not None:
+            unsent = _Pending(push, refused)
+            unsent.answered.set()
+            return unsent
         queue = self._queues.get(stream)
         if queue is None:
             index = DeduplicationIndex(self._client, stream.topic, self._known)
@@ -126,7 +126,7 @@ class Writer:
     # -- to the producer
 
     async def _store(self, queue: _Queue) -> None:
-        """Store the pushes in a queue: find out which of them are stored, write the others, wait until they are confirmed, repeat."""
+        """Store the pushes in a queue: look up which are stored, write the others, wait for confirmations, repeat."""
         backoff = Backoff(*RETRY_SECONDS)
         try:
             while queue.pending:
@@ -161,7 +161,7 @@ class Writer:
                 self._answer(queue, pending, Stored(index))
             elif queue.index.is_superseded(push):
                 self._answer(queue, pending, FinalError("this producer has stored later pushes already"))
-            elif (refused := _refusal(push, queue.stream.max_message_bytes)) is not None:
+            elif (refused := _refusal(push, queue.stream)) is not None:
                 self._answer(queue, pending, refused)
             else:
                 record = OutgoingRecord(timestamp, push.record, push.producer, push.request_id)
@@ -209,7 +209,7 @@ class Writer:
     # -- the producer
 
     async def replace_producers(self) -> None:
-        """Replace the producer whenever it has failed; the queues then look up again what it left unknown, and write the rest."""
+        """Replace the producer whenever it has failed; the queues then look up what it left unknown, and go on."""
         while True:
             await self._producer_failed.wait()
             with trio.move_on_after(CONFIRM_SECONDS):
@@ -238,21 +238,15 @@ class Writer:
             self._replaced.unpark_all()
 
 
-def _refusal(push: Push, max_message_bytes: int) -> StoreError | None:
-    # Before the broker refuses it, because that ends the producer.
+def _refusal(push: Push, stream: Stream) -> StoreError | None:
+    """Return why a push can't be stored. If the broker refused it, that would end the producer."""
+    if stream.deleted:
+        return stream.error()
     if len(push.record) > MAX_RECORD:
         return FinalError(f"a record has at most {MAX_RECORD} bytes, this one has {len(push.record)}")
     if len(push.producer) > MAX_PRODUCER:
         return FinalError(f"a producer's address has at most {MAX_PRODUCER} bytes, this one has {len(push.producer)}")
-    if len(push.record) + len(push.producer) + BATCH_OVERHEAD > max_message_bytes:
-        return FinalError(
-            f"the topic takes at most {max_message_bytes} bytes (max.message.bytes); the record does not fit"
-        )
+    limit = stream.max_message_bytes
+    if len(push.record) + len(push.producer) + BATCH_OVERHEAD > limit:
+        return FinalError(f"the topic takes at most {limit} bytes (max.message.bytes); the record does not fit")
     return None
-
-
-def _answer_of(answer: Stored | StoreError | _Pending) -> Stored | StoreError:
-    if isinstance(answer, _Pending):
-        assert answer.answer is not None
-        return answer.answer
-    return answer
