@@ -334,7 +334,11 @@ async def test_flood_of_rivals_is_answered_once_in_a_round_trip(
         claim = Claim(served.shared, ENDPOINT, "kafka:" + AT)
         claim._id, claim._read_own_listen, claim._has_claimed = new_id(), True, True
         answers: list[OnConfirmed] = []
-        served.kafka.send = lambda topic, batch: answers.extend(confirmed for _, confirmed in batch)  # type: ignore[method-assign]
+
+        def send(topic: str, batch: Sequence[tuple[OutgoingRecord, OnConfirmed]]) -> None:
+            answers.extend(confirmed for _, confirmed in batch)
+
+        served.kafka.send = send  # type: ignore[method-assign]
         for _ in range(3):
             for _ in range(5 * MAX_RIVALS):
                 claim._receive(Announcement(AnnouncementKind.LISTEN, new_id()))

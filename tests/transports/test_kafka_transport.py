@@ -216,7 +216,7 @@ async def test_dialer_learns_that_a_listener_has_ended_or_died(
             with pytest.raises(ConnectionLost, match="no node listens at kafka:"):
                 await client.connect(at)
             await _die(server, name, monkeypatch)
-            with pytest.raises(ConnectionLost, match="is the node that listened there dead"):
+            with pytest.raises(ConnectionLost, match="has that node died"):
                 await client.connect(at)
 
 
@@ -259,8 +259,8 @@ async def test_suspended_listener_loses_its_endpoint_to_another(monkeypatch: pyt
     # The order of the topic decides: LISTEN of B, nothing from A, LISTENING of B, and only then what A answers.
     a, b = new_id(), new_id()
     endpoint = Claim(SimpleNamespace(), "topic", "kafka:host:1/name")  # type: ignore[arg-type]
-    announced: list[AnnouncementKind] = []
-    monkeypatch.setattr(endpoint, "_announce", announced.append)
+    announced: list[None] = []
+    monkeypatch.setattr(endpoint, "_announce", lambda: announced.append(None))
     endpoint._id, endpoint._has_claimed = a, True
     endpoint._receive(Announcement(AnnouncementKind.LISTENING, b))
     endpoint._receive(Announcement(AnnouncementKind.LISTEN, a))
@@ -273,7 +273,7 @@ async def test_suspended_listener_loses_its_endpoint_to_another(monkeypatch: pyt
     endpoint._receive(Announcement(AnnouncementKind.LISTEN, b))
     endpoint._receive(Announcement(AnnouncementKind.LISTENING, b))
     assert [*lost, endpoint._lost.is_set()] == [False, False, True]
-    assert announced == [AnnouncementKind.LISTENING, AnnouncementKind.LISTENING]
+    assert len(announced) == 2
 
 
 @pytest.mark.kafka

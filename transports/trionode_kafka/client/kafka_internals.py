@@ -134,7 +134,7 @@ class PlainRecords(Fetcher.PartitionRecords):  # type: ignore[misc]
     def __init__(self, fetch_offset: int, topic: TopicPartition, batches: Any, **options: Any) -> None:
         super().__init__(fetch_offset, topic, _UncompressedBatches(batches), **options)
 
-    def take(self, n: int | None = None) -> Any:  # noqa: D102 - kafka-python's
+    def take(self, n: int | None = None) -> Any:
         try:
             return super().take(n)
         except Exception as error:  # of any kind, such as UnicodeDecodeError for a header's name; only this topic fails

@@ -119,10 +119,8 @@ class Probe:
         if not connection.init_future.succeeded():
             return self._wrong_password() if security.has_password else f"it hung up ({error})"
         if not security.has_password:
-            return (
-                f"it hung up at a request without a password: set security={'sasl_ssl' if security.has_tls else 'sasl_plaintext'!r}, "
-                "username and password"
-            )
+            protocol = "sasl_ssl" if security.has_tls else "sasl_plaintext"
+            return f"it hung up at a request without a password: set security={protocol!r}, username and password"
         return f"it hung up ({error})"
 
 

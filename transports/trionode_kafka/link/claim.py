@@ -88,7 +88,7 @@ class Claim:
             with trio.move_on_after(ANNOUNCE_SECONDS):
                 await self._lost.wait()
                 break
-            self._announce(AnnouncementKind.LISTENING)
+            self._announce()
         await trio.lowlevel.checkpoint()
         return str(self._error or "another listener answers there")
 
@@ -140,7 +140,7 @@ class Claim:
             with trio.move_on_after(CLAIM_SECONDS):
                 await self._lost.wait()
                 raise self._lost_error()
-            self._announce(AnnouncementKind.LISTENING)
+            self._announce()
         self._has_claimed = True
 
     def _lost_error(self) -> StoreError | ConfigError:
@@ -182,12 +182,12 @@ class Claim:
         elif announcement.kind is AnnouncementKind.LISTEN:
             if len(self._rivals) < MAX_RIVALS:
                 self._rivals.add(announcement.id)
-            self._announce(AnnouncementKind.LISTENING)
+            self._announce()
         elif not self._has_claimed or announcement.id in self._rivals:
             self._lose()
 
-    def _announce(self, kind: AnnouncementKind) -> None:
-        """Write an announcement. One answers all that ask while it is on its way, and one more any that missed it."""
+    def _announce(self) -> None:
+        """Announce that this listener listens. One record answers all that ask while it is on its way, and one more any that missed it."""
         if self._is_announcing:
             self._announce_again = True
             return
@@ -198,9 +198,9 @@ class Claim:
                 return  # it belongs to an earlier claim
             again, self._is_announcing, self._announce_again = self._announce_again, False, False
             if again and isinstance(answer, int) and not self._lost.is_set():
-                self._announce(kind)
+                self._announce()
 
-        record = OutgoingRecord(0, Announcement(kind, own_id).encode())
+        record = OutgoingRecord(0, Announcement(AnnouncementKind.LISTENING, own_id).encode())
         self._shared.client.producer.send(self._topic, [(record, confirmed)])
 
 

@@ -294,7 +294,7 @@ class KafkaLink:
             self._write(RecordKind.HEARTBEAT)
 
     def _end(self, error: RemoteError | None = None) -> None:
-        """End the peer's direction: `receive` returns the frames that have arrived, then raises the error or returns ()."""
+        """End the peer's direction: `receive` returns what has arrived, then raises the error or returns ()."""
         if not self._ended:
             self._ended = True
             if error is None and not self._decoder.is_between_frames:

@@ -189,7 +189,7 @@ class KafkaTransport(Transport):
                     return await self._dial(shared, address)
             except trio.TooSlowError:
                 raise ConnectionLost(
-                    f"no answer from kafka:{address} within {CONNECT_SECONDS:g} s: is the node that listened there dead?"
+                    f"no answer from kafka:{address} within {CONNECT_SECONDS:g} s: has that node died?"
                 ) from None
             except StoreError as error:
                 raise ConnectionLost(f"can't connect to kafka:{address}: {error}") from error
