@@ -77,6 +77,7 @@ class Claim:
             client.follower.unfollow(self._topic)
             if self._owns_topic and not self._lost.is_set():
                 deleted = client.delete_topics([self._topic])
+                self._shared.deleted_topics.add(self._topic)
                 with trio.CancelScope(shield=True), trio.move_on_after(FREE_SECONDS), suppress(StoreError):
                     await wait_for(deleted)
                     while await client.admin.describe_topics([self._topic]):
@@ -118,6 +119,7 @@ class Claim:
         self._owns_topic = False
         with trio.fail_after(LISTEN_SECONDS):
             while not self._owns_topic:
+                await self._shared.prepare_to_create(topic)
                 # If this is cancelled, the topic is deleted again. Else `_owns_topic` says what to do.
                 self._owns_topic = await client.admin.create_topics(
                     topic, replication_factor=self._replication_factor, settings=ENDPOINT_SETTINGS, keep=False
@@ -127,6 +129,8 @@ class Claim:
                 await self._claim_topic(is_new=self._owns_topic)
                 # The listener before may have deleted it meanwhile.
                 self._owns_topic = bool(before) and await client.admin.describe_topics([topic]) == before
+                if not self._owns_topic:
+                    self._shared.deleted_topics.add(topic)
 
     async def _claim_topic(self, *, is_new: bool) -> None:
         self._lost, self._error = trio.Event(), None
@@ -158,7 +162,9 @@ class Claim:
     def on_records(self, records: Sequence[FetchedRecord] | StoreError) -> None:
         """Take the next records of the topic; the follower calls it."""
         if isinstance(records, RefusedByBrokerError):
-            self._lose(records)  # the topic was created again, or this reader was too slow: its announcements are gone
+            # The topic was created again, or this reader was too slow: its announcements are gone.
+            self._shared.deleted_topics.add(self._topic)
+            self._lose(records)
         elif isinstance(records, StoreError):
             self._shared.client.follower.follow(self._topic, self._offset, self.on_records)
         else:

@@ -31,9 +31,12 @@ class SharedClient:
         self.producer_epoch = 0
         #: The topics of endpoints that listeners hold through this client. It can follow each once.
         self.endpoints: set[str] = set()
+        #: Topics that were deleted since the producer was made.
+        self.deleted_topics: set[str] = set()
         self._resend: dict[str, Callable[[], None]] = {}
         self._closed: OrderedDict[str, None] = OrderedDict()
         self._producer_failed = trio.Event()
+        self._replaced = trio.lowlevel.ParkingLot()
 
     async def run(self) -> None:
         """Replace the producer whenever it has failed, until nothing has used the client for IDLE_SECONDS."""
@@ -55,9 +58,17 @@ class SharedClient:
             else:
                 break
         self.producer_epoch += 1
+        self.deleted_topics.clear()
         self._producer_failed = trio.Event()
+        self._replaced.unpark_all()
         for resend in list(self._resend.values()):
             resend()
+
+    async def prepare_to_create(self, topic: str) -> None:
+        """Replace the producer if it knew a deleted topic of this name: it could not write into the new one."""
+        if topic in self.deleted_topics:
+            self.producer_failed()
+            await self._replaced.park()
 
     @asynccontextmanager
     async def in_use(self) -> AsyncIterator[None]:
