@@ -17,7 +17,10 @@ class WireError(RemoteError):
 
 
 class DecryptError(RemoteError):
-    """An encrypted message has a wrong tag, a wrong or used nonce, or an unknown key. The channel's state is unchanged."""
+    """An encrypted message has a wrong tag, a wrong or used nonce, or an unknown key.
+
+    The channel's state is unchanged.
+    """
 
 
 class HandshakeError(RemoteError):
@@ -25,7 +28,7 @@ class HandshakeError(RemoteError):
 
 
 class IdentityError(RemoteError):
-    """A change history, attestation, credential or identifier is not valid, or contradicts one that is known already."""
+    """A change history, attestation, credential or identifier is not valid, or contradicts a known one."""
 
 
 class ConnectionLost(RemoteError):

@@ -104,7 +104,7 @@ def refuses(exchange: ClassicExchange, message: bytes, *, ends: bool = False) ->
     return str(raised.value)
 
 
-# -- two parties ----------------------------------------------------------------------------------------------------------------------
+# -- two parties -------------------------------------------------------------------------------------------------------
 
 
 def test_two_parties_learn_each_others_identity_and_share_a_cipher() -> None:
@@ -148,7 +148,7 @@ def test_there_is_only_one_session_object() -> None:
     assert sent(cipher, b"x")[1:9] == (1).to_bytes(8, "big")
 
 
-# -- data ----------------------------------------------------------------------------------------------------------------------------
+# -- data --------------------------------------------------------------------------------------------------------------
 
 
 def test_replays_and_repeated_identity_messages_are_refused_threat_5() -> None:
@@ -208,7 +208,7 @@ def test_a_cipher_adds_at_most_its_overheads(payload: bytes, onward: list[bytes]
     assert len(cipher.encrypt(plaintext)) <= len(plaintext) + cipher.encryption_overhead
 
 
-# -- junk, and the right message after it ---------------------------------------------------------------------------------------------
+# -- junk, and the right message after it ------------------------------------------------------------------------------
 
 
 def junk(good: bytes) -> list[bytes]:
@@ -300,7 +300,7 @@ def test_points_of_small_order_are_refused_threat_14(point: bytes) -> None:
     refuses(BOB.respond(), write_first(point, ALICES))
 
 
-# -- message 1 ------------------------------------------------------------------------------------------------------------------------
+# -- message 1 ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -335,7 +335,7 @@ def test_no_current_first_message_looks_like_a_classic_one_threat_11(first: byte
     assert not is_classic(first)
 
 
-# -- identities that are not good enough ------------------------------------------------------------------------------------------------
+# -- identities that are not good enough -------------------------------------------------------------------------------
 
 
 def sealed(exchange: ClassicExchange, plaintext: bytes) -> bytes:
@@ -479,7 +479,7 @@ def test_a_rotated_identity_signs_with_its_current_root_key_and_no_older_one_thr
     refuses(alice, sealed(bob, CLASSIC.encode((ALICES,), (BOBS,), by_the_old)), ends=True)
 
 
-# -- verbs, and the keys ----------------------------------------------------------------------------------------------------------------
+# -- verbs, and the keys -----------------------------------------------------------------------------------------------
 
 
 def test_the_keys_of_a_handshake_are_forgotten_after_use() -> None:
@@ -561,7 +561,7 @@ def test_no_repr_contains_a_secret() -> None:
             assert repr(secret)[2:-1] not in text
 
 
-# -- vectors ----------------------------------------------------------------------------------------------------------------------------
+# -- vectors -----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("payloads", ["empty", "payloads"])

@@ -1,4 +1,4 @@
-"""The current codec: the vectors byte for byte, the fast decoder against the strict one, and what is refused (spec §2.2, §7.2)."""
+"""The current codec: vectors, the fast decoder against the strict one, and invalid input (spec §2.2, §7.2)."""
 
 import struct
 import tracemalloc

@@ -49,7 +49,8 @@ def test_no_bit_of_key_signature_or_data_can_be_flipped(bit: int) -> None:
 
 @pytest.mark.parametrize("point", SMALL_ORDER.values(), ids=SMALL_ORDER.keys())
 def test_a_key_of_small_order_or_not_canonical_verifies_nothing(point: str) -> None:
-    # With S = 0 and R of small order the bare equation holds for one message in at most eight: without the check some would pass.
+    # With S = 0 and R of small order the bare equation holds for one message in at most eight: without the check some
+    # would pass.
     for commitment in SMALL_ORDER.values():
         for data in (DATA, *(bytes([number]) for number in range(8))):
             assert not verify_ed25519(bytes.fromhex(point), data, bytes.fromhex(commitment) + bytes(32))

@@ -42,7 +42,7 @@ from trionode.protocol.stream.names import unique, uuid7_hex, uuid7_milliseconds
 from trionode.protocol.stream.producer import MAX_PUSH_BYTES, MAX_PUSHES, Producer
 from trionode.protocol.wire.bare import Reader, data, string
 
-# -- messages ---------------------------------------------------------------------------------------------------------------------------
+# -- messages ----------------------------------------------------------------------------------------------------------
 
 
 def _payload(frame: bytes) -> bytes:
@@ -176,7 +176,7 @@ def test_the_longest_record_fits_into_one_answer_with_room_for_two_long_addresse
         assert record.size >= len(encode(PullResponse(0, (record,)))) - len(encode(PullResponse(0, ()))) - 2
 
 
-# -- names ------------------------------------------------------------------------------------------------------------------------------
+# -- names -------------------------------------------------------------------------------------------------------------
 
 
 def test_names_of_streams_are_those_of_kafka_topics() -> None:
@@ -217,7 +217,7 @@ def test_other_addresses_contain_no_time() -> None:
         uuid7_hex(2**48, bytes(10))
 
 
-# -- the producer -----------------------------------------------------------------------------------------------------------------------
+# -- the producer ------------------------------------------------------------------------------------------------------
 
 WORKER = (b"worker",)
 
@@ -362,7 +362,7 @@ def test_machines_refuse_invalid_names() -> None:
         Consumer("s", "c", limit=0)
 
 
-# -- the consumer -----------------------------------------------------------------------------------------------------------------------
+# -- the consumer ------------------------------------------------------------------------------------------------------
 
 
 def _open_consumer(stored: int | None = None) -> Consumer:
@@ -523,7 +523,7 @@ def test_every_state_can_begin_again(machine: Machine) -> None:
         assert machine._table[state, Event.BEGUN][1] is State.CREATING
 
 
-# -- both against a hub and a network that do their worst --------------------------------------------------------------------------------
+# -- both against a hub and a network that do their worst --------------------------------------------------------------
 
 #: After this the network is well, so that what is promised for "eventually" can be seen.
 CALM = 100.0

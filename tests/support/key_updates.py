@@ -1,4 +1,7 @@
-"""A TLS 1.3 client that updates its keys and requests the same of the other end (RFC 8446 §4.6.3). Python's ssl can't do that."""
+"""A TLS 1.3 client that updates its keys and requests the same of the other end (RFC 8446 §4.6.3).
+
+Python's ssl can't do that.
+"""
 
 import ssl
 from pathlib import Path
@@ -13,7 +16,10 @@ _HANDSHAKE, _DATA = 22, 23
 
 
 class Keys:
-    """The keys with which a client encrypts after its handshake, from the log of its secrets. It must have sent nothing yet."""
+    """The keys with which a client encrypts after its handshake, from the log of its secrets.
+
+    It must have sent nothing yet.
+    """
 
     def __init__(self, log: Path) -> None:
         (line,) = (each for each in log.read_text().splitlines() if each.startswith("CLIENT_TRAFFIC_SECRET_0 "))
@@ -24,7 +30,10 @@ class Keys:
         return self._seal(content, _DATA)
 
     def update(self) -> bytes:
-        """Return a KeyUpdate record; later records use the new keys. OpenSSL answers when it gets the next record, or when it writes."""
+        """Return a KeyUpdate record; later records use the new keys.
+
+        OpenSSL answers when it gets the next record, or when it writes.
+        """
         record = self._seal(_KEY_UPDATE, _HANDSHAKE)
         self._use(self._expand("traffic upd", 48))
         return record

@@ -11,7 +11,7 @@ _SHARED = Path(os.environ.get("TRIONODE_VECTORS", Path(__file__).resolve().paren
 
 
 def load(name: str) -> Any:
-    """Return the JSON of one file: `noise-xx-cacophony.json` (public vectors) or `wire/current_noise.json` (wire vectors)."""
+    """Return the JSON of one file, such as `noise-xx-cacophony.json` (public) or `wire/current_noise.json` (ours)."""
     path = (
         _SHARED.parent / "wire" / "vectors" / name.removeprefix("wire/") if name.startswith("wire/") else _SHARED / name
     )

@@ -11,14 +11,18 @@ from trionode.errors import WireError
 from trionode.protocol.wire import bare
 from trionode.protocol.wire.bare import Reader
 
-#: Bytes of data in one Payload: the classic limit, which fits into every stream record and every classic frame (spec §13.3, §11.6).
+#: Bytes of data in one Payload: the classic limit, which fits into every stream record and every classic frame (spec
+#: §13.3, §11.6).
 MAX_DATA = 48 * 1024
-#: Bytes that a peer may send ahead of our socket, between our own nodes. It bounds the memory of one connection, and its speed to WINDOW
-#: bytes per round trip: 10 MB/s if that takes 100 ms, as over the streams of a busy hub. A quarter of it made those three times slower.
+#: Bytes that a peer may send ahead of our socket, between our own nodes. It bounds the memory of one connection, and
+#: its speed to WINDOW bytes per round trip: 10 MB/s if that takes 100 ms, as over the streams of a busy hub. A quarter
+#: of it made those three times slower.
 WINDOW = 1024 * 1024
-#: Credit is returned when 1/CREDIT_PARTS of the window was taken. Fewer parts mean fewer messages; with one, the sender would stand still.
+#: Credit is returned when 1/CREDIT_PARTS of the window was taken. Fewer parts mean fewer messages; with one, the sender
+#: would stand still.
 CREDIT_PARTS = 4
-#: Bytes that may wait for our socket if the peer does not speak credit, so can't be told to wait. Beyond that the connection ends.
+#: Bytes that may wait for our socket if the peer does not speak credit, so can't be told to wait. Beyond that the
+#: connection ends.
 MAX_UNPACED = 1024 * 1024
 #: Whether an inlet offers credit, by bytes behind its Ping. Rust peers of both protocol versions ignore those bytes.
 OFFERS_CREDIT: Final = True
@@ -28,7 +32,10 @@ _COUNTERS = 1 << 16
 
 @attrs.frozen
 class Ping:
-    """An inlet has a client. With `window` it speaks credit, and may be sent that many bytes. None: the peer does not speak credit."""
+    """An inlet has a client. With `window` it speaks credit, and may be sent that many bytes.
+
+    None: the peer does not speak credit.
+    """
 
     window: int | None = None
 
@@ -47,7 +54,10 @@ class Disconnect:
 
 @attrs.frozen
 class Payload:
-    """Bytes of the connection. `counter` numbers Payloads, between our own nodes only, so that loss and reordering are detected."""
+    """Bytes of the connection.
+
+    `counter` numbers Payloads, between our own nodes only, so that loss and reordering are detected.
+    """
 
     data: bytes = attrs.field(repr=False)
     counter: int | None = None
@@ -201,9 +211,10 @@ _EVENTS: Mapping[type[PortalMessage], Event] = {
 class PortalEnd:
     """One end of one connection through a portal; made by `inlet` or `outlet`.
 
-    Send the messages in `outgoing` to the peer, in order. For the socket: `take` the data that have arrived and report with `written` how
-    many the socket took; read at most `sendable` bytes and `send` them; call `input_ended` at the end of its input, and `abort` if it breaks. For the
-    route: `receive` messages, and call `route_lost` when it is gone.
+    Send the messages in `outgoing` to the peer, in order. For the socket: `take` the data that have arrived and report
+    with `written` how many the socket took; read at most `sendable` bytes and `send` them; call `input_ended` at the
+    end of its input, and `abort` if it breaks. For the route: `receive` messages, and call `route_lost` when it is
+    gone.
     """
 
     state: State
@@ -215,7 +226,8 @@ class PortalEnd:
     max_data: int = MAX_DATA
     #: The messages to send to the peer.
     outgoing: deque[PortalMessage] = attrs.Factory(deque)
-    #: Whether the connection broke: it ended without the end of both inputs, and without a Disconnect of a peer that does not speak credit.
+    #: Whether the connection broke: it ended without the end of both inputs, and without a Disconnect of a peer that
+    #: does not speak credit.
     is_broken: bool = False
     _arrived: bytearray = attrs.field(factory=bytearray, repr=False)
     _sent: int = 0
@@ -242,7 +254,10 @@ class PortalEnd:
 
     @property
     def speaks_credit(self) -> bool:
-        """Whether the peer speaks credit. Then each direction ends on its own, and neither side is sent more than it has room for."""
+        """Whether the peer speaks credit.
+
+        Then each direction ends on its own, and neither side is sent more than it has room for.
+        """
         return self._allowed is not None
 
     @property
@@ -303,7 +318,10 @@ class PortalEnd:
         self.outgoing.append(Payload(data, counter))
 
     def input_ended(self) -> None:
-        """Note that the input of the socket has ended. That closes our direction; without credit, it closes the connection."""
+        """Note that the input of the socket has ended.
+
+        That closes our direction; without credit, it closes the connection.
+        """
         self._on(Event.ABORT if self._allowed is None else Event.INPUT_ENDS)
 
     def abort(self) -> None:

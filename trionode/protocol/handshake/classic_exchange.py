@@ -21,14 +21,16 @@ from trionode.protocol.wire.classic_codec import CLASSIC
 
 #: Bytes of the three Noise messages, whose payloads are empty (spec §6.1).
 _FIRST, _SECOND, _THIRD = 32, 96, 64
-#: Bytes in an encrypted identity message: the largest history, two addresses, a signature, and their lengths. A longer one is not decrypted.
+#: Bytes in an encrypted identity message: the largest history, two addresses, a signature, and their lengths. A longer
+#: one is not decrypted.
 MAX_IDENTITY_MESSAGE = MAX_HISTORY + 2 * MAX_VALUE + 256
-#: The nonce of an encrypted identity message: it is the first of its direction, so a late message is not mistaken for it.
+#: The nonce of an encrypted identity message: it is the first of its direction, so a late message is not mistaken for
+#: it.
 _FIRST_NONCE = bytes(8)
 
 
 class IdentityKind(enum.IntEnum):
-    """The two identity messages, by their variant on the wire: the responder sends the request, the initiator the response."""
+    """The two identity messages, by their variant. The responder sends the request, the initiator the response."""
 
     REQUEST = 0
     RESPONSE = 1
@@ -38,12 +40,14 @@ class IdentityKind(enum.IntEnum):
 class ClassicExchange(Exchange):
     """One side of one classic handshake (spec §8), see `Exchange`; made by `create`.
 
-    The initiator: `begin()` returns message 1; `receive(message 2)` returns message 3; `receive(message 4)` sets `peer`; `accept()` returns
-    message 5. The responder: `receive(message 1)` returns message 2; `receive(message 3)` returns message 4; `receive(message 5)` sets
-    `peer`; `accept()`. Classic identities do not expire, so the time given to `receive` makes no difference.
+    The initiator: `begin()` returns message 1; `receive(message 2)` returns message 3; `receive(message 4)` sets
+    `peer`; `accept()` returns message 5. The responder: `receive(message 1)` returns message 2; `receive(message 3)`
+    returns message 4; `receive(message 5)` sets `peer`; `accept()`. Classic identities do not expire, so the time given
+    to `receive` makes no difference.
 
-    A message that is junk, out of turn, or does not verify changes nothing. But messages 4 and 5 are encrypted with the keys just agreed
-    on. If the identity in one is not valid, the peer has failed and sends no other, so the exchange is REFUSED.
+    A message that is junk, out of turn, or does not verify changes nothing. But messages 4 and 5 are encrypted with the
+    keys just agreed on. If the identity in one is not valid, the peer has failed and sends no other, so the exchange is
+    REFUSED.
     """
 
     TABLES: ClassVar[Mapping[noise.Role, Table]] = {
@@ -83,8 +87,8 @@ class ClassicExchange(Exchange):
     ) -> Self:
         """Return the exchange of one side.
 
-        `signing_key` is the root key of `history`, our identity; `ours` is a new random address. A test may bring its own static and
-        ephemeral key in `keys`; otherwise new ones are generated.
+        `signing_key` is the root key of `history`, our identity; `ours` is a new random address. A test may bring its
+        own static and ephemeral key in `keys`; otherwise new ones are generated.
         """
         if signing_key.public != history.root_key:
             raise LocalError("the signing key is not the root key of the history: take both from one identity")
@@ -119,8 +123,8 @@ class ClassicExchange(Exchange):
                 pass
         return None
 
-    # A copy of the handshake reads what the peer sent, as in `CurrentExchange`: after a message that we can't answer, the right message
-    # must still be accepted.
+    # A copy of the handshake reads what the peer sent, as in `CurrentExchange`: after a message that we can't answer,
+    # the right message must still be accepted.
 
     def _answer_first(self, message: bytes) -> bytes:
         first, theirs = read_first(message)
@@ -192,7 +196,7 @@ class ClassicExchange(Exchange):
 
 
 def write_first(first: bytes, ours: Encoded) -> bytes:
-    """Return the payload of message 1: the Noise message, and the BARE address that the peer writes to inside the channel."""
+    """Return the payload of message 1: the Noise message, and our *self* address in BARE."""
     kind, value = decode_address(ours)
     return bare.data(first) + bare.optional(bare.data(bare.u8(kind) + bare.data(value)))
 

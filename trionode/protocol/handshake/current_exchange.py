@@ -19,8 +19,8 @@ from trionode.protocol.session.cipher import CurrentCipher
 class CurrentExchange(Exchange):
     """One side of one handshake (spec §7.1), see `Exchange`; made by `create`.
 
-    The initiator: `begin()` returns message 1; `receive(message 2)` sets `peer`; `accept()` returns message 3. The responder:
-    `receive(message 1)` returns message 2; `receive(message 3)` sets `peer`; `accept()`.
+    The initiator: `begin()` returns message 1; `receive(message 2)` sets `peer`; `accept()` returns message 3. The
+    responder: `receive(message 1)` returns message 2; `receive(message 3)` sets `peer`; `accept()`.
 
     A message that is not acceptable changes nothing: the exchange waits for the right one.
     """
@@ -54,8 +54,8 @@ class CurrentExchange(Exchange):
     ) -> Self:
         """Return the exchange of one side.
 
-        `static` is the X25519 purpose key, and `payload` is our identity, which attests that key. A test may bring its own `ephemeral` key;
-        otherwise a new one is generated.
+        `static` is the X25519 purpose key, and `payload` is our identity, which attests that key. A test may bring its
+        own `ephemeral` key; otherwise a new one is generated.
         """
         if payload.attestation.key != static.public:
             raise LocalError("the payload attests another key than `static`: take both from one identity, at one time")
@@ -87,8 +87,8 @@ class CurrentExchange(Exchange):
                 pass
         return None
 
-    # A copy of the handshake reads what the peer sent. Anybody can send good Noise around a bad identity, or a message that we can't answer,
-    # and the right message must still be accepted afterwards.
+    # A copy of the handshake reads what the peer sent. Anybody can send good Noise around a bad identity, or a message
+    # that we can't answer, and the right message must still be accepted afterwards.
 
     def _answer_first(self, message: bytes) -> bytes:
         attempt = copy.copy(self._noise)

@@ -66,11 +66,15 @@ REFUSE_ROWS: Table = {
 
 @attrs.frozen
 class Peer:
-    """The identity at the other end, which the handshake has proven. Its credentials are as presented, not yet verified."""
+    """The identity at the other end, which the handshake has proven.
+
+    Its credentials are as presented, not yet verified.
+    """
 
     history: History
     credentials: tuple[PresentedCredential, ...] = attrs.field(default=(), repr=False)
-    #: The verified credentials, or None, by the hash of the authority's latest change. This program names the authorities.
+    #: The verified credentials, or None, by the hash of the authority's latest change. This program names the
+    #: authorities.
     _verified: dict[bytes, Credential | None] = attrs.field(factory=dict, init=False, eq=False, repr=False)
 
     @property
@@ -79,7 +83,7 @@ class Peer:
         return self.history.identifier
 
     def credential_by(self, authority: ChangeHistory, now: int) -> Credential | None:
-        """Return the newest credential of that authority, None if there is none that is valid at `now`, seconds since 1970.
+        """Return the newest credential of that authority that is valid at `now`, seconds since 1970; else None.
 
         The signatures are verified the first time; later only the expiry is checked.
         """
@@ -94,12 +98,14 @@ class Peer:
 class Exchange(ABC):
     """One side of one handshake. It takes and returns the payloads of messages, and is used once.
 
-    `begin` (initiator only) and `receive` return the messages to send. When the state is DECIDING, `peer` is set, and the caller asks its
-    trust policy. Then it calls `accept`, or `refuse`. After `accept` the caller takes the `cipher` and drops the exchange, which still
-    holds the first keys. A caller that gives up earlier calls `refuse`, which forgets the keys of the handshake.
+    `begin` (initiator only) and `receive` return the messages to send. When the state is DECIDING, `peer` is set, and
+    the caller asks its trust policy. Then it calls `accept`, or `refuse`. After `accept` the caller takes the `cipher`
+    and drops the exchange, which still holds the first keys. A caller that gives up earlier calls `refuse`, which
+    forgets the keys of the handshake.
 
-    A message that is not acceptable raises HandshakeError. Its text is the same for every cause, so neither a peer nor a log learns which
-    check failed; the cause is its `__cause__`. A method that is called out of turn raises LocalError.
+    A message that is not acceptable raises HandshakeError. Its text is the same for every cause, so neither a peer nor
+    a log learns which check failed; the cause is its `__cause__`. A method that is called out of turn raises
+    LocalError.
     """
 
     #: The transitions of each role.
@@ -122,8 +128,8 @@ class Exchange(ABC):
     def receive(self, message: bytes, now: int) -> bytes | None:
         """Take the peer's next message at `now`, seconds since 1970; return the answer, if there is one.
 
-        HandshakeError if it is not the expected message, or is not valid. VaultError if our own key is gone. Nothing has changed then, but
-        for a classic peer whose identity is not valid: the exchange is REFUSED.
+        HandshakeError if it is not the expected message, or is not valid. VaultError if our own key is gone. Nothing
+        has changed then, but for a classic peer whose identity is not valid: the exchange is REFUSED.
         """
         return self._on(Event.RECEIVE, message, now)
 
@@ -136,7 +142,10 @@ class Exchange(ABC):
         self._on(Event.REFUSE)
 
     def session(self) -> Session:
-        """Return the keys of the channel, always the same object, so no nonce is used twice; LocalError before `accept`."""
+        """Return the keys of the channel, always the same object, so no nonce is used twice.
+
+        LocalError before `accept`.
+        """
         if self.state is not State.OPEN or self._session is None:
             raise LocalError(f"the exchange is {self.state.value}: only an open one has a session")
         return self._session

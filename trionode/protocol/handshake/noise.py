@@ -125,9 +125,9 @@ class SymmetricState:
 class HandshakeState:
     """One side of one XX handshake.
 
-    `static` and `ephemeral` are X25519 keys of `vault`. The ephemeral key must be new; the caller that generated it forgets it after the
-    handshake. A message that does not verify raises HandshakeError and changes nothing: drop it, and the right one is still accepted.
-    A call out of turn raises LocalError.
+    `static` and `ephemeral` are X25519 keys of `vault`. The ephemeral key must be new; the caller that generated it
+    forgets it after the handshake. A message that does not verify raises HandshakeError and changes nothing: drop it,
+    and the right one is still accepted. A call out of turn raises LocalError.
     """
 
     role: Role
@@ -168,8 +168,8 @@ class HandshakeState:
     def split(self) -> tuple[bytes, bytes]:
         """Return the two session keys (k1, k2), 32 bytes each; LocalError before the handshake is finished.
 
-        In Noise the initiator sends with k1. In Ockam it is reversed: k1 is for responder to initiator, k2 for initiator to responder
-        (spec §6.1, "Direction"). The caller assigns them.
+        In Noise the initiator sends with k1. In Ockam it is reversed: k1 is for responder to initiator, k2 for
+        initiator to responder (spec §6.1, "Direction"). The caller assigns them.
         """
         self._require_finished("split")
         return hkdf(self._symmetric.chaining_key, b"")
@@ -201,7 +201,10 @@ class HandshakeState:
         return message
 
     def read_message(self, message: bytes) -> bytes:
-        """Return the payload of the peer's next message. If it does not verify, HandshakeError, and nothing has changed."""
+        """Return the payload of the peer's next message.
+
+        If it does not verify, HandshakeError, and nothing has changed.
+        """
         tokens = self._tokens(writing=False)
         symmetric, rest = self._symmetric, message
         ephemeral, static = self._remote_ephemeral, self._remote_static

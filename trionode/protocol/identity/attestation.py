@@ -19,7 +19,8 @@ _X25519_SIZE = 32
 class PurposeKeyAttestation:
     """The statement of an identity that a key is its own (spec §10.1). It counts only after `verify`.
 
-    `key` is the 32 bytes of an X25519 key for secure channels, or the `PublicKey` that signs credentials. Times are seconds since 1970.
+    `key` is the 32 bytes of an X25519 key for secure channels, or the `PublicKey` that signs credentials. Times are
+    seconds since 1970.
     """
 
     signed: Signed = attrs.field(repr=False)
@@ -53,7 +54,10 @@ class PurposeKeyAttestation:
         created_at: int,
         expires_at: int,
     ) -> Self:
-        """Attest `key` with `signing_key`, the latest key of the history. X25519 keys are for secure channels, Ed25519 keys for credentials."""
+        """Attest `key` with `signing_key`, the latest key of the history.
+
+        X25519 keys are for secure channels, Ed25519 keys for credentials.
+        """
         if history.latest.key != public_key_of(signing_key):
             raise ConfigError(
                 "only the latest key of an identity attests purpose keys: pass the key of its last rotation"
@@ -63,7 +67,7 @@ class PurposeKeyAttestation:
         return cls.of(Signed.make(DataKind.ATTESTATION, inner, vault, signing_key))
 
     def verify(self, history: ChangeHistory, now: int) -> None:
-        """IdentityError unless the identity of that history made this attestation and it is valid at `now`, seconds since 1970."""
+        """IdentityError unless the identity made this attestation and it is valid at `now`, seconds since 1970."""
         latest = history.latest
         for holds, breach in (
             (self.subject == history.identifier, "is for another identity"),

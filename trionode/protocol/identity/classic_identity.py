@@ -35,7 +35,10 @@ class ChangeKind(enum.IntEnum):
 
 
 class Signer(enum.IntEnum):
-    """The key that made a signature of a change, by its variant on the wire: the root key before the change, its own key, or the key that it replaces."""
+    """The key that made a signature of a change, by its variant on the wire.
+
+    It is the root key before the change, the change's own key, or the key that the change replaces.
+    """
 
     ROOT = 0
     SELF = 1
@@ -123,7 +126,7 @@ class ClassicHistory:
 
 
 def create_classic_history(vault: Vault, key: KeyHandle) -> ClassicHistory:
-    """Return the history of a new classic identity with that Ed25519 root key; ConfigError for a key of another kind."""
+    """Return the history of a new classic identity with that root key; ConfigError unless it is Ed25519."""
     change = (
         bare.uint(ChangeKind.CREATE_KEY)
         + INITIAL_CHANGE
@@ -140,7 +143,10 @@ def create_classic_history(vault: Vault, key: KeyHandle) -> ClassicHistory:
 
 
 def verify_classic_history(encoded: bytes) -> ClassicHistory:
-    """Read a history and check every rule of spec §9.1; IdentityError if one is broken, or if any key is not Ed25519."""
+    """Read a history and check every rule of spec §9.1.
+
+    IdentityError if one is broken, or if any key is not Ed25519.
+    """
     if len(encoded) > MAX_HISTORY:
         raise IdentityError(f"a history has at most {MAX_HISTORY} bytes, this one {len(encoded)}")
     try:
@@ -172,7 +178,10 @@ def _require_ed25519(reader: bare.Reader) -> None:
 
 
 def _to_verify(changes: tuple[ClassicChange, ...]) -> list[tuple[int, ClassicChange, ClassicSignature, bytes]]:
-    """Return every signature with its change and the key that must have made it; IdentityError if the changes are not consistent."""
+    """Return every signature with its change and the key that must have made it.
+
+    IdentityError if the changes are not consistent.
+    """
     found: list[tuple[int, ClassicChange, ClassicSignature, bytes]] = []
     keys: dict[str, bytes] = {}
     previous_hash = INITIAL_CHANGE

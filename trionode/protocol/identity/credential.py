@@ -14,7 +14,8 @@ from trionode.protocol.identity.keys import KeyHandle, KeyKind, Vault
 from trionode.protocol.identity.signed import DataKind, PublicKey, Signed, read_hash
 from trionode.protocol.wire import cbor
 
-#: Bytes in one encoded credential: the handshake message that carries it has no room for more (Noise §3). Rust peers make some 300 bytes.
+#: Bytes in one encoded credential: the handshake message that carries it has no room for more (Noise §3). Rust peers
+#: make some 300 bytes.
 MAX_CREDENTIAL = 65_535
 
 
@@ -81,7 +82,9 @@ class Credential:
 def verify_credential(
     presented: PresentedCredential, peer: Identifier, authorities: Iterable[ChangeHistory], now: int
 ) -> Credential:
-    """Return the credential if one of the authorities issued it for that peer and it is valid at `now`; IdentityError says why not.
+    """Return the credential if one of the authorities issued it for that peer and it is valid at `now`.
+
+    IdentityError says why not.
 
     A credential that does not verify has no attributes. It is no reason to close the channel (spec §7.1).
     """
@@ -151,7 +154,8 @@ def read_credential(presented: PresentedCredential) -> Credential:
 def _read(presented: PresentedCredential) -> tuple[PurposeKeyAttestation, Credential]:
     try:
         attestation = PurposeKeyAttestation.of(presented.attestation)
-        # The second field, the hash of the subject's latest change, adds nothing to the handshake's proof. Rust ignores it too.
+        # The second field, the hash of the subject's latest change, adds nothing to the handshake's proof. Rust ignores
+        # it too.
         subject, _, statement, created_at, expires_at = presented.signed.fields(DataKind.CREDENTIAL, 5)
         schema, attributes = cbor.fields(statement, 2)
         pairs = {

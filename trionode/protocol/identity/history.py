@@ -33,7 +33,8 @@ def relation(known: History, presented: History) -> Relation:
 
 def verify_any_history(encoded: bytes) -> History:
     """Detect the protocol version of an encoded history and verify it; IdentityError if it is not valid."""
-    # A classic history starts with the number of its changes, a current one with the head of a CBOR array, 0x80 or above.
+    # A classic history starts with the number of its changes, a current one with the head of a CBOR array, 0x80 or
+    # above.
     if encoded[:1] and encoded[0] <= MAX_CHANGES:
         return verify_classic_history(encoded)
     return verify_history(encoded)

@@ -10,10 +10,11 @@ from trionode.protocol.identity.keys import KeyHandle, Vault
 from trionode.protocol.identity.signed import DataKind, PublicKey, Signature, Signed, public_key_of, read_hash, sign
 from trionode.protocol.wire import cbor
 
-#: Changes in one history. It allows a new key every two months for ten years, and limits the signature checks of one handshake with an
-#: unauthenticated peer to about 15 ms.
+#: Changes in one history. It allows a new key every two months for ten years, and limits the signature checks of one
+#: handshake with an unauthenticated peer to about 15 ms.
 MAX_CHANGES = 64
-#: Bytes in one encoded history. The longest change (P-256, two signatures, every number at full width) has less than 300.
+#: Bytes in one encoded history. The longest change (P-256, two signatures, every number at full width) has less than
+#: 300.
 MAX_HISTORY = 32 * 1024
 #: Default lifetime of an identity key in seconds (spec §9.2): ten years.
 IDENTITY_LIFETIME = 315_360_000
@@ -27,7 +28,8 @@ class Identifier:
     A current and a classic identifier are never equal.
 
     Args:
-      value: 32 bytes: the hash of the first change (spec §9.2). For a classic identity, the hash of the first key (spec §9.1).
+      value: 32 bytes: the hash of the first change (spec §9.2). For a classic identity, the hash of the first key (spec
+        §9.1).
       classic: Whether it is a classic identity.
     """
 

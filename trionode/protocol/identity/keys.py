@@ -26,8 +26,8 @@ class KeyHandle:
 class Vault(Protocol):
     """The holder of secret keys. Secrets never leave it, and never appear in a repr, a log or an error.
 
-    Every method is synchronous, because the sans-IO handshakes call it. Each raises `VaultError` for a handle that is not (or no longer) in
-    this vault, or that is of the wrong kind.
+    Every method is synchronous, because the sans-IO handshakes call it. Each raises `VaultError` for a handle that is
+    not (or no longer) in this vault, or that is of the wrong kind.
     """
 
     def generate(self, kind: KeyKind, *, ephemeral: bool = False) -> KeyHandle:

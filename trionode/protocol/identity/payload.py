@@ -11,7 +11,8 @@ from trionode.protocol.identity.identity import ChangeHistory, read_history
 from trionode.protocol.identity.signed import Signed
 from trionode.protocol.wire import cbor
 
-#: Credentials that one peer may present. Each costs two signature checks, and a peer needs one for each of its authorities.
+#: Credentials that one peer may present. Each costs two signature checks, and a peer needs one for each of its
+#: authorities.
 MAX_CREDENTIALS = 16
 #: Bytes in one identity payload: the limit of a Noise message (Noise §3). The largest of known peers has about 1 kB.
 MAX_PAYLOAD = 65_535
@@ -19,7 +20,10 @@ MAX_PAYLOAD = 65_535
 
 @attrs.frozen
 class IdentityPayload:
-    """The identity that a peer presents in a handshake (spec §7.1): a verified history, an attestation for `verify`, and unverified credentials."""
+    """The identity that a peer presents in a handshake (spec §7.1).
+
+    Its history is verified. Call `verify` for the attestation; the credentials are not verified.
+    """
 
     history: ChangeHistory
     attestation: PurposeKeyAttestation

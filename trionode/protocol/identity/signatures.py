@@ -13,8 +13,9 @@ _P256_PUBLIC_SIZE = 65
 def verify_ed25519(public: bytes, data: bytes, signature: bytes) -> bool:
     """Whether the 32-byte `public` key made the 64-byte `signature` of `data` (RFC 8032).
 
-    libsodium accepts exactly one encoding of each key and signature. It refuses keys of small order, encodings that are not canonical, and
-    signatures with the group order added to the scalar. A wrong size gives False, not an error: all arguments come from the peer.
+    libsodium accepts exactly one encoding of each key and signature. It refuses keys of small order, encodings that are
+    not canonical, and signatures with the group order added to the scalar. A wrong size gives False, not an error: all
+    arguments come from the peer.
     """
     if len(public) != 32 or len(signature) != 64:
         return False

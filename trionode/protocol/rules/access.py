@@ -8,7 +8,8 @@ from typing import Protocol, TypeVar
 
 from trionode.protocol.wire.message import Origin
 
-#: A rule: whether a message of this origin may be delivered. The router calls it for every message, so it is quick and synchronous.
+#: A rule: whether a message of this origin may be delivered. The router calls it for every message, so it is quick and
+#: synchronous.
 Access = Callable[[Origin], bool]
 
 T = TypeVar("T")
@@ -16,7 +17,10 @@ T_co = TypeVar("T_co", covariant=True)
 
 
 class OriginLike(Protocol[T_co]):
-    """What a rule reads of an origin; `T_co` is the type of addresses and identifiers: bytes in a node, names in the verifier."""
+    """What a rule reads of an origin.
+
+    `T_co` is the type of addresses and identifiers: bytes in a node, names in the verifier.
+    """
 
     @property
     def link(self) -> T_co | None:
@@ -83,7 +87,7 @@ def from_anywhere(origin: OriginLike[object]) -> bool:  # noqa: ARG001  # every 
 
 
 def from_identities(*identifiers: bytes) -> Access:
-    """Make a rule that admits peers with one of these authenticated identifiers, and no other message, not even of this node.
+    """Make a rule that admits only peers with one of these authenticated identifiers, and no local messages.
 
     Args:
       identifiers: 32 bytes each, such as `Identifier.value`.
@@ -105,10 +109,13 @@ def is_local_or_named(origin: OriginLike[T], identifiers: frozenset[T]) -> bool:
 
 
 def link_access(*, forwards: bool) -> Callable[[OriginLike[object]], bool]:
-    """Return the rule of a node's links: what began on the node may leave by them, and bare messages too if the node forwards."""
+    """Return the rule of a node's links: local messages may leave by them, and bare messages if the node forwards."""
     return from_local_or_links if forwards else from_local
 
 
 def client_of(origin: OriginLike[T]) -> T | None:
-    """Return what stands for the client in limits and ownership: its identity, else its link or stream; None for this node."""
+    """Return what stands for the client in limits and ownership: its identity, else its link or stream.
+
+    None for this node.
+    """
     return origin.identifier or origin.link or origin.stream

@@ -23,7 +23,8 @@ def registration_refusal(
 ) -> Refusal | None:
     """Return why `client` may not register a name that `owner` holds (None: no owner), or None if it may.
 
-    `relays` counts all names of the hub, `owned` those of the client. A name that the client owns already costs nothing more.
+    `relays` counts all names of the hub, `owned` those of the client. A name that the client owns already costs nothing
+    more.
     """
     if owner is not None:
         return None if owner == client else Refusal.NAME_TAKEN
@@ -33,7 +34,7 @@ def registration_refusal(
 
 
 def origin_behind_relay(origin: OriginT, relay: Any) -> OriginT:
-    """Return the origin of a message that came by a relay of this node: an unauthenticated peer, for the hub vouches only for itself.
+    """Return the origin of a message that came by a relay: an unauthenticated peer, since a hub proves only itself.
 
     `relay` is the relay's own address. It stands for the link where the message came by a channel within this node.
     """

@@ -1,8 +1,9 @@
 """Return paths: which answers a relay passes back over a node that does not forward, and what their return routes show.
 
-A node that does not forward lets no peer send by its links and channels. In the return route of a message that a relay passes on, the first
-hop is therefore an alias: a random address that leads to the link, channel or stream by which the message came. Only the receivers of that
-message learn it, so only they can answer by it. What comes in by an alias gets an alias in turn, so whole channels run over the node.
+A node that does not forward lets no peer send by its links and channels. In the return route of a message that a relay
+passes on, the first hop is therefore an alias: a random address that leads to the link, channel or stream by which the
+message came. Only the receivers of that message learn it, so only they can answer by it. What comes in by an alias gets
+an alias in turn, so whole channels run over the node.
 """
 
 from collections import OrderedDict
@@ -13,8 +14,8 @@ import attrs
 
 from trionode.protocol.rules.access import OriginLike, from_local
 
-#: Senders behind one channel that its path remembers; beyond it the one that was silent longest is forgotten. One costs about 200 bytes, so
-#: a channel makes the node hold less than one that reads nothing does.
+#: Senders behind one channel that its path remembers; beyond it the one that was silent longest is forgotten. One costs
+#: about 200 bytes, so a channel makes the node hold less than one that reads nothing does.
 MAX_WRITERS = 4096
 
 #: The type of addresses: encoded bytes in a node, names in the verifier.
@@ -42,7 +43,7 @@ class PathEntry(Generic[AddressT, OriginT]):
 
     @property
     def arrives_as_local(self) -> bool:
-        """Whether messages enter it with the local origin: a bare stream takes everything else for an answer of its hub."""
+        """Whether messages enter it with the local origin. A bare stream takes any other for an answer of its hub."""
         return self.origin.stream is not None and not self.speaks_as_node
 
     def note(self, writer: AddressT) -> None:
@@ -54,7 +55,10 @@ class PathEntry(Generic[AddressT, OriginT]):
                 self.writers.popitem(last=False)
 
     def admits(self, onward: tuple[AddressT, ...]) -> bool:
-        """Whether a message may leave by the alias, its first onward hop; into a channel only to those who wrote, since it speaks as the node."""
+        """Whether a message may leave by the alias, its first onward hop.
+
+        Into a channel only to those who wrote, since it speaks as the node.
+        """
         if not self.speaks_as_node:
             return True
         if len(onward) < 2 or onward[1] not in self.writers:
@@ -84,14 +88,17 @@ class PathTable(Generic[AddressT, OriginT]):
         return entry
 
     def arrive(self, back: tuple[AddressT, ...], origin: OriginT) -> PathEntry[AddressT, OriginT]:
-        """Return the entry by which a remote message came: the first hop of its return route, which this node itself put there."""
+        """Return the entry of a remote message: the first hop of its return route, which this node itself added."""
         entry = self.enter(back[0], origin)
         if back[0] == entry.first:
             entry.origin = origin
         return entry
 
     def return_route(self, back: tuple[AddressT, ...], origin: OriginT) -> tuple[AddressT, ...]:
-        """Return the return route with an alias in front, and remember the sender; a local message keeps its return route."""
+        """Return the return route with an alias in front, and remember the sender.
+
+        A local message keeps its return route.
+        """
         if from_local(origin):
             return back
         source = self.arrive(back, origin)

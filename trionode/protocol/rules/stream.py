@@ -19,8 +19,8 @@ def owner_of(identifier: bytes | None) -> str:
 def may_use_stream(stream: str, owner: str, client: str) -> bool:
     """Whether a client may push to a stream, pull from it and save positions in it.
 
-    It may if the stream has no owner or is the client's own. An authenticated client may also use a stream of another owner whose
-    name is a capability: only a client that was given such a name knows it.
+    It may if the stream has no owner or is the client's own. An authenticated client may also use a stream of another
+    owner whose name is a capability: only a client that was given such a name knows it.
     """
     return owner in (ANYONE, client) or (client != ANYONE and is_capability(stream))
 
@@ -36,7 +36,10 @@ def may_open_another(stream: str, opened: set[str], limit: int) -> bool:
 
 
 def position_id(client_id: str, client: str) -> str:
-    """Return the client id under which a position is saved. Each identity has ids of its own, so none moves another's position."""
+    """Return the client id under which a position is saved.
+
+    Each identity has ids of its own, so none moves another's position.
+    """
     if client == ANYONE:
         return client_id
     prefix = client[:32]

@@ -1,4 +1,4 @@
-"""The messages of an open secure channel, in each protocol version: how they are encoded and encrypted (spec §7.2, §8)."""
+"""The encoding and encryption of messages in a secure channel, in both protocol versions (spec §7.2, §8)."""
 
 from abc import ABC, abstractmethod
 from typing import ClassVar
@@ -26,15 +26,16 @@ _CURRENT_PLAINTEXT = 5
 class ChannelCipher(ABC):
     """Encodes and encrypts what one side of an open channel sends, and decrypts and decodes what it receives.
 
-    To send, `encode` and then `encrypt`: a plaintext that turns out too large for the route has not used a nonce. To receive, `decrypt`
-    and then `decode`.
+    To send, `encode` and then `encrypt`: a plaintext that turns out too large for the route has not used a nonce. To
+    receive, `decrypt` and then `decode`.
     """
 
     #: Bytes that `encrypt` adds, at most.
     encryption_overhead: ClassVar[int] = OVERHEAD
     #: The plaintext that tells the peer that this side has closed; None if the protocol version has no such message.
     close_plaintext: ClassVar[bytes | None] = None
-    #: Whether a responder's route follows its peer to a new link. Then the outer return route of data is empty (spec §7.2).
+    #: Whether a responder's route follows its peer to a new link. Then the outer return route of data is empty (spec
+    #: §7.2).
     follows_peer: ClassVar[bool] = False
     #: What the user of the channel has to know, and what to do; empty if there is nothing to warn of.
     warning: ClassVar[str] = ""
@@ -94,8 +95,9 @@ class ClassicCipher(ChannelCipher):
 
     encryption_overhead = OVERHEAD + _MAX_LENGTH_SIZE
     warning = (
-        "this channel uses the classic protocol version: a Rust peer accepts replayed messages, and the keys never change. Send only what "
-        "may arrive twice, or number it; open a new channel from time to time; use protocol_version='current' if the peer supports it"
+        "this channel uses the classic protocol version: a Rust peer accepts replayed messages, and the keys never "
+        "change. Send only what may arrive twice, or number it; open a new channel from time to time; use "
+        "protocol_version='current' if the peer supports it"
     )
 
     def __init__(self, session: Session, ours: Encoded, theirs: Encoded) -> None:

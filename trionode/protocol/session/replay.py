@@ -1,13 +1,16 @@
 """The replay window: the nonces that were accepted already, so each is accepted once."""
 
-#: How far behind the newest nonce a late one may be (spec §7.4). The highest nonce and the 32 below it are remembered, in 33 bits.
+#: How far behind the newest nonce a late one may be (spec §7.4). The highest nonce and the 32 below it are remembered,
+#: in 33 bits.
 BACKWARD = 32
 
 _REMEMBERED = (1 << (BACKWARD + 1)) - 1
 
 
 class ReplayWindow:
-    """The accepted ones of the newest 33 nonces. Only `mark` changes it, and only after the tag has verified (spec §7.4).
+    """The accepted ones of the newest 33 nonces.
+
+    Only `mark` changes it, and only after the tag has verified (spec §7.4).
 
     The window does not limit how far *ahead* a nonce may be: a bit mask costs the same for every distance.
     """

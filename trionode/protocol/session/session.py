@@ -15,12 +15,13 @@ OVERHEAD = 8 + 16
 INTERVAL_BITS = 5
 INTERVAL = 1 << INTERVAL_BITS
 
-#: Key changes that one message may skip, so 32,768 lost messages in a row do not end a channel. (A Rust peer allows 32 messages; after
-#: more its channel is dead.) The bound is needed because a forger chooses the nonce, and each change costs about 1.5 µs.
+#: Key changes that one message may skip, so 32,768 lost messages in a row do not end a channel. (A Rust peer allows 32
+#: messages; after more its channel is dead.) The bound is needed because a forger chooses the nonce, and each change
+#: costs about 1.5 µs.
 JUMP = 1024
 
-#: Every 16th key that was derived for a jump is kept as a checkpoint. So the next forged nonce costs at most 15 changes, not 1,024, and the
-#: checkpoints take at most 64 × 32 bytes.
+#: Every 16th key that was derived for a jump is kept as a checkpoint. So the next forged nonce costs at most 15
+#: changes, not 1,024, and the checkpoints take at most 64 × 32 bytes.
 STRIDE = 16
 
 #: The nonce that no message has (spec §6.2): it is reserved for the key change.
@@ -38,7 +39,7 @@ def next_key(cipher: AESGCM) -> bytes:
 
 
 class _ReceiveKeys:
-    """The key of the current interval, the one before it, and checkpoints ahead, derived for nonces that were far ahead.
+    """The keys of the current interval and the one before it, and checkpoints, derived for nonces far ahead.
 
     A key ahead reveals nothing that the current key does not. Of the keys of past intervals only one is kept.
     """
@@ -81,9 +82,10 @@ class _ReceiveKeys:
 class Session:
     """The keys and nonces of both directions, for one side of a channel (spec §6.2, §7.3, §7.4).
 
-    `send_key` and `receive_key` are the 32-byte keys of the handshake; the peer has them the other way round. `rekey=False` is for classic
-    channels: the key never changes, so there is no bound on how far ahead a nonce may be. `newest` says after each `decrypt` whether that
-    message is the newest so far. Never copy or restore a session: that would use nonces twice.
+    `send_key` and `receive_key` are the 32-byte keys of the handshake; the peer has them the other way round.
+    `rekey=False` is for classic channels: the key never changes, so there is no bound on how far ahead a nonce may be.
+    `newest` says after each `decrypt` whether that message is the newest so far. Never copy or restore a session: that
+    would use nonces twice.
     """
 
     __slots__ = ("_change_at", "_keys", "_next", "_seal", "_shift", "_window", "newest")
@@ -115,8 +117,8 @@ class Session:
     def decrypt(self, ciphertext: bytes) -> bytes:
         """Return the plaintext. Messages may arrive up to 32 out of order, and up to 32,768 in a row may be lost.
 
-        DecryptError if the ciphertext is too short, was accepted before, is more than 32 behind or too far ahead, or does not verify. Then
-        the state is unchanged, and the channel goes on with the next good one.
+        DecryptError if the ciphertext is too short, was accepted before, is more than 32 behind or too far ahead, or
+        does not verify. Then the state is unchanged, and the channel goes on with the next good one.
         """
         if len(ciphertext) < OVERHEAD:
             raise DecryptError("an encrypted message shorter than its nonce and tag")

@@ -1,4 +1,4 @@
-"""The state machine of a consumer: create, get the saved position, then pull after pull, and saves of the position (spec §11.4)."""
+"""The state machine of a consumer: it pulls records in order and saves its position (spec §11.4)."""
 
 from collections import deque
 from collections.abc import Sequence
@@ -29,10 +29,10 @@ MAX_BATCHES = 2
 
 
 class Consumer(Machine):
-    """Pulls the records of a stream in order, each once, at most MAX_BATCHES answers ahead of the program that handles them.
+    """Pulls the records of a stream in order, each once, at most MAX_BATCHES answers ahead of the program.
 
-    Unexpected, late or repeated answers and records out of order change nothing. So a hub can starve the consumer, but it can't make it
-    deliver a record twice or out of order. Only the start is up to the hub: see `hint`.
+    Unexpected, late or repeated answers and records out of order change nothing. So a hub can starve the consumer, but
+    it can't make it deliver a record twice or out of order. Only the start is up to the hub: see `hint`.
     """
 
     __slots__ = (
@@ -59,7 +59,10 @@ class Consumer(Machine):
         limit: int = PULL_LIMIT,
         save_seconds: float = SAVE_SECONDS,
     ) -> None:
-        """`start` is the first index; None asks the hub for the position that this client saved. `limit` is in records per pull."""
+        """`start` is the first index; None asks the hub for the position that this client saved.
+
+        `limit` is in records per pull.
+        """
         super().__init__(stream)
         require_name(client_id)
         if limit < 1:
@@ -68,8 +71,9 @@ class Consumer(Machine):
         self.client_id = client_id
         #: Most records of one answer.
         self.limit = limit
-        #: The saved position of this client, as the hub said; None before that, or if there was none. It is only a hint: after a false one,
-        #: far ahead, no record comes. Only a program that counts the peer's messages notices what was skipped.
+        #: The saved position of this client, as the hub said; None before that, or if there was none. It is only a
+        #: hint: after a false one, far ahead, no record comes. Only a program that counts the peer's messages notices
+        #: what was skipped.
         self.hint: int | None = None
         self._next = start
         self._taken: int | None = None
@@ -115,7 +119,10 @@ class Consumer(Machine):
         return self._fire(Event.POSITIONED, now)
 
     def pulled(self, answer: PullResponse, now: float) -> tuple[Sequence[Record], Sequence[Request]]:
-        """Take the answer to the pull; return the records to hand out, in order, and the requests to send. Another answer changes nothing."""
+        """Take the answer to the pull; return the records to hand out, in order, and the requests to send.
+
+        Another answer changes nothing.
+        """
         if self._state is not State.PULLING or answer.request_id != self._asked:
             return (), ()
         assert self._next is not None
@@ -133,7 +140,7 @@ class Consumer(Machine):
         return records, self._fire(Event.PULLED, now)
 
     def taken(self, index: int, now: float) -> Sequence[Request]:
-        """Note that the records up to this index were handled: their position is saved soon, and there is room for more."""
+        """Note that the records up to this index were handled. Their position is saved soon."""
         while self._batches and self._batches[0] <= index:
             self._batches.popleft()
         self._taken = max(index + 1, self._taken or 0)

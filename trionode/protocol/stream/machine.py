@@ -46,7 +46,10 @@ Table = Mapping[tuple[State, Event], tuple[Callable[[float], Sequence[Request]],
 
 
 class Machine(ABC):
-    """A client of one stream. Its methods take events, with the time in monotonic seconds, and return the requests to send now."""
+    """A client of one stream.
+
+    Its methods take events, with the time in monotonic seconds, and return the requests to send now.
+    """
 
     __slots__ = ("_deadline", "_state", "_table", "_wait", "stream", "worker")
 
@@ -75,7 +78,10 @@ class Machine(ABC):
         return self._fire(Event.BEGUN, now)
 
     def created(self, answer: CreateResponse, worker: tuple[Encoded, ...], now: float) -> Sequence[Request]:
-        """Take the answer to create, which came from `worker`. An unexpected answer, or one about another stream, changes nothing."""
+        """Take the answer to create, which came from `worker`.
+
+        An unexpected answer, or one about another stream, changes nothing.
+        """
         if answer.name != self.stream or self._state is not State.CREATING:
             return ()
         self.worker = worker

@@ -9,13 +9,15 @@ from trionode.errors import WireError
 from trionode.protocol.wire import bare
 from trionode.protocol.wire.bare import Reader
 
-#: Bytes in the longest record. With RECORD_OVERHEAD, addresses and headers it must fit into one pull answer (spec §11.6, rule 9).
+#: Bytes in the longest record. With RECORD_OVERHEAD, addresses and headers it must fit into one pull answer (spec
+#: §11.6, rule 9).
 MAX_RECORD = 64_000
 #: Bytes in the longest frame with a pull answer. The classic hub sends and accepts no larger ones (spec §11.6, rule 9).
 MAX_ANSWER = 65_000
 #: Bytes that a record adds to its message in a pull answer: the index (at most 10) and the length (at most 3).
 RECORD_OVERHEAD = 13
-#: Seconds of a long poll: so long a hub delays the answer to a pull that has no records. Known peers accept 12 s (spec §11.6, rule 2).
+#: Seconds of a long poll: so long a hub delays the answer to a pull that has no records. Known peers accept 12 s (spec
+#: §11.6, rule 2).
 LONG_POLL_SECONDS = 10.0
 #: Seconds after which an answer counts as lost; for a pull, after the end of the long poll.
 ANSWER_SECONDS = 5.0
@@ -43,7 +45,10 @@ class Record:
 
 @attrs.frozen
 class CreateRequest:
-    """Asks for the worker of a stream. The stream is created if it does not exist; without a name the hub chooses one."""
+    """Asks for the worker of a stream.
+
+    The stream is created if it does not exist; without a name the hub chooses one.
+    """
 
     name: str | None
 
@@ -187,12 +192,12 @@ _RESPONSES: Final[Mapping[str, Callable[[Reader], Response]]] = {
 
 
 def decode_request(payload: bytes) -> Request:
-    """Decode the request of a client; WireError for an unknown protocol, or if the payload is not exactly one request."""
+    """Decode the request of a client; WireError unless the payload is exactly one request."""
     return _decode(payload, _REQUESTS)
 
 
 def decode_response(payload: bytes) -> Response:
-    """Decode the response of a hub; WireError for an unknown protocol, or if the payload is not exactly one response."""
+    """Decode the response of a hub; WireError unless the payload is exactly one response."""
     return _decode(payload, _RESPONSES)
 
 

@@ -35,7 +35,10 @@ def unique(name: str, entropy: bytes) -> str:
 
 
 def is_capability(name: str) -> bool:
-    """Whether a stream name ends in 128 random bits, as from `unique`. Only a client that was given such a name knows it."""
+    """Whether a stream name ends in 128 random bits, as from `unique`.
+
+    Only a client that was given such a name knows it.
+    """
     return _CAPABILITY.fullmatch(name) is not None
 
 
@@ -62,10 +65,10 @@ def uuid7_hex(milliseconds: int, entropy: bytes) -> str:
 
 
 def producer_name(milliseconds: int, entropy: bytes) -> str:
-    """Make the address of a producer that resends unconfirmed pushes: a UUIDv7 whose last 32 bits are a checksum of the others.
+    """Make the address of a producer that resends pushes: a UUIDv7 whose last 32 bits are a checksum.
 
-    By it a hub recognises such a producer also behind a classic link. Classic producers never resend (spec §11.5), and one in 2^38 of their
-    random addresses passes the check.
+    By it a hub recognises such a producer also behind a classic link. Classic producers never resend (spec §11.5), and
+    one in 2^38 of their random addresses passes the check.
     """
     head = uuid7_hex(milliseconds, entropy)[:24]
     return head + _check(head.encode())

@@ -13,10 +13,12 @@ MAX_PUSH_BYTES = 1 << 20
 
 
 class Producer(Machine):
-    """Pushes records in order. After anything that may have lost a push, it resends all unconfirmed ones with their old request ids.
+    """Pushes records in order.
 
-    A hub that recognises resends by (producer, request id) stores each record exactly once. The order holds if neither the route nor the
-    hub lets a later push overtake a lost one. A connection does not: it loses only its tail.
+    After anything that may have lost a push, it resends all unconfirmed ones with their old request ids.
+
+    A hub that recognises resends by (producer, request id) stores each record exactly once. The order holds if neither
+    the route nor the hub lets a later push overtake a lost one. A connection does not: it loses only its tail.
     """
 
     __slots__ = ("_bytes", "_next", "_pushes")

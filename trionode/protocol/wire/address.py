@@ -14,8 +14,8 @@ LOCAL_TYPE = 0
 #: The type of a TCP address on the wire (spec §2.1). No other transport has a number there.
 TCP = 1
 
-#: An address inside the library: the array `[type, bytes]` in CBOR with shortest heads (spec §2.1). Objects in place of these bytes would cost
-#: half the throughput of a node, so `Address` objects are made only on request.
+#: An address inside the library: the array `[type, bytes]` in CBOR with shortest heads (spec §2.1). Objects in place of
+#: these bytes would cost half the throughput of a node, so `Address` objects are made only on request.
 Encoded = bytes
 
 
@@ -65,8 +65,8 @@ class Address:
     Args:
       value: The name of a worker, or what a transport connects to. Any bytes or text.
       transport: The name of the transport that reaches it, such as "tcp"; empty for a local worker.
-      kind: The type on the wire (spec §2.1): 0 local, 1 TCP. Other numbers of peers are kept unchanged. By default it follows from
-        `transport`.
+      kind: The type on the wire (spec §2.1): 0 local, 1 TCP. Other numbers of peers are kept unchanged. By default it
+        follows from `transport`.
     """
 
     value: bytes = attrs.field(converter=_as_bytes)
@@ -119,12 +119,13 @@ class Address:
         """The canonical bytes (spec §2.1).
 
         Raises:
-          ConfigError: The transport has no number on the wire, so the address can't be encoded. Or the value is too long.
+          ConfigError: The transport has no number on the wire, so the address can't be encoded. Or the value is too
+            long.
         """
         if self.transport and self.kind == LOCAL_TYPE:
             msg = (
-                f"{self} can only be the first hop of a route that you give to a node, which then connects. For a mailbox, connect first and "
-                f"start the route with the link. Only tcp addresses can be sent to other nodes (spec §2.1)"
+                f"{self} can only be the first hop of a route that you give to a node, which then connects. For a mailbox, "
+                f"connect first and start the route with the link. Only tcp addresses can be sent to other nodes (spec §2.1)"
             )
             raise ConfigError(msg)
         return encode_address(self.kind, self.value)

@@ -65,7 +65,10 @@ def only_data(source: bytes) -> bytes:
 
 
 class Reader:
-    """Reads the values of `source` in order. WireError if a value is missing or invalid; do not use the reader after that."""
+    """Reads the values of `source` in order.
+
+    WireError if a value is missing or invalid; do not use the reader after that.
+    """
 
     __slots__ = ("_at", "_source")
 
@@ -138,7 +141,10 @@ class Reader:
         return flag == 1
 
     def count(self, smallest: int) -> int:
-        """Read the number of items in a list; WireError if that many items of `smallest` bytes (at least 1) do not fit into the rest."""
+        """Read the number of items in a list.
+
+        WireError if that many items of `smallest` bytes (at least 1) do not fit into the rest.
+        """
         count = self.uint()
         if count * smallest > self.left:
             raise WireError(f"a list of {count} items, but {self.left} bytes are left")

@@ -1,4 +1,7 @@
-"""The part of CBOR that the current protocol version uses (spec §1.2). Every head is checked before anything is decoded."""
+"""The part of CBOR that the current protocol version uses (spec §1.2).
+
+Every head is checked before anything is decoded.
+"""
 
 from collections.abc import Mapping, Sequence
 from typing import TypeVar
@@ -14,8 +17,9 @@ Value = None | bool | int | bytes | str | Sequence["Value"] | Mapping["Value", "
 #: The deepest nesting of arrays, maps and tags that is read (spec §14).
 MAX_DEPTH = 16
 
-#: Items in one document, with the keys of maps. A frame of 16 MiB could hold as many items as bytes, and each would cost many times its
-#: size in memory. The longest real document, a history of a thousand changes, has fewer than 10,000.
+#: Items in one document, with the keys of maps. A frame of 16 MiB could hold as many items as bytes, and each would
+#: cost many times its size in memory. The longest real document, a history of a thousand changes, has fewer than
+#: 10,000.
 MAX_ITEMS = 16_384
 
 _UNSIGNED, _NEGATIVE, _BYTES, _TEXT, _ARRAY, _MAP, _TAG, _SIMPLE = range(8)
@@ -25,7 +29,10 @@ T = TypeVar("T")
 
 
 def encode(value: Value) -> bytes:
-    """Return the shortest encoding of definite length. A struct is a list of its fields; a map keeps its order. ConfigError for other types."""
+    """Return the shortest encoding of definite length. A struct is a list of its fields; a map keeps its order.
+
+    ConfigError for other types.
+    """
     try:
         return cbor2.dumps(value)
     except cbor2.CBOREncodeError as error:
@@ -35,11 +42,13 @@ def encode(value: Value) -> bytes:
 def decode(data: bytes, *, max_depth: int = MAX_DEPTH) -> object:
     """Return the one value in `data`: None, bool, int, float, bytes, str, a list, or a dict.
 
-    Heads that are not the shortest are accepted. WireError for bytes behind the value, indefinite lengths, lengths beyond the input, more
-    than `max_depth` levels or `MAX_ITEMS` items, a map with the same key twice or with keys other than integers and strings, and text that
-    is not UTF-8. All of them but the last are found before anything is allocated.
+    Heads that are not the shortest are accepted. WireError for bytes behind the value, indefinite lengths, lengths
+    beyond the input, more than `max_depth` levels or `MAX_ITEMS` items, a map with the same key twice or with keys
+    other than integers and strings, and text that is not UTF-8. All of them but the last are found before anything is
+    allocated.
 
-    A tagged item becomes `cbor2.undefined`. None of our fields has a tag, but a struct may end in an unknown field with one.
+    A tagged item becomes `cbor2.undefined`. None of our fields has a tag, but a struct may end in an unknown field with
+    one.
     """
     plain = _checked(data, max_depth)
     try:
@@ -49,9 +58,12 @@ def decode(data: bytes, *, max_depth: int = MAX_DEPTH) -> object:
 
 
 def fields(value: object, required: int, optional: int = 0) -> list[object]:
-    """Return exactly `required + optional` fields of a struct. Absent fields are None; unknown fields at the end are dropped.
+    """Return exactly `required + optional` fields of a struct.
 
-    WireError if it is not an array or lacks a required field. A required field may still be null: check it where you read it.
+    Absent fields are None; unknown fields at the end are dropped.
+
+    WireError if it is not an array or lacks a required field. A required field may still be null: check it where you
+    read it.
     """
     items = narrow(value, list)
     if len(items) < required:

@@ -10,7 +10,8 @@ from trionode.protocol.wire.version import Codec, Decoded, ProtocolVersion
 MAX_FRAME = 65_535
 #: Bytes in the largest frame that is sent: old hubs refuse larger ones (spec §3.1).
 MAX_SENT = 65_000
-#: Undecodable frames after which a link goes on. Peers skip any number of them (spec §3.1), but a peer that sends nothing else is out of step.
+#: Undecodable frames after which a link goes on. Peers skip any number of them (spec §3.1), but a peer that sends
+#: nothing else is out of step.
 TOLERATED = 8
 
 #: The only message version that is sent or accepted (spec §2.2).

@@ -1,4 +1,4 @@
-"""The codec of the current protocol version: transport messages and the plaintext of secure channels, in CBOR (spec §2, §3.2, §7.2)."""
+"""The codec of the current version: transport messages and channel plaintexts, in CBOR (spec §2, §3.2, §7.2)."""
 
 import struct
 from typing import cast

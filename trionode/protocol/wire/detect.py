@@ -18,7 +18,8 @@ def recognise(first: bytes, *, quiet: bool = False) -> ProtocolVersion | None:
 
     Args:
       first: The first bytes that the peer sent.
-      quiet: Whether the peer has sent nothing more for about a second. A current peer may send `01` alone and then wait for ours.
+      quiet: Whether the peer has sent nothing more for about a second. A current peer may send `01` alone and then wait
+        for ours.
 
     Returns:
       The protocol version, or None if more bytes are needed.
@@ -29,8 +30,9 @@ def recognise(first: bytes, *, quiet: bool = False) -> ProtocolVersion | None:
     if len(first) <= _AT:
         return CURRENT if quiet and first == CURRENT.preface else None
     if first.startswith(_TLS):
-        # The version of TLS may look like a classic version. Then check that the message fills its record (RFC 8446 §4, §5.1). A classic frame
-        # with these bytes would have 5635 bytes and be for a worker whose name starts with a zero byte.
+        # The version of TLS may look like a classic version. Then check that the message fills its record (RFC 8446 §4,
+        # §5.1). A classic frame with these bytes would have 5635 bytes and be for a worker whose name starts with a
+        # zero byte.
         if first[_AT] == VERSION and len(first) < _TLS_HEADS:
             return None
         if first[_AT] != VERSION or int.from_bytes(first[3:5], "big") == int.from_bytes(first[6:9], "big") + 4:

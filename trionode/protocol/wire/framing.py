@@ -10,9 +10,9 @@ from trionode.protocol.wire.version import ProtocolVersion
 class FrameDecoder:
     """Turns the bytes of one direction of a connection into frames.
 
-    If the protocol version has a preface, it is expected first. The buffer never exceeds one frame and one read. After a WireError the
-    position in the stream is lost: close the connection. An empty frame is an error, but in a version that tolerates undecodable frames it
-    is returned like any other (spec §3.1).
+    If the protocol version has a preface, it is expected first. The buffer never exceeds one frame and one read. After
+    a WireError the position in the stream is lost: close the connection. An empty frame is an error, but in a version
+    that tolerates undecodable frames it is returned like any other (spec §3.1).
 
     Args:
       protocol_version: The version that the peer speaks.

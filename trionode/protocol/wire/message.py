@@ -10,15 +10,19 @@ from trionode.protocol.wire.route import Route
 
 @attrs.frozen(eq=False)
 class Origin:
-    """What this node knows about the origin of a message. It is never on the wire. All messages of one origin share one object.
+    """What this node knows about the origin of a message. It is never on the wire.
+
+    All messages of one origin share one object.
 
     Args:
       link: The encoded address of the link that the message arrived by; None if it did not arrive by a link.
       stream: The encoded address of the stream that the message arrived by; None if it did not arrive by a stream.
-      identifier: The 32 bytes of the authenticated identifier of the innermost secure channel's peer; None without a channel.
-      drop_when_full: Whether the link is between hubs: its reader never waits, and messages for a full queue are dropped.
-      resends: Whether clients of the link's protocol version resend unanswered requests and understand `error` (spec §11.6). True for local
-        messages.
+      identifier: The 32 bytes of the authenticated identifier of the innermost secure channel's peer; None without a
+        channel.
+      drop_when_full: Whether the link is between hubs: its reader never waits, and messages for a full queue are
+        dropped.
+      resends: Whether clients of the link's protocol version resend unanswered requests and understand `error` (spec
+        §11.6). True for local messages.
     """
 
     link: Encoded | None = None
@@ -91,7 +95,10 @@ class Message:
 
 
 def payload_of(body: bytes | str) -> bytes:
-    """Return the payload for a body: bytes unchanged, a str as a BARE string (spec §5, current); ConfigError for another type."""
+    """Return the payload for a body: bytes unchanged, a str as a BARE string (spec §5, current).
+
+    ConfigError for another type.
+    """
     if isinstance(body, bytes | bytearray | memoryview):
         return bytes(body)
     if isinstance(body, str):

@@ -9,7 +9,8 @@ import attrs
 from trionode.errors import ConfigError
 from trionode.protocol.wire.address import Address, Encoded
 
-#: Hops in the onward and the return route together, checked on every receive. This ends a loop between nodes (spec §14).
+#: Hops in the onward and the return route together, checked on every receive. This ends a loop between nodes (spec
+#: §14).
 MAX_HOPS = 32
 
 
@@ -25,10 +26,13 @@ class Routable(Protocol):
 
 @attrs.frozen(init=False)
 class Route:
-    """The addresses that a message passes, first to last: `Route("tcp:127.0.0.1:4000", "echoer")` or `Route(channel, "echoer")`.
+    """The addresses that a message passes, first to last.
+
+    Examples: `Route("tcp:127.0.0.1:4000", "echoer")`, `Route(channel, "echoer")`.
 
     Args:
-      *hops: Addresses, texts (see `Address.parse`), streams, secure channels or links. A Route, a list or a tuple stands for its hops.
+      *hops: Addresses, texts (see `Address.parse`), streams, secure channels or links. A Route, a list or a tuple
+        stands for its hops.
 
     Raises:
       ConfigError: A hop is none of these, or its text is not an address.

@@ -1,4 +1,7 @@
-"""A version of the Ockam wire protocol: its framing and its message codec. A link chooses one and never branches on it again."""
+"""A version of the Ockam wire protocol: its framing and its message codec.
+
+A link chooses one and never branches on it again.
+"""
 
 from abc import ABC, abstractmethod
 
@@ -13,8 +16,8 @@ Decoded = tuple[tuple[Encoded, ...], tuple[Encoded, ...], bytes]
 class Codec(ABC):
     """Encodes and decodes the transport messages of one link (spec §2.2).
 
-    Most messages of a burst have the same routes, and comparing their bytes costs a third of decoding them. So a codec remembers the last
-    routes, and `decode` returns the same tuples for the same bytes.
+    Most messages of a burst have the same routes, and comparing their bytes costs a third of decoding them. So a codec
+    remembers the last routes, and `decode` returns the same tuples for the same bytes.
     """
 
     __slots__ = ()
@@ -25,7 +28,10 @@ class Codec(ABC):
 
     @abstractmethod
     def decode(self, data: bytes) -> Decoded:
-        """Return the onward route, the return route and the payload of a transport message; WireError if `data` is not one."""
+        """Return the onward route, the return route and the payload of a transport message.
+
+        WireError if `data` is not one.
+        """
 
 
 @attrs.frozen
@@ -34,15 +40,18 @@ class ProtocolVersion:
 
     #: The name that options and errors use.
     name: str
-    #: What each side sends directly after connecting, and expects from the other (spec §3.2). Empty if there is no greeting.
+    #: What each side sends directly after connecting, and expects from the other (spec §3.2). Empty if there is no
+    #: greeting.
     preface: bytes
     #: Bytes of the big-endian length before each frame.
     length_size: int
     #: Bytes in the largest frame that is read.
     max_frame: int
-    #: Bytes in the largest frame that is sent. It is less than `max_frame` if known peers refuse larger frames (spec §3.1).
+    #: Bytes in the largest frame that is sent. It is less than `max_frame` if known peers refuse larger frames (spec
+    #: §3.1).
     max_sent: int
-    #: Undecodable frames after which a link still goes on (spec §3.1). At 0 the first one ends the link. An empty frame counts as undecodable.
+    #: Undecodable frames after which a link still goes on (spec §3.1). At 0 the first one ends the link. An empty frame
+    #: counts as undecodable.
     tolerated: int
     #: Whether clients of this version resend an unanswered request and understand `error` (spec §11.6).
     resends: bool
