@@ -11,8 +11,8 @@ from trionode.errors import WireError
 from trionode.protocol.wire import bare
 from trionode.protocol.wire.bare import Reader
 
-#: Bytes of data in one Payload: the classic limit, which fits into every stream record and every classic frame (spec
-#: §13.3, §11.6).
+#: Bytes of data in one Payload: the classic limit, which fits into every stream record and every classic frame
+#: (spec §13.3, §11.6).
 MAX_DATA = 48 * 1024
 #: Bytes that a peer may send ahead of our socket, between our own nodes. It bounds the memory of one connection, and
 #: its speed to WINDOW bytes per round trip: 10 MB/s if that takes 100 ms, as over the streams of a busy hub. A quarter

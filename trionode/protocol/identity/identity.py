@@ -28,8 +28,8 @@ class Identifier:
     A current and a classic identifier are never equal.
 
     Args:
-      value: 32 bytes: the hash of the first change (spec §9.2). For a classic identity, the hash of the first key (spec
-        §9.1).
+      value: 32 bytes: the hash of the first change (spec §9.2). For a classic identity, the hash of the first key
+        (spec §9.1).
       classic: Whether it is a classic identity.
     """
 

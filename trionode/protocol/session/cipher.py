@@ -34,8 +34,8 @@ class ChannelCipher(ABC):
     encryption_overhead: ClassVar[int] = OVERHEAD
     #: The plaintext that tells the peer that this side has closed; None if the protocol version has no such message.
     close_plaintext: ClassVar[bytes | None] = None
-    #: Whether a responder's route follows its peer to a new link. Then the outer return route of data is empty (spec
-    #: §7.2).
+    #: Whether a responder's route follows its peer to a new link. Then the outer return route of data is empty
+    #: (spec §7.2).
     follows_peer: ClassVar[bool] = False
     #: What the user of the channel has to know, and what to do; empty if there is nothing to warn of.
     warning: ClassVar[str] = ""

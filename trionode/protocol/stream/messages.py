@@ -9,15 +9,15 @@ from trionode.errors import WireError
 from trionode.protocol.wire import bare
 from trionode.protocol.wire.bare import Reader
 
-#: Bytes in the longest record. With RECORD_OVERHEAD, addresses and headers it must fit into one pull answer (spec
-#: §11.6, rule 9).
+#: Bytes in the longest record. With RECORD_OVERHEAD, addresses and headers it must fit into one pull answer
+#: (spec §11.6, rule 9).
 MAX_RECORD = 64_000
 #: Bytes in the longest frame with a pull answer. The classic hub sends and accepts no larger ones (spec §11.6, rule 9).
 MAX_ANSWER = 65_000
 #: Bytes that a record adds to its message in a pull answer: the index (at most 10) and the length (at most 3).
 RECORD_OVERHEAD = 13
-#: Seconds of a long poll: so long a hub delays the answer to a pull that has no records. Known peers accept 12 s (spec
-#: §11.6, rule 2).
+#: Seconds of a long poll: so long a hub delays the answer to a pull that has no records. Known peers accept 12 s
+#: (spec §11.6, rule 2).
 LONG_POLL_SECONDS = 10.0
 #: Seconds after which an answer counts as lost; for a pull, after the end of the long poll.
 ANSWER_SECONDS = 5.0

@@ -28,7 +28,7 @@ def valid_client_id(client_id: str) -> bool:
 
 
 def unique(name: str, entropy: bytes) -> str:
-    """Return `name`, "_" and the 16 bytes of entropy in hex: a stream name that can't be guessed and does not collide."""
+    """Return `name`, "_" and the 16 bytes of entropy in hex: a stream name that can't be guessed."""
     if len(entropy) != 16:
         raise ConfigError(f"a unique name takes 16 random bytes, not {len(entropy)}")
     return f"{name}_{entropy.hex()}"

@@ -21,8 +21,8 @@ class Origin:
         channel.
       drop_when_full: Whether the link is between hubs: its reader never waits, and messages for a full queue are
         dropped.
-      resends: Whether clients of the link's protocol version resend unanswered requests and understand `error` (spec
-        §11.6). True for local messages.
+      resends: Whether clients of the link's protocol version resend unanswered requests and understand `error`
+        (spec §11.6). True for local messages.
     """
 
     link: Encoded | None = None

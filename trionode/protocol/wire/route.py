@@ -9,8 +9,8 @@ import attrs
 from trionode.errors import ConfigError
 from trionode.protocol.wire.address import Address, Encoded
 
-#: Hops in the onward and the return route together, checked on every receive. This ends a loop between nodes (spec
-#: §14).
+#: Hops in the onward and the return route together, checked on every receive. This ends a loop between nodes
+#: (spec §14).
 MAX_HOPS = 32
 
 

@@ -47,8 +47,8 @@ class ProtocolVersion:
     length_size: int
     #: Bytes in the largest frame that is read.
     max_frame: int
-    #: Bytes in the largest frame that is sent. It is less than `max_frame` if known peers refuse larger frames (spec
-    #: §3.1).
+    #: Bytes in the largest frame that is sent. It is less than `max_frame` if known peers refuse larger frames
+    #: (spec §3.1).
     max_sent: int
     #: Undecodable frames after which a link still goes on (spec §3.1). At 0 the first one ends the link. An empty frame
     #: counts as undecodable.
