@@ -42,7 +42,7 @@ from trionode.protocol.rules.access import (
 )
 from trionode.protocol.wire.address import Address
 from trionode.protocol.wire.message import Message, Origin
-from trionode.protocol.wire.route import Route
+from trionode.protocol.wire.route import Routable, Route, RouteLike
 from trionode.relay.client import Relay
 from trionode.relay.service import RelayLimits, RelayService
 from trionode.routing.link import NodeLink
@@ -89,7 +89,9 @@ __all__ = [
     "RelayLimits",
     "RelayService",
     "RemoteError",
+    "Routable",
     "Route",
+    "RouteLike",
     "SecureChannel",
     "SecureChannelListener",
     "ServiceError",

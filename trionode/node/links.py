@@ -71,8 +71,8 @@ class Links:
                 log_throttle.log_warning("too many", text, sanitize(link.peer), at, MAX_LINKS)
                 await link.aclose()
                 return
-            # The link's task is a child of the node, not of the listener, which may end before its links do. There is no checkpoint up to
-            # here, so a listener that ends now leaves no link behind that nothing closes.
+            # The link's task is a child of the node, not of the listener, which may end before its links do. There is
+            # no checkpoint up to here, so a listener that ends now leaves no link behind that nothing closes.
             accepted_link = self._add(link, drop_when_full=drop_when_full)
             accepted.add(accepted_link)
             try:
@@ -148,7 +148,10 @@ class Links:
         return self._add(link, drop_when_full=drop_when_full, address=local(name), hang_up=link.hang_up)
 
     async def resolve(self, route: RouteLike) -> tuple[Encoded, ...]:
-        """Return the encoded hops of a route. If the first hop is a transport address, connect it unless it is connected."""
+        """Return the encoded hops of a route.
+
+        If the first hop is a transport address, connect it unless it is connected.
+        """
         hops = Route.of(route).hops
         if hops and hops[0].transport:
             link = await self.connect(str(hops[0]))

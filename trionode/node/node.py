@@ -51,15 +51,17 @@ STREAM_TIMEOUT = 30.0
 #: Seconds that it may take to open a relay.
 RELAY_TIMEOUT = 30.0
 
-#: The path to a hub: a route or one hop; or an async function that returns it, called again whenever it was lost: it may open a secure channel.
+#: The path to a hub: a route or one hop; or an async function that returns it, called again whenever it was lost: it
+#: may open a secure channel.
 Hub: TypeAlias = Hop | Callable[[], Awaitable[RouteLike]]
 
 
 class Node:
     """A node, which lives as long as its `open_node` block. Every verb that opens something returns it ready.
 
-    Where a verb takes a route, you can pass a `Route`, one hop, or a list of hops. In a verb that opens something, a first hop that is a
-    transport address, such as `tcp:127.0.0.1:4000`, is connected. Once the block has ended, such verbs raise ClosedError.
+    Where a verb takes a route, you can pass a `Route`, one hop, or a list of hops. In a verb that opens something, a
+    first hop that is a transport address, such as `tcp:127.0.0.1:4000`, is connected. Once the block has ended, such
+    verbs raise ClosedError.
     """
 
     def __init__(
@@ -84,7 +86,8 @@ class Node:
 
         Args:
           at: Such as `tcp:127.0.0.1:4000`; port 0 takes a free one.
-          drop_when_full: Whether the links join hubs. Their readers never wait: they drop what a full queue does not take.
+          drop_when_full: Whether the links join hubs. Their readers never wait: they drop what a full queue does not
+            take.
 
         Returns:
           The address as bound.
@@ -122,11 +125,11 @@ class Node:
         return await self._links.connect(peer, name=name, drop_when_full=drop_when_full)
 
     def dial_on_demand(self, peer: str, *, name: str, drop_when_full: bool = False) -> NodeLink:
-        """Return a link that is connected when a message is sent by it, whoever sent the message.
+        """Return a link that is connected when a message is sent by it, by this program or a peer.
 
-        So a message of a peer makes this node dial, but only an address that this program named. After a loss, or after the peer took nothing
-        for too long, the next message dials again, with a pause if the connection did not last. What can't be sent, or waits too long, is
-        dropped and counted. The link speaks the current protocol version.
+        So a message of a peer makes this node dial, but only an address that this program named. After a loss, or after
+        the peer took nothing for too long, the next message dials again, with a pause if the connection did not last.
+        What can't be sent, or waits too long, is dropped and counted. The link speaks the current protocol version.
 
         Args:
           peer: Such as `tcp:HOST:PORT`.
@@ -143,7 +146,9 @@ class Node:
         return self._links.dial_on_demand(peer, name=name, drop_when_full=drop_when_full)
 
     async def aclose_links(self) -> None:
-        """Stop listening, and flush and close every link, all at the same time. The end of the node's block does this too.
+        """Stop listening, and flush and close every link, all at the same time.
+
+        The end of the node's block does this too.
 
         If cancelled, the links end at once.
         """
@@ -167,7 +172,8 @@ class Node:
           worker: An async function, which is called with its `Mailbox`.
           allow: Which messages reach it. By default those of this node and of peers of its secure channels.
           bound: How many bytes may wait in the mailbox before senders wait.
-          stall_timeout: Seconds that links wait for a full mailbox of which nothing is taken, before its messages are dropped.
+          stall_timeout: Seconds that links wait for a full mailbox of which nothing is taken, before its messages are
+            dropped.
 
         Returns:
           The address.
@@ -198,7 +204,7 @@ class Node:
         """Open a mailbox that your own task reads, for the length of a block.
 
         Args:
-          name: The address. By default it is random, so only those reach it who were told.
+          name: The address. By default it is random, so only peers that got a message from it reach it.
           allow: Which messages reach it. By default the rule of workers if it has a name, else every message.
 
         Returns:
@@ -271,7 +277,8 @@ class Node:
             self._router.unregister(address)
         if not answers:
             raise AnswerTimeout(
-                f"no answer from [{Route.of(route)}] within {timeout:g} s: it may have ended, not be reachable from here, or refuse this node"
+                f"no answer from [{Route.of(route)}] within {timeout:g} s: "
+                "it may have ended, not be reachable from here, or refuse this node"
             )
         return answers[0]
 
@@ -286,17 +293,18 @@ class Node:
         timeout: float = CHANNEL_TIMEOUT,  # noqa: ASYNC109  # a handshake always has a deadline
         protocol_version: str = "current",
     ) -> SecureChannel:
-        """Open a secure channel with the listener at the end of a route: both sides prove their identities (spec §7, §8).
+        """Open a secure channel with the listener at the end of a route (spec §7, §8).
 
-        A handshake without an answer is begun again after 5, 10 and 20 s.
+        Both sides prove their identities. A handshake without an answer is begun again after 5, 10 and 20 s.
 
         Args:
           route: The path to the listener, its address last.
           identity: This side's identity.
           trust: Decides about the peer's identity. There is no default.
           timeout: Seconds for all tries together.
-          protocol_version: "current"; or "classic" for a peer that speaks nothing else. That peer sees the classic identity, may accept
-            replayed messages, and is not told when the channel closes. There is no fallback from one to the other.
+          protocol_version: "current"; or "classic" for a peer that speaks nothing else. That peer sees the classic
+            identity, may accept replayed messages, and is not told when the channel closes. There is no fallback from
+            one to the other.
 
         Returns:
           The channel, which can stand in a route. It lives until either side closes it, or the node ends.
@@ -332,8 +340,8 @@ class Node:
           identity: This side's identity.
           trust: Decides about each peer's identity. There is no default.
           allow: Which messages reach the listener.
-          protocol_versions: Those that are answered, of "current" and "classic". The others get no answer, so no attacker can downgrade
-            peers to classic.
+          protocol_versions: Those that are answered, of "current" and "classic". The others get no answer, so no
+            attacker can downgrade peers to classic.
 
         Returns:
           The listener.
@@ -364,18 +372,22 @@ class Node:
         protocol_version: str = "current",
         timeout: float = STREAM_TIMEOUT,  # noqa: ASYNC109  # a deadline alone tells that a hub does not answer
     ) -> Stream:
-        """Open both directions of a conversation over two streams of a hub (spec §11). The hub creates them if they do not exist.
+        """Open both directions of a conversation over two streams of a hub (spec §11).
+
+        The hub creates them if they do not exist.
 
         Args:
-          hub: The path to the hub; or several hubs, of which the next is tried when one is lost. A path of several hops is a `Route`.
+          hub: The path to the hub; or several hubs, of which the next is tried when one is lost. A path of several hops
+            is a `Route`.
           sends: The name of the stream to write.
           receives: The name of the stream to read.
           service: The address of the hub's stream service.
           index_service: The address of the service that keeps positions.
-          client_id: Names the position that the hub keeps, so a restarted program reads on from it. By default reading begins at `start`.
+          client_id: Names the position that the hub keeps, so a restarted program reads on from it. By default reading
+            begins at `start`.
           start: The index of the first record to read without a kept position; by default the stream's first one.
-          protocol_version: The version that the peer reads, "current" or "classic". Records are written in it, whatever the hub speaks. Both
-            are read.
+          protocol_version: The version that the peer reads, "current" or "classic". Records are written in it, whatever
+            the hub speaks. Both are read.
           timeout: Seconds.
 
         Returns:
@@ -446,12 +458,15 @@ class Node:
     ) -> Relay:
         """Register an address on a hub by which others reach this node, again whenever the hub was lost (spec §13.2).
 
-        A message that comes by a relay counts as one of an unauthenticated peer, so it reaches only what such peers may reach.
+        A message that comes by a relay counts as one of an unauthenticated peer, so it reaches only what such peers may
+        reach.
 
         Args:
           hub: The path to the hub, or several hubs, as for `open_stream`.
-          name: 1 to 64 of A-Z a-z 0-9 . _ -, for an address that stays the same. By default the hub chooses a random one.
-          to: The node that the relay leads to, if it is another one. Its first hop is a transport address such as tcp:127.0.0.1:4001.
+          name: 1 to 64 of A-Z a-z 0-9 . _ -, for an address that stays the same. By default the hub chooses a random
+            one.
+          to: The node that the relay leads to, if it is another one. Its first hop is a transport address such as
+            tcp:127.0.0.1:4001.
           service: The address of the hub's relay service. By default the one that Ockam uses for such a name.
           timeout: Seconds.
 
@@ -468,8 +483,8 @@ class Node:
         deadline = trio.current_time() + timeout
         if name is not None and not is_relay_name(name):
             raise ConfigError(
-                "the name of a relay has 1 to 64 of A-Z a-z 0-9 . _ -, and is not `register`; without a name the hub chooses one; "
-                f"this is {name!r}"
+                "the name of a relay has 1 to 64 of A-Z a-z 0-9 . _ -, and is not `register`; "
+                f"without a name the hub chooses one; this is {name!r}"
             )
         if to is not None:
             to = Route.of(to)
@@ -494,8 +509,9 @@ class Node:
         allow: Access = from_anywhere,
         limits: RelayLimits = RelayLimits(),  # noqa: B008  # a frozen value
     ) -> RelayService:
-        """Offer relays for as long as the node lives: nodes that can't be connected to are reached by their links to this one (spec §13.2).
+        """Offer relays for as long as the node lives (spec §13.2).
 
+        Nodes that can't be connected to are reached by their links to this one.
         Relays work whether or not this node forwards. Every message may pass a relay.
 
         Args:
@@ -528,13 +544,14 @@ class Node:
     ) -> Inlet:
         """Listen on a TCP port, and carry each connection along a route to the outlet at its end (spec §13.3).
 
-        A portal encrypts nothing itself, so the route normally begins with a secure channel. A connection that is not read holds up no other.
-        If the path is lost, its connections are reset, and so are new ones until there is a path again.
+        A portal encrypts nothing itself, so the route normally begins with a secure channel. A connection that is not
+        read holds up no other. If the path is lost, its connections are reset, and so are new ones until there is a
+        path again.
 
         Args:
           at: HOST:PORT; port 0 takes a free one.
-          route: The path to the outlet, its address last; or an async function that returns it, called for each connection: it may open a
-            channel again that was lost.
+          route: The path to the outlet, its address last; or an async function that returns it, called for each
+            connection: it may open a channel again that was lost.
           limits: What the inlet holds at most.
 
         Returns:
@@ -633,7 +650,10 @@ class Node:
         return list(zip(names, map(self._path_opener, hubs), strict=True))
 
     def _path_opener(self, hub: RouteLike | Hub) -> OpenPath:
-        """Return what opens the path that a route describes, or that a function returns; ConfigError at once for a wrong route."""
+        """Return what opens the path that a route describes, or that a function returns.
+
+        ConfigError at once for a wrong route.
+        """
         route = None if callable(hub) else _path(hub)
 
         async def open_path() -> tuple[Encoded, ...]:
@@ -671,8 +691,9 @@ async def open_node(
 ) -> AsyncIterator[Node]:
     """Open a node for the length of a block.
 
-    Use it as `async with open_node("tcp") as node:`. Everything that you start in the block ends with it. At its end the links are flushed and closed. An exception of a worker leaves the block
-    in an ExceptionGroup. A message of a peer never raises in your program.
+    Use it as `async with open_node("tcp") as node:`. Everything that you start in the block ends with it. At its end
+    the links are flushed and closed. An exception of a worker leaves the block in an ExceptionGroup. A message of a
+    peer never raises in your program.
 
     Args:
       transports: Names of installed transports, or `Transport` objects.

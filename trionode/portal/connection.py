@@ -1,4 +1,4 @@
-"""One end of one connection through a portal: a hop that never waits, and two tasks between the socket and the route (spec §13.3)."""
+"""One end of one connection through a portal: a hop, and two tasks between socket and route (spec §13.3)."""
 
 import socket
 import struct
@@ -17,21 +17,25 @@ from trionode.protocol.wire.message import Message, Origin
 from trionode.routing.mailbox import Sender
 from trionode.routing.router import Router, random_address
 
-#: Seconds that a socket gets to take what arrived before its connection broke. Its program may never read again, and the socket costs memory.
+#: Seconds that a socket gets to take what arrived before its connection broke. Its program may never read again, and
+#: the socket costs memory.
 DRAIN_SECONDS = 30.0
-#: Seconds to read on for the socket's end after ours was sent: a plain close can destroy data that are on their way to it.
+#: Seconds to read on for the socket's end after ours was sent: a plain close can destroy data that are on their way to
+#: it.
 CLOSE_SECONDS = 2.0
-#: Bytes that the kernel takes for a socket before it reports that it is full. Trio's streams set 16 KiB, a task switch for each.
+#: Bytes that the kernel takes for a socket before it reports that it is full. Trio's streams set 16 KiB, a task switch
+#: for each.
 UNSENT = 256 * 1024
 #: Bytes in one recv: one Payload.
 READ_SIZE = MAX_DATA
-#: Bytes of an encoded message beside its addresses and its data: heads of arrays and of bytes, type, length and counter of the Payload.
+#: Bytes of an encoded message beside its addresses and its data: heads of arrays and of bytes, type, length and counter
+#: of the Payload.
 OVERHEAD = 64
 
 
 @attrs.frozen
 class PortalLimits:
-    """Limits of an inlet or an outlet: each connection costs a socket, and at most `window` bytes that wait for it (1 MiB with a Rust peer)."""
+    """Limits of an inlet or an outlet: a connection costs a socket, and `window` bytes that wait (Rust peer: 1 MiB)."""
 
     #: Connections of one inlet or outlet.
     connections: int = 500
@@ -42,7 +46,10 @@ class PortalLimits:
 
 
 class Connection:
-    """An end with its own address, made before there is a socket or a path. What waits between them is bounded by its state machine."""
+    """An end with its own address, made before there is a socket or a path.
+
+    What waits between them is bounded by its state machine.
+    """
 
     def __init__(self, router: Router, end: PortalEnd) -> None:
         self.encoded = random_address()
@@ -74,8 +81,8 @@ class Connection:
     def follow(self, message: Message) -> None:
         """Send by the return route of a Ping or Pong from now on, and accept only messages of its sender (spec §13.3).
 
-        The connection is lost with the first hop of that route, and with the link that the message came by. A channel may outlive its link,
-        but what was under way on the link is then missing from the bytes of the connection.
+        The connection is lost with the first hop of that route, and with the link that the message came by. A channel
+        may outlive its link, but what was under way on the link is then missing from the bytes of the connection.
         """
         identifier = message.origin.identifier
         self._admits = lambda origin: origin.identifier == identifier
@@ -121,7 +128,10 @@ class Connection:
                 await self._changed.park()
 
     async def flush(self) -> None:
-        """Send what the state machine has to send, and wait while the path is over its budget. If cancelled, the rest stays to be sent."""
+        """Send what the state machine has to send, and wait while the path is over its budget.
+
+        If cancelled, the rest stays to be sent.
+        """
         outgoing = self.end.outgoing
         while outgoing:
             content = outgoing.popleft()
@@ -135,7 +145,10 @@ class Connection:
                 self._on_path_lost()
 
     async def run(self, sock: trio.socket.SocketType) -> None:
-        """Carry bytes both ways until both directions have ended or the connection broke; then close the socket, or reset it if it broke."""
+        """Carry bytes both ways until both directions have ended or the connection broke.
+
+        Then close the socket, or reset it if it broke.
+        """
         input_ended = False
 
         async def read() -> None:
@@ -159,7 +172,10 @@ class Connection:
                 reset(sock)
 
     async def _read(self, sock: trio.socket.SocketType) -> bool:
-        """Socket to route: no more than there is credit for, and no faster than the path takes it; whether the socket's input has ended."""
+        """Socket to route: no more than there is credit for, and no faster than the path takes it.
+
+        Whether the socket's input has ended.
+        """
         end = self.end
         while end.can_send:
             room = end.sendable
@@ -223,7 +239,7 @@ class Connection:
 
 
 def prepare(sock: trio.socket.SocketType) -> None:
-    """Send small writes at once, notice a vanished peer, and use the kernel's buffers, which Trio's streams keep short."""
+    """Send small writes at once, notice a vanished peer, and use the kernel's buffers."""
     with suppress(OSError):  # a socket that is reset already
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
@@ -232,7 +248,7 @@ def prepare(sock: trio.socket.SocketType) -> None:
 
 
 def reset(sock: trio.socket.SocketType) -> None:
-    """Close with a reset: the program at the other end sees an error, and does not take truncated data for the whole."""
+    """Close with a reset, so the program at the other end sees an error and not the end of the data."""
     with suppress(OSError):
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     sock.close()

@@ -11,7 +11,8 @@ from trionode.routing.hub_connection import OpenPath
 from trionode.routing.router import Router
 from trionode.routing.service import Service
 
-#: Seconds that a client waits for its connection: for the path to be opened, and for the outlet's answer, which connects its target first.
+#: Seconds that a client waits for its connection: for the path to be opened, and for the outlet's answer, which
+#: connects its target first.
 OPEN_SECONDS = 30.0
 #: Seconds to listen for a late answer after that, so the outlet learns that its target is not needed.
 LATE_SECONDS = 60.0
@@ -20,7 +21,8 @@ LATE_SECONDS = 60.0
 class Inlet(Service):
     """A listening port. Each client that connects gets its own connection at the outlet. `Node.open_inlet` makes it.
 
-    A client is accepted before anything is known of the target. If the target can't be connected, the client's connection is reset.
+    A client is accepted before anything is known of the target. If the target can't be connected, the client's
+    connection is reset.
     """
 
     def __init__(self, router: Router, open_path: OpenPath, limits: PortalLimits) -> None:
@@ -76,7 +78,8 @@ class Inlet(Service):
             try:
                 connection.use_path(await self._open_path())
             except TrionodeError as error:
-                # Whatever opens the path says by these errors that there is none now. There may be one for the next client.
+                # Whatever opens the path says by these errors that there is none now. There may be one for the next
+                # client.
                 why = str(error)
                 end.route_lost()
             await connection.flush()

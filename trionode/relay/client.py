@@ -1,4 +1,4 @@
-"""Relays: an address on a hub by which others reach this node, registered again whenever the hub was lost (spec §13.2)."""
+"""Relays: an address on a hub that leads to this node, registered again whenever the hub was lost (spec §13.2)."""
 
 from collections.abc import Sequence
 from itertools import chain, repeat
@@ -21,16 +21,18 @@ from trionode.routing.hub_connection import HubConnection, OpenPath
 from trionode.routing.router import Router, random_address
 from trionode.routing.service import Service
 
-#: Seconds without an answer before a registration is sent again; the last one repeats. A hub that has not noticed yet that this node's former
-#: link is dead keeps the name for that link. An answered registration is never sent again on the same path: a 0.77 hub would delete the relay.
+#: Seconds without an answer before a registration is sent again; the last one repeats. A hub that has not noticed yet
+#: that this node's former link is dead keeps the name for that link. An answered registration is never sent again on
+#: the same path: a 0.77 hub would delete the relay.
 RETRIES: Sequence[float] = (5.0, 10.0, 20.0, 60.0)
 
 
 class Relay(Service):
     """An address on a hub that leads to this node. `Node.open_relay` makes it.
 
-    Others put `remote` behind their own route to the hub: `Route("tcp:HUB:4000", relay.remote, "listener")`. A message that comes by it counts
-    as one of an unauthenticated peer, also if the hub is reached through a secure channel: the hub vouches for itself, not for its clients.
+    Others put `remote` behind their own route to the hub: `Route("tcp:HUB:4000", relay.remote, "listener")`. A message
+    that comes by it counts as one of an unauthenticated peer, also if the hub is reached through a secure channel: the
+    hub vouches for itself, not for its clients.
     """
 
     def __init__(
@@ -87,8 +89,9 @@ class Relay(Service):
         if not self._ready.is_set():
             what = "a relay" if self.name is None else f"the relay name {self.name}"
             raise AnswerTimeout(
-                f"the hub {self._hub.name} did not answer for {what} in time. A hub does not say why: it may not offer the service "
-                f"{Address.from_encoded(self._service)}, may refuse this node, or the name may belong to another client"
+                f"the hub {self._hub.name} did not answer for {what} in time. A hub does not say why: it may not offer "
+                f"the service {Address.from_encoded(self._service)}, may refuse this node, or the name may belong to "
+                "another client"
             )
 
     # Registration
@@ -141,7 +144,10 @@ class Relay(Service):
     # The node behind the relay, if that is another one
 
     async def _keep_target_connected(self, open_target: OpenPath) -> None:
-        """Keep a link to the node behind the relay; messages that arrive while there is none are dropped and counted."""
+        """Keep a link to the node behind the relay.
+
+        Messages that arrive while there is none are dropped and counted.
+        """
 
         async def use(path: tuple[Encoded, ...]) -> bool:
             lost = trio.Event()

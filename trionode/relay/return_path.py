@@ -1,4 +1,4 @@
-"""The return paths of a relay in a running node: aliases in its router, and delivery by them that never waits for a slow peer."""
+"""The return paths of a relay in a running node: aliases in its router, and delivery by them."""
 
 from collections.abc import Callable
 from functools import partial
@@ -59,14 +59,17 @@ class ReturnPaths:
         return self.pass_on(message, entry, message.onward[1:])
 
     def pass_on(self, message: Message, entry: PathEntry, rest: tuple[Encoded, ...]) -> ByteBudget | None:
-        """Deliver a message by an entry to the hops behind it, with an alias in front of its return route; return the queue it overfilled.
+        """Deliver a message by an entry to the hops behind it, with an alias in front of its return route.
+
+        Return the queue it overfilled.
 
         A remote message that can't be passed on is dropped and counted. A local one raises as it would without a relay.
         """
         router, origin = self._router, message.origin
         is_local = origin.is_local
         back = self._table.return_route(message.back, origin)
-        # A reader never waits for its own link, not even within a channel; and the queue of a stream has no stall timeout.
+        # A reader never waits for its own link, not even within a channel; and the queue of a stream has no stall
+        # timeout.
         turns_back = origin.link is not None and origin.link == entry.origin.link
         waits = is_local or not (turns_back or origin.drop_when_full or entry.origin.stream is not None)
         over_budget = self._over_budgets.get(entry)

@@ -1,4 +1,4 @@
-"""The relay service: names on a hub that lead to nodes nobody can connect to, by the links that those nodes keep (spec §13.2)."""
+"""The relay service: names on a hub that lead to nodes by the links that these keep to the hub (spec §13.2)."""
 
 import re
 import secrets
@@ -20,7 +20,8 @@ from trionode.relay.return_path import PathEntry, ReturnPaths
 from trionode.routing.byte_budget import ByteBudget
 from trionode.routing.router import Router
 
-#: The service addresses of a hub that clients know: for a random name and for a chosen one. Here, as in ockam 0.150.0, both do both.
+#: The service addresses of a hub that clients know: for a random name and for a chosen one. Here, as in ockam 0.150.0,
+#: both do both.
 EPHEMERAL_SERVICE = "forwarding_service"
 NAMED_SERVICE = "static_forwarding_service"
 #: The prefix of every relay's address, so no relay name can be the address of another worker.
@@ -28,7 +29,8 @@ PREFIX = "forward_to_"
 #: The payload that asks for a random name.
 REGISTER = "register"
 
-#: Bytes of the path from the hub to a relay's owner: some hops of 32 hex digits. It is kept, and put before every message.
+#: Bytes of the path from the hub to a relay's owner: some hops of 32 hex digits. It is kept, and put before every
+#: message.
 MAX_PATH_SIZE = 1024
 #: The log line of a refusal.
 REFUSED = "refused the relay name %s: %s"
@@ -45,7 +47,8 @@ def is_relay_name(name: str) -> bool:
 class RelayLimits:
     """Limits of what clients may make a hub hold: at most MAX_PATH_SIZE bytes and some objects for each relay."""
 
-    #: Relays of one client: an authenticated identity, or a link or stream without one. Names that it owns but does not use count.
+    #: Relays of one client: an authenticated identity, or a link or stream without one. Names that it owns but does not
+    #: use count.
     relays_per_client: int = 100
     #: Relays in all. Beyond it new names are refused; existing ones stay.
     relays: int = 10_000
@@ -72,8 +75,9 @@ class _Relay:
 class RelayService:
     """Answers registrations and passes messages on. `Node.serve_relays` makes it.
 
-    A name that was registered through a secure channel belongs to that identity for as long as the service lives. Without a channel it belongs
-    to the link or stream that registered it first, while that lives. Another client that asks for the name gets no answer.
+    A name that was registered through a secure channel belongs to that identity for as long as the service lives.
+    Without a channel it belongs to the link or stream that registered it first, while that lives. Another client that
+    asks for the name gets no answer.
     """
 
     def __init__(
@@ -81,8 +85,8 @@ class RelayService:
     ) -> None:
         if not re.fullmatch(r"[A-Za-z0-9_.-]+", prefix, re.ASCII):
             raise ConfigError(
-                "the prefix of relay addresses has at least one of A-Z a-z 0-9 . _ -, so no client can take the address of a worker; "
-                f"this is {prefix!r}"
+                "the prefix of relay addresses has at least one of A-Z a-z 0-9 . _ -, so no client can take the address "
+                f"of a worker; this is {prefix!r}"
             )
         self._router = router
         self._services: list[Encoded] = []
@@ -110,7 +114,8 @@ class RelayService:
             # No answer, whatever the reason: it would tell who holds which name.
             self._router.counters[DropReason.REGISTRATION_REFUSED] += 1
         else:
-            # The payload of the request, and the whole return route as the path to the owner: clients of both protocol versions accept that.
+            # The payload of the request, and the whole return route as the path to the owner: clients of both protocol
+            # versions accept that.
             self._router.answer(message, relay.encoded, message.payload)
 
     def _register(self, message: Message) -> _Relay | None:

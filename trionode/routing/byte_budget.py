@@ -12,10 +12,10 @@ HARD_LIMIT = 4 * 1024 * 1024
 
 
 class ByteBudget:
-    """Bytes that are outstanding in a queue or at a service, and a bound beyond which the task that adds more should wait.
+    """Bytes that are outstanding in a queue or at a service, and a bound beyond which tasks that add more wait.
 
-    What is added is always admitted, so a budget holds its bound and one item of each task that waits. `stall_timeout` is how many seconds a
-    link's reader waits without one item taken before `on_stall` is called; None: without end.
+    What is added is always admitted, so a budget holds its bound and one item of each task that waits. `stall_timeout`
+    is how many seconds a link's reader waits without one item taken before `on_stall` is called; None: without end.
     """
 
     __slots__ = ("_closed", "_on_stall", "_stall_timeout", "_waiting", "bound", "hard_bound", "size", "taken")
@@ -49,7 +49,10 @@ class ByteBudget:
         return self._closed
 
     def add(self, cost: int) -> "ByteBudget | None":
-        """Count an item of `cost` bytes; return this budget if it is now over its bound: the caller waits for it before it adds more."""
+        """Count an item of `cost` bytes.
+
+        Return this budget if it is now over its bound: the caller waits for it before it adds more.
+        """
         self.size += cost
         return self if self.size > self.bound else None
 
@@ -64,7 +67,8 @@ class ByteBudget:
         """Wait until half of the bound is free, if the budget is over its bound. If cancelled, nothing changes.
 
         Args:
-          stall_timeout: Seconds without one item taken after which to stop waiting; every item that is taken starts them again.
+          stall_timeout: Seconds without one item taken after which to stop waiting; every item that is taken starts
+            them again.
 
         Returns:
           True if there is capacity or the budget is closed; False after the stall timeout.
@@ -78,7 +82,8 @@ class ByteBudget:
                 await self._waiting.park()
                 continue
             with trio.move_on_after(stall_timeout):
-                # Waking at every item would cost a task switch each: sleep until half is free, and look for progress when the time is up.
+                # Waking at every item would cost a task switch each: sleep until half is free, and look for progress
+                # when the time is up.
                 await self._waiting.park()
             if self.taken == before and self.size > self.bound // 2 and not self._closed:
                 return False

@@ -10,12 +10,16 @@ from trionode.net.backoff import Backoff, reconnect
 from trionode.protocol.wire.address import Encoded
 from trionode.routing.router import Router
 
-#: Opens a path to a hub, which may connect and make a channel: the encoded hops before the hub's services, at least one.
+#: Opens a path to a hub, which may connect and make a channel: the encoded hops before the hub's services, at least
+#: one.
 OpenPath = Callable[[], Awaitable[tuple[Encoded, ...]]]
 
 
 class HubConnection:
-    """A path to one of several hubs. After a loss it tries the same hub first, or the next one if this one was silent."""
+    """A path to one of several hubs.
+
+    After a loss it tries the same hub first, or the next one if this one was silent.
+    """
 
     def __init__(self, router: Router, hubs: Sequence[tuple[str, OpenPath]]) -> None:
         """Take the hubs by preference, each with a name for logs and what opens a path to it."""
@@ -73,7 +77,8 @@ class HubConnection:
                     self.path = ()
                     self._router.forget(path[0], self._scope.cancel)  # the link may live on
             lost()
-            # The same hub again, since it may only have restarted; the next one if this one never answered, or no longer does.
+            # The same hub again, since it may only have restarted; the next one if this one never answered, or no
+            # longer does.
             self._turn += self._next_hub or not self.has_answered
             return self.has_answered
 

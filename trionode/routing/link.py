@@ -24,12 +24,15 @@ GRACE = 1.0
 
 
 class NodeLink:
-    """A link of a node, which can stand in a route: `Route(link, "echoer")`. It ends with its peer, with `aclose`, or with its node.
+    """A link of a node, which can stand in a route: `Route(link, "echoer")`.
 
-    Its reader waits for the queues that its messages fill, so backpressure reaches the peer. With `drop_when_full`, for links between hubs,
-    it never waits but drops and counts at the hard limit, so waits between nodes form no cycle.
+    It ends with its peer, with `aclose`, or with its node.
 
-    A peer that takes nothing, or sends invalid frames, ends the link. With `hang_up`, that is called with the reason, and the link lives on.
+    Its reader waits for the queues that its messages fill, so backpressure reaches the peer. With `drop_when_full`, for
+    links between hubs, it never waits but drops and counts at the hard limit, so waits between nodes form no cycle.
+
+    A peer that takes nothing, or sends invalid frames, ends the link. With `hang_up`, that is called with the reason,
+    and the link lives on.
     """
 
     def __init__(
@@ -77,8 +80,8 @@ class NodeLink:
         if len(frame) > self._max_frame:
             if origin is LOCAL:
                 raise MessageTooLargeError(
-                    f"the link to {self.peer} carries frames of at most {self._max_frame} bytes, this message makes {len(frame)}: "
-                    f"send it in parts"
+                    f"the link to {self.peer} carries frames of at most {self._max_frame} bytes, "
+                    f"this message makes {len(frame)}: send it in parts"
                 )
             self._router.counters[DropReason.FRAME_TOO_LARGE] += 1
             return None
@@ -195,8 +198,8 @@ class NodeLink:
     async def aclose(self) -> None:
         """Close the link in order, and wait until it has ended: at most one second.
 
-        It accepts no more messages, flushes its outbox, sends its end, and delivers what the peer sends until its end. So nothing is lost that
-        the peer had under way (spec §11.6, 7), unless it goes on for longer.
+        It accepts no more messages, flushes its outbox, sends its end, and delivers what the peer sends until its end.
+        So nothing is lost that the peer had under way (spec §11.6, 7), unless it goes on for longer.
 
         If cancelled, the link ends at once.
         """

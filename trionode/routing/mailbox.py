@@ -21,7 +21,10 @@ MAX_OVER_BUDGET = 64
 
 
 class Sender:
-    """Sends from one address, and waits for the queues that its messages filled beyond their bound. One for each task that sends."""
+    """Sends from one address, and waits for the queues that its messages filled beyond their bound.
+
+    One for each task that sends.
+    """
 
     __slots__ = ("_over_budgets", "_router", "encoded", "source", "turn")
 
@@ -35,7 +38,10 @@ class Sender:
         self._over_budgets: dict[Encoded, ByteBudget] = {}
 
     async def deliver(self, message: Message) -> None:
-        """Wait until the first hop's queue has capacity again, if this sender filled it, and deliver. If cancelled, nothing was delivered."""
+        """Wait until the first hop's queue has capacity again, if this sender filled it, and deliver.
+
+        If cancelled, nothing was delivered.
+        """
         self.turn += 1
         if self._over_budgets or self.turn > FAIR_BURST:
             await self._wait(message)
@@ -85,7 +91,8 @@ class Mailbox(Receiver[Message]):
     def _hop(self, message: Message) -> ByteBudget | None:
         """Put the message in, unless nothing was taken for too long."""
         inbox = self._inbox
-        # Only a link's reader stops waiting. For a local message or one of a stream, some task waits without end, so it is not dropped.
+        # Only a link's reader stops waiting. For a local message or one of a stream, some task waits without end, so it
+        # is not dropped.
         if self._is_stalled and message.origin.link is not None:
             if inbox.size > inbox.bound // 2:
                 self._router.counters[DropReason.MAILBOX_STALLED] += 1
@@ -129,7 +136,8 @@ class Mailbox(Receiver[Message]):
     async def send(self, route: RouteLike, body: bytes | str) -> None:
         """Send a payload from this address.
 
-        It waits while the path is over its byte budget because of this mailbox's messages. A worker does not dial: connect first.
+        It waits while the path is over its byte budget because of this mailbox's messages. A worker does not dial:
+        connect first.
 
         Args:
           route: Where it goes.
@@ -148,7 +156,8 @@ class Mailbox(Receiver[Message]):
     async def reply(self, message: Message, body: bytes | str) -> None:
         """Answer a message along its return route, exactly as it arrived (spec §4.1).
 
-        If that path is gone (spec §4.2) or does not carry the answer, which is the peer's choice, the answer is dropped and counted.
+        If that path is gone (spec §4.2) or does not carry the answer, which is the peer's choice, the answer is dropped
+        and counted.
 
         Args:
           message: The message to answer.
@@ -168,7 +177,9 @@ class Mailbox(Receiver[Message]):
             self._router.counters[DropReason.REPLY_TOO_LARGE] += 1
 
     def reply_nowait(self, message: Message, body: bytes | str) -> None:
-        """Answer without waiting, as a service for unauthenticated peers does: a link that takes no answers is closed at its hard limit.
+        """Answer without waiting, as a service for unauthenticated peers does.
+
+        A link that takes no answers is closed at its hard limit.
 
         Args:
           message: The message to answer.
@@ -180,9 +191,9 @@ class Mailbox(Receiver[Message]):
         self._router.answer(message, self.encoded, payload_of(body))
 
     async def forward(self, message: Message, onward: RouteLike) -> None:
-        """Send a message on with another onward route, and its return route untouched (spec §4.1): the answer does not come by here.
+        """Send a message on with another onward route, and its return route untouched (spec §4.1).
 
-        A message that is too large for its path is dropped and counted.
+        The answer does not come by here. A message that is too large for its path is dropped and counted.
 
         Args:
           message: The message.

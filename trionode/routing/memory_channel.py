@@ -13,7 +13,8 @@ T = TypeVar("T")
 
 #: What an item costs beside its bytes: the object, its routes, its place in the deque. It bounds a million tiny items.
 ITEM_OVERHEAD = 512
-#: Items taken before other tasks run: a checkpoint for each item halves the rate, and 512 items let others wait for 13 ms.
+#: Items taken before other tasks run: a checkpoint for each item halves the rate, and 512 items let others wait for 13
+#: ms.
 FAIR_BURST = 64
 
 

@@ -1,4 +1,7 @@
-"""A link that is dialled when a message is to leave by it, whoever sent the message. A node has one only if its program asked for it."""
+"""A link that is dialled when a message is to leave by it, of this program or of a peer.
+
+A node has one only if its program asked for it.
+"""
 
 from collections.abc import Awaitable, Callable, Sequence
 
@@ -12,18 +15,19 @@ from trionode.net.transport import Link
 from trionode.protocol.wire.current_codec import CURRENT
 from trionode.protocol.wire.version import ProtocolVersion
 
-#: Seconds that dialling may take: less than STALL_TIMEOUT in link.py, so a link's reader that waits meanwhile does not report a stall.
+#: Seconds that dialling may take: less than STALL_TIMEOUT in link.py, so a link's reader that waits meanwhile does not
+#: report a stall.
 DIAL_SECONDS = 5.0
 #: Seconds to finish a burst that the peer does not take, after the peer's own end.
 GRACE = 1.0
 
 
 class OnDemandLink:
-    """A link of the current protocol version that connects with the first burst, and again with the next burst after a loss.
+    """A link of the current protocol version that connects with the first burst, and with the next one after a loss.
 
-    It ends only when this side closes it. What can't be sent is dropped and counted: what waited for a dial that failed, what comes within the
-    pause after that, and what was under way when the connection broke. The pauses are those of `Backoff`, so a peer that sends much makes this
-    node dial seldom.
+    It ends only when this side closes it. What can't be sent is dropped and counted: what waited for a dial that
+    failed, what comes within the pause after that, and what was under way when the connection broke. The pauses are
+    those of `Backoff`, so a peer that sends much makes this node dial seldom.
     """
 
     def __init__(self, peer: str, connect: Callable[[], Awaitable[Link]], counters: Counters) -> None:
@@ -46,7 +50,10 @@ class OnDemandLink:
         self._log_throttle = LogThrottle()
 
     async def receive(self) -> Sequence[bytes]:
-        """Return the frames of one read of the present or the next connection; () once this side has ended and the peer too."""
+        """Return the frames of one read of the present or the next connection.
+
+        () once this side has ended and the peer too.
+        """
         while True:
             if self._leaving is not None:
                 async with self._sending:  # a link is closed while nothing is sent
@@ -71,7 +78,10 @@ class OnDemandLink:
                 self._burst.deadline = trio.current_time() + GRACE
 
     def hang_up(self, reason: str) -> None:
-        """Leave the connection, if there is one, and drop the burst under way, without waiting. A later burst dials again."""
+        """Leave the connection, if there is one, and drop the burst under way, without waiting.
+
+        A later burst dials again.
+        """
         if self._link is not None:
             self._leave(self._link, reason)
             self._burst.cancel()
@@ -91,7 +101,10 @@ class OnDemandLink:
             log.info("link with %s ended: %s; a later message dials again", sanitize(self.peer), sanitize(reason))
 
     async def send(self, frames: Sequence[bytes]) -> None:
-        """Send a burst, and connect before if necessary. What can't be sent is dropped and counted. If cancelled, the link is broken."""
+        """Send a burst, and connect before if necessary. What can't be sent is dropped and counted.
+
+        If cancelled, the link is broken.
+        """
         async with self._sending:
             link = self._link or await self._dial()
             if link is None:
@@ -116,7 +129,7 @@ class OnDemandLink:
             return None
         try:
             link = await self._open()
-        except Exception as error:  # noqa: BLE001  # a peer's message made this node dial: an error of any transport costs that message, not the node
+        except Exception as error:  # noqa: BLE001  # a peer's message made this node dial: no error of a transport ends the node
             self._not_before = trio.current_time() + self._backoff.failed()
             # By type, not by text: a remote that chooses the words could fill the log.
             reason = str(error) if isinstance(error, TrionodeError) else repr(error)
@@ -134,7 +147,8 @@ class OnDemandLink:
                 return link
             await link.aclose()
             raise ConnectionLost(
-                f"the peer speaks protocol version {link.protocol_version.name!r}, links on demand speak {CURRENT.name!r}"
+                f"the peer speaks protocol version {link.protocol_version.name!r}, "
+                f"links on demand speak {CURRENT.name!r}"
             )
         raise ConnectionLost(f"no answer within {DIAL_SECONDS:g} s")
 

@@ -12,8 +12,8 @@ from trionode.protocol.wire.address import LOCAL_TYPE, Address, Encoded, decode_
 from trionode.protocol.wire.message import LOCAL, Message
 from trionode.routing.byte_budget import ByteBudget
 
-#: Takes a message and delivers it on. It is synchronous and never waits. It returns the queue that the message filled beyond its bound, or
-#: None: the task that delivered the message waits for that queue before it delivers again.
+#: Takes a message and delivers it on. It is synchronous and never waits. It returns the queue that the message filled
+#: beyond its bound, or None: the task that delivered the message waits for that queue before it delivers again.
 Hop = Callable[[Message], ByteBudget | None]
 
 #: Local deliveries that one message may have. It ends a loop between addresses of one node.
@@ -22,7 +22,7 @@ MAX_DELIVERIES = 32
 
 @attrs.frozen(eq=False)
 class Entry:
-    """What is behind an address: the hop, which messages reach it, and the largest message that it carries (None: any)."""
+    """What is behind an address: the hop, its access rule, and the largest message that it carries (None: any)."""
 
     hop: Hop
     allow: Access
@@ -47,7 +47,10 @@ class Router:
         self.counters: Counters = Counters()
 
     def register(self, address: Encoded, hop: Hop, *, allow: Access, limit: int | None = None) -> None:
-        """Put a hop behind an address; AddressInUseError if it is taken. `limit` is the largest record or frame in bytes."""
+        """Put a hop behind an address; AddressInUseError if it is taken.
+
+        `limit` is the largest record or frame in bytes.
+        """
         if address in self._table:
             raise AddressInUseError(
                 f"{Address.from_encoded(address)} is in use on this node: close its owner first, or choose another name"
@@ -82,11 +85,13 @@ class Router:
     def register_prefix(self, prefix: bytes, hop: Hop, *, allow: Access) -> None:
         """Put a hop behind all local addresses that begin with `prefix` and have no hop of their own.
 
-        They need no table, so they are valid on every node that serves the prefix, also after a restart (spec §11.6, 7).
+        They need no table, so they are valid on every node that serves the prefix, also after a restart (spec §11.6,
+        7).
         """
         if any(prefix.startswith(other) or other.startswith(prefix) for other in self._prefixes):
             raise AddressInUseError(
-                f"a service of this node has addresses that overlap with those that begin with {prefix!r}: choose another name"
+                f"a service of this node has addresses that overlap with those that begin with {prefix!r}: "
+                "choose another name"
             )
         self._prefixes[prefix] = Entry(hop, allow)
 
@@ -106,15 +111,18 @@ class Router:
         return address in self._table or self._prefix_entry(address) is not None
 
     def limit(self, address: Encoded) -> int | None:
-        """Return the largest message in bytes that the hop behind an address carries; None if it has no limit or does not exist."""
+        """Return the largest message in bytes that the hop behind an address carries.
+
+        None if it has no limit or does not exist.
+        """
         entry = self._table.get(address)
         return None if entry is None else entry.limit
 
     def deliver(self, message: Message) -> ByteBudget | None:
         """Call the hop of a message's first onward address; return the queue that the message filled beyond its bound.
 
-        A remote message that can't be delivered is dropped and counted, and its sender learns nothing. A local one raises
-        UnknownAddressError.
+        A remote message that can't be delivered is dropped and counted, and its sender learns nothing. A local one
+        raises UnknownAddressError.
         """
         onward = message.onward
         entry = self._table.get(onward[0]) if onward else None
@@ -145,10 +153,11 @@ class Router:
         return entry.hop(message)
 
     def answer(self, message: Message, source: Encoded, payload: bytes) -> None:
-        """Answer along a message's return route, from `source`, without waiting: for hops, and for services for unauthenticated peers.
+        """Answer along a message's return route, from `source`, without waiting.
 
-        If that path is gone (spec §4.2) or does not carry the answer, which is the peer's choice, the answer is dropped and counted. A path
-        that takes no answers is reported as stalled at its hard limit, which closes a link.
+        Hops use it, and services for unauthenticated peers.
+        If that path is gone (spec §4.2) or does not carry the answer, which is the peer's choice, the answer is dropped
+        and counted. A path that takes no answers is reported as stalled at its hard limit, which closes a link.
         """
         try:
             over_budget = self.deliver(Message(message.back, (source,), payload, LOCAL, message.deliveries))

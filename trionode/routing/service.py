@@ -9,7 +9,8 @@ import trio
 class Service:
     """The tasks of something that a node serves or keeps open; a base class.
 
-    A subclass runs its body in `async with self._serving()`. Its hops start tasks by `_start_soon`, which refuses them once the body has
+    A subclass runs its body in `async with self._serving()`. Its hops start tasks by `_start_soon`, which refuses them
+    once the body has
     ended: links still read then, and messages must not meet a closed nursery.
     """
 
