@@ -624,7 +624,7 @@ BROKEN: tuple[tuple[type[Loopback], Check, str], ...] = (
     (
         ReportsWhatItWasAskedFor,
         the_bound_address_works_in_a_route,
-        "ConnectionLost: nobody listens",
+        "ConnectionLost: nothing listens",
     ),
     (ReportsWhatNoRouteCanHold, the_bound_address_works_in_a_route, "written in a route"),
     (RaisesWhatTheSystemSays, an_unreachable_address_is_connection_lost, "ConnectionRefusedError"),

@@ -346,7 +346,7 @@ async def test_a_link_whose_name_is_taken_is_closed_again() -> None:
 async def test_unreachable_peer_raises_connection_lost_and_can_be_tried_again(autojump_clock: MockClock) -> None:
     network = Loopback()
     async with open_node(network) as bob, open_node(network) as alice:
-        with pytest.raises(ConnectionLost, match="nobody listens at loopback:bob"):
+        with pytest.raises(ConnectionLost, match="nothing listens at loopback:bob"):
             await alice.send(Route("loopback:bob", "echoer"), b"")
         await bob.listen("loopback:bob")
         await alice.connect("loopback:bob")

@@ -208,7 +208,7 @@ async def test_stream_names_have_one_alphabet(autojump_clock: trio.testing.MockC
 async def test_opening_without_a_hub_raises_connection_lost_at_once(autojump_clock: trio.testing.MockClock) -> None:
     async with open_node(Network()) as alice:
         before = trio.current_time()
-        with pytest.raises(ConnectionLost, match="nobody listens at loopback:hub"):
+        with pytest.raises(ConnectionLost, match="nothing listens at loopback:hub"):
             await alice.open_stream(HUB, sends="to_bob", receives="to_alice")
         assert trio.current_time() == before
         assert len(alice._router._table) == 0
@@ -436,7 +436,7 @@ async def test_opening_raises_at_once_when_all_hubs_are_unreachable(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     async with open_node(Network()) as alice:
-        with pytest.raises(ConnectionLost, match="nobody listens"):
+        with pytest.raises(ConnectionLost, match="nothing listens"):
             await alice.open_stream([Route("loopback:one"), Route("loopback:two")], sends="a", receives="b")
         assert trio.current_time() < 1
 

@@ -149,7 +149,7 @@ async def test_inlets_and_outlets_carry_connections() -> None:
 
 async def test_what_cannot_be_opened_is_told_bare_and_with_its_reason(autojump_clock: trio.testing.MockClock) -> None:
     spec = DIRECT.replace('["loopback:bob", "api"]', '["loopback:nobody", "api"]')
-    with pytest.raises(AnswerTimeout, match=r"nodes\.alice\.secure_channels\.bob: nobody listens at loopback:nobody"):
+    with pytest.raises(AnswerTimeout, match=r"nodes\.alice\.secure_channels\.bob: nothing listens at loopback:nobody"):
         async with running(spec):
             raise AssertionError
 
@@ -199,7 +199,7 @@ async def test_a_place_that_is_taken_is_told_bare() -> None:
     network = Loopback()
     async with open_node(network) as other:
         await other.listen("loopback:bob")
-        with pytest.raises(LocalError, match=r"nodes\.bob\.listen\[0\]: .*loopback:bob is taken"):
+        with pytest.raises(LocalError, match=r"nodes\.bob\.listen\[0\]: .*loopback:bob is in use"):
             async with running(DIRECT, transports={"loopback": network}):
                 raise AssertionError
 

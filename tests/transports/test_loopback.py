@@ -2,8 +2,8 @@ import pytest
 import trio
 
 from trionode import Route, open_node
-from trionode.errors import LocalError, MessageTooLargeError
-from trionode.net.transport import Transport, load_transport
+from trionode.errors import ConnectionLost, LocalError, MessageTooLargeError
+from trionode.net.transport import load_transport
 from trionode.protocol.rules.access import from_anywhere
 from trionode.testing import transport
 from trionode.testing.transport import (
@@ -11,12 +11,11 @@ from trionode.testing.transport import (
     SMALL,
     Check,
     Harness,
-    an_unreachable_address_is_connection_lost,
     check_transport,
     run_check,
 )
 from trionode.workers import echoer
-from trionode_loopback import NETWORK, Loopback, Network, link_pair
+from trionode_loopback import Loopback, Network, link_pair
 
 
 @pytest.fixture(autouse=True)
@@ -33,16 +32,20 @@ async def test_loopback_keeps_the_contract_in_virtual_time(
     await run_check(check, Harness(Loopback(network=network), "hub:0", "nobody", small))
 
 
-async def test_the_contract_runs_as_a_whole_for_plugins_that_want_it_so(autojump_clock: trio.testing.MockClock) -> None:
+async def test_check_transport_runs_the_whole_contract(autojump_clock: trio.testing.MockClock) -> None:
     await check_transport(Loopback, at="", unreachable="nobody")
 
 
-def test_the_entry_point_gives_every_node_of_this_process_the_same_network() -> None:
-    assert load_transport("loopback") is NETWORK
-    assert isinstance(NETWORK, Transport)
+async def test_all_nodes_of_a_process_can_connect_unless_they_have_their_own_network() -> None:
+    own = Loopback(network=Network())
+    async with open_node("loopback") as bob, open_node("loopback") as alice, open_node(own) as other:
+        at = str(await bob.listen("loopback:bob"))
+        await alice.connect(at)
+        with pytest.raises(ConnectionLost, match="nothing listens at loopback:bob"):
+            await other.connect(at)
 
 
-async def test_an_option_of_the_entry_point_bounds_the_frames_of_nodes_in_the_same_network(
+async def test_max_frame_bounds_frames_within_a_shared_network(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     async with open_node("loopback") as bob, open_node(load_transport("loopback", max_frame=300)) as alice:
@@ -53,24 +56,12 @@ async def test_an_option_of_the_entry_point_bounds_the_frames_of_nodes_in_the_sa
             await alice.send(route, bytes(300))
 
 
-def test_a_transport_that_is_not_installed_is_answered_with_those_that_are() -> None:
+def test_an_unknown_transport_is_an_error_that_lists_the_installed_ones() -> None:
     with pytest.raises(LocalError, match=r"no transport 'pigeon' is installed; installed are: .*loopback.*tcp"):
         load_transport("pigeon")
 
 
-async def test_two_networks_do_not_see_each_other(autojump_clock: trio.testing.MockClock) -> None:
-    ground = Harness(Loopback(), "hub", "nobody")
-    other = Harness(Loopback(), "hub", "hub")
-    async with trio.open_nursery() as nursery:
-
-        async def accept(_: object) -> None: ...
-
-        await nursery.start(ground.transport.serve, ground.at, accept)
-        await run_check(an_unreachable_address_is_connection_lost, other)
-        nursery.cancel_scope.cancel()
-
-
-async def test_the_window_bounds_what_is_under_way_to_a_peer_that_does_not_read() -> None:
+async def test_the_window_bounds_the_bytes_under_way() -> None:
     one, other = link_pair("one", "other")
     with trio.move_on_after(1) as scope:
         await trio.testing.wait_all_tasks_blocked()

@@ -25,7 +25,7 @@ from trionode.workers import echoer
 from trionode_tcp import TCP
 from trionode_tcp.link import TCPLink
 
-#: Port 1 of the loopback interface: nobody listens there on any machine that runs tests.
+#: Port 1 of the loopback interface: nothing listens there on any machine that runs tests.
 NOBODY = "127.0.0.1:1"
 
 

@@ -40,7 +40,7 @@ from trionode.testing.transport import (
 from trionode.workers import echoer
 from trionode_tcp import TCP, TLS
 
-#: Port 1 of the loopback interface: nobody listens there on any machine that runs tests.
+#: Port 1 of the loopback interface: nothing listens there on any machine that runs tests.
 NOBODY = "127.0.0.1:1"
 
 

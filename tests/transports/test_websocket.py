@@ -26,7 +26,7 @@ from trionode.workers import echoer
 from trionode_websocket import BURSTS, SecureWebSocket, WebSocket, handshake, link
 from trionode_websocket import stream as counting
 
-#: Port 1 of the loopback interface: nobody listens there on any machine that runs tests.
+#: Port 1 of the loopback interface: nothing listens there on any machine that runs tests.
 NOBODY = "127.0.0.1:1"
 
 ASK = CURRENT.encode((local("echoer"),), (local("app"),), b"payload")

@@ -1,4 +1,4 @@
-"""Links within one process, in memory: the same interface and guarantees as over a network, also under Trio's autojump clock."""
+"""Links within one process, in memory, with the interface and guarantees of links over a network. They work under Trio's autojump clock too."""
 
 import itertools
 from collections.abc import Awaitable, Callable, Iterator, Sequence
@@ -10,10 +10,10 @@ import trio
 
 from trionode.plugins import (
     CURRENT,
+    ConfigError,
     ConnectionLost,
     Exposure,
     Link,
-    LocalError,
     MemoryChannel,
     MessageTooLargeError,
     ProtocolVersion,
@@ -21,14 +21,14 @@ from trionode.plugins import (
     WireError,
 )
 
-#: Bytes on their way in one direction before a writer waits, about what the socket buffers of a real connection hold.
+#: Bytes under way in one direction before a sender waits: about what the socket buffers of a real connection hold.
 WINDOW = 256 * 1024
 #: Links that wait to be accepted.
 BACKLOG = 128
 
 
 class LoopbackLink:
-    """One end of a pair; frames pass as they are."""
+    """One end of a pair of links. Frames pass unchanged."""
 
     def __init__(
         self,
@@ -45,7 +45,7 @@ class LoopbackLink:
         self._outgoing = outgoing
 
     async def receive(self) -> Sequence[bytes]:
-        """All frames that wait; () at the end. WireError, and nothing after it, if one is larger than this end takes."""
+        """Return all waiting frames; () at the end. WireError, and then the end, if one is larger than this end takes."""
         await trio.lowlevel.checkpoint()
         if not await self._incoming.ready():
             return ()
@@ -57,7 +57,7 @@ class LoopbackLink:
         return frames
 
     async def send(self, frames: Sequence[bytes]) -> None:
-        """Hand a burst over, waiting while the window is full; cancelled, nothing of it was sent."""
+        """Send a burst; wait while the window is full. If cancelled, nothing of it was sent."""
         largest = max(map(len, frames), default=0)
         if largest > self.max_frame:
             raise MessageTooLargeError(
@@ -76,7 +76,7 @@ class LoopbackLink:
         await trio.lowlevel.checkpoint()
 
     async def aclose(self) -> None:
-        """End both directions; what was sent can still be received by the peer."""
+        """End both directions. The peer can still receive what was sent."""
         self._outgoing.close()
         self._incoming.close()
         self._incoming.discard()
@@ -86,7 +86,14 @@ class LoopbackLink:
 def link_pair(
     one: str, other: str, *, max_frame: int = CURRENT.max_frame, max_frame_of_other: int = CURRENT.max_frame
 ) -> tuple[LoopbackLink, LoopbackLink]:
-    """Two joined links; each is told the name of its peer, and the largest frame that it sends and takes."""
+    """Return two joined links.
+
+    Args:
+      one: The first link's address, which the second shows as its peer.
+      other: The second link's address.
+      max_frame: Bytes in the largest frame that the first link sends and takes.
+      max_frame_of_other: The same of the second link.
+    """
     there: MemoryChannel[Sequence[bytes]] = MemoryChannel(WINDOW)
     back: MemoryChannel[Sequence[bytes]] = MemoryChannel(WINDOW)
     return (
@@ -103,37 +110,44 @@ class _Listener:
 
 @attrs.frozen(eq=False)
 class Network:
-    """Who listens where."""
+    """The addresses of one network, and their listeners."""
 
     listeners: dict[str, _Listener] = attrs.Factory(dict)
     numbers: Iterator[int] = attrs.Factory(partial(itertools.count, 1))
 
 
-class Loopback(Transport):
-    """The transport `loopback:NAME`. Nodes that share one object, or one network, can meet; by entry point all do.
+#: The network that all nodes of this process share.
+_PROCESS_NETWORK = Network()
 
-    `max_frame` is the largest frame that a link's end here sends and takes (bytes).
-    """
+
+class Loopback(Transport):
+    """The transport `loopback:NAME`. All nodes of a process can connect, or those that share a `network`."""
 
     name: ClassVar[str] = "loopback"
     exposure: ClassVar[Exposure] = Exposure.NONE
 
     def __init__(self, *, max_frame: int = CURRENT.max_frame, network: Network | None = None) -> None:
+        """Make the transport.
+
+        Args:
+          max_frame: Bytes in the largest frame that links of this transport send and take.
+          network: Where names are looked up; without it, the network that all nodes of the process share.
+        """
         self._max_frame = max_frame
-        self.network = network or Network()
+        self.network = network or _PROCESS_NETWORK
 
     @classmethod
     def local_address(cls, address: str, free_port: Callable[[], int]) -> str | None:
-        """Return the same text: a name of this process can be anything."""
+        """Return the same text: any text is a valid name."""
         del free_port
         return address
 
     async def connect(self, peer: str) -> Link:
-        """Return a link to whoever listens at the name; ConnectionLost if nobody does."""
+        """Connect to the listener of a name."""
         await trio.lowlevel.checkpoint()
         listener = self.network.listeners.get(peer)
         if listener is None or len(listener.waiting) >= BACKLOG:
-            msg = f"nobody listens at loopback:{peer}: start the node that should, in this process, first"
+            msg = f"nothing listens at loopback:{peer}: start that node first, in this process"
             raise ConnectionLost(msg)
         ours, theirs = link_pair(
             f"loopback:{peer}:{next(self.network.numbers)}",
@@ -151,12 +165,12 @@ class Loopback(Transport):
         *,
         task_status: trio.TaskStatus[str] = trio.TASK_STATUS_IGNORED,
     ) -> Never:
-        """Listen at a name; a name that ends in 0 behind a colon, or an empty one, gets a free number."""
+        """Listen at a name. A name that ends in `:0`, or an empty one, gets a free number."""
         if not at or at.endswith(":0"):
             at = f"{at.removesuffix(':0') or 'node'}:{next(self.network.numbers)}"
         if at in self.network.listeners:
-            msg = f"loopback:{at} is taken: choose another name, or close the node that listens there"
-            raise LocalError(msg)
+            msg = f"loopback:{at} is in use: choose another name, or close the node that listens there"
+            raise ConfigError(msg)
         waiting: MemoryChannel[Link] = MemoryChannel()
         self.network.listeners[at] = _Listener(waiting, self._max_frame)
         try:
@@ -169,12 +183,3 @@ class Loopback(Transport):
             for link in waiting.take_all():
                 with trio.CancelScope(shield=True):
                     await link.aclose()
-
-
-#: The network that every node of this process shares when it names the transport by its text.
-NETWORK = Loopback()
-
-
-def network(*, max_frame: int = CURRENT.max_frame) -> Loopback:
-    """Return what the entry point names: the process's own network."""
-    return NETWORK if max_frame == CURRENT.max_frame else Loopback(max_frame=max_frame, network=NETWORK.network)

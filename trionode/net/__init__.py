@@ -1,1 +1,1 @@
-"""The interface of transports, and what they share: sockets, TLS."""
+"""Transports: their interface and loader, and what they share: sockets, byte streams, TLS, reconnecting."""

@@ -1,4 +1,4 @@
-"""The one interface between a node and what moves its frames: transports make links, links move bursts of whole frames."""
+"""The interface between a node and its transports: transports make links, and links move bursts of whole frames."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -14,9 +14,9 @@ from trionode.protocol.wire.version import ProtocolVersion
 
 
 class Link(Protocol):
-    """A connection to one peer that moves whole frames in order, or ends.
+    """A connection to one peer that moves whole frames in order.
 
-    Which generation of the wire it speaks is settled before it is handed over. One task receives, one sends.
+    Both ends know its protocol version when the node gets it. One task receives, and one sends.
     """
 
     @property
@@ -26,50 +26,66 @@ class Link(Protocol):
 
     @property
     def protocol_version(self) -> ProtocolVersion:
-        """The generation that both ends speak."""
+        """The protocol version that both ends speak."""
         ...
 
     @property
     def max_frame(self) -> int:
-        """Bytes in the largest frame that may be sent, at most `wire.max_sent`; frames have at least one byte."""
+        """Bytes in the largest frame that may be sent, at most `protocol_version.max_sent`. A frame has at least one byte."""
         ...
 
     async def receive(self) -> Sequence[bytes]:
-        """All frames that one read brought, at least one; () at the orderly end. ConnectionLost or WireError at any other end.
+        """Return all frames that one read brought. Frames are whole, however the link ends, and no frame follows an end.
 
-        Frames are whole, however the peer went; WireError too at a frame that is larger than this end takes. Behind an end comes nothing.
-        Cancelled, nothing is lost.
+        Returns:
+          At least one frame; () at the peer's orderly end, and from then on.
+
+        Raises:
+          ConnectionLost: The link ended otherwise.
+          WireError: The peer sent something else than frames, or a frame that is larger than this end takes.
+
+        If cancelled, nothing is lost.
         """
         ...
 
     async def send(self, frames: Sequence[bytes]) -> None:
-        """Send a burst of frames, waiting while the peer does not read. Cancelled half-way, the link is broken.
+        """Send a burst of frames, and wait while the peer does not read. An empty burst sends nothing.
 
-        An empty burst sends nothing. MessageTooLargeError if a frame has more than `max_frame` bytes, before anything of the burst is sent:
-        the link stays usable. ConnectionLost if the peer is gone; `receive` still brings what had arrived, and then ends.
+        Args:
+          frames: The burst. The caller may change the list afterwards.
+
+        Raises:
+          MessageTooLargeError: A frame has more than `max_frame` bytes. Nothing of the burst was sent, and the link stays usable.
+          ConnectionLost: The peer has disconnected. `receive` still returns the frames that had arrived, and then the end.
+
+        If cancelled, part of the burst may have been sent, and the link can only be closed.
         """
         ...
 
     async def send_eof(self) -> None:
-        """Tell the peer that nothing more comes, where the transport can; nothing is sent after it, and `receive` goes on to the peer's own end.
+        """Tell the peer that nothing more comes, if the transport can. `receive` goes on until the peer's own end.
 
-        Called once all sends are done; no error if the peer is gone, and a second time it does nothing.
+        Call it after the last `send`. It raises nothing if the peer has disconnected, and does nothing the second time.
+
+        If cancelled, the link can still be closed.
         """
         ...
 
     async def aclose(self) -> None:
-        """Shut down writing, read on until the peer's end or a short grace is over, close. Closed even if cancelled.
+        """End this direction, read until the peer's end for a short time, and close. A second call does nothing.
 
-        Called when nobody receives or sends; a second time it does nothing.
+        Call it when no task receives or sends.
+
+        If cancelled, the link is closed all the same.
         """
         ...
 
 
 class Transport(ABC):
-    """What a transport plugin offers: it connects and listens; links are what comes out.
+    """The base class of transports, which connect and listen, and return links.
 
-    An entry point in the group `trionode.transports` names the class, or a function that returns an instance. A node calls `open` once and
-    then connects and listens by what that returned.
+    An entry point in the group `trionode.transports` names the class, or a function that returns an instance. A node calls `open` once, and
+    then connects and listens with the object that `open` returned.
 
     The class attributes and class methods describe the transport without a connection, for the checks and proofs of topologies and for the
     command line. The defaults are safe for a transport that says nothing: any address is valid, and the network can read every byte.
@@ -127,12 +143,15 @@ class Transport(ABC):
     def open(self, nursery: trio.Nursery) -> "Transport":
         """Return the transport for one node, which may start the tasks of its connections in `nursery`.
 
-        By default this object itself, for a transport without tasks. A transport that keeps tasks or shared clients returns an object that
-        holds `nursery`, since several nodes may use one transport.
+        By default that is the transport itself, for transports without tasks. A transport with tasks or shared clients returns a new object
+        that holds `nursery`, because one transport may serve several nodes.
 
         Args:
-          nursery: Open for as long as the node. It outlives every link and listener, and is cancelled when the node has closed them. An
+          nursery: It lives as long as the node. It outlives every link and listener, and is cancelled after the node has closed them. An
               exception in one of its tasks ends the node.
+
+        Returns:
+          A transport with the same name.
         """
         del nursery
         return self
@@ -145,7 +164,8 @@ class Transport(ABC):
           peer: The text behind `name:`.
 
         Raises:
-          ConnectionLost: Nobody answers, or not a node.
+          ConnectionLost: No answer came, or not a node's. The text names the address and says why.
+          ConfigError: `peer` is not an address of this transport.
 
         If cancelled, nothing stays open.
         """
@@ -162,11 +182,11 @@ class Transport(ABC):
 
         Args:
           at: Where to listen: the text behind `name:`.
-          accept: Takes the link over. A link is not closed when `accept` is cancelled, as happens when the listener is.
+          accept: Takes the link over. It is cancelled with the listener, and the link stays open.
           task_status: `started` reports the bound address.
 
         Raises:
-          LocalError: The address is taken or not valid; the text names it.
+          ConfigError: The address is in use or not valid. The text names it.
 
         If cancelled, the address is free for the next listener.
         """
