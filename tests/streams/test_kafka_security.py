@@ -64,11 +64,11 @@ def password(secure: SecureListeners, **options: str) -> dict[str, str]:
 
 
 def mutual_tls(secure: SecureListeners) -> Client:
-    return Client(secure.ssl, {"security": "ssl", "ca_file": secure.authority, "certificate": secure.certificate})
+    return Client(secure.ssl, {"security": "ssl", "ca_file": secure.ca_file, "certificate": secure.certificate})
 
 
 def scram(secure: SecureListeners) -> Client:
-    return Client(secure.sasl_ssl, {"security": "sasl_ssl", "ca_file": secure.authority, **password(secure)})
+    return Client(secure.sasl_ssl, {"security": "sasl_ssl", "ca_file": secure.ca_file, **password(secure)})
 
 
 def plain_password(secure: SecureListeners) -> Client:
@@ -110,12 +110,12 @@ async def test_links_over_a_kafka_with_authentication(
             nursery.cancel_scope.cancel()
 
 
-def mistakes(secure: SecureListeners, plain: str, stranger: Authority) -> dict[str, tuple[Client, str]]:
+def mistakes(secure: SecureListeners, plain: str, other_ca: Authority) -> dict[str, tuple[Client, str]]:
     """Each mistake, and a pattern for the error it must get."""
-    tls = {"security": "ssl", "ca_file": secure.authority}
-    both = {"security": "sasl_ssl", "ca_file": secure.authority}
+    tls = {"security": "ssl", "ca_file": secure.ca_file}
+    both = {"security": "sasl_ssl", "ca_file": secure.ca_file}
     host = secure.ssl.replace("127.0.0.1", "127.1")  # another name of the same address
-    unfit = stranger.sign_client().certificate
+    unfit = other_ca.sign_client().certificate
     return {
         "wrong password": (
             Client(secure.sasl_ssl, {**both, **password(secure, password="wrong")}),
@@ -134,11 +134,11 @@ def mistakes(secure: SecureListeners, plain: str, stranger: Authority) -> dict[s
         ),
         "unknown authority": (
             Client(secure.sasl_ssl, {"security": "sasl_ssl", **password(secure)}),
-            "nobody who is trusted here has signed the other end's certificate: give the file of who did as ca_file",
+            "certificate is not signed by a trusted CA: set ca_file",
         ),
         "another authority": (
-            Client(secure.ssl, {"security": "ssl", "ca_file": stranger.path}),
-            "nobody who is trusted here has signed",
+            Client(secure.ssl, {"security": "ssl", "ca_file": other_ca.path}),
+            "certificate is not signed by a trusted CA",
         ),
         "wrong host name": (Client(host, tls), "certificate is not valid for '127.1'"),
         "no TLS where it is demanded": (
@@ -239,7 +239,7 @@ async def _connect(client: Client) -> None:
 @pytest.mark.kafka
 async def test_missing_rights_are_reported(broker: KafkaBroker) -> None:
     kafka = scram(broker.secure)
-    kafka = Client(kafka.where, {**kafka.options, "username": broker.secure.stranger})
+    kafka = Client(kafka.where, {**kafka.options, "username": broker.secure.user_without_rights})
     with trio.fail_after(SOON):
         async with kafka.store() as store:
             is_refused = pytest.raises(StoreError, match=r"does not let this user do that .* the rights")
