@@ -37,7 +37,7 @@ def run(*command: str | Path, where: Path, path: Path | None = None) -> str:
     return done.stdout
 
 
-def test_the_plugin_is_built_installed_found_and_keeps_the_contract(tmp_path: Path) -> None:
+def test_the_plugin_builds_installs_and_keeps_the_contract(tmp_path: Path) -> None:
     # A copy, because a build leaves folders behind.
     shutil.copytree(PLUGIN, tmp_path / "plugin", ignore=shutil.ignore_patterns("__pycache__", "build", "*.egg-info"))
     run(
@@ -56,7 +56,7 @@ def test_the_plugin_is_built_installed_found_and_keeps_the_contract(tmp_path: Pa
     assert re.search(r"^\d\d passed", said, re.MULTILINE), said
 
 
-def test_the_plugin_builds_on_public_modules_only() -> None:
+def test_the_plugin_imports_public_modules_only() -> None:
     used = {each.module for each in imports(SOURCE) if each.module.startswith("trionode")}
     assert used <= PUBLIC
     assert used

@@ -1,4 +1,4 @@
-"""Certificates for tests: throwaway authorities, and what they sign, as the PEM files that the options of transports name."""
+"""Certificates for tests: throwaway CAs and what they sign, as PEM files for the options of transports."""
 
 from datetime import UTC, datetime, timedelta
 from ipaddress import ip_address
@@ -15,14 +15,14 @@ _DAY = timedelta(days=1)
 
 @attrs.frozen
 class Certificate:
-    """The two files of a certificate; `certificate` alone can stand for both, for it holds the key too."""
+    """The files of a certificate. The file `certificate` holds the key too."""
 
     certificate: str
     key: str
 
 
 class Authority:
-    """An authority whom nobody trusts who was not given its file, `path`; what it signs lies beside that."""
+    """A throwaway CA. Its certificate is the file `path`, and the files that it signs are beside it."""
 
     def __init__(self, folder: Path, name: str = "authority") -> None:
         self._folder = folder
@@ -40,13 +40,13 @@ class Authority:
             decipher_only=False,
         )
         own = (
-            _begun(self._name, self._name, self._key.public_key())
+            _builder(self._name, self._name, self._key.public_key())
             .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
             .add_extension(usage, critical=True)
             .sign(self._key, hashes.SHA256())
         )
         #: The PEM file with its certificate: `ca_file` of clients, `client_ca_file` of servers.
-        self.path = _written(folder / f"{name}.pem", own.public_bytes(serialization.Encoding.PEM))
+        self.path = _write(folder / f"{name}.pem", own.public_bytes(serialization.Encoding.PEM))
 
     def sign(self, *names: str, expired: bool = False) -> Certificate:
         """Return a new key and a certificate for host names and IP addresses, localhost and 127.0.0.1 if none is given."""
@@ -54,7 +54,7 @@ class Authority:
         key = ec.generate_private_key(ec.SECP256R1())
         subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, names[0])])
         signed = (
-            _begun(subject, self._name, key.public_key(), end=-_DAY if expired else _DAY)
+            _builder(subject, self._name, key.public_key(), end=-_DAY if expired else _DAY)
             .add_extension(x509.SubjectAlternativeName([_general_name(name) for name in names]), critical=False)
             .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(self._key.public_key()), critical=False)
             .sign(self._key, hashes.SHA256())
@@ -64,16 +64,16 @@ class Authority:
         )
         stem = f"{signed.serial_number:040x}"
         return Certificate(
-            _written(self._folder / f"{stem}.pem", signed.public_bytes(serialization.Encoding.PEM) + secret),
-            _written(self._folder / f"{stem}.key", secret),
+            _write(self._folder / f"{stem}.pem", signed.public_bytes(serialization.Encoding.PEM) + secret),
+            _write(self._folder / f"{stem}.key", secret),
         )
 
     def sign_client(self, name: str = "client") -> Certificate:
-        """Return what a client shows to a server that demands a certificate of this authority."""
+        """Return a certificate for a client of a listener that demands one of this CA."""
         return self.sign(name)
 
 
-def _begun(
+def _builder(
     subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePublicKey, *, end: timedelta = _DAY
 ) -> x509.CertificateBuilder:
     now = datetime.now(UTC)
@@ -96,6 +96,6 @@ def _general_name(name: str) -> x509.GeneralName:
         return x509.DNSName(name)
 
 
-def _written(path: Path, content: bytes) -> str:
+def _write(path: Path, content: bytes) -> str:
     path.write_bytes(content)
     return str(path)

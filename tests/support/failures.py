@@ -1,10 +1,10 @@
-"""What a check says when it fails."""
+"""The error texts of a failed check."""
 
 from collections.abc import Iterator
 
 
 def failures(error: BaseException) -> Iterator[str]:
-    """Each error, out of the groups that nurseries make, as its kind and its text."""
+    """Yield the kind and text of each error in nested groups."""
     if isinstance(error, BaseExceptionGroup):
         for inner in error.exceptions:
             yield from failures(inner)

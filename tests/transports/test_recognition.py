@@ -1,4 +1,4 @@
-"""One port for both generations: recognised by their first bytes, served at the same time, and strangers refused (spec §3.3)."""
+"""One port for both protocol versions: recognised by their first bytes, served at the same time, others refused (spec §3.3)."""
 
 import logging
 import socket
@@ -44,23 +44,23 @@ BEGINNINGS = {
 
 
 @pytest.mark.parametrize(("start", "protocol_version"), BEGINNINGS.values(), ids=BEGINNINGS.keys())
-def test_the_first_bytes_tell_the_generation(start: bytes, protocol_version: ProtocolVersion | None) -> None:
+def test_the_first_bytes_show_the_protocol_version(start: bytes, protocol_version: ProtocolVersion | None) -> None:
     assert recognise(start) is protocol_version
 
 
 @pytest.mark.parametrize("start", [b"GET / HTTP/1.1", b"SSH-2.0", b"\x00\x00\x00", b"\x16\x03\x03"])
-def test_what_speaks_neither_is_refused_in_words_that_show_it(start: bytes) -> None:
+def test_other_protocols_are_refused_with_their_first_bytes(start: bytes) -> None:
     with pytest.raises(WireError, match=start[:3].hex()):
         recognise(start)
 
 
 @pytest.mark.parametrize("version", ["0300", "0301", "0302", "0303"])
-def test_tls_is_refused_in_words_whatever_version_its_first_record_says(version: str) -> None:
+def test_tls_of_any_version_is_recognised_and_refused(version: str) -> None:
     with pytest.raises(WireError, match="the peer speaks TLS, and this listener does not"):
         recognise(bytes.fromhex(f"16{version}02000100 01fc0303"))
 
 
-def test_only_one_lone_byte_is_settled_by_silence() -> None:
+def test_only_a_lone_byte_is_decided_by_silence() -> None:
     assert [recognise(start, quiet=True) for start in (b"", b"\x01", b"\x01\x00", b"\x00")] == [
         None,
         CURRENT,
@@ -127,7 +127,7 @@ async def test_classic_bytes_come_back_as_classic_bytes_and_nothing_before() -> 
                 assert received == answer
 
 
-async def test_a_current_client_that_waits_for_our_byte_gets_it_after_a_moment(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_current_client_that_waits_for_our_preface_gets_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(trionode_tcp.link, "LONE_BYTE_SECONDS", 0.05)
     with trio.fail_after(10):
         async with echoing_node() as (_, at):
@@ -137,7 +137,7 @@ async def test_a_current_client_that_waits_for_our_byte_gets_it_after_a_moment(m
                 assert await stream.receive_some(10) == b"\x01"
 
 
-async def test_a_large_first_frame_of_ours_is_not_taken_for_classic() -> None:
+async def test_a_large_first_frame_is_not_mistaken_for_classic() -> None:
     text = "x" * 100_000
     with trio.fail_after(10):
         async with echoing_node() as (_, at), open_node("tcp") as node:
@@ -191,7 +191,7 @@ async def test_no_classic_peer_is_sent_a_frame_over_65000_bytes_and_65535_are_re
                 await old.ask(Route(classic(at), "count"), bytes(MAX_SENT))
 
 
-async def test_a_listening_socket_of_the_caller_outlives_the_node_and_its_backlog_waits_for_the_next() -> None:
+async def test_a_given_socket_outlives_the_node_and_keeps_its_backlog() -> None:
     with trio.fail_after(10), socket.create_server(("127.0.0.1", 0)) as kept:
         endpoint = f"127.0.0.1:{kept.getsockname()[1]}"
         for _ in range(2):
@@ -211,7 +211,7 @@ async def test_a_listening_socket_of_the_caller_outlives_the_node_and_its_backlo
                 assert answers == ["hi"]
 
 
-async def test_what_a_peer_had_sent_before_it_saw_our_end_is_delivered() -> None:
+async def test_frames_sent_before_our_end_was_seen_are_delivered() -> None:
     got: list[bytes] = []
 
     async def keep(mailbox: Mailbox) -> None:
@@ -234,7 +234,7 @@ async def test_what_a_peer_had_sent_before_it_saw_our_end_is_delivered() -> None
         assert got == [bytes((number,)) for number in range(5)]
 
 
-async def test_a_classic_link_that_we_dial_may_stay_silent(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_dialed_classic_link_may_stay_silent(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(trionode_tcp.link, "GREETING_TIMEOUT", 0.1)
     with trio.fail_after(10):
         async with echoing_node() as (_, at), open_node("tcp_classic") as old:

@@ -34,11 +34,11 @@ async def test_tcp_keeps_the_contract(check: Check) -> None:
     await run_check(check, Harness(TCP(), "127.0.0.1:0", NOBODY, small=TCP(max_frame=SMALL)))
 
 
-async def test_tcp_keeps_its_contract_with_small_frames_too() -> None:
+async def test_tcp_keeps_the_contract_with_small_frames() -> None:
     await run_check(the_largest_frame_arrives_whole, Harness(TCP(max_frame=1000), "127.0.0.1:0", NOBODY))
 
 
-async def test_tcp_speaks_ipv6_and_writes_its_addresses_with_brackets() -> None:
+async def test_tcp_supports_ipv6_addresses_in_brackets() -> None:
     if not socket.has_ipv6:
         pytest.skip("this system has no IPv6")
     try:
@@ -53,7 +53,7 @@ async def test_tcp_speaks_ipv6_and_writes_its_addresses_with_brackets() -> None:
         assert (await alice.ask(Route(at, "echoer"), "hello")).text == "hello"
 
 
-async def test_links_do_not_wait_for_more_before_they_send_and_notice_dead_peers() -> None:
+async def test_links_set_nodelay_and_keepalive() -> None:
     async with trio.open_nursery() as nursery:
 
         async def accept(link: Link) -> None:
@@ -69,12 +69,12 @@ async def test_links_do_not_wait_for_more_before_they_send_and_notice_dead_peers
         nursery.cancel_scope.cancel()
 
 
-# What strangers send to a listener
+# Bad greetings
 
 
 @asynccontextmanager
-async def node_with_a_friend() -> AsyncIterator[tuple[Node, str, Node, Route]]:
-    """A listening node, its host and port, and a friend with a link to it whose echo works before and after the block."""
+async def two_nodes() -> AsyncIterator[tuple[Node, str, Node, Route]]:
+    """Yield a listening node, its HOST:PORT, and another node whose link to it works before and after the block."""
     async with open_node(TCP(max_frame=100_000)) as node, open_node("tcp") as friend:
         at = await node.listen("tcp:127.0.0.1:0")
         await node.start_worker("echoer", echoer, allow=from_anywhere)
@@ -85,7 +85,7 @@ async def node_with_a_friend() -> AsyncIterator[tuple[Node, str, Node, Route]]:
 
 
 async def end_of(stream: trio.SocketStream) -> bytes:
-    """All that comes until the stream ends, however it ends."""
+    """Return everything until the stream ends, orderly or not."""
     received = b""
     try:
         async for part in stream:
@@ -111,18 +111,18 @@ STRANGERS = {
 
 
 @pytest.mark.parametrize("greeting", STRANGERS.values(), ids=STRANGERS.keys())
-async def test_a_stranger_is_refused_with_a_log_line_and_others_do_not_notice(
+async def test_a_bad_greeting_is_refused_with_a_log_line_and_affects_no_other_link(
     greeting: bytes, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     caplog.set_level(logging.INFO, "trionode")
     # Some of them may be half of something: those are refused when their time is over.
     monkeypatch.setattr(trionode_tcp.link, "GREETING_TIMEOUT", 0.4)
     with trio.fail_after(5):
-        async with node_with_a_friend() as (_, peer, _, _):
+        async with two_nodes() as (_, peer, _, _):
             host, _, port = peer.partition(":")
-            async with await trio.open_tcp_stream(host, int(port)) as stranger:
-                await stranger.send_all(greeting)
-                assert await end_of(stranger) in (b"\x01", b"")
+            async with await trio.open_tcp_stream(host, int(port)) as peer_stream:
+                await peer_stream.send_all(greeting)
+                assert await end_of(peer_stream) in (b"\x01", b"")
             assert sum(r.message.startswith("refused a connection at tcp:127.0.0.1:0") for r in caplog.records) == 1
             assert "\r" not in caplog.text
 
@@ -139,25 +139,25 @@ NONSENSE = {
 
 
 @pytest.mark.parametrize(("nonsense", "reason"), NONSENSE.values(), ids=NONSENSE.keys())
-async def test_nonsense_after_the_greeting_ends_that_link_with_a_log_line_and_no_other(
+async def test_nonsense_after_the_greeting_ends_that_link_only(
     nonsense: bytes, reason: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, "trionode")
     with trio.fail_after(5):
-        async with node_with_a_friend() as (_, peer, _, _):
+        async with two_nodes() as (_, peer, _, _):
             host, _, port = peer.partition(":")
-            async with await trio.open_tcp_stream(host, int(port)) as stranger:
-                await stranger.send_all(b"\x01" + HEARTBEAT)
-                assert await stranger.receive_some(1) == b"\x01"
-                await stranger.send_all(nonsense)
+            async with await trio.open_tcp_stream(host, int(port)) as peer_stream:
+                await peer_stream.send_all(b"\x01" + HEARTBEAT)
+                assert await peer_stream.receive_some(1) == b"\x01"
+                await peer_stream.send_all(nonsense)
                 if "middle" in reason:
-                    await stranger.send_eof()
-                assert not await end_of(stranger)
+                    await peer_stream.send_eof()
+                assert not await end_of(peer_stream)
             await trio.testing.wait_all_tasks_blocked()
             assert any(r.message.startswith("link with tcp:127.0.0.1") and reason in r.message for r in caplog.records)
 
 
-async def test_behind_a_frame_that_is_no_frame_comes_nothing_more() -> None:
+async def test_no_frame_follows_an_invalid_frame() -> None:
     links, accepted = trio.open_memory_channel[Link](1)
     with trio.fail_after(5):
         async with trio.open_nursery() as nursery:
@@ -175,9 +175,9 @@ async def test_behind_a_frame_that_is_no_frame_comes_nothing_more() -> None:
             nursery.cancel_scope.cancel()
 
 
-async def test_a_peer_that_greets_slowly_and_sends_byte_by_byte_is_understood() -> None:
+async def test_a_peer_may_send_byte_by_byte() -> None:
     with trio.fail_after(5):
-        async with node_with_a_friend() as (_, peer, _, _):
+        async with two_nodes() as (_, peer, _, _):
             host, _, port = peer.partition(":")
             frame = join_frames(CURRENT, [CURRENT.encode((local("echoer"),), (local("app"),), b"payload")])
             async with await trio.open_tcp_stream(host, int(port)) as slow:
@@ -191,7 +191,7 @@ async def test_a_peer_that_greets_slowly_and_sends_byte_by_byte_is_understood() 
                 assert received == b"\x01" + answer
 
 
-async def test_a_frame_that_is_begun_and_not_ended_in_time_ends_its_link_and_an_idle_link_stays(
+async def test_an_incomplete_frame_times_out_and_an_idle_link_does_not(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(trionode_tcp.link, "FRAME_TIMEOUT", 0.2)
@@ -217,7 +217,7 @@ async def test_a_frame_that_is_begun_and_not_ended_in_time_ends_its_link_and_an_
             nursery.cancel_scope.cancel()
 
 
-async def test_a_free_port_of_a_name_with_several_addresses_is_one_port() -> None:
+async def test_port_0_of_a_name_with_several_addresses_is_one_port() -> None:
     class TwoAddresses(trio.abc.HostnameResolver):
         async def getaddrinfo(self, host: bytes | None, port: bytes | str | int | None, *more: int, **_: int) -> Any:
             return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (each, port)) for each in ("127.0.0.1", "127.0.0.2")]
@@ -241,7 +241,7 @@ async def test_a_free_port_of_a_name_with_several_addresses_is_one_port() -> Non
             await served[0].aclose()
 
 
-async def test_frames_that_come_with_the_greeting_are_not_lost_when_the_first_receive_is_cancelled() -> None:
+async def test_frames_with_the_greeting_survive_a_cancelled_receive() -> None:
     links, accepted = trio.open_memory_channel[Link](1)
     with trio.fail_after(5):
         async with trio.open_nursery() as nursery:
@@ -262,14 +262,14 @@ async def test_frames_that_come_with_the_greeting_are_not_lost_when_the_first_re
             nursery.cancel_scope.cancel()
 
 
-async def test_connections_that_say_nothing_are_dropped_when_their_time_is_over_and_bounded_before(
+async def test_silent_connections_time_out_and_are_bounded(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, "trionode")
     monkeypatch.setattr(trionode_tcp.link, "GREETING_TIMEOUT", 0.2)
     monkeypatch.setattr(byte_stream, "MAX_HANDSHAKES", 3)
     with trio.fail_after(5):
-        async with node_with_a_friend() as (_, peer, _, _):
+        async with two_nodes() as (_, peer, _, _):
             host, _, port = peer.partition(":")
             streams = [await trio.open_tcp_stream(host, int(port)) for _ in range(5)]
             for stream in streams:
@@ -279,12 +279,12 @@ async def test_connections_that_say_nothing_are_dropped_when_their_time_is_over_
     assert caplog.text.count("within 0.2 s: it sent nothing") == 3
 
 
-async def test_connections_that_say_nothing_keep_nobody_out(
+async def test_silent_connections_lock_no_peer_out(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(byte_stream, "MAX_HANDSHAKES", 3)
     with trio.fail_after(5):
-        async with node_with_a_friend() as (_, peer, _, route):
+        async with two_nodes() as (_, peer, _, route):
             host, _, port = peer.partition(":")
             silent = [await trio.open_tcp_stream(host, int(port)) for _ in range(3)]
             for gone in range(3):
@@ -293,16 +293,16 @@ async def test_connections_that_say_nothing_keep_nobody_out(
                 assert not await end_of(silent[0]), "the oldest had to go"
                 silent.append(await trio.open_tcp_stream(host, int(port)))
                 await silent.pop(0).aclose()
-                assert caplog.text.count("are in their handshake") == 1, f"told once a minute, not {gone + 1} times"
+                assert caplog.text.count("are in their handshake") == 1, f"logged once a minute, not {gone + 1} times"
             for each in silent:
                 await each.aclose()
 
 
-# What this side meets when it connects
+# Dialing other servers
 
 
-async def stranger(greeting: bytes, stream: trio.SocketStream) -> None:
-    """A server of another kind: says its greeting, waits for what the client says, and hangs up."""
+async def other_server(greeting: bytes, stream: trio.SocketStream) -> None:
+    """Another server: send a greeting, wait for the client's bytes, and disconnect."""
     async with stream:
         await stream.send_all(greeting)
         await stream.receive_some()
@@ -317,11 +317,11 @@ async def stranger(greeting: bytes, stream: trio.SocketStream) -> None:
         (b"", "closed the connection before it sent its preface|was lost"),
     ],
 )
-async def test_connecting_to_what_is_no_node_is_a_lost_link_that_says_so(greeting: bytes, reason: str) -> None:
+async def test_connecting_to_another_server_is_connection_lost_with_a_reason(greeting: bytes, reason: str) -> None:
     with trio.fail_after(5):
         async with trio.open_nursery() as nursery:
             listeners = await nursery.start(
-                partial(trio.serve_tcp, partial(stranger, greeting), 0, host="127.0.0.1"),
+                partial(trio.serve_tcp, partial(other_server, greeting), 0, host="127.0.0.1"),
             )
             port = listeners[0].socket.getsockname()[1]
             async with open_node("tcp") as node:
@@ -330,7 +330,7 @@ async def test_connecting_to_what_is_no_node_is_a_lost_link_that_says_so(greetin
             nursery.cancel_scope.cancel()
 
 
-async def test_connecting_to_a_silent_server_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_connecting_to_a_silent_server_times_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(trionode_tcp.link, "GREETING_TIMEOUT", 0.1)
 
     async def silent(stream: trio.SocketStream) -> None:
@@ -347,20 +347,20 @@ async def test_connecting_to_a_silent_server_is_given_up(monkeypatch: pytest.Mon
 
 
 @pytest.mark.parametrize("peer", ["127.0.0.1:1", "localhost:1"])
-async def test_connecting_where_nobody_listens_says_in_the_systems_words_why(peer: str) -> None:
+async def test_connection_refused_is_reported_in_the_systems_words(peer: str) -> None:
     with pytest.raises(ConnectionLost, match=rf"can't connect to tcp:{peer}: .*Connection refused\. Is the node there"):
         await TCP().connect(peer)
 
 
 @pytest.mark.parametrize("host", ["a..b", "x" * 64 + ".example", "\ud800"])
-async def test_a_host_that_can_have_no_such_name_is_a_lost_link(host: str) -> None:
+async def test_an_invalid_host_name_is_connection_lost(host: str) -> None:
     with pytest.raises(ConnectionLost, match=r"can't connect to tcp:.*:4000: '.*' is not a valid host name"):
         await TCP().connect(f"{host}:4000")
     with pytest.raises(LocalError, match=r"can't listen at"):
         await open_listeners(f"{host}:4000")
 
 
-async def test_a_place_that_is_taken_is_answered_with_what_to_do() -> None:
+async def test_an_address_in_use_is_an_error_with_advice() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         async with open_node("tcp") as node:
@@ -369,7 +369,7 @@ async def test_a_place_that_is_taken_is_answered_with_what_to_do() -> None:
 
 
 @pytest.mark.parametrize("at", ["tcp:127.0.0.1", "tcp:127.0.0.1:x", "tcp:127.0.0.1:70000"])
-async def test_an_address_without_a_port_is_the_callers_mistake(at: str) -> None:
+async def test_an_address_without_a_port_is_a_local_error(at: str) -> None:
     async with open_node("tcp") as node:
         with pytest.raises(LocalError, match="expected HOST:PORT"):
             await node.listen(at)

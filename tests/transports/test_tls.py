@@ -1,4 +1,4 @@
-"""TLS under a link: the contract, ends that nobody can feign, and every way in which two ends don't come together, in words that help."""
+"""TLS under a link: the contract, ends that TLS proves, and every way in which two ends do not agree, with an error text that helps."""
 
 import logging
 import random
@@ -50,8 +50,8 @@ def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
 
 
 @pytest.fixture(scope="module")
-def stranger(tmp_path_factory: pytest.TempPathFactory) -> Authority:
-    return Authority(tmp_path_factory.mktemp("stranger"), "stranger")
+def other_authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
+    return Authority(tmp_path_factory.mktemp("other"), "other")
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +68,7 @@ async def test_tls_keeps_the_contract(check: Check, authority: Authority, certif
 @pytest.mark.parametrize(
     "check", [a_link_still_receives_after_send_eof, everything_sent_arrives_before_the_orderly_end]
 )
-async def test_each_direction_ends_by_itself_in_tls_1_2_too(
+async def test_each_direction_ends_separately_in_tls_1_2_too(
     check: Check, authority: Authority, certificate: str
 ) -> None:
     tls = TLS(certificate=certificate, ca_file=authority.path)
@@ -100,7 +100,7 @@ async def accepting(transport: TCP) -> AsyncIterator[tuple[str, trio.MemoryRecei
 
 
 async def dialled(endpoint: str, authority: Authority) -> trio.SSLStream[trio.SocketStream]:
-    """What another implementation of TLS would dial with."""
+    """Dial with another TLS implementation."""
     host, _, port = endpoint.partition(":")
     stream = await trio.open_tcp_stream(host, int(port))
     return trio.SSLStream(stream, client_context(ca_file=authority.path), server_hostname=host)
@@ -109,7 +109,7 @@ async def dialled(endpoint: str, authority: Authority) -> trio.SSLStream[trio.So
 # What TLS carries
 
 
-async def test_it_is_installed_and_both_generations_are_spoken_within(authority: Authority, certificate: str) -> None:
+async def test_tls_is_installed_and_carries_both_protocol_versions(authority: Authority, certificate: str) -> None:
     with trio.fail_after(5):
         transport = load_transport("tls", certificate=certificate)
         assert isinstance(transport, TLS)
@@ -124,7 +124,7 @@ async def test_it_is_installed_and_both_generations_are_spoken_within(authority:
             await trio.aclose_forcefully(stream)
 
 
-async def test_client_certificates_are_demanded_where_that_is_asked_for(authority: Authority, certificate: str) -> None:
+async def test_client_ca_file_demands_client_certificates(authority: Authority, certificate: str) -> None:
     with trio.fail_after(5):
         own = authority.sign_client()
         async with listening(TLS(certificate=certificate, client_ca_file=authority.path)) as (_, endpoint):
@@ -133,7 +133,7 @@ async def test_client_certificates_are_demanded_where_that_is_asked_for(authorit
                 assert await echo(dialler, endpoint) == "hello"
 
 
-async def test_it_listens_at_sockets_of_its_caller(authority: Authority, certificate: str) -> None:
+async def test_tls_listens_at_given_sockets(authority: Authority, certificate: str) -> None:
     with trio.fail_after(5), socket.create_server(("127.0.0.1", 0)) as kept:
         async with listening(TLS(certificate=certificate, sockets=[kept])) as (_, endpoint):
             assert endpoint == f"127.0.0.1:{kept.getsockname()[1]}"
@@ -143,7 +143,7 @@ async def test_it_listens_at_sockets_of_its_caller(authority: Authority, certifi
 # Ends
 
 
-async def test_an_end_that_tls_has_not_proven_is_no_orderly_one(authority: Authority, certificate: str) -> None:
+async def test_an_end_without_close_notify_is_connection_lost(authority: Authority, certificate: str) -> None:
     with trio.fail_after(5):
         async with accepting(TLS(certificate=certificate)) as (endpoint, accepted):
             for orderly in (True, False):
@@ -166,7 +166,7 @@ async def test_an_end_that_tls_has_not_proven_is_no_orderly_one(authority: Autho
                     await trio.aclose_forcefully(stream)
 
 
-async def test_a_forged_record_ends_the_link_behind_what_was_proven(authority: Authority, certificate: str) -> None:
+async def test_a_forged_record_ends_the_link_after_the_valid_frames(authority: Authority, certificate: str) -> None:
     with trio.fail_after(5):
         async with accepting(TLS(certificate=certificate)) as (endpoint, accepted):
             stream = await dialled(endpoint, authority)
@@ -239,7 +239,7 @@ async def pair_in_memory(
 
 
 @pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
-async def test_one_end_is_told_in_the_middle_of_the_others_records_and_nothing_is_lost(
+async def test_close_notify_between_the_peers_records_loses_nothing(
     authority: Authority, certificate: str, version: ssl.TLSVersion
 ) -> None:
     data = bytes(range(256)) * 300
@@ -262,7 +262,7 @@ async def test_one_end_is_told_in_the_middle_of_the_others_records_and_nothing_i
             assert await client.receive() == b""
 
 
-# What TLS itself answers
+# TLS's own answers
 
 
 async def pair_with_keys(
@@ -280,9 +280,7 @@ async def pair_with_keys(
     return client, server, other, Keys(folder / "keys.log")
 
 
-async def test_new_keys_are_answered_though_nothing_is_sent(
-    authority: Authority, certificate: str, tmp_path: Path
-) -> None:
+async def test_key_updates_are_answered_without_a_send(authority: Authority, certificate: str, tmp_path: Path) -> None:
     client, server, below, keys = await pair_with_keys(authority, certificate, tmp_path)
     with trio.fail_after(5):
         for room in (None, 10):  # all answers leave at once, or a part of them, and the rest with the next send
@@ -297,9 +295,7 @@ async def test_new_keys_are_answered_though_nothing_is_sent(
         assert await client.receive() == b"answer"
 
 
-async def test_who_demands_answers_of_tls_and_reads_none_is_left_behind_what_it_sent(
-    authority: Authority, certificate: str, tmp_path: Path
-) -> None:
+async def test_unread_key_update_answers_are_bounded(authority: Authority, certificate: str, tmp_path: Path) -> None:
     _, server, below, keys = await pair_with_keys(authority, certificate, tmp_path)
     with trio.fail_after(5):
         below.room = 0
@@ -312,7 +308,24 @@ async def test_who_demands_answers_of_tls_and_reads_none_is_left_behind_what_it_
         assert server._outgoing.pending < 2 * 200 * 27
 
 
-async def test_a_reader_is_not_disturbed_by_answers_that_nobody_takes_anymore(
+async def test_nothing_is_read_after_the_end_that_tls_proves(
+    authority: Authority, certificate: str, tmp_path: Path
+) -> None:
+    client, server, below, _ = await pair_with_keys(authority, certificate, tmp_path)
+    with trio.fail_after(5):
+        await client.send(b"data")
+        await client.send_eof()
+        below._waiting += bytes(1_000_000)
+        received = b""
+        while data := await server.receive():
+            received += data
+        assert received == b"data"
+        for _ in range(10):
+            assert await server.receive() == b""
+        assert server._incoming.pending <= byte_stream.READ_SIZE
+
+
+async def test_a_failed_answer_does_not_disturb_the_reader(
     authority: Authority, certificate: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _, server, below, keys = await pair_with_keys(authority, certificate, tmp_path)
@@ -329,7 +342,7 @@ async def test_a_reader_is_not_disturbed_by_answers_that_nobody_takes_anymore(
         assert received == b"datamore"
 
 
-# Why there is no link
+# Failed handshakes
 
 
 async def silent(stream: trio.SocketStream) -> None:
@@ -355,7 +368,7 @@ async def another_server(handler: object) -> AsyncIterator[str]:
 async def refused(
     listener: TCP, dialler: TCP, reason: str, seen: str, caplog: pytest.LogCaptureFixture, host: str = "127.0.0.1"
 ) -> None:
-    """See that a dialler is told the reason at once, and that the listener's log has its own line, and serves the next."""
+    """Check that the dialer gets the reason at once, that the listener logs its own, and that it still serves."""
     caplog.set_level(logging.INFO, "trionode")
     with trio.fail_after(3):
         async with accepting(listener) as (endpoint, accepted):
@@ -369,25 +382,25 @@ async def refused(
                 accepted.receive_nowait()
 
 
-async def test_an_unknown_authority(
-    authority: Authority, stranger: Authority, certificate: str, caplog: pytest.LogCaptureFixture
+async def test_an_unknown_ca_is_reported_at_both_ends(
+    authority: Authority, other_authority: Authority, certificate: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     await refused(
         TLS(certificate=certificate),
-        TLS(ca_file=stranger.path),
+        TLS(ca_file=other_authority.path),
         "the other end's certificate is not signed by a trusted CA: set ca_file",
         "does not trust the CA that signed",
         caplog,
     )
 
 
-async def test_only_the_systems_authorities_are_trusted_unless_others_are_named(
-    certificate: str, caplog: pytest.LogCaptureFixture
-) -> None:
+async def test_the_systems_cas_are_trusted_by_default(certificate: str, caplog: pytest.LogCaptureFixture) -> None:
     await refused(TLS(certificate=certificate), TLS(), "is not signed by a trusted CA", "does not trust", caplog)
 
 
-async def test_a_wrong_name(authority: Authority, caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_certificate_for_another_host_is_refused(
+    authority: Authority, caplog: pytest.LogCaptureFixture
+) -> None:
     await refused(
         TLS(certificate=authority.sign("hub.example").certificate),
         TLS(ca_file=authority.path),
@@ -397,7 +410,7 @@ async def test_a_wrong_name(authority: Authority, caplog: pytest.LogCaptureFixtu
     )
 
 
-async def test_the_name_that_was_dialled_counts_and_not_where_it_leads(
+async def test_the_dialed_name_is_verified_not_its_address(
     authority: Authority, caplog: pytest.LogCaptureFixture
 ) -> None:
     await refused(
@@ -410,7 +423,7 @@ async def test_the_name_that_was_dialled_counts_and_not_where_it_leads(
     )
 
 
-async def test_an_expired_certificate(authority: Authority, caplog: pytest.LogCaptureFixture) -> None:
+async def test_an_expired_certificate_is_refused(authority: Authority, caplog: pytest.LogCaptureFixture) -> None:
     await refused(
         TLS(certificate=authority.sign(expired=True).certificate),
         TLS(ca_file=authority.path),
@@ -421,7 +434,7 @@ async def test_an_expired_certificate(authority: Authority, caplog: pytest.LogCa
 
 
 @pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
-async def test_no_client_certificate_where_one_is_demanded(
+async def test_a_missing_client_certificate_is_reported_at_both_ends(
     authority: Authority, certificate: str, version: ssl.TLSVersion, caplog: pytest.LogCaptureFixture
 ) -> None:
     dialler = TLS(ca_file=authority.path)
@@ -435,19 +448,21 @@ async def test_no_client_certificate_where_one_is_demanded(
     )
 
 
-async def test_a_client_certificate_of_nobody_who_is_trusted(
-    authority: Authority, stranger: Authority, certificate: str, caplog: pytest.LogCaptureFixture
+async def test_a_client_certificate_of_an_unknown_ca_is_refused(
+    authority: Authority, other_authority: Authority, certificate: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     await refused(
         TLS(certificate=certificate, client_ca_file=authority.path),
-        TLS(ca_file=authority.path, certificate=stranger.sign_client().certificate),
+        TLS(ca_file=authority.path, certificate=other_authority.sign_client().certificate),
         "does not trust the CA that signed",
         "client_ca_file on a listener",
         caplog,
     )
 
 
-async def test_tls_dialled_without_it(certificate: str, caplog: pytest.LogCaptureFixture) -> None:
+async def test_dialing_a_tls_listener_without_tls_is_reported(
+    certificate: str, caplog: pytest.LogCaptureFixture
+) -> None:
     await refused(
         TLS(certificate=certificate),
         TCP(),
@@ -457,7 +472,7 @@ async def test_tls_dialled_without_it(certificate: str, caplog: pytest.LogCaptur
     )
 
 
-async def test_one_lone_byte_of_another_node_is_answered_at_once(certificate: str) -> None:
+async def test_a_tls_listener_answers_one_byte_of_a_preface_with_an_alert(certificate: str) -> None:
     with trio.fail_after(3):
         async with accepting(TLS(certificate=certificate)) as (endpoint, _):
             host, _, port = endpoint.partition(":")
@@ -467,7 +482,9 @@ async def test_one_lone_byte_of_another_node_is_answered_at_once(certificate: st
                 assert await stream.receive_some() == b""
 
 
-async def test_a_listener_without_tls_dialled_with_it(authority: Authority, caplog: pytest.LogCaptureFixture) -> None:
+async def test_dialing_a_plain_listener_with_tls_is_reported(
+    authority: Authority, caplog: pytest.LogCaptureFixture
+) -> None:
     await refused(
         TCP(),
         TLS(ca_file=authority.path),
@@ -477,7 +494,7 @@ async def test_a_listener_without_tls_dialled_with_it(authority: Authority, capl
     )
 
 
-async def test_another_server_dialled_with_tls(authority: Authority) -> None:
+async def test_dialing_another_server_with_tls_is_reported(authority: Authority) -> None:
     with trio.fail_after(3):
         async with another_server(http) as endpoint:
             with pytest.raises(
@@ -486,7 +503,7 @@ async def test_another_server_dialled_with_tls(authority: Authority) -> None:
                 await TLS(ca_file=authority.path).connect(endpoint)
 
 
-async def test_a_server_with_tls_that_is_no_node(authority: Authority, certificate: str) -> None:
+async def test_a_tls_server_that_is_not_a_node_is_reported(authority: Authority, certificate: str) -> None:
     async def https(stream: trio.SocketStream) -> None:
         async with trio.SSLStream(stream, server_context(certificate=certificate), server_side=True) as secured:
             await http(secured)  # type: ignore[arg-type]
@@ -499,7 +516,7 @@ async def test_a_server_with_tls_that_is_no_node(authority: Authority, certifica
                 await TLS(ca_file=authority.path).connect(endpoint)
 
 
-async def test_a_server_that_says_nothing_is_given_up(authority: Authority, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_silent_tls_server_times_out(authority: Authority, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(trionode_tcp.link, "GREETING_TIMEOUT", 0.1)
     with trio.fail_after(3):
         async with another_server(silent) as endpoint:
@@ -507,7 +524,7 @@ async def test_a_server_that_says_nothing_is_given_up(authority: Authority, monk
                 await TLS(ca_file=authority.path).connect(endpoint)
 
 
-async def test_a_handshake_is_within_the_time_and_the_number_of_those_who_greet(
+async def test_tls_handshakes_count_as_pending_connections(
     authority: Authority, certificate: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, "trionode")
@@ -530,13 +547,13 @@ async def test_a_handshake_is_within_the_time_and_the_number_of_those_who_greet(
 # Options
 
 
-async def test_whoever_listens_needs_a_certificate() -> None:
+async def test_a_tls_listener_needs_a_certificate() -> None:
     async with open_node("tls") as node:
         with pytest.raises(LocalError, match=r"can't listen at tls:127.0.0.1:0 without a certificate: set the option"):
             await node.listen("tls:127.0.0.1:0")
 
 
-def test_what_is_wrong_with_a_file_is_said(authority: Authority, tmp_path: Path) -> None:
+def test_a_bad_file_is_reported_with_its_name(authority: Authority, tmp_path: Path) -> None:
     one, other = authority.sign(), authority.sign()
     alone = tmp_path / "alone.pem"
     alone.write_text(Path(one.certificate).read_text().partition("-----BEGIN PRIVATE")[0])
@@ -569,7 +586,7 @@ def test_what_is_wrong_with_a_file_is_said(authority: Authority, tmp_path: Path)
         assert reason in str(caught.value)
 
 
-def test_a_reason_is_found_within_groups_and_behind_other_errors() -> None:
+def test_reason_of_tls_searches_groups_and_causes() -> None:
     inner = ssl.SSLCertVerificationError()
     inner.verify_code, inner.verify_message = 10, "certificate has expired"
     outer = trio.BrokenResourceError()

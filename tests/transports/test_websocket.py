@@ -97,10 +97,10 @@ async def pair() -> AsyncIterator[tuple[Link, Link]]:
 
 
 @asynccontextmanager
-async def node_with_a_friend(
+async def two_nodes(
     listening: WebSocket | None = None, dialling: WebSocket | None = None, *, endpoint: str = "127.0.0.1:0"
 ) -> AsyncIterator[tuple[Node, str, int]]:
-    """A listening node, its host and port, and a friend with a link to it whose echo works before and after the block."""
+    """Yield a listening node, its host and port, and see that another node's link to it works before and after the block."""
     listening, dialling = listening or WebSocket(max_frame=100_000), dialling or WebSocket()
     async with open_node(listening) as node, open_node(dialling) as friend:
         at = await node.listen(f"{listening.name}:{endpoint}")
@@ -113,7 +113,7 @@ async def node_with_a_friend(
 
 
 async def end_of(stream: trio.SocketStream) -> bytes:
-    """All that comes until the stream ends, however it ends."""
+    """Return everything until the stream ends, orderly or not."""
     received = b""
     try:
         async for part in stream:
@@ -123,7 +123,7 @@ async def end_of(stream: trio.SocketStream) -> bytes:
     return received
 
 
-# What strangers send to a listener
+# Bad requests
 
 
 def asking(*headers: str, path: str = "/", subprotocol: str = "trionode.v1") -> bytes:
@@ -144,7 +144,7 @@ def asking(*headers: str, path: str = "/", subprotocol: str = "trionode.v1") -> 
 #: The answer to `asking()`, of which the key of the RFC's example is a part.
 ACCEPTED = b"HTTP/1.1 101 "
 
-STRANGERS = {
+BAD_REQUESTS = {
     "plain http": (b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n", b"HTTP/1.1 426 ", "did not ask for a WebSocket"),
     "a form": (b"POST / HTTP/1.1\r\nHost: x\r\n\r\na=b", b"HTTP/1.1 426 ", "did not ask for a WebSocket"),
     "http/2": (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", b"HTTP/1.1 426 ", "did not ask for a WebSocket"),
@@ -182,8 +182,8 @@ STRANGERS = {
 }
 
 
-@pytest.mark.parametrize(("said", "answer", "reason"), STRANGERS.values(), ids=STRANGERS.keys())
-async def test_a_stranger_is_refused_with_a_log_line_and_others_do_not_notice(
+@pytest.mark.parametrize(("said", "answer", "reason"), BAD_REQUESTS.values(), ids=BAD_REQUESTS.keys())
+async def test_a_bad_greeting_is_refused_with_a_log_line_and_affects_no_other_link(
     said: bytes, answer: bytes, reason: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     caplog.set_level(logging.INFO, "trionode")
@@ -191,11 +191,11 @@ async def test_a_stranger_is_refused_with_a_log_line_and_others_do_not_notice(
     monkeypatch.setattr(handshake, "REFUSAL_GRACE", 0.1)
     listening = WebSocket(origins=["https://good.example"])
     with trio.fail_after(5):
-        async with node_with_a_friend(listening) as (_, host, port):
-            stranger = await trio.open_tcp_stream(host, port)
-            async with stranger:
-                await stranger.send_all(said)
-                answered = await end_of(stranger)
+        async with two_nodes(listening) as (_, host, port):
+            peer = await trio.open_tcp_stream(host, port)
+            async with peer:
+                await peer.send_all(said)
+                answered = await end_of(peer)
                 assert answered.startswith(answer)
                 assert bool(answered) == bool(answer)
     (line,) = [r.getMessage() for r in caplog.records if r.message.startswith("refused")]
@@ -204,8 +204,8 @@ async def test_a_stranger_is_refused_with_a_log_line_and_others_do_not_notice(
     assert "\r" not in line
 
 
-async def test_a_page_of_an_allowed_origin_is_let_in() -> None:
-    async with node_with_a_friend(WebSocket(origins=["https://good.example"])) as (_, host, port):
+async def test_an_allowed_origin_is_accepted() -> None:
+    async with two_nodes(WebSocket(origins=["https://good.example"])) as (_, host, port):
         browser = await trio.open_tcp_stream(host, port)
         async with browser:
             await browser.send_all(asking("Origin: https://good.example"))
@@ -217,19 +217,19 @@ async def test_a_page_of_an_allowed_origin_is_let_in() -> None:
 @pytest.mark.parametrize(
     "origins", [["*"], ["https://a.example/"], ["a.example"], ["https://a.example/x"], "https://a"]
 )
-def test_an_origin_is_written_as_browsers_write_it(origins: list[str]) -> None:
+def test_a_malformed_origin_is_refused(origins: list[str]) -> None:
     with pytest.raises(LocalError, match=r"such as https://app.example.org; this is"):
         WebSocket(origins=origins)
 
 
-async def test_connections_that_say_nothing_are_bounded(
+async def test_silent_connections_are_bounded(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, "trionode")
     monkeypatch.setattr(trionode_websocket, "GREETING_TIMEOUT", 0.2)
     monkeypatch.setattr(byte_stream, "MAX_HANDSHAKES", 3)
     with trio.fail_after(5):
-        async with node_with_a_friend() as (_, host, port):
+        async with two_nodes() as (_, host, port):
             streams = [await trio.open_tcp_stream(host, port) for _ in range(5)]
             for each in streams:
                 await end_of(each)
@@ -238,10 +238,10 @@ async def test_connections_that_say_nothing_are_bounded(
     assert caplog.text.count("opened no WebSocket within 0.2 s") == 3
 
 
-async def test_connections_that_say_nothing_keep_nobody_out(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_silent_connections_lock_no_peer_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(byte_stream, "MAX_HANDSHAKES", 3)
     with trio.fail_after(5):
-        async with node_with_a_friend() as (_, host, port):
+        async with two_nodes() as (_, host, port):
             silent = [await trio.open_tcp_stream(host, port) for _ in range(3)]
             async with raw_client(host, port):
                 assert not await end_of(silent[0]), "the oldest had to go"
@@ -249,7 +249,7 @@ async def test_connections_that_say_nothing_keep_nobody_out(monkeypatch: pytest.
                 await each.aclose()
 
 
-# What a peer may send once the WebSocket is open
+# Messages of a peer
 
 
 def frame(opcode: int, payload: bytes = b"", *, fin: bool = True, rsv: int = 0, masked: bool = True) -> bytes:
@@ -310,14 +310,14 @@ NONSENSE = {
 
 
 @pytest.mark.parametrize("test", NONSENSE)
-async def test_nonsense_ends_that_link_with_a_log_line_and_a_code_and_no_other(
+async def test_nonsense_ends_that_link_only_with_a_log_line_and_a_close_code(
     test: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     nonsense, code, reason = NONSENSE[test]
     caplog.set_level(logging.INFO, "trionode")
     monkeypatch.setattr(link, "CLOSE_GRACE", 0.2)
     with trio.fail_after(5):
-        async with node_with_a_friend() as (_, host, port):
+        async with two_nodes() as (_, host, port):
             async with raw_client(host, port) as peer:
                 with contextlib.suppress(trio.BrokenResourceError):  # it may be closed before it has read all
                     await peer.send_all(nonsense)
@@ -337,9 +337,9 @@ async def test_nonsense_ends_that_link_with_a_log_line_and_a_code_and_no_other(
     assert any(r.message.startswith("link with ws:127.0.0.1") and reason in r.message for r in caplog.records)
 
 
-async def test_a_message_that_comes_byte_by_byte_and_in_fragments_between_pings_is_understood() -> None:
+async def test_a_message_may_come_byte_by_byte_and_in_fragments_between_pings() -> None:
     with trio.fail_after(5):
-        async with node_with_a_friend() as (_, host, port), raw_client(host, port) as peer:
+        async with two_nodes() as (_, host, port), raw_client(host, port) as peer:
             said = frame(BINARY, ASK[:3], fin=False) + frame(PING, b"?") + frame(MORE, fin=False) + frame(MORE, ASK[3:])
             for byte in said:
                 await peer.send_all(bytes((byte,)))
@@ -352,7 +352,7 @@ async def test_a_message_that_comes_byte_by_byte_and_in_fragments_between_pings_
 
 
 async def test_a_peer_that_sends_pings_and_does_not_read_is_disconnected() -> None:
-    async with stranger() as (peer, server), trio.open_nursery() as nursery:
+    async with raw_pair() as (peer, server), trio.open_nursery() as nursery:
         nursery.start_soon(partial(peer.send_all, frame(PING, bytes(100)) * 50_000))
         with pytest.raises(ConnectionLost, match="sends pings and does not read the answers"):
             await server.receive()
@@ -360,7 +360,7 @@ async def test_a_peer_that_sends_pings_and_does_not_read_is_disconnected() -> No
         nursery.cancel_scope.cancel()
 
 
-async def test_a_flood_of_control_frames_gives_others_their_turn_at_every_piece(
+async def test_a_flood_of_control_frames_does_not_starve_other_tasks(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     in_a_row = most = 0
@@ -380,7 +380,7 @@ async def test_a_flood_of_control_frames_gives_others_their_turn_at_every_piece(
             await trio.lowlevel.checkpoint()
 
     monkeypatch.setattr(counting.CountingStream, "receive_some", counted)
-    async with stranger() as (peer, server), trio.open_nursery() as nursery:
+    async with raw_pair() as (peer, server), trio.open_nursery() as nursery:
         # The reader task alternates with the other task; which of them runs first in a turn is chance.
         nursery.start_soon(others)
         data = [frame(BINARY, b"first"), frame(PONG) * 8_000, frame(BINARY, b"a"), frame(BINARY, b"b"), frame(PING)]
@@ -395,8 +395,8 @@ async def test_a_flood_of_control_frames_gives_others_their_turn_at_every_piece(
 
 
 @pytest.mark.parametrize("subprotocol", ["trionode.v1", BURSTS])
-async def test_many_messages_of_one_read_arrive_in_their_order_whole_and_before_the_end(subprotocol: str) -> None:
-    async with stranger(subprotocol) as (peer, server):
+async def test_many_messages_of_one_read_arrive_in_order_before_the_end(subprotocol: str) -> None:
+    async with raw_pair(subprotocol) as (peer, server):
         numbers = [i.to_bytes(2, "big") for i in range(1, 1001)]
         messages = numbers if subprotocol != BURSTS else [join_frames(CURRENT, [each]) for each in numbers] + [bytes(4)]
         await peer.send_all(b"".join(frame(BINARY, each) for each in messages) + frame(CLOSE))
@@ -407,7 +407,7 @@ async def test_many_messages_of_one_read_arrive_in_their_order_whole_and_before_
 
 
 @asynccontextmanager
-async def stranger(subprotocol: str = "trionode.v1") -> AsyncIterator[tuple[trio.SocketStream, Link]]:
+async def raw_pair(subprotocol: str = "trionode.v1") -> AsyncIterator[tuple[trio.SocketStream, Link]]:
     """A client whose bytes the test writes, and the link that was accepted from it."""
     links, accepted = trio.open_memory_channel[Link](1)
     async with opened() as (transport, nursery):
@@ -421,8 +421,8 @@ async def stranger(subprotocol: str = "trionode.v1") -> AsyncIterator[tuple[trio
                 await drop(server)
 
 
-async def test_what_came_before_nonsense_in_the_same_read_is_received_and_nothing_after_it() -> None:
-    async with stranger() as (peer, server):
+async def test_frames_before_nonsense_are_received_and_none_after_it() -> None:
+    async with raw_pair() as (peer, server):
         await peer.send_all(frame(BINARY, b"one") + frame(BINARY, b"two") + frame(TEXT, b"no") + frame(BINARY, b"x"))
         assert [await server.receive() for _ in range(2)] == [(b"one",), (b"two",)]
         for _ in range(2):
@@ -430,12 +430,12 @@ async def test_what_came_before_nonsense_in_the_same_read_is_received_and_nothin
                 await server.receive()
 
 
-async def test_a_message_that_is_begun_and_not_ended_in_time_ends_its_link_and_an_idle_link_stays(
+async def test_an_incomplete_message_times_out_and_an_idle_link_does_not(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(counting, "FREE", 50)
     monkeypatch.setattr(counting, "MESSAGE_TIMEOUT", 0.2)
-    async with stranger() as (peer, server):
+    async with raw_pair() as (peer, server):
 
         async def ping() -> None:
             for _ in range(40):
@@ -463,8 +463,8 @@ async def test_a_message_that_is_begun_and_not_ended_in_time_ends_its_link_and_a
 # Bursts between two nodes
 
 
-async def test_two_nodes_send_a_burst_as_one_message_and_end_a_direction_with_an_empty_frame() -> None:
-    async with stranger(f"{BURSTS}, trionode.v1") as (peer, server):
+async def test_a_burst_is_one_message_and_an_empty_frame_ends_a_direction() -> None:
+    async with raw_pair(f"{BURSTS}, trionode.v1") as (peer, server):
         await server.send([b"a", b"bc"])
         await server.send_eof()
         expected = frame(BINARY, b"\0\0\0\x01a\0\0\0\x02bc", masked=False) + frame(BINARY, bytes(4), masked=False)
@@ -477,7 +477,7 @@ async def test_two_nodes_send_a_burst_as_one_message_and_end_a_direction_with_an
         assert [await server.receive() for _ in range(2)] == [(), ()]
 
 
-async def test_a_burst_that_is_large_is_split_between_messages_and_a_large_frame_has_its_own() -> None:
+async def test_a_large_burst_is_split_and_a_large_frame_has_its_own_message() -> None:
     async with pair() as (client, server), trio.open_nursery() as nursery:
         burst = [bytes((i,)) * size for i, size in enumerate((30_000, 30_000, 30_000, 200_000, 1, 1))]
         nursery.start_soon(client.send, burst)
@@ -495,29 +495,29 @@ async def test_a_burst_that_is_large_is_split_between_messages_and_a_large_frame
         (b"\xff\xff\xff\xffa", "where 1 to 16777216 are allowed"),
     ],
 )
-async def test_a_burst_that_is_no_burst_ends_the_link(message: bytes, reason: str) -> None:
-    async with stranger(BURSTS) as (peer, server):
+async def test_a_malformed_burst_ends_the_link(message: bytes, reason: str) -> None:
+    async with raw_pair(BURSTS) as (peer, server):
         await peer.send_all(frame(BINARY, message))
         for _ in range(2):
             with pytest.raises(WireError, match=reason):
                 await server.receive()
 
 
-async def test_a_close_without_the_empty_frame_before_it_is_no_orderly_end() -> None:
-    async with stranger(BURSTS) as (peer, server):
+async def test_a_close_without_an_empty_frame_is_connection_lost() -> None:
+    async with raw_pair(BURSTS) as (peer, server):
         await peer.send_all(frame(CLOSE, b"\x03\xe8"))
         with pytest.raises(ConnectionLost, match="was closed with code 1000"):
             await server.receive()
 
 
-# Whether the peer lives
+# Detecting dead peers
 
 
-async def test_a_peer_that_is_gone_without_a_word_is_noticed_by_the_ping_that_it_does_not_answer(
+async def test_a_dead_peer_is_detected_by_its_unanswered_ping(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(link, "PING_AFTER", 0.1)
-    async with stranger() as (peer, server):
+    async with raw_pair() as (peer, server):
         began = trio.current_time()
         with pytest.raises(ConnectionLost, match=r"was silent for 0\.2 s and answers no ping"):
             await server.receive()
@@ -525,7 +525,7 @@ async def test_a_peer_that_is_gone_without_a_word_is_noticed_by_the_ping_that_it
         assert await peer.receive_some() == frame(PING, bytes(8), masked=False)
 
 
-async def test_idle_links_live_on_while_both_ends_read(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_idle_links_stay_open_while_both_ends_read(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(link, "PING_AFTER", 0.05)
     async with pair() as ends:
         with trio.move_on_after(0.4) as scope:
@@ -535,11 +535,11 @@ async def test_idle_links_live_on_while_both_ends_read(monkeypatch: pytest.Monke
         assert scope.cancelled_caught
 
 
-async def test_a_peer_that_has_not_read_all_is_no_dead_one_and_is_noticed_once_it_has_read(
+async def test_a_peer_counts_as_dead_only_after_it_has_read_everything(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(link, "PING_AFTER", 0.05)
-    async with stranger() as (peer, server):
+    async with raw_pair() as (peer, server):
         await server.send([b"much work"])
         # The peer is at work on that burst, and so does not read on.
         with trio.move_on_after(0.4) as scope:
@@ -553,8 +553,8 @@ async def test_a_peer_that_has_not_read_all_is_no_dead_one_and_is_noticed_once_i
             await server.receive()
 
 
-async def test_a_ping_is_answered_while_the_way_back_is_never_empty() -> None:
-    async with stranger() as (peer, server), trio.open_nursery() as nursery:
+async def test_a_ping_is_answered_while_the_other_direction_is_busy() -> None:
+    async with raw_pair() as (peer, server), trio.open_nursery() as nursery:
         nursery.start_soon(server.send, [*[bytes(1_000_000)] * 10, b"last"])
         nursery.start_soon(server.receive)
         await trio.testing.wait_all_tasks_blocked(0.05)
@@ -567,7 +567,7 @@ async def test_a_ping_is_answered_while_the_way_back_is_never_empty() -> None:
         nursery.cancel_scope.cancel()
 
 
-# What this side meets when it connects
+# Dialing other servers
 
 
 async def meet(
@@ -578,7 +578,7 @@ async def meet(
     hang_up: bool = True,
     context: ssl.SSLContext | None = None,
 ) -> str:
-    """What connecting says of a server of another kind: one that reads once, says its greeting, and hangs up."""
+    """Dial a server that reads once, sends a greeting and disconnects; return the error text."""
 
     async def server(stream: trio.SocketStream) -> None:
         async with stream:
@@ -607,7 +607,7 @@ def answering(status: str, *headers: str, body: str = "") -> bytes:
 
 
 UPGRADE = ("Upgrade: websocket", "Connection: Upgrade")
-OTHERS = {
+OTHER_SERVERS = {
     "a web server": (
         answering("404 Not Found", "Content-Type: text/html", "Content-Length: 9", body="<h1>404<"),
         "answered the request for a WebSocket with HTTP 404: is the path right?",
@@ -641,34 +641,34 @@ OTHERS = {
 }
 
 
-@pytest.mark.parametrize(("greeting", "reason"), OTHERS.values(), ids=OTHERS.keys())
-async def test_connecting_to_what_is_no_node_is_a_lost_link_that_says_so(greeting: bytes, reason: str) -> None:
+@pytest.mark.parametrize(("greeting", "reason"), OTHER_SERVERS.values(), ids=OTHER_SERVERS.keys())
+async def test_connecting_to_another_server_is_connection_lost_with_a_reason(greeting: bytes, reason: str) -> None:
     assert reason in await meet(WebSocket(), greeting)
 
 
-async def test_connecting_to_a_silent_server_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_connecting_to_a_silent_server_times_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(trionode_websocket, "GREETING_TIMEOUT", 0.1)
-    told = await meet(WebSocket(), b"", hang_up=False)
-    assert "opened no WebSocket within 0.1 s: is it a trionode node?" in told
+    error = await meet(WebSocket(), b"", hang_up=False)
+    assert "opened no WebSocket within 0.1 s: is it a trionode node?" in error
 
 
-async def test_an_answer_is_read_to_the_end_of_what_is_shown_even_from_a_server_that_goes_on() -> None:
-    told = await meet(
+async def test_only_the_shown_part_of_a_refusal_is_read() -> None:
+    error = await meet(
         WebSocket(),
         answering("400 No", "Content-Type: text/plain", "Content-Length: 9999", body="x" * 5000),
         hang_up=False,
     )
-    assert "HTTP 400: " + "x" * 100 in told
-    assert len(told) < 500
+    assert "HTTP 400: " + "x" * 100 in error
+    assert len(error) < 500
 
 
 @pytest.mark.parametrize("peer", [NOBODY, "localhost:1/node"])
-async def test_connecting_where_nobody_listens_says_in_the_systems_words_why(peer: str) -> None:
+async def test_connection_refused_is_reported_in_the_systems_words(peer: str) -> None:
     with pytest.raises(ConnectionLost, match=rf"can't connect to ws:{peer}: .*Connection refused\. Is the node there"):
         await WebSocket().connect(peer)
 
 
-async def test_a_path_is_part_of_the_place() -> None:
+async def test_the_path_is_part_of_the_address() -> None:
     async with open_node("ws") as bob, open_node("ws") as alice:
         at = await bob.listen("ws:127.0.0.1:0/a/node%20")
         assert str(at).endswith("/a/node%20")
@@ -682,7 +682,7 @@ async def test_a_path_is_part_of_the_place() -> None:
 
 
 @pytest.mark.parametrize("at", ["127.0.0.1", "127.0.0.1:x/y", "127.0.0.1:70000", "/node"])
-async def test_a_place_without_a_port_is_the_callers_mistake(at: str) -> None:
+async def test_a_ws_address_without_a_port_is_a_local_error(at: str) -> None:
     async with open_node("ws") as node:
         for call in (node.listen, node.connect):
             with pytest.raises(LocalError, match="expected HOST:PORT"):
@@ -690,18 +690,18 @@ async def test_a_place_without_a_port_is_the_callers_mistake(at: str) -> None:
 
 
 @pytest.mark.parametrize("host", ["a..b", "x" * 64 + ".example"])
-async def test_a_host_that_can_have_no_such_name_is_a_lost_link(host: str) -> None:
+async def test_an_invalid_host_name_is_connection_lost(host: str) -> None:
     with pytest.raises(ConnectionLost, match=rf"can't connect to ws:{host}:4000/x: '.*' is not a valid host name"):
         await WebSocket().connect(f"{host}:4000/x")
 
 
 @pytest.mark.parametrize("path", ["/a b", "/a?b", "/a#b", "/ä", "/%zz", "/\r\nHost: x"])
-async def test_a_path_that_http_could_not_carry_is_the_callers_mistake(path: str) -> None:
+async def test_an_invalid_path_is_a_local_error(path: str) -> None:
     with pytest.raises(LocalError, match=r"a path without query and fragment; this is '127"):
         await WebSocket().connect("127.0.0.1:1" + path)
 
 
-async def test_ws_speaks_ipv6_and_writes_its_addresses_with_brackets() -> None:
+async def test_ws_supports_ipv6_addresses_in_brackets() -> None:
     async with open_node("ws") as bob, open_node("ws") as alice:
         try:
             at = await bob.listen("ws:[::1]:0/x")
@@ -715,7 +715,7 @@ async def test_ws_speaks_ipv6_and_writes_its_addresses_with_brackets() -> None:
 # Under TLS
 
 
-async def test_a_listener_for_wss_needs_a_certificate() -> None:
+async def test_a_wss_listener_needs_a_certificate() -> None:
     async with open_node("wss") as node:
         with pytest.raises(
             LocalError, match=r"can't listen at wss:127\.0\.0\.1:0 without a certificate: set the option"
@@ -723,25 +723,23 @@ async def test_a_listener_for_wss_needs_a_certificate() -> None:
             await node.listen("wss:127.0.0.1:0")
 
 
-async def test_ws_and_wss_tell_each_other_apart(
+async def test_mixing_ws_and_wss_is_reported(
     secure: SecureWebSocket, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     caplog.set_level(logging.INFO, "trionode")
-    async with node_with_a_friend(secure, secure) as (_, host, port):
+    async with two_nodes(secure, secure) as (_, host, port):
         with pytest.raises(ConnectionLost, match=r"speaks? TLS"):
             await dial(WebSocket(), f"{host}:{port}")
-    async with node_with_a_friend() as (_, host, port):
+    async with two_nodes() as (_, host, port):
         with pytest.raises(ConnectionLost, match=r"can't open a WebSocket at wss:.*: the other end does not speak TLS"):
             await dial(secure, f"{host}:{port}")
-    told = [r.getMessage() for r in caplog.records if r.message.startswith("refused")]
-    assert len(told) == 2
-    assert "does not speak TLS" in told[0]
-    assert "speaks TLS: it has to dial ws:" in told[1]
+    lines = [r.getMessage() for r in caplog.records if r.message.startswith("refused")]
+    assert len(lines) == 2
+    assert "does not speak TLS" in lines[0]
+    assert "speaks TLS: it has to dial ws:" in lines[1]
 
 
-async def test_a_certificate_that_is_not_trusted_or_for_another_name_makes_no_link(
-    secure: SecureWebSocket, authority: Authority
-) -> None:
+async def test_wss_refuses_untrusted_and_wrong_certificates(secure: SecureWebSocket, authority: Authority) -> None:
     other = authority.sign("other.example")
     elsewhere = SecureWebSocket(certificate=other.certificate, key=other.key, ca_file=authority.path)
     for listening, dialling, reason in (
@@ -754,24 +752,24 @@ async def test_a_certificate_that_is_not_trusted_or_for_another_name_makes_no_li
                 await dial(dialling, bound)
 
 
-async def test_a_listener_may_demand_a_certificate_of_its_clients(authority: Authority) -> None:
+async def test_a_wss_listener_may_demand_client_certificates(authority: Authority) -> None:
     own, client = authority.sign(), authority.sign_client()
     strict = SecureWebSocket(certificate=own.certificate, key=own.key, client_ca_file=authority.path)
     known = SecureWebSocket(certificate=client.certificate, key=client.key, ca_file=authority.path)
-    async with node_with_a_friend(strict, known) as (_, host, port):
+    async with two_nodes(strict, known) as (_, host, port):
         with pytest.raises(ConnectionLost, match="demands a certificate: set the options certificate and key"):
             await dial(SecureWebSocket(ca_file=authority.path), f"{host}:{port}")
 
 
-async def test_a_server_that_is_no_node_is_told_apart_under_tls_too(authority: Authority) -> None:
+async def test_another_https_server_is_reported(authority: Authority) -> None:
     own = authority.sign()
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     context.load_cert_chain(own.certificate, own.key)
-    told = await meet(SecureWebSocket(ca_file=authority.path), answering("404 No"), context=context)
-    assert "HTTP 404: is the path right?" in told
+    error = await meet(SecureWebSocket(ca_file=authority.path), answering("404 No"), context=context)
+    assert "HTTP 404: is the path right?" in error
 
 
-async def test_the_interface_of_an_address_is_in_no_certificate_and_no_request(
+async def test_an_ipv6_interface_is_neither_verified_nor_sent(
     authority: Authority, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     own = authority.sign("fe80::1")
@@ -804,9 +802,7 @@ async def test_the_interface_of_an_address_is_in_no_certificate_and_no_request(
 
 
 @pytest.mark.parametrize("name", ["ws", "wss"])
-def test_a_missing_package_is_answered_with_the_extra_that_brings_it(
-    name: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_missing_package_is_reported_with_its_extra(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for module in [each for each in sys.modules if each.partition(".")[0] in ("trionode_websocket", "trio_websocket")]:
         monkeypatch.delitem(sys.modules, module)
     monkeypatch.setitem(sys.modules, "trio_websocket", None)
@@ -816,11 +812,11 @@ def test_a_missing_package_is_answered_with_the_extra_that_brings_it(
         load_transport(name)
 
 
-def test_options_arrive_by_name() -> None:
+def test_options_are_passed_by_name() -> None:
     assert isinstance(load_transport("wss", origins=["https://a.example"], max_frame=1000), SecureWebSocket)
 
 
 @pytest.mark.parametrize("option", ["ca_file", "certificate"])
-def test_a_file_that_is_missing_is_told_at_once(option: str) -> None:
+def test_a_missing_file_is_reported_when_the_transport_is_made(option: str) -> None:
     with pytest.raises(LocalError, match=rf"can't read {option} x\.pem"):
         load_transport("wss", **{option: "x.pem"})

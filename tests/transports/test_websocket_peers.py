@@ -1,4 +1,4 @@
-"""Other people's WebSockets: the libraries `websockets` and `trio-websocket` on both sides, and nginx between."""
+"""Other WebSocket implementations: the libraries `websockets` and `trio-websocket` in both roles, and nginx in between."""
 
 import os
 import re
@@ -81,11 +81,11 @@ async def call(use: Callable[[], None]) -> None:
 # `websockets` dials
 
 
-async def test_a_client_of_websockets_sends_a_frame_gets_one_pings_and_closes() -> None:
+async def test_a_websockets_client_exchanges_frames_pings_and_closes() -> None:
     def client() -> None:
         with connect(url, subprotocols=[SPOKEN]) as websocket:
             assert websocket.subprotocol == SUBPROTOCOL
-            # Its offer of compression, which it makes unless it is told not to, is not taken up.
+            # It offers compression by default, and the node does not accept it.
             assert websocket.request is not None
             assert "permessage-deflate" in websocket.request.headers["Sec-WebSocket-Extensions"]
             assert websocket.response is not None
@@ -103,7 +103,7 @@ async def test_a_client_of_websockets_sends_a_frame_gets_one_pings_and_closes() 
         await call(client)
 
 
-async def test_large_frames_pass_in_both_directions_of_a_client_of_websockets() -> None:
+async def test_a_websockets_client_exchanges_large_frames() -> None:
     payload = bytes(range(256)) * 4000
     ask = CURRENT.encode((local("echoer"),), (local("app"),), payload)
 
@@ -121,7 +121,7 @@ async def test_large_frames_pass_in_both_directions_of_a_client_of_websockets() 
 @pytest.mark.parametrize(
     ("said", "code"), [("hello", 1003), (b"", 1008), (bytes(100_001), 1009), (["hel", "lo"], 1003)]
 )
-async def test_what_is_no_frame_closes_a_client_of_websockets_with_a_code(
+async def test_an_invalid_message_closes_a_websockets_client_with_a_code(
     said: str | bytes | list[str], code: int
 ) -> None:
     def client() -> None:
@@ -136,7 +136,7 @@ async def test_what_is_no_frame_closes_a_client_of_websockets_with_a_code(
         await call(client)
 
 
-async def test_a_client_of_websockets_is_refused_with_a_status_that_says_why() -> None:
+async def test_a_websockets_client_is_refused_with_a_status_and_a_reason() -> None:
     def client() -> None:
         for status, path, subprotocol, origin in (
             (404, "/", SPOKEN, None),
@@ -156,7 +156,7 @@ async def test_a_client_of_websockets_is_refused_with_a_status_that_says_why() -
         await call(client)
 
 
-async def test_a_client_of_websockets_that_closes_ends_the_link_behind_what_it_sent() -> None:
+async def test_a_websockets_client_that_closes_ends_the_link_after_its_frames() -> None:
     received: list[object] = []
 
     def client() -> None:
@@ -176,7 +176,7 @@ async def test_a_client_of_websockets_that_closes_ends_the_link_behind_what_it_s
     assert received == [(b"last",), (), ()]
 
 
-async def test_a_client_of_websockets_reaches_wss(tmp_path: Path) -> None:
+async def test_a_websockets_client_connects_to_wss(tmp_path: Path) -> None:
     authority = Authority(tmp_path)
     own = authority.sign()
 
@@ -193,16 +193,16 @@ async def test_a_client_of_websockets_reaches_wss(tmp_path: Path) -> None:
 # `websockets` listens
 
 
-async def test_a_server_of_websockets_gets_a_frame_sends_one_pings_and_closes() -> None:
-    told: list[object] = []
+async def test_a_websockets_server_exchanges_frames_pings_and_closes() -> None:
+    seen: list[object] = []
 
     def server(websocket: ServerConnection) -> None:
         assert websocket.request is not None
-        told.append(websocket.request.headers.get("Sec-WebSocket-Extensions", "no compression offered"))
-        told.append(websocket.request.headers.get("Origin", "no origin told"))
+        seen.append(websocket.request.headers.get("Sec-WebSocket-Extensions", "no compression offered"))
+        seen.append(websocket.request.headers.get("Origin", "no origin"))
         got = websocket.recv()
         websocket.send([got[:1], got[1:]])
-        told.append(websocket.ping().wait(LIMIT))
+        seen.append(websocket.ping().wait(LIMIT))
         websocket.send(b"before the end")
 
     with trio.fail_after(LIMIT), serving(server) as at:
@@ -213,7 +213,7 @@ async def test_a_server_of_websockets_gets_a_frame_sends_one_pings_and_closes() 
             assert list(await ours.receive()) == [b"before the end"]
             assert not await ours.receive()
             await ours.aclose()
-    assert told == ["no compression offered", "no origin told", True]
+    assert seen == ["no compression offered", "no origin", True]
 
 
 @pytest.mark.parametrize(
@@ -235,7 +235,7 @@ async def test_a_server_of_websockets_gets_a_frame_sends_one_pings_and_closes() 
     ],
     ids=["text", "too large", "much too large", "a reason", "cut off"],
 )
-async def test_what_a_server_of_websockets_does_wrong_ends_the_link_with_the_reason(
+async def test_a_wrong_message_of_a_websockets_server_ends_the_link_with_a_reason(
     act: Callable[[ServerConnection], None], error: type[Exception], reason: str
 ) -> None:
     with trio.fail_after(LIMIT), serving(act) as at:
@@ -254,7 +254,7 @@ async def test_what_a_server_of_websockets_does_wrong_ends_the_link_with_the_rea
     ],
     ids=["nothing", "chat"],
 )
-async def test_a_server_of_websockets_that_speaks_something_else_is_no_node(
+async def test_a_websockets_server_with_another_subprotocol_is_refused(
     spoken: list[Subprotocol] | None, reason: str
 ) -> None:
     with serving(lambda _: None, spoken) as at:
@@ -266,7 +266,7 @@ async def test_a_server_of_websockets_that_speaks_something_else_is_no_node(
 # `trio-websocket` on either side
 
 
-async def test_trio_websocket_and_a_node_exchange_frames_whoever_dials() -> None:
+async def test_trio_websocket_and_a_node_exchange_frames_in_both_roles() -> None:
     async def answer(request: WebSocketRequest) -> None:
         websocket = await request.accept(subprotocol=SUBPROTOCOL)
         await websocket.send_message(await websocket.get_message())
@@ -333,7 +333,7 @@ def nginx() -> str:
 def proxy(nginx: str, folder: Path, location: str, *, tls: str = "") -> Iterator[str]:
     """Run an nginx with one location; the HOST:PORT where it listens."""
     with socket.create_server(("127.0.0.1", 0)) as listening:
-        # It inherits the socket, as from an earlier nginx: so nobody else can take the port, and whoever connects early waits.
+        # nginx inherits the socket, so the port stays in use and early connections wait.
         host, port = listening.getsockname()
         (folder / "nginx.conf").write_text(CONFIGURATION.format(port=port, tls=tls, location=location))
         with subprocess.Popen(
@@ -352,7 +352,7 @@ def at_port(location: str, url: str) -> str:
     return location.replace("127.0.0.1:4000", url.partition("://")[2].partition("/")[0])
 
 
-async def test_a_node_behind_nginx_is_reached_by_the_documented_configuration(nginx: str, tmp_path: Path) -> None:
+async def test_the_documented_nginx_configuration_works(nginx: str, tmp_path: Path) -> None:
     async with node_at(WebSocket()) as (_, url), open_node("ws") as alice:
         with proxy(nginx, tmp_path, at_port(LOCATION, url)) as at:
             route = Route(f"ws:{at}/bob", "echoer")
@@ -387,7 +387,7 @@ async def test_wss_may_end_at_nginx(nginx: str, tmp_path: Path) -> None:
     ],
     ids=["no upgrade", "no node"],
 )
-async def test_a_proxy_that_does_not_let_through_is_answered_with_what_to_do(
+async def test_a_wrong_proxy_configuration_is_reported_with_advice(
     location: str, reason: str, nginx: str, tmp_path: Path
 ) -> None:
     async with node_at(WebSocket()) as (_, url), opened() as (transport, _):
@@ -395,7 +395,7 @@ async def test_a_proxy_that_does_not_let_through_is_answered_with_what_to_do(
             await transport.connect(f"{at}/bob")
 
 
-async def test_pings_keep_a_link_through_nginx_longer_than_its_patience_and_both_ends_hear_of_an_end(
+async def test_pings_keep_a_link_open_beyond_the_timeouts_of_nginx(
     nginx: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(link, "PING_AFTER", 0.1)
@@ -422,7 +422,7 @@ async def test_pings_keep_a_link_through_nginx_longer_than_its_patience_and_both
                 await client.aclose()
 
 
-def test_the_documented_configuration_is_the_tested_one() -> None:
+def test_the_documented_nginx_configuration_is_tested() -> None:
     page = Path(__file__).parents[2] / "docs" / "websocket.md"
     if not page.exists():
         pytest.skip("no checkout around these tests: documents are compared there")

@@ -1,4 +1,4 @@
-"""What the contracts share: a demand, what a program holds, so that a check can see that all was given back, and a cancellation at every stage."""
+"""Parts of both contracts: demands, leak checks, and cancellation at every step."""
 
 import threading
 from collections.abc import Awaitable, Callable
@@ -11,15 +11,15 @@ _OPEN_FILES = Path("/proc/self/fd")
 
 
 def demand(held: object, what: str) -> None:
-    """Raise AssertionError that says what was demanded, unless it held."""
-    # Not the statement: that one is silent under `python -O`.
+    """Raise AssertionError with this text if the demand does not hold."""
+    # Not an assert statement: `python -O` removes those.
     if not held:
         raise AssertionError(what)
 
 
 @attrs.frozen
 class Held:
-    """Tasks, open files (where the system tells) and threads, but for those that Trio keeps for whoever needs one next."""
+    """Counts of tasks and open files (if the system tells), and the threads, without the idle ones that Trio keeps."""
 
     tasks: int
     files: int
@@ -27,14 +27,14 @@ class Held:
 
     @classmethod
     def now(cls) -> "Held":
-        """What is held now, within a Trio program."""
-        # An idle worker thread of Trio's bears this name, one at work that of its work.
+        """Return what this Trio program holds now."""
+        # An idle worker thread of Trio has this name.
         threads = frozenset(each for each in threading.enumerate() if not each.name.startswith("Trio thread "))
         files = sum(1 for _ in _OPEN_FILES.iterdir()) if _OPEN_FILES.is_dir() else 0
         return cls(trio.lowlevel.current_statistics().tasks_living, files, threads)
 
     def require_back(self) -> None:
-        """Raise AssertionError that says what is held now and was not then."""
+        """Raise AssertionError if the program holds more now."""
         now = Held.now()
         for what, more in (("tasks", now.tasks - self.tasks), ("open files", now.files - self.files)):
             demand(more <= 0, f"{more} {what} are left behind")
@@ -43,7 +43,7 @@ class Held:
 
 
 class _Countdown(trio.abc.Instrument):
-    """Cancels a scope after so many steps of whatever tasks: no clock and no count of checkpoints hits every stage."""
+    """Cancel a scope after a number of task steps. Neither a clock nor a count of checkpoints reaches every stage."""
 
     def __init__(self, steps: int, scope: trio.CancelScope) -> None:
         self._left = steps
@@ -57,7 +57,7 @@ class _Countdown(trio.abc.Instrument):
 
 
 async def cancelled_after(steps: int, operation: Callable[[], Awaitable[object]]) -> bool:
-    """Run an operation and cancel it after so many steps of all tasks together, 0: before it begins; whether it was cancelled."""
+    """Run an operation and cancel it after so many steps of all tasks (0: before it begins). Return whether it was cancelled."""
     with trio.CancelScope() as scope:
         if not steps:
             scope.cancel()
