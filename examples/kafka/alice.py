@@ -11,10 +11,10 @@ from trionode import Identity, Route, open_node, sanitize, trust_everyone
 
 
 async def read_lines() -> AsyncIterator[str]:
-    """Standard input without a thread: input() in one could not be cancelled, and so not be ended by Ctrl-C."""
+    """Read lines of standard input without a thread: `input()` in a thread can't be cancelled by Ctrl-C."""
     buffer = b""
     while True:
-        with suppress(PermissionError):  # a file, which is always ready
+        with suppress(PermissionError):  # a regular file is always ready
             await trio.lowlevel.wait_readable(0)
         data = os.read(0, 65536)
         *lines, buffer = (buffer + data).split(b"\n")
@@ -33,7 +33,7 @@ async def main(hub: str) -> None:
     async with open_node("tcp") as node:
         alice = await Identity.create(node.vault)
         stream = await node.open_stream(Route(hub), sends=to_bob, receives=to_alice)
-        # Who must be sure that it is Bob, and has his identifier, says trust_only("I…") here.
+        # If you have Bob's identifier, use trust_only(Identifier.parse("I…")) here to accept only Bob.
         channel = await node.open_secure_channel(Route(stream, "listener"), alice, trust=trust_everyone)
         print(f"[✓] End-to-end encrypted secure channel was established with {channel.peer.identifier}.", flush=True)
         async for line in lines:

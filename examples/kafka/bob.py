@@ -12,7 +12,7 @@ async def echoer(mailbox: Mailbox) -> None:
         try:
             text = message.text
         except WireError:
-            continue  # whoever Alice is, what she sends must not end Bob
+            continue  # a message that is not text must not end Bob
         print(f"[✓] Address: {mailbox.address}, Received: {sanitize(text)}", flush=True)
         await mailbox.reply(message, text)
 

@@ -1,4 +1,4 @@
-"""What Alice and Bob promise."""
+"""Tests of Alice and Bob."""
 
 from pathlib import Path
 
@@ -17,5 +17,5 @@ async def test_bob_answers_alice(topology: Topologies) -> None:
         assert answer.origin.identifier == bob.identity.identifier.value
 
 
-def test_nobody_between_them_can_read() -> None:
+def test_no_hop_between_them_can_read() -> None:
     assert verify(load_topology(TOPOLOGY)).holds

@@ -1,6 +1,6 @@
-"""A program on asyncio, which greets whoever connects, and in its midst a node by which others ask how many came: Trio as a guest of its loop.
+"""An asyncio program that greets its clients, with a trionode node that answers how many came. Trio runs as a guest of the asyncio loop.
 
-`python inside_asyncio.py [PORT [PLACE]]`; then, elsewhere: `await node.ask(Route("tcp:127.0.0.1:4000", "visits"), "")`.
+`python inside_asyncio.py [PORT [ENDPOINT]]`; then, elsewhere: `await node.ask(Route("tcp:127.0.0.1:4000", "visits"), "")`.
 """
 
 import asyncio
@@ -14,7 +14,7 @@ from trionode import Mailbox, from_anywhere, open_node
 
 
 class Greeter:
-    """What the program is about; it knows nothing of nodes."""
+    """The program's own purpose, which knows nothing of nodes."""
 
     def __init__(self) -> None:
         self.visits = 0
@@ -54,7 +54,7 @@ async def main(port: int, endpoint: str) -> None:
     inside = trio.lowlevel.current_trio_token()
     try:
         await asyncio.wait([ended])
-    finally:  # Ctrl-C cancels what is here, and that has to be told to the guest
+    finally:  # Ctrl-C cancels this task, and the guest must end, too
         inside.run_sync_soon(stopping.cancel)
         await asyncio.wait([ended])
     ended.result().unwrap()

@@ -1,6 +1,6 @@
-"""A Trio program with a purpose of its own, a thermometer, and in its midst a node by which others ask what it shows.
+"""A Trio program with its own purpose, a thermometer, and a trionode node that answers with the temperature.
 
-`python inside_trio.py [PLACE]`; then, elsewhere: `await node.ask(Route(channel, "thermometer"), "")`.
+`python inside_trio.py [ENDPOINT]`; then, elsewhere: `await node.ask(Route(channel, "thermometer"), "")`.
 """
 
 import sys
@@ -11,7 +11,7 @@ from trionode import Identity, Mailbox, open_node, trust_everyone
 
 
 class Thermometer:
-    """What the program is about; it knows nothing of nodes."""
+    """The program's own purpose, which knows nothing of nodes."""
 
     def __init__(self) -> None:
         self.degrees = 20.0

@@ -1,26 +1,26 @@
-"""Workers that pass on what they get, by the routes of their `sends` in a topology: to all of them, or to one after the other."""
+"""Workers that forward messages over the routes of their `sends` in a topology: to all of them, or to one after the other."""
 
 from collections.abc import Callable, Sequence
 from itertools import cycle, islice
 
 from trionode import ConnectionLost, Mailbox, Route, UnknownAddressError, sanitize
 
-#: The route as it is now; ConnectionLost where it begins with something that is being opened again.
-Live = Callable[[], Route]
+#: Returns the current route; raises ConnectionLost while its channel or stream is being opened again.
+CurrentRoute = Callable[[], Route]
 
 
-async def fan_out(mailbox: Mailbox, *, sends: Sequence[Live]) -> None:
-    """Send a copy to everyone who is there."""
+async def fan_out(mailbox: Mailbox, *, sends: Sequence[CurrentRoute]) -> None:
+    """Send a copy to every route that is open."""
     async for message in mailbox:
         for route in sends:
             try:
                 await mailbox.send(route(), message.payload)
             except (ConnectionLost, UnknownAddressError) as error:
-                print(f"one has missed a message: {error}", flush=True)
+                print(f"one route missed a message: {error}", flush=True)
 
 
-async def balance(mailbox: Mailbox, *, sends: Sequence[Live]) -> None:
-    """Give each message to the next one in turn who is there."""
+async def balance(mailbox: Mailbox, *, sends: Sequence[CurrentRoute]) -> None:
+    """Send each message to the next route in turn that is open."""
     turns = cycle(sends)
     async for message in mailbox:
         for route in islice(turns, len(sends)):
@@ -28,12 +28,12 @@ async def balance(mailbox: Mailbox, *, sends: Sequence[Live]) -> None:
                 await mailbox.send(route(), message.payload)
                 break
             except (ConnectionLost, UnknownAddressError):
-                continue  # he is away
+                continue  # try the next route
         else:
-            print("nobody was there to take a message", flush=True)
+            print("no route was open for a message", flush=True)
 
 
 async def show(mailbox: Mailbox, *, name: str) -> None:
-    """Print what comes."""
+    """Print every message."""
     async for message in mailbox:
         print(f"{name}: {sanitize(message.text)}", flush=True)

@@ -121,7 +121,7 @@ async def test_everyone_gets_a_copy(
         await trio.testing.wait_all_tasks_blocked()
         await author.send(["@desk", "news"], "two")
         missed, arrived = sorted(await lines(capsys, 2), key=len, reverse=True)
-        assert missed.startswith("one has missed a message: nodes.desk.secure_channels.anna is not open")
+        assert missed.startswith("one route missed a message: nodes.desk.secure_channels.anna is not open")
         assert arrived == "berta: two"
 
 

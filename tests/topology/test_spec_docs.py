@@ -12,7 +12,7 @@ from trionode.topology.spec import TopologySpec, ValueKind
 from trionode.topology.types import Choice, FieldType, Key, ListOf, PluginOption, Record, Scalar, TableOf, record_of
 
 FILE = Path(__file__).parents[2] / "docs" / "topology.md"
-MARK = "<!-- From here on made from the classes: TRIONODE_REWRITE=1 pytest tests/topology -->\n"
+MARK = "<!-- Generated from the classes from here on: TRIONODE_REWRITE=1 pytest tests/topology -->\n"
 
 
 def takes(type_: FieldType) -> str:

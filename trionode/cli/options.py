@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from functools import wraps
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -13,7 +14,7 @@ from trionode.cli.certificates import Certificates, certificate_options
 from trionode.cli.combine import combine
 from trionode.cli.state import Conversation, State, read_passphrase
 from trionode.cli.terminal import say
-from trionode.errors import IdentityError, LocalError
+from trionode.errors import ConfigError, TrionodeError
 from trionode.identity.identity import Identity
 from trionode.identity.trust import TrustPolicy, trust_everyone, trust_only
 from trionode.net.transport import transport_class
@@ -34,51 +35,55 @@ HUB_CHANNEL_TIMEOUT = 15.0
 PROTOCOL_VERSIONS = ("current", "classic")
 
 C = TypeVar("C", bound=Callable[..., Any])
+T = TypeVar("T")
 
 
+def _option_type(parse: Callable[[str], T]) -> Callable[[str], T]:
+    """Make a parser the type of an option: its errors are errors of the command line."""
+
+    @wraps(parse)
+    def convert(text: str) -> T:
+        try:
+            return parse(text)
+        except TrionodeError as error:
+            raise click.BadParameter(str(error)) from error
+
+    return convert
+
+
+@_option_type
 def endpoint(text: str) -> str:
-    """Return the text of a transport address, as the type of an option."""
-    try:
-        address = Address.parse(text)
-        transport_class(address.transport).parse_address(address.value.decode())
-    except LocalError as error:
-        raise click.BadParameter(str(error)) from error
+    """Return the text of a transport address."""
+    address = Address.parse(text)
     if not address.transport:
-        raise click.BadParameter(f"expected a transport address such as {DEFAULT_ENDPOINT}, not {text!r}")
+        raise ConfigError(f"expected a transport address such as {DEFAULT_ENDPOINT}, not {text!r}")
+    transport_class(address.transport).parse_address(address.value.decode())
     return str(address)
 
 
+@_option_type
 def host_and_port(text: str) -> str:
-    """Return the text HOST:PORT, as the type of an option."""
-    try:
-        parse_host_port(text)
-    except LocalError as error:
-        raise click.BadParameter(str(error)) from error
+    """Return the text HOST:PORT."""
+    parse_host_port(text)
     return text
 
 
+@_option_type
 def route(text: str) -> Route:
-    """Return a route that begins with a transport address, its hops joined by =>, as the type of an option."""
+    """Return a route that begins with a transport address, its hops joined by =>."""
     first, *rest = (hop.strip() for hop in text.split("=>"))
-    try:
-        return Route(endpoint(first), *rest)
-    except LocalError as error:
-        raise click.BadParameter(str(error)) from error
+    return Route(endpoint(first), *rest)
 
 
+@_option_type
 def relay_name(text: str) -> str:
-    """Return the name of a relay, as the type of an option."""
+    """Return the name of a relay."""
     if not is_relay_name(text):
-        raise click.BadParameter(f"a relay's name is 1 to 64 of A-Z a-z 0-9 . _ -, this is {text!r}")
+        raise ConfigError(f"a relay's name is 1 to 64 of A-Z a-z 0-9 . _ -, this is {text!r}")
     return text
 
 
-def identifier(text: str) -> Identifier:
-    """Return an identifier, as the type of an option."""
-    try:
-        return Identifier.parse(text)
-    except IdentityError as error:
-        raise click.BadParameter(str(error)) from error
+identifier = _option_type(Identifier.parse)
 
 
 def transports(*endpoints: str) -> set[str]:

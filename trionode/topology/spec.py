@@ -9,6 +9,7 @@ from enum import Enum, auto
 from typing import Annotated, ClassVar, Literal, Self
 
 import attrs
+from attrs import Factory, field
 
 from trionode.errors import ConfigError
 from trionode.portal import PortalLimits
@@ -129,11 +130,11 @@ class TrustSpec:
     """The peers that a channel or its listener trusts: `"everyone"`, or a table of identifiers and of nodes of this topology."""
 
     everyone: Annotated[bool, Doc("Trust every peer that proves an identity.")] = False
-    identifiers: Annotated[tuple[IdentifierText, ...], Doc("The trusted identifiers, I… or P….")] = attrs.field(
+    identifiers: Annotated[tuple[IdentifierText, ...], Doc("The trusted identifiers, I… or P….")] = field(
         default=(), converter=_texts
     )
-    nodes: Annotated[tuple[IdentifiedNode, ...], Doc("Nodes of this topology whose identities are trusted.")] = (
-        attrs.field(default=(), converter=_texts)
+    nodes: Annotated[tuple[IdentifiedNode, ...], Doc("Nodes of this topology whose identities are trusted.")] = field(
+        default=(), converter=_texts
     )
 
     #: The texts that stand for a whole table.
@@ -170,9 +171,9 @@ class AccessSpec:
     rule: Annotated[AccessRule, NotInFile()] = "named"
     identifiers: Annotated[
         tuple[IdentifierText, ...], Doc("The identifiers, I… or P…, that are allowed beside this node.")
-    ] = attrs.field(default=(), converter=_texts)
+    ] = field(default=(), converter=_texts)
     nodes: Annotated[tuple[IdentifiedNode, ...], Doc("Nodes of this topology that are allowed beside this node.")] = (
-        attrs.field(default=(), converter=_texts)
+        field(default=(), converter=_texts)
     )
 
     #: The texts that stand for a whole table.
@@ -263,7 +264,7 @@ class LinkSpec:
 class StreamSpec:
     """A conversation over two streams of a hub."""
 
-    via: Annotated[RouteSpec, Doc("The route to the hub.")] = attrs.field(converter=_route)
+    via: Annotated[RouteSpec, Doc("The route to the hub.")] = field(converter=_route)
     sends: Annotated[StreamName, Doc("The stream that this node writes.")]
     receives: Annotated[StreamName, Doc("The stream that this node reads.")]
     service: Annotated[AddressName, Doc("The hub's stream service.")] = SERVICE
@@ -282,9 +283,7 @@ class StoreSpec:
     address: Annotated[
         str, ValueKind.STORE, Doc("The name of an installed store, and after a colon the store's own address.")
     ]
-    options: Annotated[Mapping[str, Option], Doc("Options of the store.")] = attrs.field(
-        factory=dict, converter=_options
-    )
+    options: Annotated[Mapping[str, Option], Doc("Options of the store.")] = field(factory=dict, converter=_options)
 
     TEXT_KEY: ClassVar = "address"
 
@@ -297,48 +296,48 @@ def _store(value: StoreSpec | str) -> StoreSpec:
 class StreamServiceSpec:
     """A stream service and its index service."""
 
-    store: Annotated[StoreSpec, Doc("The store of the streams.")] = attrs.field(converter=_store)
+    store: Annotated[StoreSpec, Doc("The store of the streams.")] = field(converter=_store)
     index: Annotated[
         AddressName | None, Doc("The name of the index service, by default that of the service and `_index`.")
     ] = None
-    allow: Annotated[AccessSpec, Doc("Who can use it.")] = attrs.field(default=ANYONE, converter=_access)
+    allow: Annotated[AccessSpec, Doc("Who can use it.")] = field(default=ANYONE, converter=_access)
     owners: Annotated[
         Mapping[StreamName, Annotated[str, ValueKind.OWNER]],
         Doc("Streams to create at the start, each with its owner: a node of this topology, or an identifier."),
-    ] = attrs.field(factory=dict)
-    limits: Annotated[StreamLimits, Doc("Limits for one client.")] = attrs.field(factory=StreamLimits)
+    ] = Factory(dict)
+    limits: Annotated[StreamLimits, Doc("Limits for one client.")] = Factory(StreamLimits)
 
 
 @attrs.frozen
 class RelayServiceSpec:
     """A relay service, which makes nodes reachable that accept no connections."""
 
-    allow: Annotated[AccessSpec, Doc("Who can register.")] = attrs.field(default=ANYONE, converter=_access)
+    allow: Annotated[AccessSpec, Doc("Who can register.")] = field(default=ANYONE, converter=_access)
     prefix: Annotated[str, Doc("The beginning of a relay's address, before its name.")] = PREFIX
-    limits: Annotated[RelayLimits, Doc("Limits for clients.")] = attrs.field(factory=RelayLimits)
+    limits: Annotated[RelayLimits, Doc("Limits for clients.")] = Factory(RelayLimits)
 
 
 @attrs.frozen
 class RelaySpec:
     """A name on a hub under which this node is reached."""
 
-    via: Annotated[RouteSpec, Doc("The route to the hub.")] = attrs.field(converter=_route)
+    via: Annotated[RouteSpec, Doc("The route to the hub.")] = field(converter=_route)
     to: Annotated[
         RouteSpec | None,
         Doc(
             "The node that it leads to, a route that begins with a transport address. By default it leads to this node."
         ),
-    ] = attrs.field(default=None, converter=attrs.converters.optional(_route))
+    ] = field(default=None, converter=attrs.converters.optional(_route))
 
 
 @attrs.frozen
 class ChannelListenerSpec:
     """An address that accepts secure channels."""
 
-    trust: Annotated[TrustSpec, Doc("The peers whose channels are accepted.")] = attrs.field(converter=_trust)
-    allow: Annotated[AccessSpec, Doc("Who can reach it.")] = attrs.field(default=ANYONE, converter=_access)
+    trust: Annotated[TrustSpec, Doc("The peers whose channels are accepted.")] = field(converter=_trust)
+    allow: Annotated[AccessSpec, Doc("Who can reach it.")] = field(default=ANYONE, converter=_access)
     protocol_versions: Annotated[tuple[ProtocolVersionName, ...], Doc("The protocol versions that are accepted.")] = (
-        attrs.field(default=("current",), converter=_protocol_versions)
+        field(default=("current",), converter=_protocol_versions)
     )
 
 
@@ -346,10 +345,10 @@ class ChannelListenerSpec:
 class ChannelSpec:
     """A secure channel that this node opens, and opens again after each loss."""
 
-    to: Annotated[RouteSpec, Doc("The route to a listener; the listener's address is the last hop.")] = attrs.field(
+    to: Annotated[RouteSpec, Doc("The route to a listener; the listener's address is the last hop.")] = field(
         converter=_route
     )
-    trust: Annotated[TrustSpec, Doc("The peers that are trusted at the other end.")] = attrs.field(converter=_trust)
+    trust: Annotated[TrustSpec, Doc("The peers that are trusted at the other end.")] = field(converter=_trust)
     protocol_version: Annotated[ProtocolVersionName, Doc("The protocol version of the channel.")] = "current"
 
 
@@ -362,14 +361,14 @@ class WorkerSpec:
         ValueKind.WORKER,
         Doc("The function, as MODULE:NAME, or the name of a worker that ships with trionode."),
     ]
-    arguments: Annotated[Mapping[str, Option], Doc("Its keyword arguments, beside its mailbox.")] = attrs.field(
+    arguments: Annotated[Mapping[str, Option], Doc("Its keyword arguments, beside its mailbox.")] = field(
         factory=dict, converter=_options
     )
-    allow: Annotated[AccessSpec, Doc("Who can reach it.")] = attrs.field(default=CHANNELS, converter=_access)
+    allow: Annotated[AccessSpec, Doc("Who can reach it.")] = field(default=CHANNELS, converter=_access)
     sends: Annotated[
         tuple[RouteSpec, ...],
         Doc("The routes that it sends messages to, which it gets as its argument `sends`. The proof follows them."),
-    ] = attrs.field(default=(), converter=_routes)
+    ] = field(default=(), converter=_routes)
     bound: Annotated[int, ValueKind.POSITIVE, Doc("Bytes in its mailbox above which senders wait.")] = DEFAULT_BOUND
     stall_timeout: Annotated[
         float, ValueKind.POSITIVE, Doc("Seconds that a link waits while the worker takes no message.")
@@ -387,10 +386,10 @@ class InletSpec:
     """A TCP port whose connections lead to an outlet."""
 
     listen: Annotated[HostPort, Doc("HOST:PORT to listen at.")]
-    to: Annotated[RouteSpec, Doc("The route to the outlet; the outlet's address is the last hop.")] = attrs.field(
+    to: Annotated[RouteSpec, Doc("The route to the outlet; the outlet's address is the last hop.")] = field(
         converter=_route
     )
-    limits: Annotated[PortalLimits, Doc("Its limits.")] = attrs.field(factory=PortalLimits)
+    limits: Annotated[PortalLimits, Doc("Its limits.")] = Factory(PortalLimits)
 
 
 @attrs.frozen
@@ -398,8 +397,8 @@ class OutletSpec:
     """An address that connects to a TCP service."""
 
     target: Annotated[HostPort, Doc("HOST:PORT of the service.")]
-    allow: Annotated[AccessSpec, Doc("Who can use it.")] = attrs.field(default=CHANNELS, converter=_access)
-    limits: Annotated[PortalLimits, Doc("Its limits.")] = attrs.field(factory=PortalLimits)
+    allow: Annotated[AccessSpec, Doc("Who can use it.")] = field(default=CHANNELS, converter=_access)
+    limits: Annotated[PortalLimits, Doc("Its limits.")] = Factory(PortalLimits)
 
 
 @attrs.frozen
@@ -407,37 +406,35 @@ class NodeSpec:
     """One node."""
 
     external: Annotated[bool, Doc("The node runs elsewhere: it is described for the proof, and never started.")] = False
-    listen: Annotated[tuple[ListenerSpec, ...], Doc("The addresses that it listens at.")] = attrs.field(
+    listen: Annotated[tuple[ListenerSpec, ...], Doc("The addresses that it listens at.")] = field(
         default=(), converter=_listeners
     )
     forwards: Annotated[bool, Doc("Forward messages of unauthenticated peers from link to link, as a hub does.")] = (
         False
     )
-    identity: Annotated[IdentitySpec, Doc("Its identity.")] = attrs.field(factory=IdentitySpec)
+    identity: Annotated[IdentitySpec, Doc("Its identity.")] = Factory(IdentitySpec)
     transports: Annotated[
         Mapping[Annotated[str, ValueKind.TRANSPORT], Mapping[str, Option]],
         Doc("The options of its transports, by their names."),
-    ] = attrs.field(factory=dict, converter=_transports)
-    links: Annotated[Mapping[AddressName, LinkSpec], Doc("The links that it dials.")] = attrs.field(factory=dict)
-    workers: Annotated[Mapping[AddressName, WorkerSpec], Doc("Its workers.")] = attrs.field(
-        factory=dict, converter=_workers
-    )
+    ] = field(factory=dict, converter=_transports)
+    links: Annotated[Mapping[AddressName, LinkSpec], Doc("The links that it dials.")] = Factory(dict)
+    workers: Annotated[Mapping[AddressName, WorkerSpec], Doc("Its workers.")] = field(factory=dict, converter=_workers)
     secure_channel_listeners: Annotated[
         Mapping[AddressName, ChannelListenerSpec], Doc("Its listeners for secure channels.")
-    ] = attrs.field(factory=dict)
-    secure_channels: Annotated[Mapping[OwnName, ChannelSpec], Doc("The secure channels that it opens.")] = attrs.field(
+    ] = Factory(dict)
+    secure_channels: Annotated[Mapping[OwnName, ChannelSpec], Doc("The secure channels that it opens.")] = field(
         factory=dict
     )
-    stream_services: Annotated[Mapping[AddressName, StreamServiceSpec], Doc("Its stream services.")] = attrs.field(
+    stream_services: Annotated[Mapping[AddressName, StreamServiceSpec], Doc("Its stream services.")] = field(
         factory=dict
     )
-    streams: Annotated[Mapping[OwnName, StreamSpec], Doc("Its conversations over streams.")] = attrs.field(factory=dict)
+    streams: Annotated[Mapping[OwnName, StreamSpec], Doc("Its conversations over streams.")] = Factory(dict)
     relay_service: Annotated[RelayServiceSpec | None, Doc("Its relay service.")] = None
     relays: Annotated[
         Mapping[Annotated[str, ValueKind.RELAY], RelaySpec], Doc("The names on hubs that lead to it.")
-    ] = attrs.field(factory=dict)
-    inlets: Annotated[Mapping[str, InletSpec], Doc("Its TCP ports that lead to outlets.")] = attrs.field(factory=dict)
-    outlets: Annotated[Mapping[AddressName, OutletSpec], Doc("The TCP services that inlets can reach.")] = attrs.field(
+    ] = Factory(dict)
+    inlets: Annotated[Mapping[str, InletSpec], Doc("Its TCP ports that lead to outlets.")] = Factory(dict)
+    outlets: Annotated[Mapping[AddressName, OutletSpec], Doc("The TCP services that inlets can reach.")] = field(
         factory=dict
     )
 
@@ -447,7 +444,7 @@ class FlowSpec:
     """Messages that one node sends, for the proof."""
 
     node: Annotated[NodeName, Doc("The node that sends.", key="from")]
-    to: Annotated[RouteSpec, Doc("The route of the messages.")] = attrs.field(converter=_route)
+    to: Annotated[RouteSpec, Doc("The route of the messages.")] = field(converter=_route)
     answered: Annotated[bool, Doc("Whether answers come back over the return route.")] = True
 
 
@@ -458,23 +455,23 @@ class AssertSpec:
     flow: Annotated[str | None, ValueKind.FLOW, Doc("The flow; without it the assertion is about all flows.")] = None
     no_plaintext_at: Annotated[
         tuple[Observer, ...], Doc("Nodes, `network` or `stores` that must not see the payload in the clear.")
-    ] = attrs.field(default=(), converter=_texts)
+    ] = field(default=(), converter=_texts)
     no_inner_addresses_at: Annotated[
         tuple[Observer, ...], Doc("Nodes, `network` or `stores` that must not see the addresses inside a channel.")
-    ] = attrs.field(default=(), converter=_texts)
+    ] = field(default=(), converter=_texts)
     no_injection_by: Annotated[
         tuple[Observer, ...], Doc("Nodes, `network` or `stores` that must not be able to inject messages.")
-    ] = attrs.field(default=(), converter=_texts)
+    ] = field(default=(), converter=_texts)
     sender_authenticated_to: Annotated[
         tuple[NodeName, ...], Doc("Nodes to which the sender must be authenticated.")
-    ] = attrs.field(default=(), converter=_texts)
+    ] = field(default=(), converter=_texts)
     no_unauthenticated_access_to: Annotated[
         tuple[Annotated[str, ValueKind.ADDRESS_OF_NODE], ...],
         Doc("Addresses, NODE/NAME, that no peer can reach without a secure channel."),
-    ] = attrs.field(default=(), converter=_texts)
+    ] = field(default=(), converter=_texts)
     no_unauthenticated_dials_by: Annotated[
         tuple[NodeName, ...], Doc("Nodes that no unauthenticated peer can cause to dial.")
-    ] = attrs.field(default=(), converter=_texts)
+    ] = field(default=(), converter=_texts)
 
 
 def _assertions(value: AssertSpec | Iterable[AssertSpec]) -> tuple[AssertSpec, ...]:
@@ -486,9 +483,9 @@ class TopologySpec:
     """A whole topology, or one node's part of it."""
 
     nodes: Annotated[Mapping[Annotated[str, ValueKind.NODE_NAME], NodeSpec], Doc("The nodes, by their names.")]
-    flows: Annotated[Mapping[str, FlowSpec], Doc("The messages that are sent, by names of your choice.")] = attrs.field(
+    flows: Annotated[Mapping[str, FlowSpec], Doc("The messages that are sent, by names of your choice.")] = field(
         factory=dict
     )
-    assertions: Annotated[tuple[AssertSpec, ...], Doc("The assertions.", key="assert")] = attrs.field(
+    assertions: Annotated[tuple[AssertSpec, ...], Doc("The assertions.", key="assert")] = field(
         default=(), converter=_assertions
     )

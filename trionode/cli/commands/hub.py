@@ -1,7 +1,6 @@
 """`trionode hub`: a node that keeps streams for clients, and never has a key to their content."""
 
 import os
-from functools import partial
 from inspect import signature
 from ipaddress import ip_address
 from pathlib import Path
@@ -20,19 +19,17 @@ from trionode.errors import ConfigError, LocalError
 from trionode.identity.identity import Identity
 from trionode.identity.trust import trust_only
 from trionode.net.transport import transport_class
-from trionode.node.node import Node, open_node
+from trionode.node.closing import close_in_order
+from trionode.node.node import open_node
 from trionode.protocol.identity.identity import Identifier
 from trionode.protocol.rules.access import Access, from_anywhere
 from trionode.protocol.wire.address import Address
 from trionode.protocol.wire.message import Origin
-from trionode.stream.service import StreamService
 from trionode.workers import echo
 
 #: Bytes in the largest frame that a hub reads: a push of the longest record (64,000), its routes and a channel around them. Otherwise every
 #: unauthenticated peer could make the hub hold 16 MiB, the limit of the wire.
 MAX_FRAME = 128 * 1024
-#: Seconds to read what peers still send while links close. It is less than the whole end may take, since the store closes last.
-DRAIN_SECONDS = 0.25
 
 
 @click.command()
@@ -86,81 +83,45 @@ def hub(
     if store_options and store_spec is None:
         raise click.UsageError("--store-option needs --store")
     listening = Listening()
-    run(
-        partial(
-            _hub,
-            listening=listening,
-            listen=listen,
-            store_spec=store_spec,
-            store_options=store_options,
-            identity_name=identity_name,
-            trusted=trusted,
-            certificates=certificates,
-            state=state,
-        ),
-        restart=listening.restart,
-    )
 
+    async def serve(working: trio.CancelScope) -> bool:
+        inherited = listening.inherit()
+        spec = store_spec or f"sqlite:{default_path()}"
+        (transport,) = transports(listen)
+        kind = transport_class(transport)
+        if inherited and not kind.takes_sockets:
+            raise ConfigError(
+                f"LISTEN_FDS passes listening sockets, and the transport of --listen {listen} takes none: use one that does, such as tcp or tls"
+            )
+        options: dict[str, object] = {"max_frame": MAX_FRAME} if "max_frame" in signature(kind).parameters else {}
+        if kind.takes_sockets:
+            options["sockets"] = listening.sockets  # the list itself, which is filled before the transport listens
+        async with (
+            state.open_vault() as vault,
+            open_store(spec, store_options) as store,
+            open_node(*certificates.load([transport], **options), vault=vault) as node,
+        ):
+            allow: Access = from_anywhere
+            if identity_name:
+                identity = await Identity.load_or_create(vault, identity_name)
+                await node.serve_secure_channels("listener", identity, trust=trust_only(*trusted))
+                allow = from_channels
+                say(f"this hub is {identity.identifier}: clients give it by --hub-identity")
+            service = await node.serve_streams(store, allow=allow)
+            await node.serve_relays(allow=allow)
+            await node.start_worker("echo", echo, allow=allow)
+            if not inherited and kind.takes_sockets:
+                await listening.open(listen.removeprefix(f"{transport}:"))
+            bound = await node.listen(f"{transport}:127.0.0.1:0" if inherited else listen)
+            say(f"streams are kept in {spec}")
+            warn_beyond_loopback(bound, authenticated=identity_name is not None, certificates=certificates)
+            with working:
+                await Output().line(f"listening on {bound}")
+                await trio.sleep_forever()
+            await close_in_order(node, [service])
+        return True
 
-async def _hub(
-    working: trio.CancelScope,
-    *,
-    listening: Listening,
-    listen: str,
-    store_spec: str | None,
-    store_options: dict[str, object],
-    identity_name: str | None,
-    trusted: tuple[Identifier, ...],
-    certificates: Certificates,
-    state: State,
-) -> bool:
-    inherited = listening.inherit()
-    spec = store_spec or f"sqlite:{default_path()}"
-    (transport,) = transports(listen)
-    kind = transport_class(transport)
-    if inherited and not kind.takes_sockets:
-        raise ConfigError(
-            f"LISTEN_FDS passes listening sockets, and the transport of --listen {listen} takes none: use one that does, such as tcp or tls"
-        )
-    options: dict[str, object] = {"max_frame": MAX_FRAME} if "max_frame" in signature(kind).parameters else {}
-    if kind.takes_sockets:
-        options["sockets"] = listening.sockets  # the list itself, which is filled before the transport listens
-    async with (
-        state.open_vault() as vault,
-        open_store(spec, store_options) as store,
-        open_node(*certificates.load([transport], **options), vault=vault) as node,
-    ):
-        allow: Access = from_anywhere
-        if identity_name:
-            identity = await Identity.load_or_create(vault, identity_name)
-            await node.serve_secure_channels("listener", identity, trust=trust_only(*trusted))
-            allow = from_channels
-            say(f"this hub is {identity.identifier}: clients give it by --hub-identity")
-        service = await node.serve_streams(store, allow=allow)
-        await node.serve_relays(allow=allow)
-        await node.start_worker("echo", echo, allow=allow)
-        if not inherited and kind.takes_sockets:
-            await listening.open(listen.removeprefix(f"{transport}:"))
-        bound = await node.listen(f"{transport}:127.0.0.1:0" if inherited else listen)
-        say(f"streams are kept in {spec}")
-        warn_beyond_loopback(bound, authenticated=identity_name is not None, certificates=certificates)
-        with working:
-            await Output().line(f"listening on {bound}")
-            await trio.sleep_forever()
-        await _close(node, service)
-    return True
-
-
-async def _close(node: Node, service: StreamService) -> None:
-    """Close in the order that loses nothing which a client would not send again (spec §11.6, 7).
-
-    Accept no new connections, answer every pull, then close the links, and store what they still bring.
-    """
-    node.stop_listening()
-    await service.finish()
-    with trio.move_on_after(DRAIN_SECONDS):
-        await node.aclose_links()
-    await service.aclose()
+    run(serve, restart=listening.restart)
 
 
 def from_channels(origin: Origin) -> bool:

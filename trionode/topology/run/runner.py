@@ -9,6 +9,7 @@ import trio
 from trionode.channel.listener import SecureChannelListener
 from trionode.channel.secure_channel import SecureChannel
 from trionode.errors import ClosedError, HandshakeError, LocalError
+from trionode.node.closing import close_in_order
 from trionode.node.node import Hub, Node, open_node
 from trionode.portal import Inlet
 from trionode.protocol.wire.address import Address
@@ -33,8 +34,6 @@ HANDSHAKE_TIMEOUTS = (1.0, 2.0, 5.0, 15.0, 30.0)
 HUB_TIMEOUTS = (10.0, 30.0)
 #: Seconds that streams, inlets and relays have at the end to deliver what was sent.
 DISCONNECT_SECONDS = 1.0
-#: Seconds to read what peers still send while links close. It is less than the whole end may take, since stores close last.
-DRAIN_SECONDS = 0.25
 
 
 class NodeRunner:
@@ -182,7 +181,7 @@ class NodeRunner:
                         await self._ending.wait()
                         self._supervisors.cancel_scope.cancel()
                     await self._ending.wait()  # `disconnect` may have cancelled the nursery
-                    await self._close(node)
+                    await close_in_order(node, self._services)
         finally:
             self._node = self._supervisors = None
             self._ended.set()
@@ -315,16 +314,6 @@ class NodeRunner:
             return 0
         spec = self.spec
         return 1 + self._depth(spec.streams[name].via if name in spec.streams else spec.secure_channels[name].to)
-
-    async def _close(self, node: Node) -> None:
-        """Close in the order that loses nothing which a client would not send again (spec §11.6, 7), as `trionode hub` does."""
-        node.stop_listening()
-        for service in self._services:
-            await service.finish()
-        with trio.move_on_after(DRAIN_SECONDS):
-            await node.aclose_links()
-        for service in self._services:
-            await service.aclose()
 
     async def aclose(self) -> None:
         """End in order: services answer the requests that they have, and links are flushed and closed."""
