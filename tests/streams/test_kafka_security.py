@@ -129,8 +129,8 @@ def mistakes(secure: SecureListeners, plain: str, other_ca: Authority) -> dict[s
             "does not accept the user 'alice' with this password by PLAIN",
         ),
         "unknown user": (
-            Client(secure.sasl_ssl, {**both, **password(secure, username="nobody")}),
-            "does not accept the user 'nobody' with this password",
+            Client(secure.sasl_ssl, {**both, **password(secure, username="unknown")}),
+            "does not accept the user 'unknown' with this password",
         ),
         "unknown authority": (
             Client(secure.sasl_ssl, {"security": "sasl_ssl", **password(secure)}),
@@ -174,7 +174,7 @@ def mistakes(secure: SecureListeners, plain: str, other_ca: Authority) -> dict[s
             Client(plain, {"security": "sasl_plaintext", **password(secure)}),
             "asks for no password: set security='plaintext'",
         ),
-        "nobody there": (Client("127.0.0.1:1", tls), r"no Kafka at 127\.0\.0\.1:1 \(Connection refused\)"),
+        "no listener": (Client("127.0.0.1:1", tls), r"no Kafka at 127\.0\.0\.1:1 \(Connection refused\)"),
     }
 
 

@@ -193,7 +193,7 @@ async def test_push_that_two_hubs_stored_is_pulled_once(
             # A hub that meets the stream in the middle has only its look back to know the copies by.
             async with open_kafka_store(kafka_broker.bootstrap) as fresh:
                 assert list(await fresh.read(stream, index, limit=8, max_bytes=1000)) == [Record(4, b"2")]
-        # Nor does a copy reach whoever waits at the end.
+        # Readers at the end get no copy either.
         async with open_kafka_store(kafka_broker.bootstrap) as fresh:
             waiting: list[Record] = []
 

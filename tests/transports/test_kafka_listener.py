@@ -128,7 +128,7 @@ class Kafka:
         return [each.id for each in words if each is not None and each.kind is kind]
 
     def dial(self, *, frames: bytes = b"") -> str:
-        """Do as one who connects: make both topics, greet, and say so."""
+        """Dial: create both topics, send the preface, and announce the link."""
         link_id = new_id()
         self.make(f"trionode-link-{link_id}-to-listener", f"trionode-link-{link_id}-to-dialer")
         self.add(
@@ -203,9 +203,9 @@ async def test_forged_announcements_cost_a_listener_some_seconds_only(
     async with serving() as served:
         before = trio.current_time()
         for _ in range(10):
-            stranger = new_id()
-            served.kafka.say(AnnouncementKind.LISTEN, stranger)
-            served.kafka.say(AnnouncementKind.LISTENING, stranger)
+            forged = new_id()
+            served.kafka.say(AnnouncementKind.LISTEN, forged)
+            served.kafka.say(AnnouncementKind.LISTENING, forged)
             await served.dialled()
             assert trio.current_time() - before < 2 * (RECLAIM_SECONDS[0] + CLAIM_SECONDS)
             before = trio.current_time()
@@ -344,7 +344,7 @@ async def test_flood_of_rivals_is_answered_once_in_a_round_trip(
                 claim._receive(Announcement(AnnouncementKind.LISTEN, new_id()))
             assert len(answers) == 1
             answers.pop()(7)
-            assert len(answers) == 1, "one more for those who may have missed the first"
+            assert len(answers) == 1, "one more for rivals that may have missed the first"
         assert len(claim._rivals) == MAX_RIVALS
         answers.pop()(7)
         assert not answers

@@ -282,7 +282,7 @@ async def test_sweep_deletes_leftovers_and_no_other_topics(
 ) -> None:
     prefix = f"test-{os.urandom(4).hex()}-"
     a_transport = KafkaTransport(prefix=prefix)
-    old = [f"{prefix}{new_id()}-to-listener", f"{prefix}{new_id()}-to-dialer", f"{prefix}at-nobody"]
+    old = [f"{prefix}{new_id()}-to-listener", f"{prefix}{new_id()}-to-dialer", f"{prefix}at-dead"]
     foreign = [f"{prefix}mine", f"{prefix}{'g' * 32}-to-listener", f"other-{prefix}{new_id()}-to-listener"]
     async with (
         opened(a_transport, a_transport) as (server, dialer),
@@ -362,7 +362,7 @@ async def test_compressed_record_ends_its_link_and_is_not_unpacked(
             pytest.raises(ConnectionLost, match=r"read any more: .*they are compressed"),
         ):
             await other.receive()
-        await one.send([b"nobody reads it"])
+        await one.send([b"unread"])
         await third.send([b"still"])
         assert await fourth.receive() == [b"still"]
 

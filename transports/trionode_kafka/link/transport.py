@@ -110,6 +110,7 @@ class KafkaTransport(Transport):
         self._max_frame = max_frame
         self._log_throttle = LogThrottle()
         self._security = Security.of(security, ca_file, certificate, key, username, password, password_file, mechanism)
+        # `open` gives each node its own.
         self._nursery: trio.Nursery | None = None
         self._clients: dict[str, SharedClient] = {}
         self._opening: defaultdict[str, trio.Lock] = defaultdict(trio.Lock)
