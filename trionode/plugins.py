@@ -3,18 +3,12 @@
 from trionode.errors import ConfigError, ConnectionLost, LocalError, MessageTooLargeError, RemoteError, WireError
 from trionode.log import LogThrottle, log, sanitize
 from trionode.net.backoff import Backoff, reconnect
-from trionode.net.byte_stream import (
-    ByteStream,
-    TCPStream,
-    TLSStream,
-    close_on_error,
-    connect_byte_stream,
-    drain,
-    serve_byte_streams,
-)
+from trionode.net.byte_stream import ByteStream, TCPStream, drain
+from trionode.net.connections import close_on_error, connect_byte_stream, serve_byte_streams
 from trionode.net.endpoint import AddressParts, Exposure, parse_host_port_path
 from trionode.net.sockets import PendingHandshakes, join_host_port, open_listeners, reason_of
 from trionode.net.tls import TLSContexts, client_context, reason_of_tls, server_context
+from trionode.net.tls_stream import TLSStream
 from trionode.net.transport import Link, Transport
 from trionode.protocol.stream.messages import MAX_RECORD, Record
 from trionode.protocol.stream.names import uuid7_hex, uuid7_milliseconds, valid_stream_name

@@ -1,4 +1,4 @@
-"""The example plugin: built as its author would publish it, installed beside trionode, and tested there by its own tests."""
+"""The example plugin: built as its author would publish it, installed, and tested by its own tests."""
 
 import os
 import re

@@ -49,7 +49,7 @@ class Authority:
         self.path = _write(folder / f"{name}.pem", own.public_bytes(serialization.Encoding.PEM))
 
     def sign(self, *names: str, expired: bool = False) -> Certificate:
-        """Return a new key and a certificate for host names and IP addresses, localhost and 127.0.0.1 if none is given."""
+        """Return a new key and a certificate for names and IP addresses, by default localhost and 127.0.0.1."""
         names = names or ("localhost", "127.0.0.1")
         key = ec.generate_private_key(ec.SECP256R1())
         subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, names[0])])

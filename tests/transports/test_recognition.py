@@ -1,4 +1,4 @@
-"""One port for both protocol versions: recognised by their first bytes, served at the same time, others refused (spec §3.3)."""
+"""One port serves both protocol versions, which their first bytes show, and refuses others (spec §3.3)."""
 
 import logging
 import socket

@@ -12,7 +12,7 @@ import trio.testing
 import trionode_tcp.link
 from trionode import Node, Route, open_node
 from trionode.errors import ConnectionLost, LocalError, WireError
-from trionode.net import byte_stream
+from trionode.net import connections
 from trionode.net.byte_stream import TCPStream
 from trionode.net.sockets import open_listeners
 from trionode.net.transport import Link
@@ -267,7 +267,7 @@ async def test_silent_connections_time_out_and_are_bounded(
 ) -> None:
     caplog.set_level(logging.INFO, "trionode")
     monkeypatch.setattr(trionode_tcp.link, "GREETING_TIMEOUT", 0.2)
-    monkeypatch.setattr(byte_stream, "MAX_HANDSHAKES", 3)
+    monkeypatch.setattr(connections, "MAX_HANDSHAKES", 3)
     with trio.fail_after(5):
         async with two_nodes() as (_, peer, _, _):
             host, _, port = peer.partition(":")
@@ -282,7 +282,7 @@ async def test_silent_connections_time_out_and_are_bounded(
 async def test_silent_connections_lock_no_peer_out(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(byte_stream, "MAX_HANDSHAKES", 3)
+    monkeypatch.setattr(connections, "MAX_HANDSHAKES", 3)
     with trio.fail_after(5):
         async with two_nodes() as (_, peer, _, route):
             host, _, port = peer.partition(":")

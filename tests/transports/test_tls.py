@@ -1,4 +1,4 @@
-"""TLS under a link: the contract, ends that TLS proves, and every way in which two ends do not agree, with an error text that helps."""
+"""TLS under a link: the contract, ends that TLS proves, and error texts for every way in which two ends disagree."""
 
 import logging
 import random
@@ -18,9 +18,10 @@ import trionode_tcp.link
 from tests.support.certificates import Authority
 from tests.support.key_updates import Keys, logging_to
 from trionode.errors import ConnectionLost, LocalError
-from trionode.net import byte_stream
-from trionode.net.byte_stream import TCPStream, TLSStream
+from trionode.net import byte_stream, connections
+from trionode.net.byte_stream import TCPStream
 from trionode.net.tls import client_context, reason_of_tls, server_context
+from trionode.net.tls_stream import TLSStream
 from trionode.net.transport import Link, load_transport
 from trionode.node.node import Node, open_node
 from trionode.protocol.rules.access import from_anywhere
@@ -529,7 +530,7 @@ async def test_tls_handshakes_count_as_pending_connections(
 ) -> None:
     caplog.set_level(logging.INFO, "trionode")
     monkeypatch.setattr(trionode_tcp.link, "GREETING_TIMEOUT", 0.3)
-    monkeypatch.setattr(byte_stream, "MAX_HANDSHAKES", 3)
+    monkeypatch.setattr(connections, "MAX_HANDSHAKES", 3)
     with trio.fail_after(5):
         async with listening(TLS(certificate=certificate)) as (_, endpoint):
             host, _, port = endpoint.partition(":")

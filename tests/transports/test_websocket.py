@@ -14,7 +14,7 @@ import trionode_websocket
 from tests.support.certificates import Authority
 from trionode import Node, Route, open_node
 from trionode.errors import ConnectionLost, LocalError, WireError
-from trionode.net import byte_stream
+from trionode.net import connections
 from trionode.net.tls import server_context
 from trionode.net.transport import Link, load_transport
 from trionode.protocol.rules.access import from_anywhere
@@ -100,7 +100,7 @@ async def pair() -> AsyncIterator[tuple[Link, Link]]:
 async def two_nodes(
     listening: WebSocket | None = None, dialling: WebSocket | None = None, *, endpoint: str = "127.0.0.1:0"
 ) -> AsyncIterator[tuple[Node, str, int]]:
-    """Yield a listening node, its host and port, and see that another node's link to it works before and after the block."""
+    """Yield a listening node, its host and port. Another node's link to it must work before and after the block."""
     listening, dialling = listening or WebSocket(max_frame=100_000), dialling or WebSocket()
     async with open_node(listening) as node, open_node(dialling) as friend:
         at = await node.listen(f"{listening.name}:{endpoint}")
@@ -227,7 +227,7 @@ async def test_silent_connections_are_bounded(
 ) -> None:
     caplog.set_level(logging.INFO, "trionode")
     monkeypatch.setattr(trionode_websocket, "GREETING_TIMEOUT", 0.2)
-    monkeypatch.setattr(byte_stream, "MAX_HANDSHAKES", 3)
+    monkeypatch.setattr(connections, "MAX_HANDSHAKES", 3)
     with trio.fail_after(5):
         async with two_nodes() as (_, host, port):
             streams = [await trio.open_tcp_stream(host, port) for _ in range(5)]
@@ -239,7 +239,7 @@ async def test_silent_connections_are_bounded(
 
 
 async def test_silent_connections_lock_no_peer_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(byte_stream, "MAX_HANDSHAKES", 3)
+    monkeypatch.setattr(connections, "MAX_HANDSHAKES", 3)
     with trio.fail_after(5):
         async with two_nodes() as (_, host, port):
             silent = [await trio.open_tcp_stream(host, port) for _ in range(3)]
@@ -276,7 +276,8 @@ async def raw_client(host: str, port: int, subprotocol: str = "trionode.v1") -> 
         yield peer
 
 
-#: What a peer sends, the code of the Close frame that answers it (None: trio-websocket closes without one), and the reason in the log.
+#: What a peer sends, the code of the Close frame that answers it (None: trio-websocket closes without one), and the
+#: reason in the log.
 NONSENSE = {
     "text": (frame(TEXT, b"hello"), 1003, "sent a text message"),
     "an empty message": (frame(BINARY), 1008, "a frame of 0 bytes, where 1 to 100000"),

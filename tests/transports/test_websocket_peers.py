@@ -1,4 +1,4 @@
-"""Other WebSocket implementations: the libraries `websockets` and `trio-websocket` in both roles, and nginx in between."""
+"""Other WebSocket implementations: `websockets` and `trio-websocket` in both roles, and nginx in between."""
 
 import os
 import re

@@ -1,4 +1,7 @@
-"""Links within one process, in memory, with the interface and guarantees of links over a network. They work under Trio's autojump clock too."""
+"""Links within one process, in memory, with the interface and guarantees of links over a network.
+
+They work under Trio's autojump clock too.
+"""
 
 import itertools
 from collections.abc import Awaitable, Callable, Iterator, Sequence
@@ -45,7 +48,10 @@ class LoopbackLink:
         self._outgoing = outgoing
 
     async def receive(self) -> Sequence[bytes]:
-        """Return all waiting frames; () at the end. WireError, and then the end, if one is larger than this end takes."""
+        """Return all waiting frames; () at the end.
+
+        WireError, and then the end, if one is larger than this end takes.
+        """
         await trio.lowlevel.checkpoint()
         if not await self._incoming.ready():
             return ()

@@ -47,8 +47,8 @@ class TCP(Transport):
 
         Args:
           max_frame: Bytes in the largest frame, at most 16 MiB. It bounds what one peer can make this node hold.
-          sockets: Listening sockets that you opened or inherited. `serve` listens at them instead of opening one, and leaves them open. They
-              become non-blocking.
+          sockets: Listening sockets that you opened or inherited. `serve` listens at them instead of opening one, and
+              leaves them open. They become non-blocking.
         """
         self._max_frame = max_frame
         self._sockets = sockets
@@ -108,7 +108,7 @@ class TCP(Transport):
 
 
 class ClassicTCP(TCP):
-    """The transport `tcp_classic:HOST:PORT`: it dials the classic protocol version, which has no greeting, and listens as `tcp` does."""
+    """The transport `tcp_classic:HOST:PORT`: it dials the classic protocol version, and listens as `tcp` does."""
 
     name: ClassVar[str] = "tcp_classic"
     dials: ClassVar[ProtocolVersion] = CLASSIC
@@ -138,10 +138,13 @@ class TLS(TCP):
         """Make the transport. Each file is read once, here.
 
         Args:
-          certificate: PEM file with this node's certificate chain: needed to listen, and to dial a listener that demands one.
+          certificate: PEM file with this node's certificate chain: needed to listen, and to dial a listener that
+              demands one.
           key: PEM file with its key; without it the key is in the file `certificate`.
-          ca_file: PEM file with the CAs that this node trusts when it dials; without it the system's. The certificate has to be for HOST.
-          client_ca_file: PEM file with the CA that has to have signed a dialer's certificate; without it dialers need none.
+          ca_file: PEM file with the CAs that this node trusts when it dials; without it the system's. The certificate
+              has to be for HOST.
+          client_ca_file: PEM file with the CA that has to have signed a dialer's certificate; without it dialers need
+              none.
           max_frame: Bytes in the largest frame, at most 16 MiB.
           sockets: Listening sockets that `serve` uses instead of opening one.
 

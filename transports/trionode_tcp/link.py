@@ -1,4 +1,4 @@
-"""Links over a byte stream in both protocol versions (spec §3): greeting, recognition, whole frames, and an orderly end in each direction."""
+"""Links over a byte stream in both protocol versions (spec §3): greeting, recognition, frames, and orderly ends."""
 
 from collections.abc import Sequence
 
@@ -16,12 +16,14 @@ from trionode.plugins import (
     recognise,
 )
 
-#: Seconds in which a new connection has to show its protocol version and complete a frame that it began. The TLS handshake counts.
+#: Seconds in which a new connection has to show its protocol version and complete a frame that it began. The TLS
+#: handshake counts.
 GREETING_TIMEOUT = 10.0
-#: Seconds after which a lone `01` means the current protocol version: its peer may be waiting for our preface (spec §3.3).
+#: Seconds after which a lone `01` means the current protocol version: its peer may be waiting for our preface (spec
+#: §3.3).
 LONE_BYTE_SECONDS = 1.0
-#: Seconds from the first to the last byte of a frame: a partial frame holds up to `max_frame` bytes of memory. The largest frame, 16 MiB,
-#: needs 140 KB/s to arrive in that time.
+#: Seconds from the first to the last byte of a frame: a partial frame holds up to `max_frame` bytes of memory. The
+#: largest frame, 16 MiB, needs 140 KB/s to arrive in that time.
 FRAME_TIMEOUT = 120.0
 #: Seconds that `aclose` takes to end this direction and to read to the peer's end.
 CLOSE_GRACE = 1.0
@@ -56,8 +58,8 @@ class TCPLink:
     async def greet(self) -> None:
         """Dial: send the preface and wait for the peer's (spec §3.2). Frames that come with it are kept for `receive`.
 
-        A heartbeat follows the preface at once. So the peer knows the protocol version without waiting, and can't take a large first frame
-        for classic (spec §3.3). A classic link has no preface and may stay silent afterwards.
+        A heartbeat follows the preface at once. So the peer knows the protocol version without waiting, and can't take
+        a large first frame for classic (spec §3.3). A classic link has no preface and may stay silent afterwards.
 
         Raises:
           ConnectionLost: There is no answer within GREETING_TIMEOUT, or the peer hangs up.
@@ -81,7 +83,9 @@ class TCPLink:
         )
 
     async def recognise(self) -> None:
-        """Accept: learn the protocol version from the first bytes, answer a preface, and wait until a frame that was begun is complete (spec §3.3).
+        """Accept: learn the protocol version from the first bytes, and answer a preface (spec §3.3).
+
+        If a frame was begun, wait until it is complete.
 
         Raises:
           ConnectionLost: That did not happen within GREETING_TIMEOUT, or the peer hangs up.
@@ -166,7 +170,9 @@ class TCPLink:
         await self._stream.send_eof()
 
     async def aclose(self) -> None:
-        """End this direction, read to the peer's end for at most CLOSE_GRACE, close: a plain close can destroy what is on its way.
+        """End this direction, read to the peer's end for at most CLOSE_GRACE, and close.
+
+        Closing at once could destroy what is on its way.
 
         After `send_eof` it closes at once, because the caller has read on.
         """

@@ -1,4 +1,7 @@
-"""Links over WebSocket (RFC 6455), plain and under TLS, also behind a reverse proxy. They speak the current protocol version."""
+"""Links over WebSocket (RFC 6455), plain and under TLS, also behind a reverse proxy.
+
+They speak the current protocol version.
+"""
 
 import copy
 import re
@@ -58,8 +61,8 @@ class WebSocket(Transport):
 
         Args:
           max_frame: Bytes in the largest frame, at most 16 MiB. It bounds what one peer can make this node hold.
-          origins: Origins whose web pages may connect to this node, such as "https://app.example.org". A browser names the page's origin in
-              every request; other programs name none.
+          origins: Origins whose web pages may connect to this node, such as "https://app.example.org". A browser names
+              the page's origin in every request; other programs name none.
 
         Raises:
           ConfigError: An origin is not written as browsers write it.
@@ -152,7 +155,7 @@ class WebSocket(Transport):
                     link = WebSocketLink(counting, connection, nursery.cancel_scope, peer, self._max_frame)
                     task_status.started(link)
                     await link.keep_alive()
-            except* Exception as errors:  # noqa: BLE001  # trio-websocket's reader task raises whatever its parsers raise at nonsense
+            except* Exception as errors:  # noqa: BLE001  # trio-websocket's reader raises what its parsers raise
                 error = errors.exceptions[0]
             if isinstance(error, trio.TooSlowError):
                 raise ConnectionLost(
@@ -186,15 +189,18 @@ class SecureWebSocket(WebSocket):
         """Make the transport. Each file is read once, here.
 
         Args:
-          certificate: PEM file with this node's certificate chain: needed to listen, and to dial a listener that demands one.
+          certificate: PEM file with this node's certificate chain: needed to listen, and to dial a listener that
+              demands one.
           key: PEM file with its key; without it the key is in the file `certificate`.
           ca_file: PEM file with the CAs that this node trusts when it dials; without it the system's.
-          client_ca_file: PEM file with the CA that has to have signed a dialer's certificate; without it dialers need none.
+          client_ca_file: PEM file with the CA that has to have signed a dialer's certificate; without it dialers need
+              none.
           max_frame: Bytes in the largest frame, at most 16 MiB.
           origins: Origins whose web pages may connect to this node.
 
         Raises:
-          ConfigError: A file can't be read or does not hold what it should, or an origin is not written as browsers write it.
+          ConfigError: A file can't be read or does not hold what it should, or an origin is not written as browsers
+              write it.
         """
         super().__init__(max_frame=max_frame, origins=origins)
         self._contexts = TLSContexts(certificate=certificate, key=key, ca_file=ca_file, client_ca_file=client_ca_file)

@@ -46,7 +46,10 @@ class Opening(Protocol):
     """One side of the opening handshake."""
 
     async def open(self, nursery: trio.Nursery, stream: CountingStream, max_message: int) -> WebSocketConnection:
-        """Open the WebSocket; its reader task runs in `nursery`. ConnectionLost, NotOpenedError, or an error of the reader task in `nursery`."""
+        """Open the WebSocket; its reader task runs in `nursery`.
+
+        ConnectionLost, NotOpenedError, or an error of the reader task in `nursery`.
+        """
         ...
 
     async def failed(self, stream: CountingStream, error: Exception) -> ConnectionLost:
@@ -75,7 +78,8 @@ class Dialing(Opening):
         connection = await stream.opened(opening, _is_refusal)
         if connection.subprotocol is None:
             raise ConnectionLost(
-                f"it is a WebSocket server, but does not speak {SUBPROTOCOL}: is it a trionode node, and the path right?"
+                f"it is a WebSocket server, but does not speak {SUBPROTOCOL}: "
+                "is it a trionode node, and the path right?"
             )
         stream.start()
         return connection
@@ -87,7 +91,10 @@ class Dialing(Opening):
         if isinstance(error, ConnectionLost):
             return error
         if not start:
-            text = "it closed the connection without an answer: does it speak TLS (wss:), or something else than WebSocket?"
+            text = (
+                "it closed the connection without an answer: does it speak TLS (wss:), "
+                "or something else than WebSocket?"
+            )
             return ConnectionLost(str(stream.failure or text))
         if start[0] in TLS_RECORDS:
             return ConnectionLost("it speaks TLS: dial it with wss: instead of ws:")

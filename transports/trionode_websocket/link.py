@@ -1,4 +1,4 @@
-"""A link over an open WebSocket: bursts as messages, an end in each direction, and pings that show whether the peer lives."""
+"""A link over an open WebSocket: bursts as messages, an end in each direction, and pings to detect dead peers."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -20,8 +20,8 @@ from trionode.plugins import (
 from trionode_websocket.handshake import BURSTS
 from trionode_websocket.stream import CountingStream
 
-#: Seconds of silence before a ping, and again before a peer that did not answer counts as dead: 30 s in all. Proxies close connections on
-#: which nothing moved for 60 s.
+#: Seconds of silence before a ping, and again before a peer that did not answer counts as dead: 30 s in all. Proxies
+#: close connections on which nothing moved for 60 s.
 PING_AFTER = 15.0
 #: Bytes of a message that holds a burst; a larger frame gets a message of its own. It is what one read may hold.
 MAX_BURST = 65_536
@@ -36,7 +36,8 @@ _NORMAL, _UNSUPPORTED, _POLICY, _TOO_BIG = 1000, 1003, 1008, 1009
 _ORDERLY = frozenset({_NORMAL, 1001, 1005})
 #: The code for an end without a Close frame.
 _ABNORMAL = 1006
-#: Codes that mean a wrong message: 1002 breaks the protocol, 1003 is text, 1007 is text that is not UTF-8, 1009 is too large.
+#: Codes that mean a wrong message: 1002 breaks the protocol, 1003 is text, 1007 is text that is not UTF-8, 1009 is too
+#: large.
 _WRONG = frozenset({1002, _UNSUPPORTED, 1007, _TOO_BIG})
 
 
@@ -48,8 +49,8 @@ def max_message(max_frame: int) -> int:
 class WebSocketLink:
     """An open WebSocket.
 
-    With the subprotocol for bursts, one message carries a whole burst, and an empty frame ends a direction. Without it a message is a frame,
-    and only a Close frame ends the link, in both directions.
+    With the subprotocol for bursts, one message carries a whole burst, and an empty frame ends a direction. Without it
+    a message is a frame, and only a Close frame ends the link, in both directions.
     """
 
     def __init__(
@@ -74,7 +75,8 @@ class WebSocketLink:
         self._failure: RemoteError | None = None
         self._close: tuple[int, str | None] = (_NORMAL, None)
         self._sent_eof = False
-        # What the peer has read: a ping carries the number of bursts that were sent before it, and its pong means that they were read.
+        # What the peer has read: a ping carries the number of bursts that were sent before it, and its pong means that
+        # they were read.
         self._bursts = 0
         self._bursts_read = 0
         self._pinged: int | None = None
@@ -144,8 +146,8 @@ class WebSocketLink:
     async def keep_alive(self) -> None:
         """Ping a silent peer, and return once it counts as dead or the WebSocket has ended.
 
-        A peer answers a ping when it reads it. While its own queues hold it up it does not read, and TCP's timers decide. A peer that has
-        nothing left to read and does not answer is dead. One ping is under way at a time.
+        A peer answers a ping when it reads it. While its own queues hold it up it does not read, and TCP's timers
+        decide. A peer that has nothing left to read and does not answer is dead. One ping is under way at a time.
         """
         began = trio.current_time()
         async with trio.open_nursery() as nursery:
@@ -230,7 +232,7 @@ class WebSocketLink:
         await self._write(_END)
 
     async def aclose(self) -> None:
-        """End this direction, read to the peer's end, and do WebSocket's closing handshake, all for at most CLOSE_GRACE; close."""
+        """End this direction, read to the peer's end, do the closing handshake, and close, all within CLOSE_GRACE."""
         if self._is_closed:
             await trio.lowlevel.checkpoint()
             return

@@ -1,4 +1,4 @@
-"""The stream under trio-websocket: it bounds what arrives without a whole message, hands it on in small pieces, and never blocks a write."""
+"""The stream under trio-websocket: it bounds incomplete messages, hands data on in small pieces, and never blocks a write."""
 
 from collections.abc import Awaitable, Callable
 from typing import Never, TypeVar
@@ -7,15 +7,20 @@ import trio
 
 from trionode.plugins import ByteStream, ConnectionLost, RemoteError, drain
 
-#: Bytes handed to trio-websocket at a time. It parses a piece without a checkpoint: the smallest frames in 4 KiB take some milliseconds.
+#: Bytes handed to trio-websocket at a time. It parses a piece without a checkpoint: the smallest frames in 4 KiB take
+#: some milliseconds.
 PIECE = 4_096
-#: Bytes that a message may take beside its content: the headers of 16 MiB in fragments of 1 KiB. Empty fragments have headers only.
+#: Bytes that a message may take beside its content: the headers of 16 MiB in fragments of 1 KiB. Empty fragments have
+#: headers only.
 OVERHEAD = 262_144
-#: Bytes of an incomplete message that may stay for any time: as much as one read holds. Unsolicited pongs count as such bytes.
+#: Bytes of an incomplete message that may stay for any time: as much as one read holds. Unsolicited pongs count as such
+#: bytes.
 FREE = 65_536
-#: Seconds that a message may take from there to its end. The largest message, 16 MiB, needs 140 KB/s to arrive in that time.
+#: Seconds that a message may take from there to its end. The largest message, 16 MiB, needs 140 KB/s to arrive in that
+#: time.
 MESSAGE_TIMEOUT = 120.0
-#: Bytes of pongs that may be due to a peer that does not read: 290 pongs to our own pings, of which an honest peer sends one in 15 s.
+#: Bytes of pongs that may be due to a peer that does not read: 290 pongs to our own pings, of which an honest peer
+#: sends one in 15 s.
 MAX_ANSWERS = 4_096
 
 T = TypeVar("T")
@@ -28,8 +33,8 @@ class NotOpenedError(Exception):
 class CountingStream(trio.abc.Stream):
     """A ByteStream as trio-websocket takes it. trio-websocket's reader task is the only one that receives.
 
-    It counts the bytes that arrived since the last whole message. It can't see frames, but it sees trio-websocket answer a ping in the reader
-    task, and the link tells it of pongs, so the count is free of control frames.
+    It counts the bytes that arrived since the last whole message. It can't see frames, but it sees trio-websocket
+    answer a ping in the reader task, and the link tells it of pongs, so the count is free of control frames.
     """
 
     def __init__(self, below: ByteStream, *, max_message: int, is_client: bool) -> None:
@@ -57,8 +62,8 @@ class CountingStream(trio.abc.Stream):
     async def opened(self, opening: Awaitable[T], is_enough: Callable[[bytes], bool]) -> T:
         """Wait for a handshake of trio-websocket, which by itself waits for ever if the peer sends something else.
 
-        `is_enough` is asked about the peer's first bytes and says that they will not become a WebSocket. NotOpenedError if it does, or if the
-        stream ends.
+        `is_enough` is asked about the peer's first bytes and says that they will not become a WebSocket. NotOpenedError
+        if it does, or if the stream ends.
         """
         self._is_enough = is_enough
         with self._opening_scope:
@@ -74,7 +79,10 @@ class CountingStream(trio.abc.Stream):
         self._rest = memoryview(data)
 
     def took_message(self) -> None:
-        """Count anew, because a whole message was taken. What the reader task has read behind it belongs to one piece."""
+        """Count anew, because a whole message was taken.
+
+        What the reader task has read behind it belongs to one piece.
+        """
         self._count, self._deadline = 0, float("inf")
 
     def took_pong(self, payload: int) -> None:
@@ -138,7 +146,9 @@ class CountingStream(trio.abc.Stream):
         self._opening_scope.cancel()
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
-        """Write without waiting. trio-websocket holds a lock meanwhile; a wait would keep the reader task from answering a ping.
+        """Write without waiting.
+
+        trio-websocket holds a lock meanwhile; a wait would keep the reader task from answering a ping.
 
         A failed write raises nothing: what has arrived can still be read. The link looks at `failure`.
         """

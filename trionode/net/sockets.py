@@ -1,4 +1,4 @@
-"""Listening TCP sockets for links, inlets and commands: how they are opened, and how addresses and errors are written."""
+"""Listening TCP sockets for links, inlets and commands, and the texts of their addresses and errors."""
 
 import errno
 import os
@@ -20,7 +20,8 @@ BACKLOG = 512
 async def open_listeners(at: str) -> list[trio.SocketListener]:
     """Listen at HOST:PORT.
 
-    A host name may have several addresses. Each gets a listener, but with port 0 only the first, since each would get another port.
+    A host name may have several addresses. Each gets a listener, but with port 0 only the first, since each would get
+    another port.
 
     Args:
       at: HOST:PORT; port 0 for a free one.
@@ -77,7 +78,10 @@ class PendingHandshakes:
 
     @contextmanager
     def admit(self) -> Iterator[None]:
-        """Count one connection for the length of the block. The block is cancelled, without an error, if newer connections need its place."""
+        """Count one connection for the length of the block.
+
+        The block is cancelled, without an error, if newer connections need its place.
+        """
         if len(self._scopes) >= self._limit:
             oldest, _ = self._scopes.popitem(last=False)
             oldest.cancel()

@@ -1,6 +1,7 @@
 """TLS for transports: contexts from the four files that transport options name, and TLS failures in words.
 
-TLS protects one hop. It proves the listener's name, and the dialer's where that is demanded. Secure channels protect the messages.
+TLS protects one hop. It proves the listener's name, and the dialer's where that is demanded. Secure channels protect
+the messages.
 """
 
 import ssl
@@ -35,9 +36,13 @@ _FAILED = {
     "NO_PROTOCOLS_AVAILABLE": _NO_VERSION,
     "TLSV1_ALERT_PROTOCOL_VERSION": _NO_VERSION,
     "UNSUPPORTED_PROTOCOL": _NO_VERSION,
-    "PEER_DID_NOT_RETURN_A_CERTIFICATE": "the other end sent no certificate, and this listener demands one (client_ca_file)",
+    "PEER_DID_NOT_RETURN_A_CERTIFICATE": (
+        "the other end sent no certificate, and this listener demands one (client_ca_file)"
+    ),
     "TLSV13_ALERT_CERTIFICATE_REQUIRED": "the other end demands a certificate: set the options certificate and key",
-    "SSLV3_ALERT_HANDSHAKE_FAILURE": "the other end refused the handshake. If it demands a certificate: set the options certificate and key",
+    "SSLV3_ALERT_HANDSHAKE_FAILURE": (
+        "the other end refused the handshake. If it demands a certificate: set the options certificate and key"
+    ),
     "TLSV1_ALERT_UNKNOWN_CA": "the other end does not trust the CA that signed this end's certificate",
     "SSLV3_ALERT_CERTIFICATE_EXPIRED": "this end's certificate has expired, says the other end",
     "SSLV3_ALERT_BAD_CERTIFICATE": _NOT_ACCEPTED,
@@ -61,10 +66,12 @@ class TLSContexts:
         """Read the files.
 
         Args:
-          certificate: PEM file with the certificate chain of this node: needed to listen, and to dial a listener that demands one.
+          certificate: PEM file with the certificate chain of this node: needed to listen, and to dial a listener that
+              demands one.
           key: PEM file with its key; without it the key is in the file `certificate`.
           ca_file: PEM file with the CAs that this node trusts when it dials; without it the system's.
-          client_ca_file: PEM file with the CA that has to have signed a dialer's certificate; without it dialers need none.
+          client_ca_file: PEM file with the CA that has to have signed a dialer's certificate; without it dialers need
+              none.
 
         Raises:
           ConfigError: A file can't be read or does not hold what it should; the text names it.
@@ -103,7 +110,8 @@ def server_context(*, certificate: str, key: str | None = None, client_ca_file: 
     context = _context(ssl.Purpose.CLIENT_AUTH, "client_ca_file", client_ca_file)
     if client_ca_file is not None:
         context.verify_mode = ssl.CERT_REQUIRED
-    # Sessions are never resumed. A client that closes with an unread ticket would make its system destroy what it sent last.
+    # Sessions are never resumed. A client that closes with an unread ticket would make its system destroy what it sent
+    # last.
     context.num_tickets = 0
     _load_chain(context, certificate, key)
     return context

@@ -31,11 +31,16 @@ class Link(Protocol):
 
     @property
     def max_frame(self) -> int:
-        """Bytes in the largest frame that may be sent, at most `protocol_version.max_sent`. A frame has at least one byte."""
+        """Bytes in the largest frame that may be sent, at most `protocol_version.max_sent`.
+
+        A frame has at least one byte.
+        """
         ...
 
     async def receive(self) -> Sequence[bytes]:
-        """Return all frames that one read brought. Frames are whole, however the link ends, and no frame follows an end.
+        """Return all frames that one read brought.
+
+        Frames are whole, however the link ends, and no frame follows an end.
 
         Returns:
           At least one frame; () at the peer's orderly end, and from then on.
@@ -55,8 +60,10 @@ class Link(Protocol):
           frames: The burst. The caller may change the list afterwards.
 
         Raises:
-          MessageTooLargeError: A frame has more than `max_frame` bytes. Nothing of the burst was sent, and the link stays usable.
-          ConnectionLost: The peer has disconnected. `receive` still returns the frames that had arrived, and then the end.
+          MessageTooLargeError: A frame has more than `max_frame` bytes. Nothing of the burst was sent, and the link
+              stays usable.
+          ConnectionLost: The peer has disconnected. `receive` still returns the frames that had arrived, and then the
+              end.
 
         If cancelled, part of the burst may have been sent, and the link can only be closed.
         """
@@ -84,11 +91,12 @@ class Link(Protocol):
 class Transport(ABC):
     """The base class of transports, which connect and listen, and return links.
 
-    An entry point in the group `trionode.transports` names the class, or a function that returns an instance. A node calls `open` once, and
-    then connects and listens with the object that `open` returned.
+    An entry point in the group `trionode.transports` names the class, or a function that returns an instance. A node
+    calls `open` once, and then connects and listens with the object that `open` returned.
 
-    The class attributes and class methods describe the transport without a connection, for the checks and proofs of topologies and for the
-    command line. The defaults are safe for a transport that says nothing: any address is valid, and the network can read every byte.
+    The class attributes and class methods describe the transport without a connection, for the checks and proofs of
+    topologies and for the command line. The defaults are safe for a transport that says nothing: any address is valid,
+    and the network can read every byte.
     """
 
     #: What an address begins with: `tcp` in `tcp:127.0.0.1:4000`.
@@ -97,7 +105,8 @@ class Transport(ABC):
     binds_tcp_port: ClassVar[bool] = False
     #: Whether the constructor takes `sockets`, listening sockets that `serve` uses in place of its address.
     takes_sockets: ClassVar[bool] = False
-    #: Whether the constructor takes `certificate`, `key`, `ca_file` and `client_ca_file`, and uses them for TLS between nodes.
+    #: Whether the constructor takes `certificate`, `key`, `ca_file` and `client_ca_file`, and uses them for TLS between
+    #: nodes.
     takes_certificates: ClassVar[bool] = False
     #: Who observes the bytes of links between their two ends.
     exposure: ClassVar[Exposure] = Exposure.NETWORK
@@ -131,7 +140,9 @@ class Transport(ABC):
 
     @classmethod
     def local_address(cls, address: str, free_port: Callable[[], int]) -> str | None:
-        """Return an address of this machine that takes the place of another transport's address in tests, or None if there is no good guess.
+        """Return an address of this machine that takes the place of another transport's address in tests.
+
+        None means that there is no good guess.
 
         Args:
           address: The text behind `name:` of the address that is replaced; equal texts mean the same listener.
@@ -143,12 +154,12 @@ class Transport(ABC):
     def open(self, nursery: trio.Nursery) -> "Transport":
         """Return the transport for one node, which may start the tasks of its connections in `nursery`.
 
-        By default that is the transport itself, for transports without tasks. A transport with tasks or shared clients returns a new object
-        that holds `nursery`, because one transport may serve several nodes.
+        By default that is the transport itself, for transports without tasks. A transport with tasks or shared clients
+        returns a new object that holds `nursery`, because one transport may serve several nodes.
 
         Args:
-          nursery: It lives as long as the node. It outlives every link and listener, and is cancelled after the node has closed them. An
-              exception in one of its tasks ends the node.
+          nursery: It lives as long as the node. It outlives every link and listener, and is cancelled after the node
+              has closed them. An exception in one of its tasks ends the node.
 
         Returns:
           A transport with the same name.
@@ -220,11 +231,13 @@ def load_transport(name: str, **options: object) -> Transport:
       The transport, to be given to `open_node`.
 
     Raises:
-      ConfigError: No such transport is installed, a package that it needs is missing, its import failed, or it refuses the options.
+      ConfigError: No such transport is installed, a package that it needs is missing, its import failed, or it refuses
+          the options.
     """
     transport = load_plugin(TRANSPORTS, name)(**options)
     if not isinstance(transport, Transport):
         raise ConfigError(
-            f"the entry point {name!r} in {TRANSPORTS} makes {transport!r}, which is not a trionode.plugins.Transport: make its class a subclass"
+            f"the entry point {name!r} in {TRANSPORTS} makes {transport!r}, which is not a trionode.plugins.Transport: "
+            "make its class a subclass"
         )
     return transport

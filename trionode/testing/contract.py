@@ -57,7 +57,10 @@ class _Countdown(trio.abc.Instrument):
 
 
 async def cancelled_after(steps: int, operation: Callable[[], Awaitable[object]]) -> bool:
-    """Run an operation and cancel it after so many steps of all tasks (0: before it begins). Return whether it was cancelled."""
+    """Run an operation and cancel it after so many steps of all tasks (0: before it begins).
+
+    Return whether it was cancelled.
+    """
     with trio.CancelScope() as scope:
         if not steps:
             scope.cancel()

@@ -1,4 +1,7 @@
-"""The contract of transports as checks that any plugin can run against itself, like `trio.testing.check_two_way_stream`."""
+"""The contract of transports as checks that any plugin can run, like `trio.testing.check_two_way_stream`.
+
+The file is long because it is one list: each function is one promise, and the order is that of `CHECKS`.
+"""
 
 import itertools
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
@@ -16,7 +19,8 @@ from trionode.testing.contract import Held, cancelled_after, demand
 
 #: Seconds that one check may take; none of them needs a tenth of it.
 LIMIT = 20.0
-#: Bytes that a transport may have under way to a peer that does not read: more than the socket buffers of any known system.
+#: Bytes that a transport may have under way to a peer that does not read: more than the socket buffers of any known
+#: system.
 CLOGGED = 64 * 1024 * 1024
 #: Seconds without a running task after which a sender counts as blocked.
 QUIET = 0.05
@@ -28,7 +32,8 @@ CLOSING = 3.0
 PROMPT = 1.0
 #: `Harness.small` reads frames of at most so many bytes.
 SMALL = 1000
-#: Task steps after which an operation is cancelled, from 0 to so many. It ends earlier if the operation is done by then.
+#: Task steps after which an operation is cancelled, from 0 to so many. It ends earlier if the operation is done by
+#: then.
 STAGES = 40
 #: Connects that are cancelled at the same time.
 AT_ONCE = 4
@@ -42,7 +47,8 @@ class Harness:
       transport: The transport, as its class makes it. Its links have to carry frames of 100 000 bytes.
       at: An address to listen at, the text behind `name:`. It has to be free each time, such as "127.0.0.1:0".
       unreachable: An address where nothing listens.
-      small: Another transport of the same kind, in the same network, that reads frames of at most SMALL bytes; None if there is no such option.
+      small: Another transport of the same kind, in the same network, that reads frames of at most SMALL bytes; None if
+          there is no such option.
       unopened: What `transport` was before `open`. `run_check` sets it.
     """
 
@@ -191,7 +197,10 @@ def _demand_numbered(frames: Sequence[bytes], sent: int) -> None:
 
 @asynccontextmanager
 async def _blocked_sender(link: Link) -> AsyncIterator[Callable[[], int]]:
-    """Send numbered frames for the length of a block, until the peer's buffers are full. Yield a function that tells how many were begun."""
+    """Send numbered frames for the length of a block, until the peer's buffers are full.
+
+    Yield a function that tells how many were begun.
+    """
     begun = 0
 
     async def send_for_ever() -> None:
@@ -216,7 +225,10 @@ async def _fill(link: Link) -> int:
 
 
 async def links_describe_themselves(harness: Harness) -> None:
-    """A transport has a name. A link has a peer for logs, a protocol version, and a largest frame that this version allows."""
+    """A transport has a name.
+
+    A link has a peer for logs, a protocol version, and a largest frame that this version allows.
+    """
     demand(harness.transport.name.isidentifier(), "a transport's name is an identifier")
     async with _pair(harness) as pair:
         for link in pair:
@@ -260,7 +272,10 @@ async def the_largest_frame_arrives_whole(harness: Harness) -> None:
 
 
 async def a_too_large_frame_is_refused_before_anything_is_sent(harness: Harness) -> None:
-    """`send` raises MessageTooLargeError that names the limit. Nothing of the burst arrives, and the link stays usable."""
+    """`send` raises MessageTooLargeError that names the limit.
+
+    Nothing of the burst arrives, and the link stays usable.
+    """
     async with _pair(harness) as pair:
         for sender, receiver in (pair, pair[::-1]):
             try:
@@ -280,7 +295,10 @@ async def a_too_large_frame_is_refused_before_anything_is_sent(harness: Harness)
 
 
 async def a_too_large_incoming_frame_ends_the_link(harness: Harness) -> None:
-    """A frame larger than the reader takes is WireError at the reader, and no frame follows it. Or the sender knows the bound, and `send` refuses it."""
+    """A frame larger than the reader takes is WireError at the reader, and no frame follows it.
+
+    Or the sender knows the bound, and `send` refuses it.
+    """
     if harness.small is None:
         return
     async with _pair(attrs.evolve(harness, transport=harness.small), dialling=harness.transport) as (client, server):
@@ -296,7 +314,8 @@ async def a_too_large_incoming_frame_ends_the_link(harness: Harness) -> None:
             return
         demand(
             server.max_frame <= SMALL,
-            f"small has to read frames of at most SMALL ({SMALL}) bytes; this one reads {server.max_frame}, as its links' max_frame says",
+            f"small has to read frames of at most SMALL ({SMALL}) bytes; this one reads {server.max_frame}, "
+            "as its links' max_frame says",
         )
         raise AssertionError(
             f"a frame that is larger than its reader takes is a WireError at the reader; it got {_shown(got)}"
@@ -365,7 +384,10 @@ async def a_link_still_receives_after_send_eof(harness: Harness) -> None:
 
 
 async def send_eof_may_be_repeated_late_or_cancelled(harness: Harness) -> None:
-    """`send_eof` does nothing the second time, and raises nothing if the peer has disconnected. If it is cancelled, the link can still be closed."""
+    """`send_eof` does nothing the second time, and raises nothing if the peer has disconnected.
+
+    If it is cancelled, the link can still be closed.
+    """
     async with _pair(harness) as (client, server):
         await client.send_eof()
         await client.send_eof()
@@ -398,7 +420,7 @@ async def both_ends_may_close_at_once_and_twice(harness: Harness) -> None:
 
 
 async def closing_does_not_need_the_peer(harness: Harness) -> None:
-    """If the peer neither reads nor closes, `aclose` returns after a short grace, whether or not sent bytes are stuck."""
+    """If the peer neither reads nor closes, `aclose` returns after a short grace, even if sent bytes are stuck."""
 
     async def close(link: Link) -> None:
         with trio.move_on_after(CLOSING) as scope:
@@ -431,7 +453,10 @@ async def a_cancelled_close_still_closes(harness: Harness) -> None:
 
 
 async def sending_to_a_peer_that_is_gone_fails(harness: Harness) -> None:
-    """`send` raises ConnectionLost, at the latest when the buffers are full. Frames that had arrived are still received, and then the end."""
+    """`send` raises ConnectionLost, at the latest when the buffers are full.
+
+    Frames that had arrived are still received, and then the end.
+    """
     async with _pair(harness) as (left, gone):
         await gone.send([b"last", b"words"])
         await _abort(gone)
@@ -469,7 +494,7 @@ async def a_wait_ends_when_the_peer_disconnects(harness: Harness) -> None:
 
 
 async def a_broken_connection_leaves_whole_frames(harness: Harness) -> None:
-    """If a connection breaks in the middle of a burst and of a frame, whole frames arrive in order, then ConnectionLost, WireError or the end."""
+    """If a connection breaks in the middle of a frame, whole frames arrive in order, and then an error or the end."""
     async with _pair(harness) as (client, server):
         sent = await _fill(client)
         await _abort(client)
@@ -560,7 +585,10 @@ async def a_blocked_direction_blocks_nothing_else(harness: Harness) -> None:
 
 
 async def a_link_can_be_closed_after_a_cancelled_send(harness: Harness) -> None:
-    """A blocked `send` can be cancelled. The link is broken then, and closes in a short time. Its peer sees whole frames and an end."""
+    """A blocked `send` can be cancelled.
+
+    The link is broken then, and closes in a short time. Its peer sees whole frames and an end.
+    """
     async with _pair(harness) as (client, server):
         sent = await _fill(client)
         with trio.move_on_after(CLOSING) as scope:
@@ -597,7 +625,7 @@ async def links_do_not_mix(harness: Harness) -> None:
 
 
 async def the_bound_address_works_in_a_route(harness: Harness) -> None:
-    """The address that `serve` reports can be dialed several times, and can be written in a route behind the transport's name."""
+    """The address that `serve` reports can be dialed several times, and can be written in a route."""
     async with _served(harness) as (bound, accepted):
         name = harness.transport.name
         demand(
@@ -628,7 +656,10 @@ async def an_unreachable_address_is_connection_lost(harness: Harness) -> None:
 
 
 async def a_cancelled_connect_leaves_no_link(harness: Harness) -> None:
-    """If `connect` is cancelled, at any stage, nothing stays open. A link that the listener accepted ends, and the listener goes on."""
+    """If `connect` is cancelled, at any stage, nothing stays open.
+
+    A link that the listener accepted ends, and the listener goes on.
+    """
     async with _served(harness) as (bound, accepted):
         for stage in range(STAGES):
             made: list[Link] = []
@@ -707,7 +738,10 @@ async def a_cancelled_serve_frees_its_address(harness: Harness) -> None:
 
 
 async def an_address_in_use_is_refused_and_free_again(harness: Harness) -> None:
-    """A second listener at an address raises LocalError that names it. When the first has ended, the address is unreachable, and free."""
+    """A second listener at an address raises LocalError that names it.
+
+    When the first has ended, the address is unreachable, and free.
+    """
 
     async def accept(link: Link) -> None:
         await _abort(link)
@@ -729,7 +763,10 @@ async def an_address_in_use_is_refused_and_free_again(harness: Harness) -> None:
 
 
 async def tasks_end_with_the_nursery(harness: Harness) -> None:
-    """When the nursery of `open` is cancelled, the transport's tasks end in a short time. A link that is still open can be closed."""
+    """When the nursery of `open` is cancelled, the transport's tasks end in a short time.
+
+    A link that is still open can be closed.
+    """
     assert harness.unopened is not None
     async with trio.open_nursery() as nursery:
         own = attrs.evolve(harness, transport=harness.unopened.open(nursery))

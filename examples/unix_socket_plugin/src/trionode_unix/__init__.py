@@ -1,4 +1,4 @@
-"""Links over Unix domain sockets, `unix:/run/hub.sock`: for nodes on one machine, guarded by the permissions of a file."""
+"""Links over Unix domain sockets, `unix:/run/hub.sock`, between nodes on one machine; a file's permissions guard them."""
 
 import errno
 import fcntl
@@ -92,7 +92,10 @@ class UnixLink:
 
 
 class Unix(Transport):
-    """The transport `unix:PATH`. `mode` is the permissions of the socket's file: only its owner can connect; `max_frame` is in bytes."""
+    """The transport `unix:PATH`.
+
+    `mode` is the permissions of the socket's file: only its owner can connect; `max_frame` is in bytes.
+    """
 
     name: ClassVar[str] = "unix"
     exposure: ClassVar[Exposure] = Exposure.NONE  # the bytes never leave the machine
