@@ -42,7 +42,7 @@ async def wait_for_answer(future: Future[T]) -> T:
             return await wait_for(future)
     except trio.TooSlowError:
         raise BrokerUnavailableError("Kafka did not answer in time") from None
-    except KafkaError as error:
+    except (KafkaError, OSError) as error:
         raise store_error(error) from error
 
 
