@@ -137,7 +137,7 @@ async def test_a_line_that_does_not_fit_is_named_and_the_others_are_echoed(tmp_p
     assert "y" * 100 not in said
 
 
-async def test_alice_is_told_at_once_when_bob_stops(tmp_path: Path) -> None:
+async def test_alice_notices_at_once_when_bob_stops(tmp_path: Path) -> None:
     with trio.fail_after(60):
         async with scene(tmp_path, "memory") as (_, _, bob, alice):
             # Once an echo has come, Bob has a channel too, and so something to close.
@@ -243,7 +243,7 @@ async def test_no_hub_is_one_clear_error(tmp_path: Path) -> None:
                 assert_one_clear_error(each.complaints, expected)
 
 
-async def test_a_peer_whom_alice_refuses_is_one_clear_error(tmp_path: Path) -> None:
+async def test_peer_that_alice_refuses_is_one_clear_error(tmp_path: Path) -> None:
     with trio.fail_after(60):
         async with Commands(tmp_path) as commands:
             _, at = await commands.hub("--store", "memory")
@@ -299,7 +299,7 @@ async def test_identity_and_streams_outlive_a_restart(tmp_path: Path) -> None:
         assert (tmp_path / name).stat().st_mode & 0o777 == 0o600
 
 
-async def test_a_hub_with_an_identity_serves_those_whom_it_trusts_and_nobody_else(tmp_path: Path) -> None:
+async def test_hub_with_an_identity_serves_only_trusted_peers(tmp_path: Path) -> None:
     with trio.fail_after(60):
         async with Commands(tmp_path) as commands:
             vaults = {
@@ -367,9 +367,7 @@ async def test_identities_are_made_shown_listed_exported_and_rotated(tmp_path: P
         (("bob", "--unencrypted"), "need --state PATH"),
     ],
 )
-def test_what_is_not_understood_is_said_and_exits_with_2(
-    monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...], expected: str
-) -> None:
+def test_wrong_options_exit_with_2(monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...], expected: str) -> None:
     monkeypatch.delenv("TRIONODE_PASSPHRASE", raising=False)
     monkeypatch.setattr(os, "isatty", lambda _: False)
     result = CliRunner().invoke(main, arguments)
@@ -391,7 +389,7 @@ def test_a_store_that_lacks_its_package_says_how_to_install_it(monkeypatch: pyte
         load_store("kafka:127.0.0.1:9092")
 
 
-def test_a_store_that_is_not_installed_is_told_with_those_that_are() -> None:
+def test_unknown_store_is_reported_with_the_installed_ones() -> None:
     with pytest.raises(LocalError, match=r"no stream store 'redis' is installed; installed are: .*memory, sqlite"):
         load_store("redis:localhost")
 
@@ -488,9 +486,7 @@ async def test_an_echo_that_comes_late_while_alice_still_reads_has_come(
     assert written.lines() == ["Alice received an echo: late"]
 
 
-async def test_a_refused_identity_is_told_as_the_silence_that_it_looks_like(
-    tmp_path: Path, autojump_clock: MockClock
-) -> None:
+async def test_refused_identity_is_reported_as_silence(tmp_path: Path, autojump_clock: MockClock) -> None:
     written = Written(tmp_path / "out")
     # An initiator has a channel before the responder has decided.
     async with pair(forgetful, trust_only(f"I{'0' * 64}")) as p:
@@ -501,7 +497,7 @@ async def test_a_refused_identity_is_told_as_the_silence_that_it_looks_like(
     assert written.lines() == []
 
 
-async def test_what_alice_never_sent_is_printed_and_told_apart(
+async def test_unexpected_echoes_are_printed_with_a_remark(
     tmp_path: Path, autojump_clock: MockClock, capsys: pytest.CaptureFixture[str]
 ) -> None:
     written = Written(tmp_path / "out")
@@ -560,7 +556,7 @@ def assert_whole(lines: list[Line]) -> None:
     assert [line.number for line in lines] == [1, 2, 3, 4, 5, 6]
 
 
-async def test_lines_come_whole_from_a_file(tmp_path: Path) -> None:
+async def test_lines_of_a_file_are_whole(tmp_path: Path) -> None:
     (tmp_path / "in").write_bytes(WAYS_IN)
     fd = os.open(tmp_path / "in", os.O_RDONLY)
     assert_whole(await read_all(fd))
@@ -568,7 +564,7 @@ async def test_lines_come_whole_from_a_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("piece", [1000, 65_536, 1 << 20])
-async def test_lines_come_whole_from_a_pipe(piece: int) -> None:
+async def test_lines_of_a_pipe_are_whole(piece: int) -> None:
     out_of, into = os.pipe()
 
     async def feed() -> None:
@@ -589,7 +585,7 @@ async def test_no_input_has_no_lines() -> None:
     assert await read_all(fd) == []
 
 
-async def test_output_that_nobody_reads_makes_its_writer_wait_and_nobody_else() -> None:
+async def test_unread_output_blocks_only_its_writer() -> None:
     out_of, into = os.pipe()
     long = "x" * 1_000_000
     async with trio.open_nursery() as nursery:
@@ -603,7 +599,7 @@ async def test_output_that_nobody_reads_makes_its_writer_wait_and_nobody_else() 
         os.close(fd)
 
 
-async def test_output_whose_reader_has_gone_is_a_clear_error() -> None:
+async def test_output_without_a_reader_is_a_clear_error() -> None:
     out_of, into = os.pipe()
     os.close(out_of)
     with pytest.raises(LocalError, match="Its reader is gone"):

@@ -21,7 +21,7 @@ def renew(old: Certificate, new: Certificate) -> None:
     Path(old.key).write_bytes(Path(new.key).read_bytes())
 
 
-async def test_hub_bob_and_alice_talk_over_tls_and_who_shows_no_certificate_is_told_what_to_give(
+async def test_hub_bob_and_alice_talk_over_tls_and_a_missing_certificate_is_a_clear_error(
     tmp_path: Path,
 ) -> None:
     authority, clients = Authority(tmp_path), Authority(tmp_path, "clients")
@@ -78,7 +78,7 @@ async def test_inlet_and_outlet_meet_over_tls(tmp_path: Path) -> None:
                     assert await stream.receive_some() == b"hello"
 
 
-async def test_what_is_wrong_with_the_options_of_tls_is_one_clear_error(tmp_path: Path) -> None:
+async def test_wrong_tls_options_are_one_clear_error(tmp_path: Path) -> None:
     authority = Authority(tmp_path)
     listen = ("hub", "--store", "memory", "--listen", "tls:127.0.0.1:0")
     wrong = (

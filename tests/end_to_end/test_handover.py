@@ -90,7 +90,7 @@ async def test_a_classic_pair_does_not_notice_that_the_hub_begins_anew(store: st
 
 
 @pytest.mark.soak
-async def test_a_classic_pair_does_not_notice_a_second_without_a_hub_while_somebody_keeps_the_socket(
+async def test_classic_pair_does_not_notice_a_second_without_a_hub_while_the_socket_stays_open(
     store: str, tmp_path: Path
 ) -> None:
     with trio.fail_after(STALL_TIMEOUT), socket.create_server(("127.0.0.1", 0)) as kept:
@@ -132,7 +132,7 @@ async def test_sockets_for_another_process_are_left_alone_and_the_variables_are_
 
 
 @pytest.mark.parametrize("what", ["pipe", "datagram", "connected"])
-async def test_what_is_no_listening_socket_is_a_clear_error(what: str, tmp_path: Path) -> None:
+async def test_descriptor_that_is_not_a_listening_socket_is_a_clear_error(what: str, tmp_path: Path) -> None:
     with (
         trio.fail_after(STALL_TIMEOUT),
         socket.socket(type=socket.SOCK_DGRAM if what == "datagram" else socket.SOCK_STREAM) as sock,
@@ -157,7 +157,7 @@ async def test_a_stop_during_the_handover_stops(tmp_path: Path) -> None:
             assert (await hub.stopped_by(signal.SIGHUP, signal.SIGHUP, signal.SIGTERM))[0] == 143
 
 
-async def test_a_hub_echoes_to_strangers(tmp_path: Path) -> None:
+async def test_hub_echoes_to_unauthenticated_peers(tmp_path: Path) -> None:
     with trio.fail_after(STALL_TIMEOUT):
         async with Commands(tmp_path) as commands:
             _, endpoint = await commands.hub()

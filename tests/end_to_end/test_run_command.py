@@ -153,7 +153,7 @@ async def test_all_nodes_of_a_file_run_in_one_process(tmp_path: Path) -> None:
         ),
     ],
 )
-async def test_what_is_wrong_is_told_in_lines(text: str, complaints: list[str], tmp_path: Path) -> None:
+async def test_problems_are_printed_one_a_line(text: str, complaints: list[str], tmp_path: Path) -> None:
     file = tmp_path / "topology.toml"
     file.write_text(text)
     for name, code in MODULES.items():

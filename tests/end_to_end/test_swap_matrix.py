@@ -90,7 +90,7 @@ def parse_endpoint(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[
         for each in product(TRANSPORTS, STORES, PROTOCOL_VERSIONS)
     ],
 )
-async def test_alice_and_bob_talk_whatever_carries_and_keeps_their_messages(
+async def test_alice_and_bob_talk_over_every_transport_and_store(
     transport: str,
     store: str,
     protocol_version: ProtocolVersionName,

@@ -40,7 +40,7 @@ def passing_on(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("name", ["four_transports", "fan_out", "balance"])
-def test_what_they_assert_is_proven(name: str) -> None:
+def test_assertions_of_the_examples_hold(name: str) -> None:
     report = verify(load_topology(EXAMPLES / f"{name}.toml"))
     assert report.holds
     assert [finding for finding in report.findings if finding.severity != "note"] == []
@@ -51,14 +51,14 @@ def topologies_in_the_docs() -> list[str]:
     return re.findall(r"^```toml\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
 
 
-async def test_those_in_the_docs_are_whole() -> None:
+async def test_examples_in_the_docs_run() -> None:
     first, processes, tenants = map(parse_topology, topologies_in_the_docs())
     assert verify(first).holds
     assert processes.nodes["bob"].identity.unencrypted
     assert tenants.nodes["hub"].stream_services["tenants"].owners == {"alice_notes": "alice", "bob_notes": "bob"}
 
 
-async def test_tenants_of_a_hub_meet_by_names_that_nobody_can_guess(autojump_clock: trio.testing.MockClock) -> None:
+async def test_tenants_of_a_hub_talk_by_unguessable_stream_names(autojump_clock: trio.testing.MockClock) -> None:
     *_, tenants = topologies_in_the_docs()
     async with run_topology(swap(parse_topology(tenants), tcp="loopback")) as running:
         bob = running["bob"]
@@ -125,7 +125,7 @@ async def test_everyone_gets_a_copy(
         assert arrived == "berta: two"
 
 
-async def test_everyone_gets_a_turn_and_whoever_is_away_is_passed_over(
+async def test_balance_takes_turns_and_skips_lost_routes(
     topology: Topologies, passing_on: None, capsys: pytest.CaptureFixture[str], autojump_clock: trio.testing.MockClock
 ) -> None:
     async with topology.start(EXAMPLES / "balance.toml", tcp="loopback") as running:

@@ -99,7 +99,7 @@ async def test_a_relay_makes_a_node_reachable_that_the_hub_can_not_dial(tmp_path
             assert await heard_through(inlet, b"hello") == b"HELLO"
 
 
-async def test_an_outlet_asks_who_may_use_it_and_refuses_others(tmp_path: Path) -> None:
+async def test_outlet_needs_trust_and_refuses_other_peers(tmp_path: Path) -> None:
     with trio.fail_after(60):
         async with Commands(tmp_path) as commands, shouting_service() as service:
             undecided = await commands.start("outlet", service, "--listen", "tcp:127.0.0.1:0")

@@ -25,7 +25,7 @@ BROKERS_AND_NETWORK = Exposure.BROKERS | Exposure.NETWORK
         ("not_installed:a", {}, Exposure.NETWORK),
     ],
 )
-def test_transport_tells_who_observes_its_bytes(text: str, options: Mapping[str, object], exposure: Exposure) -> None:
+def test_exposure_of_transports(text: str, options: Mapping[str, object], exposure: Exposure) -> None:
     endpoint = parse_endpoint(text, options)
     assert endpoint is not None
     assert endpoint.exposure == exposure
@@ -41,7 +41,7 @@ def test_transport_tells_who_observes_its_bytes(text: str, options: Mapping[str,
         ("not_installed:a", {}, Exposure.NETWORK),
     ],
 )
-def test_store_tells_who_observes_its_bytes(at: str, options: Mapping[str, object], exposure: Exposure) -> None:
+def test_exposure_of_stores(at: str, options: Mapping[str, object], exposure: Exposure) -> None:
     assert store_endpoint(at, options).exposure == exposure
 
 

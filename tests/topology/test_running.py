@@ -147,14 +147,14 @@ async def test_inlets_and_outlets_carry_connections() -> None:
         nursery.cancel_scope.cancel()
 
 
-async def test_what_cannot_be_opened_is_told_bare_and_with_its_reason(autojump_clock: trio.testing.MockClock) -> None:
+async def test_timeout_is_raised_without_a_group_and_names_the_reason(autojump_clock: trio.testing.MockClock) -> None:
     spec = DIRECT.replace('["loopback:bob", "api"]', '["loopback:nobody", "api"]')
     with pytest.raises(AnswerTimeout, match=r"nodes\.alice\.secure_channels\.bob: nothing listens at loopback:nobody"):
         async with running(spec):
             raise AssertionError
 
 
-async def test_somebody_else_than_expected_is_told_at_once_with_the_channel(
+async def test_untrusted_peer_raises_at_once_and_names_the_channel(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     spec = DIRECT.replace('trust.nodes = "bob"', 'trust.nodes = "carol"') + "[nodes.carol]"
@@ -180,7 +180,7 @@ async def test_somebody_else_than_expected_is_told_at_once_with_the_channel(
         ),
     ],
 )
-async def test_what_a_hub_refuses_in_silence_is_told_with_a_reason(
+async def test_silent_refusal_of_a_hub_is_reported_with_a_reason(
     refused: str, message: str, autojump_clock: trio.testing.MockClock
 ) -> None:
     spec = f"""
@@ -195,7 +195,7 @@ async def test_what_a_hub_refuses_in_silence_is_told_with_a_reason(
             raise AssertionError
 
 
-async def test_a_place_that_is_taken_is_told_bare() -> None:
+async def test_address_in_use_is_raised_without_a_group() -> None:
     network = Loopback()
     async with open_node(network) as other:
         await other.listen("loopback:bob")
@@ -204,7 +204,7 @@ async def test_a_place_that_is_taken_is_told_bare() -> None:
                 raise AssertionError
 
 
-async def test_what_a_worker_raises_ends_the_topology() -> None:
+async def test_exception_of_a_worker_ends_the_topology() -> None:
     spec = f"""
         [nodes.bob]
         listen = "loopback:bob"
@@ -221,7 +221,7 @@ async def test_what_a_worker_raises_ends_the_topology() -> None:
             await trio.sleep_forever()
 
 
-async def test_an_inlet_that_cannot_listen_is_told_with_its_keys() -> None:
+async def test_inlet_that_cannot_listen_is_reported_with_its_keys() -> None:
     spec = DIRECT + '[nodes.alice.inlets.web]\nlisten = "nowhere.invalid:4000"\nto = ["@bob", "web"]\n'
     with pytest.raises(SpecError) as raised:
         async with running(spec):
@@ -298,7 +298,7 @@ async def test_identities_live_in_their_vaults_and_have_to_be_the_expected_ones(
             raise AssertionError
 
 
-async def test_a_vault_is_sealed_unless_it_is_said_not_to_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_vault_is_encrypted_by_default(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sqlite, "PASSPHRASE_OPERATIONS", argon2id.OPSLIMIT_MIN)
     monkeypatch.setattr(sqlite, "PASSPHRASE_MEMORY", argon2id.MEMLIMIT_MIN)
     monkeypatch.delenv("TRIONODE_PASSPHRASE", raising=False)
@@ -336,7 +336,7 @@ async def test_streams_that_belong_to_another_are_not_taken(tmp_path: Path) -> N
 # -- one part of it --------------------------------------------------------------------------------------------------------------------
 
 
-async def test_who_runs_elsewhere_has_to_have_an_identifier() -> None:
+async def test_trusted_node_elsewhere_needs_an_identifier() -> None:
     with pytest.raises(SpecError) as raised:
         async with running(DIRECT, nodes=["alice"]):
             raise AssertionError
@@ -347,7 +347,7 @@ async def test_who_runs_elsewhere_has_to_have_an_identifier() -> None:
     )
 
 
-async def test_a_stranger_at_the_place_of_a_peer_elsewhere_ends_nobody(
+async def test_untrusted_peer_in_place_of_a_node_elsewhere_is_retried(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     path = tmp_path / "bob.db"
@@ -394,7 +394,7 @@ async def test_only_nodes_of_this_topology_can_run(nodes: list[str], message: st
             raise AssertionError
 
 
-async def test_who_comes_first_tries_again_until_the_other_is_there(
+async def test_first_node_retries_until_the_other_is_there(
     autojump_clock: trio.testing.MockClock, caplog: pytest.LogCaptureFixture
 ) -> None:
     network = {"loopback": Loopback()}
@@ -455,7 +455,7 @@ async def test_channels_are_opened_anew_when_a_node_is_back(end: str, autojump_c
             await topology.start("carol")
 
 
-async def test_who_leaves_in_order_tells_those_behind_a_hub(autojump_clock: trio.testing.MockClock) -> None:
+async def test_orderly_end_is_noticed_by_peers_behind_a_hub(autojump_clock: trio.testing.MockClock) -> None:
     async with running(ALICE_BOB) as topology:
         for _ in range(3):
             assert (await topology["alice"].ask(["@bob", "echoer"], "hello")).text == "hello"
@@ -466,7 +466,7 @@ async def test_who_leaves_in_order_tells_those_behind_a_hub(autojump_clock: trio
             await topology.start("bob")
 
 
-async def test_streams_links_relays_and_what_is_within_survive_their_hub(
+async def test_streams_links_and_relays_survive_a_restart_of_their_hub(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     async with running(EVERYTHING) as topology:
@@ -514,7 +514,7 @@ links.bob = { to = "loopback:bob", dial = "on_demand" }
 """
 
 
-async def test_a_link_on_demand_is_dialled_by_the_first_message_whoever_sent_it(
+async def test_link_on_demand_is_dialled_by_the_first_message_of_any_sender(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     network = Counting()
@@ -530,7 +530,7 @@ async def test_a_link_on_demand_is_dialled_by_the_first_message_whoever_sent_it(
         assert network.dialled == ["hub", "bob", "bob"]
 
 
-async def test_what_waits_for_a_dial_that_fails_is_dropped_and_the_address_stays(
+async def test_messages_that_wait_for_a_failed_dial_are_dropped_and_the_address_stays(
     autojump_clock: trio.testing.MockClock, caplog: pytest.LogCaptureFixture
 ) -> None:
     network = Counting()
@@ -594,13 +594,13 @@ async def test_workers_get_their_arguments_and_the_routes_by_which_they_send(
         (f'"{LOCAL}:passing"', "arguments: .* missing a required .*argument: 'sends'"),
     ],
 )  # fmt: skip
-async def test_a_worker_that_cannot_be_started_is_told_with_its_keys(worker: str, message: str) -> None:
+async def test_worker_that_cannot_be_started_is_reported_with_its_keys(worker: str, message: str) -> None:
     with pytest.raises(SpecError, match=rf"nodes\.bob\.workers\.mine\.{message}"):
         async with running(f"[nodes.bob.workers]\nmine = {worker}\n"):
             raise AssertionError
 
 
-async def test_all_workers_that_cannot_be_started_are_told_at_once() -> None:
+async def test_all_workers_that_cannot_be_started_are_reported_at_once() -> None:
     spec = f"""
         [nodes.alice.workers]
         one = "{LOCAL}:nothing"
@@ -640,7 +640,7 @@ async def test_a_transport_under_another_name_is_refused() -> None:
             raise AssertionError
 
 
-def test_a_run_leaves_its_places_to_the_next() -> None:
+def test_run_frees_its_addresses() -> None:
     async def main() -> None:
         for _ in range(2):
             async with running(DIRECT, transports={}) as topology:
@@ -649,7 +649,7 @@ def test_a_run_leaves_its_places_to_the_next() -> None:
     trio.run(main)
 
 
-async def test_routes_are_lists_and_begin_with_what_is_there() -> None:
+async def test_routes_are_lists_and_begin_with_an_existing_part() -> None:
     async with running(DIRECT) as topology:
         alice = topology["alice"]
         with pytest.raises(LocalError, match=r"a route is a list of its hops, such as \['@bob'\]"):

@@ -17,7 +17,7 @@ def test_there_are_more_than_twenty_of_them() -> None:
 
 
 @pytest.mark.parametrize("path", BROKEN, ids=lambda path: path.stem)
-def test_a_broken_file_is_told_of_in_these_words(path: Path) -> None:
+def test_error_text_of_a_broken_file(path: Path) -> None:
     with pytest.raises(SpecError) as caught:
         parse_topology(path.read_text(), path.name)
     # Who has more plugins installed is told of them, too.

@@ -79,7 +79,7 @@ def test_an_unknown_option_is_a_problem_of_its_key_and_only_options_of_files_are
     ]
 
 
-def test_where_a_store_lies_is_no_option_of_it() -> None:
+def test_address_of_a_store_is_not_an_option() -> None:
     ((_, told, _),) = wrong_options(STREAM_STORES, "made", {"size": 2})
     assert told.startswith('unknown option of the stream store "made"')
 

@@ -195,6 +195,6 @@ def test_a_good_file_with_words_exchanged_raises_nothing_but_a_spec_error(change
     assert all(problem.position is not None for problem in problems_of(" ".join(parts)))
 
 
-def test_brackets_without_end_are_told_of_as_a_problem() -> None:
+def test_deep_nesting_is_a_problem() -> None:
     for text in ("a = " + "[" * 20_000, "a = " + "[" * 5_000 + "]" * 5_000, "a = " + "{b = " * 20_000):
         assert len(problems_of(text)) == 1

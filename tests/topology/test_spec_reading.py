@@ -88,7 +88,7 @@ EXTERNAL_HUB = HUB + "external = true\n"
 
 
 @pytest.mark.parametrize("names", list(permutations(["alice.toml", "hub.toml", "zoe.toml"])))
-def test_what_others_say_of_a_node_gives_way_to_its_own_file(names: Sequence[str], tmp_path: Path) -> None:
+def test_own_file_of_a_node_takes_precedence(names: Sequence[str], tmp_path: Path) -> None:
     (tmp_path / "alice.toml").write_text(EXTERNAL_HUB + "[nodes.alice]\n")
     (tmp_path / "hub.toml").write_text("# Its own.\n" + HUB + "relay_service = {}\n")
     (tmp_path / "zoe.toml").write_text(EXTERNAL_HUB.replace("127.0.0.1", "localhost") + "[nodes.zoe]\n")
@@ -99,7 +99,7 @@ def test_what_others_say_of_a_node_gives_way_to_its_own_file(names: Sequence[str
     assert ("nodes", "hub", "external") not in reading.positions
 
 
-def test_what_two_say_of_a_node_of_somebody_else_is_the_same(tmp_path: Path) -> None:
+def test_two_files_can_describe_the_same_external_node(tmp_path: Path) -> None:
     (tmp_path / "alice.toml").write_text(EXTERNAL_HUB + "[nodes.alice]\n")
     (tmp_path / "zoe.toml").write_text(EXTERNAL_HUB + "[nodes.zoe]\n")
     both = tmp_path / "alice.toml", tmp_path / "zoe.toml"
@@ -140,7 +140,7 @@ def test_without_files_there_is_no_node() -> None:
         load_topology()
 
 
-def test_what_windows_editors_write_is_read_and_counted_alike() -> None:
+def test_windows_line_ends_and_byte_order_mark() -> None:
     assert parse_topology("\ufeff" + (BOB + ALICE).replace("\n", "\r\n")) == PYTHON
     assert problems_of("\ufeff[nodes.bob]\r\nlisten = 1\r\n")[0].startswith("t.toml:2:10: nodes.bob.listen: ")
 
@@ -150,7 +150,7 @@ def test_columns_count_characters() -> None:
     assert find_positions(text, "f")["ö.ö", "ü", 1].value == Position("f", 2, 23)
 
 
-def test_what_could_not_be_read_is_not_told_to_be_missing() -> None:
+def test_broken_value_is_not_reported_as_missing() -> None:
     text = BOB.replace('"alice"', "5") + "[[assert]]\nsender_authenticated_to = 5\n[[assert]]\nproved_to = 5\n"
     assert [told.split(": ")[1] for told in problems_of(text)] == [
         "nodes.bob.secure_channel_listeners.api.trust.nodes",
@@ -159,21 +159,21 @@ def test_what_could_not_be_read_is_not_told_to_be_missing() -> None:
     ]
 
 
-def test_numbers_that_python_would_not_write_are_told_of() -> None:
+def test_numbers_beyond_the_digit_limit_of_python_are_reported() -> None:
     number = "0x" + "f" * 6000
     assert problems_of(f"[nodes.bob]\nlisten = {number}\n")[0].endswith("this is a number beyond 64 bits")
     text = BOB + ALICE + f"[nodes.alice.streams.s]\nvia = ['@bob']\nsends = 'a'\nreceives = 'b'\nstart = {number}\n"
     assert problems_of(text)[0].endswith("0 to 2^64-1; this is a number beyond 64 bits")
 
 
-def test_where_one_table_is_broken_what_refers_to_it_is_not() -> None:
+def test_references_to_a_broken_table_are_no_problem() -> None:
     assert problems_of(BOB + ALICE.replace("to = [", "too = [")) == [
         't.toml:6:1: nodes.alice.secure_channels.bob.too: unknown key; did you mean "to"? known are: protocol_version, to, trust',
         't.toml:11:1: flows.hello.too: unknown key; did you mean "to"? known are: answered, from, to',
     ]
 
 
-def test_only_those_who_run_here_need_their_plugins() -> None:
+def test_only_nodes_that_run_here_need_their_plugins() -> None:
     text = BOB + ALICE + '[nodes.carol]\nlisten = "pigeon:roof"\n'
     assert "pigeon" in problems_of(text)[0]
     parse_topology(text, nodes=["alice"])
@@ -194,7 +194,7 @@ def test_a_plugin_that_lacks_something_says_what(monkeypatch: pytest.MonkeyPatch
         _load.cache_clear()
 
 
-def test_constructors_take_what_files_take() -> None:
+def test_constructors_accept_what_files_accept() -> None:
     assert NodeSpec(listen=["tcp:a:1", ListenerSpec("tcp:a:2", drop_when_full=True)]).listen == (
         ListenerSpec("tcp:a:1"),
         ListenerSpec("tcp:a:2", drop_when_full=True),

@@ -41,7 +41,7 @@ def without_places(spec: TopologySpec) -> list[tuple[object, object]]:
 
 @given(topologies())
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
-def test_to_loopback_and_back_changes_places_and_nothing_else(spec: TopologySpec) -> None:
+def test_swap_to_loopback_and_back_changes_only_addresses(spec: TopologySpec) -> None:
     in_memory = swap(spec, **{name: "loopback" for name in ENDPOINTS if name != "loopback"})
     assert {endpoint.transport for endpoint in endpoints(in_memory)} <= {"loopback"}
     assert check_spec(in_memory) == ()
@@ -56,7 +56,7 @@ def test_to_loopback_and_back_changes_places_and_nothing_else(spec: TopologySpec
             assert between[one].takes(between[other]) == after[one].takes(after[other]) == same
 
 
-def test_messages_take_the_same_ways() -> None:
+def test_swap_keeps_the_paths_of_messages() -> None:
     spec = load_topology(GOOD)
     swapped = swap(spec, tcp="loopback", store="memory")
     for name, flow in spec.flows.items():
@@ -64,7 +64,7 @@ def test_messages_take_the_same_ways() -> None:
         assert (before.receiver, before.returns) == (after.receiver, after.returns)
 
 
-def test_what_is_about_the_old_place_is_left_out() -> None:
+def test_swap_removes_options_of_replaced_plugins() -> None:
     spec = load_topology(GOOD)
     swapped = swap(spec, tcp="loopback", store="memory")
     assert swapped.nodes["hub"].listen[0].address == "loopback:127.0.0.1:4000"
@@ -77,7 +77,7 @@ def test_what_is_about_the_old_place_is_left_out() -> None:
     assert swap(spec, vault=None) == spec
 
 
-def test_places_of_machines_and_other_spellings_of_them_are_the_same_listener() -> None:
+def test_wildcard_and_localhost_addresses_mean_the_same_listener() -> None:
     spec = parse_topology("""
         [nodes.hub]
         listen = "tcp:0.0.0.0:4000"
@@ -93,7 +93,7 @@ def test_places_of_machines_and_other_spellings_of_them_are_the_same_listener() 
     assert links["other"] == "loopback:hub.example:4001"
 
 
-def test_whoever_had_an_identifier_is_then_meant_by_his_name() -> None:
+def test_swap_replaces_identifiers_by_names() -> None:
     bobs, somebodys = "I" + "b0" * 32, "I" + "99" * 32
     spec = parse_topology(f"""
         [nodes.bob]
@@ -142,7 +142,7 @@ def test_ports_are_free_and_each_listener_has_its_own() -> None:
 
 
 @pytest.mark.parametrize("tcp", ["kafka", "unix", "kafka:127.0.0.1:9092/alice"])
-def test_where_else_has_to_be_said_for_each_place(tcp: str) -> None:
+def test_swap_needs_a_template_for_other_transports(tcp: str) -> None:
     spec = load_topology(GOOD)
     two = attrs.evolve(
         spec, nodes={**spec.nodes, "dora": attrs.evolve(spec.nodes["alice"], listen="tcp:127.0.0.1:5000")}

@@ -1,4 +1,4 @@
-"""The command `trionode`: demo, hub, bob, alice, inlet, outlet, relay, identity; run, check and graph for topologies."""
+"""The command `trionode` and its subcommands."""
 
 import logging
 import sys
@@ -24,8 +24,8 @@ from trionode.cli.commands.run import run
 def main(*, verbose: bool) -> None:
     """Let two programs talk end to end encrypted, over any number of hops.
 
-    Begin with `trionode demo`. Or start three commands in three terminals: `trionode hub`, `trionode bob` and `trionode alice`. Alice asks
-    for the two addresses that Bob prints.
+    Begin with `trionode demo`. Or start three commands in three terminals: `trionode hub`, `trionode bob` and `trionode
+    alice`. Alice asks for the two addresses that Bob prints.
 
     Exit codes: 0 success, 1 failure (standard error says why), 2 wrong options, 129, 130 and 143 stopped by a signal.
     """

@@ -23,7 +23,10 @@ class Certificates:
     client_ca_file: str | None = None
 
     def load(self, names: Iterable[str], **options: object) -> list[Transport]:
-        """Return the transports of some names, with the files for those with TLS; ConfigError if files are given and no transport uses them."""
+        """Return the transports of some names, with the files for those with TLS.
+
+        ConfigError if files are given and no transport uses them.
+        """
         names = set(names)
         given = attrs.asdict(self, filter=lambda _, value: value is not None)
         with_tls = {name for name in names if transport_class(name).takes_certificates}

@@ -113,7 +113,10 @@ class Client:
         return [_classic(hub) if self.protocol_version == "classic" else hub for hub in self.hubs]
 
     def trust(self, without: str) -> TrustPolicy:
-        """Return the trust policy that the user chose. If the user named no identifier, print what that means: `without`."""
+        """Return the trust policy that the user chose.
+
+        If the user named no identifier, print what that means: `without`.
+        """
         if self.trusted:
             return trust_only(*self.trusted)
         say(f"no --trust IDENTIFIER: {without}")

@@ -1,4 +1,4 @@
-"""How a command runs, how signals end it in bounded time, and how it fails: exit codes, and one clear line for each expected error."""
+"""How a command runs, how signals end it in bounded time, and how it fails: by exit codes and one-line errors."""
 
 import os
 import signal
@@ -31,10 +31,13 @@ Command = Callable[[trio.CancelScope], Awaitable[bool]]
 
 
 class _Signals:
-    """Handlers of SIGINT, SIGTERM and SIGHUP: the first signal asks the command to end and starts the clock, the second ends the process at once.
+    """Handlers of SIGINT, SIGTERM and SIGHUP.
 
-    After SIGHUP a command restarts if it can, unless the signal came because its terminal is gone. If SIGHUP is ignored at the start, as
-    nohup does, it stays ignored. The handlers are Python's, not Trio's receiver, so they run while the Trio thread is in a system call or a long loop.
+    The first signal asks the command to end and starts the clock, the second ends the process at once.
+
+    After SIGHUP a command restarts if it can, unless the signal came because its terminal is gone. If SIGHUP is ignored
+    at the start, as nohup does, it stays ignored. The handlers are Python's, not Trio's receiver, so they run while the
+    Trio thread is in a system call or a long loop.
     """
 
     def __init__(self, restart: Restart | None) -> None:
@@ -101,7 +104,9 @@ def _has_terminal() -> bool:
 
 
 def run(command: Command, *, restart: Restart | None = None) -> NoReturn:
-    """Run a command under Trio, and exit: 0 if it succeeded, 1 if not, 130 after SIGINT, 143 after SIGTERM, 129 after SIGHUP.
+    """Run a command under Trio, and exit.
+
+    The code is 0 if it succeeded, 1 if not, 130 after SIGINT, 143 after SIGTERM, and 129 after SIGHUP.
 
     All three signals end it in order and in bounded time. After SIGHUP `restart` is called, if it is given.
     """

@@ -25,9 +25,12 @@ class Listening:
         self.sockets: list[socket.socket] = []
 
     def inherit(self) -> bool:
-        """Take the sockets of the variables LISTEN_PID and LISTEN_FDS, as systemd passes them; False if there are none for this process.
+        """Take the sockets of the variables LISTEN_PID and LISTEN_FDS, as systemd passes them.
 
-        Both variables are removed from the environment. ConfigError for a descriptor that is not a listening TCP socket.
+        Return False if there are none for this process.
+
+        Both variables are removed from the environment. ConfigError for a descriptor that is not a listening TCP
+        socket.
         """
         pid, count = os.environ.pop("LISTEN_PID", ""), os.environ.pop("LISTEN_FDS", "")
         os.environ.pop("LISTEN_FDNAMES", None)

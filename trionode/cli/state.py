@@ -1,4 +1,4 @@
-"""What a program keeps over restarts: a vault with its identity, and a small file beside it with its client id and stream names."""
+"""What a program keeps over restarts: a vault with its identity, and a file with its client id and stream names."""
 
 import json
 import os
@@ -59,7 +59,10 @@ class State:
             yield vault
 
     def conversation(self) -> Conversation | None:
-        """Return the kept conversation, None if there is none; LocalError if the file is damaged, or other users can read it."""
+        """Return the kept conversation, None if there is none.
+
+        Raises LocalError if the file is damaged, or other users can read it.
+        """
         if self.path is None:
             return None
         path = self._streams_path

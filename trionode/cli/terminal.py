@@ -36,7 +36,10 @@ class Line:
 
 
 class Lines:
-    """The lines of a file descriptor: `async for line in Lines()`. No thread reads them, since a blocked thread can't be cancelled."""
+    """The lines of a file descriptor: `async for line in Lines()`.
+
+    No thread reads them, since a blocked thread can't be cancelled.
+    """
 
     def __init__(self, fd: int = 0) -> None:
         self._fd = fd

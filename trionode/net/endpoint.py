@@ -1,4 +1,4 @@
-"""What a transport tells about its addresses without a connection: host, port and path, and who can read the bytes on the way."""
+"""What a transport knows of an address without a connection: its parts, and who can read the bytes."""
 
 from enum import Flag, auto
 
@@ -10,7 +10,8 @@ from trionode.protocol.wire.address import parse_host_port
 class Exposure(Flag):
     """Who observes the bytes of a connection between its two ends.
 
-    The exposure of a connection is the union of what its two ends say, for instance if only one of two Kafka clients encrypts.
+    The exposure of a connection is the union of what its two ends say, for instance if only one of two Kafka clients
+    encrypts.
     """
 
     #: Nobody: the bytes never leave the machine.

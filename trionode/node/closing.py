@@ -7,7 +7,8 @@ import trio
 from trionode.node.node import Node
 from trionode.stream.service import StreamService
 
-#: Seconds to read what peers still send while links close. It is less than the whole end may take, since stores close last.
+#: Seconds to read what peers still send while links close. It is less than the whole end may take, since stores close
+#: last.
 DRAIN_SECONDS = 0.25
 
 

@@ -1,4 +1,4 @@
-"""Transport and store addresses of a topology: what they mean, which listener they reach, and who observes the bytes that go there."""
+"""Transport and store addresses: their parts, the listener that they reach, and who observes the bytes."""
 
 from collections.abc import Callable, Mapping
 

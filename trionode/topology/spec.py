@@ -1,7 +1,8 @@
 """Topologies as values: nodes with everything in them, the messages that are sent, and assertions.
 
-Each class is a table of the topology file, and each attribute is a key of the table; its `Doc` describes it. Constructors accept what the
-file accepts: one item in place of a list with one item (except for routes), and a text in place of a table if the class has KEYWORDS or TEXT_KEY.
+Each class is a table of the topology file, and each attribute is a key of the table; its `Doc` describes it.
+Constructors accept what the file accepts: one item in place of a list with one item (except for routes), and a text in
+place of a table if the class has KEYWORDS or TEXT_KEY.
 """
 
 from collections.abc import Iterable, Mapping
@@ -56,8 +57,8 @@ class ValueKind(Enum):
     INDEX = auto()
 
 
-#: The hops of a route in order. The first is a transport address (`tcp:127.0.0.1:4000`), or `@name` for a stream or secure channel of this
-#: node. The others are names of addresses at the nodes that are reached.
+#: The hops of a route in order. The first is a transport address (`tcp:127.0.0.1:4000`), or `@name` for a stream or
+#: secure channel of this node. The others are names of addresses at the nodes that are reached.
 RouteSpec = Annotated[tuple[str, ...], ValueKind.ROUTE]
 #: The value of a plugin's option.
 Option = str | int | float | bool | tuple[str, ...]
@@ -127,7 +128,7 @@ def _transports(value: "Mapping[str, Mapping[str, Option | list[str]]]") -> Mapp
 
 @attrs.frozen
 class TrustSpec:
-    """The peers that a channel or its listener trusts: `"everyone"`, or a table of identifiers and of nodes of this topology."""
+    """The peers that a channel or its listener trusts: `"everyone"`, or a table of identifiers and nodes."""
 
     everyone: Annotated[bool, Doc("Trust every peer that proves an identity.")] = False
     identifiers: Annotated[tuple[IdentifierText, ...], Doc("The trusted identifiers, I… or P….")] = field(
@@ -166,7 +167,10 @@ AccessRule = Literal["local", "channels", "anyone", "named"]
 
 @attrs.frozen
 class AccessSpec:
-    """Who can reach an address: `"local"` (this node), `"channels"` (this node, and peers with a secure channel), `"anyone"`, or a table of peers."""
+    """Who can reach an address: `"local"`, `"channels"`, `"anyone"`, or a table of peers.
+
+    `"local"` is this node. `"channels"` is this node, and every peer with a secure channel.
+    """
 
     rule: Annotated[AccessRule, NotInFile()] = "named"
     identifiers: Annotated[
@@ -278,7 +282,7 @@ class StreamSpec:
 
 @attrs.frozen
 class StoreSpec:
-    """The store of the streams: `"memory"`, `"sqlite:PATH"`, `"kafka:HOST:PORT"`, or a table with the store's options."""
+    """A store of streams: `"memory"`, `"sqlite:PATH"`, `"kafka:HOST:PORT"`, or a table with its options."""
 
     address: Annotated[
         str, ValueKind.STORE, Doc("The name of an installed store, and after a colon the store's own address.")

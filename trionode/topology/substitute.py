@@ -1,4 +1,4 @@
-"""The same topology elsewhere: its addresses on other transports, its streams in another store, its keys in another vault."""
+"""The same topology elsewhere: on other transports, with its streams and keys in other stores and vaults."""
 
 import secrets
 import socket
@@ -21,18 +21,22 @@ PLACEHOLDER = "{}"
 def swap(
     spec: TopologySpec, *, store: str | None = None, vault: str | None = "memory", **transports: str
 ) -> TopologySpec:
-    """Return a topology on other transports and stores: `swap(spec, tcp="loopback", store="memory")`. Nothing is opened.
+    """Return a topology on other transports and stores: `swap(spec, tcp="loopback", store="memory")`.
 
-    Listeners, links and routes change together, so every route still reaches the same listener. A transport over TCP gets free ports of
-    127.0.0.1. `tcp="tcp"` does that too, so two runs do not collide; inlets then get free ports as well. `loopback` keeps the texts. For
-    any other transport write a template, `tcp="kafka:127.0.0.1:9092/{}"`. Options of transports and stores that are replaced are removed.
+    Nothing is opened.
+
+    Listeners, links and routes change together, so every route still reaches the same listener. A transport over TCP
+    gets free ports of 127.0.0.1. `tcp="tcp"` does that too, so two runs do not collide; inlets then get free ports as
+    well. `loopback` keeps the texts. For any other transport write a template, `tcp="kafka:127.0.0.1:9092/{}"`. Options
+    of transports and stores that are replaced are removed.
 
     Args:
       spec: The topology.
       store: Replaces every store, such as `memory`. It can be a template. None keeps the stores.
-      vault: Replaces every vault of nodes that are not external. A node that is trusted by its old identifier is then trusted by its name.
-          None keeps the vaults.
-      transports: For the name of a transport, the transport that replaces it, or a template with `{}` for a text that differs for each address.
+      vault: Replaces every vault of nodes that are not external. A node that is trusted by its old identifier is then
+          trusted by its name. None keeps the vaults.
+      transports: For the name of a transport, the transport that replaces it, or a template with `{}` for a text that
+          differs for each address.
 
     Returns:
       The new topology.

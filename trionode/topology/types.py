@@ -81,7 +81,10 @@ class TableOf:
 
 @attrs.frozen(eq=False)
 class Record:
-    """A table with the keys of a class. A keyword can replace the whole table, or a text the table with the one key `text_key`."""
+    """A table with the keys of a class.
+
+    A keyword can replace the whole table, or a text the table with the one key `text_key`.
+    """
 
     cls: type
     keys: Mapping[str, "Key"]

@@ -1,4 +1,7 @@
-"""`trionode alice`: a secure channel to Bob through two streams. Lines of input are messages, and their echoes are printed."""
+"""`trionode alice`: a secure channel to Bob through two streams.
+
+Lines of input are messages, and their echoes are printed.
+"""
 
 import secrets
 from collections import OrderedDict, deque
@@ -26,8 +29,9 @@ from trionode.stream.client import Stream
 
 #: Seconds after which an echo is reported as missing.
 ECHO_SECONDS = 30.0
-#: Messages, and their bytes, whose echoes may be outstanding before the next line is read. Alice sends faster than Bob echoes: without a bound
-#: she would be half a minute ahead on a long file, and report echoes as missing that are only late.
+#: Messages, and their bytes, whose echoes may be outstanding before the next line is read. Alice sends faster than Bob
+#: echoes: without a bound she would be half a minute ahead on a long file, and report echoes as missing that are only
+#: late.
 MAX_OUTSTANDING = 4096
 MAX_OUTSTANDING_BYTES = 8 << 20
 #: Missing messages that are remembered, so that a late echo is recognised.
@@ -53,8 +57,9 @@ EXCERPT = 60
 async def alice(working: trio.CancelScope, *, client: Client, seconds: float) -> bool:
     """Send lines to Bob, end to end encrypted, and print their echoes.
 
-    Alice reads from standard input: first the two stream addresses that Bob printed, bob_to_alice and then alice_to_bob (with --state an
-    empty line means the address of last time), then one message a line. The exit code is 0 if every echo came.
+    Alice reads from standard input: first the two stream addresses that Bob printed, bob_to_alice and then alice_to_bob
+    (with --state an empty line means the address of last time), then one message a line. The exit code is 0 if every
+    echo came.
     """
     output, lines = Output(), Lines()
     trust = client.trust("the peer that answers at the two addresses is trusted as Bob; its identifier is printed")
@@ -234,7 +239,9 @@ class Echoes:
 async def converse(
     node: Node, channel: SecureChannel, own: Identifier, lines: AsyncIterator[Line], output: Output
 ) -> bool:
-    """Send every line and print every echo as soon as possible. Return whether every line was sent, and every echo came.
+    """Send every line and print every echo as soon as possible.
+
+    Return whether every line was sent, and every echo came.
 
     ConnectionLost if the channel ends meanwhile, AnswerTimeout if no echo at all has come.
     """

@@ -16,8 +16,8 @@ from trionode.routing.mailbox import Mailbox, Worker
 async def bob(working: trio.CancelScope, *, client: Client) -> bool:
     """Serve an echo, end to end encrypted, until stopped.
 
-    Bob creates two streams on the hub. He prints their addresses for Alice to type in, and then his identifier for her --trust. For each
-    message from her secure channel he prints a line and sends the message back.
+    Bob creates two streams on the hub. He prints their addresses for Alice to type in, and then his identifier for her
+    --trust. For each message from her secure channel he prints a line and sends the message back.
     """
     output = Output()
     trust = client.trust("everyone who knows the two addresses can open a channel and use the echoer")

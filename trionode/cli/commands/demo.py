@@ -56,8 +56,8 @@ _COLORS = {"hub": "yellow", "bob": "green", "alice": "cyan", "": "magenta"}
 def demo(*, store: str | None, store_options: dict[str, object], messages: int | None) -> None:
     """Watch Alice and Bob talk through a hub, end to end encrypted.
 
-    All three run in this process and talk over TCP on this machine. On a terminal you type Alice's messages; otherwise they are scripted.
-    The last line is the verdict.
+    All three run in this process and talk over TCP on this machine. On a terminal you type Alice's messages; otherwise
+    they are scripted. The last line is the verdict.
     """
     with tempfile.TemporaryDirectory(prefix="trionode-demo-", ignore_cleanup_errors=True) as folder:
         run(partial(_demo, store or f"sqlite:{Path(folder) / 'hub.db'}", store_options, messages))

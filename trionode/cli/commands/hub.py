@@ -27,8 +27,8 @@ from trionode.protocol.wire.address import Address
 from trionode.protocol.wire.message import Origin
 from trionode.workers import echo
 
-#: Bytes in the largest frame that a hub reads: a push of the longest record (64,000), its routes and a channel around them. Otherwise every
-#: unauthenticated peer could make the hub hold 16 MiB, the limit of the wire.
+#: Bytes in the largest frame that a hub reads: a push of the longest record (64,000), its routes and a channel around
+#: them. Otherwise every unauthenticated peer could make the hub hold 16 MiB, the limit of the wire.
 MAX_FRAME = 128 * 1024
 
 
@@ -69,12 +69,13 @@ def hub(
 ) -> None:
     """Keep streams for clients, until stopped.
 
-    The hub stores what clients push into a stream, and returns it to clients that pull. If the clients talk through a secure channel, as
-    bob and alice do, the hub sees only ciphertext. It prints `listening on tcp:HOST:PORT` when it listens.
+    The hub stores what clients push into a stream, and returns it to clients that pull. If the clients talk through a
+    secure channel, as bob and alice do, the hub sees only ciphertext. It prints `listening on tcp:HOST:PORT` when it
+    listens.
 
-    SIGHUP restarts the hub with the same options and reads their files again. The listening socket stays open, so clients never get
-    connection refused. A listening socket that systemd passes (LISTEN_PID, LISTEN_FDS) replaces the address of --listen; only its
-    transport, such as tcp: or tls:, still counts.
+    SIGHUP restarts the hub with the same options and reads their files again. The listening socket stays open, so
+    clients never get connection refused. A listening socket that systemd passes (LISTEN_PID, LISTEN_FDS) replaces the
+    address of --listen; only its transport, such as tcp: or tls:, still counts.
     """
     if not bool(identity_name) == bool(trusted) == (state.path is not None):
         raise click.UsageError(

@@ -24,8 +24,9 @@ _classic = click.option(
 def identity() -> None:
     """Create, show, list, export and rotate the identities in a state file.
 
-    Peers know an identity by its identifier, I and 64 hex digits, which stays the same when the key is rotated. Classic peers know it by
-    another identifier, P and 64 hex digits. NAME is the local name of the identity, by default `default`.
+    Peers know an identity by its identifier, I and 64 hex digits, which stays the same when the key is rotated. Classic
+    peers know it by another identifier, P and 64 hex digits. NAME is the local name of the identity, by default
+    `default`.
     """
 
 

@@ -45,8 +45,8 @@ async def inlet(
 ) -> bool:
     """Listen at HOST:PORT, and carry each connection to an outlet through a secure channel, until stopped.
 
-    The outlet is given by its route (--to), or by a pair of streams on a hub (--streams). The command prints `listening on HOST:PORT` when
-    it listens.
+    The outlet is given by its route (--to), or by a pair of streams on a hub (--streams). The command prints `listening
+    on HOST:PORT` when it listens.
     """
     if (to is None) == (streams is None):
         raise click.UsageError("give exactly one of --to ROUTE and --streams NAME NAME")

@@ -1,4 +1,4 @@
-"""`trionode outlet`: make one TCP service reachable for trusted inlets, directly, behind a relay, or through two streams."""
+"""`trionode outlet`: make a TCP service reachable for inlets, directly, behind a relay, or through two streams."""
 
 import click
 import trio
@@ -34,8 +34,9 @@ async def outlet(
 ) -> bool:
     """Let inlets reach the TCP service at HOST:PORT through secure channels, until stopped.
 
-    The outlet is reachable in one of three ways: at its own address (--listen), behind a hub that relays (--relay NAME), or through a pair
-    of streams on a hub (--streams). It prints what the inlet needs, and then its identifier for the inlet's --trust.
+    The outlet is reachable in one of three ways: at its own address (--listen), behind a hub that relays (--relay
+    NAME), or through a pair of streams on a hub (--streams). It prints what the inlet needs, and then its identifier
+    for the inlet's --trust.
     """
     if (listen is not None) + (relay is not None) + streams != 1:
         raise click.UsageError("give exactly one of --listen ENDPOINT, --relay NAME and --streams")

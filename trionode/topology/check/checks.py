@@ -1,4 +1,4 @@
-"""Checks of a whole topology: single values, names that refer to nothing, listeners that collide, routes in a circle."""
+"""Checks of a whole topology: single values, references to nothing, listeners that collide, routes in a circle."""
 
 from collections.abc import Collection, Iterator, Mapping
 from importlib.machinery import PathFinder
@@ -31,7 +31,8 @@ def check_spec(
 
     Args:
       spec: The topology.
-      nodes: The names of the nodes that run here, by default all that are not external. Only their plugins must be installed.
+      nodes: The names of the nodes that run here, by default all that are not external. Only their plugins must be
+          installed.
       transports: The names of transports that the program itself brings.
       positions: For a topology from a file, the position of each key and value.
       broken: For a topology from a file, the paths of values that could not be decoded, and have a problem already.

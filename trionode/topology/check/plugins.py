@@ -118,7 +118,7 @@ def wrong_address(name: str, where: str) -> str | None:
 
 
 def port_of(name: str, where: str) -> tuple[str, int] | None:
-    """Return the host and TCP port that a listener at an address binds, None if it binds none or the address is wrong."""
+    """Return the host and TCP port that a listener at an address binds, None if there is none."""
     kind = transport_class(name)
     return host_port(where, kind.parse_address) if kind.binds_tcp_port else None
 

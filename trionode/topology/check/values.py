@@ -1,4 +1,7 @@
-"""Checks of single values of a topology. Each kind of value has a check, which says what was expected and what to do."""
+"""Checks of single values of a topology.
+
+Each kind of value has a check, which says what was expected and what to do.
+"""
 
 import inspect
 import re

@@ -50,12 +50,13 @@ class Reading:
 def load_topology(*paths: str | Path, nodes: Collection[str] | None = None) -> TopologySpec:
     """Return the topology that one or several files describe.
 
-    Several files are one topology, so each operator can keep a separate file. A node is described in one file, and the others can
-    describe it as external.
+    Several files are one topology, so each operator can keep a separate file. A node is described in one file, and the
+    others can describe it as external.
 
     Args:
       paths: The files.
-      nodes: The names of the nodes that run here, by default all that are not external. Only their plugins must be installed.
+      nodes: The names of the nodes that run here, by default all that are not external. Only their plugins must be
+          installed.
 
     Raises:
       SpecError: The topology is not valid; the error has all problems.
@@ -69,7 +70,8 @@ def parse_topology(text: str, name: str = "topology.toml", *, nodes: Collection[
     Args:
       text: The content of a topology file.
       name: The name of the file in messages.
-      nodes: The names of the nodes that run here, by default all that are not external. Only their plugins must be installed.
+      nodes: The names of the nodes that run here, by default all that are not external. Only their plugins must be
+          installed.
 
     Raises:
       SpecError: The topology is not valid; the error has all problems.
@@ -134,7 +136,7 @@ def _is_external(node: object) -> bool:
 
 
 def _without_duplicates(tables: Mapping[str, object], positions: Positions, own: Collection[str]) -> Positions:
-    """Remove the external nodes of a file that another file describes as its own, and return the positions of the rest."""
+    """Remove the external nodes that another file describes as its own; return the positions of the rest."""
     nodes = _nodes(tables)
     others = [name for name, node in nodes.items() if name in own and _is_external(node)]
     for name in others:

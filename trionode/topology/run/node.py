@@ -126,7 +126,8 @@ class RunningNode:
         Args:
           hops: The route, as in the spec.
           body: The payload.
-          timeout: Seconds until the answer must be here. They include the wait for a channel or stream that is being opened.
+          timeout: Seconds until the answer must be here. They include the wait for a channel or stream that is being
+              opened.
 
         Returns:
           The answer.

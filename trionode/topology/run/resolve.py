@@ -1,4 +1,4 @@
-"""What parts of a spec become in a running node: access rules, trust policies, workers, and the transports that a node needs."""
+"""Resolve parts of a spec for a running node: access rules, trust policies, workers and transports."""
 
 import inspect
 import traceback
@@ -59,7 +59,9 @@ def resolve_trust(spec: TrustSpec, known: Identifiers) -> TrustPolicy:
 
 
 def resolve_worker(spec: WorkerSpec, path: KeyPath, sends: Sequence[Callable[[], Route]]) -> Worker:
-    """Import the worker of a spec, bind its arguments, and bind `sends` if it has a parameter of that name; SpecError if that fails.
+    """Import the worker of a spec, bind its arguments, and bind `sends` if it has a parameter of that name.
+
+    Raises SpecError if that fails.
 
     An exception of the worker gets a note with the worker's keys.
     """

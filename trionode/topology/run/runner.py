@@ -28,9 +28,11 @@ from trionode.topology.run.startup_order import Kind, Part, routes_of
 from trionode.topology.run.supervise import Supervised
 from trionode.topology.spec import RouteSpec
 
-#: Seconds of the first tries to open a channel; the last value is for all that follow. A handshake is lost if a hop of its route is not open yet.
+#: Seconds of the first tries to open a channel; the last value is for all that follow. A handshake is lost if a hop of
+#: its route is not open yet.
 HANDSHAKE_TIMEOUTS = (1.0, 2.0, 5.0, 15.0, 30.0)
-#: Seconds of the tries to open a stream or relay. A hub refuses in silence: the first try ends well before START_TIMEOUT, so the error names it.
+#: Seconds of the tries to open a stream or relay. A hub refuses in silence: the first try ends well before
+#: START_TIMEOUT, so the error names it.
 HUB_TIMEOUTS = (10.0, 30.0)
 #: Seconds that streams, inlets and relays have at the end to deliver what was sent.
 DISCONNECT_SECONDS = 1.0
@@ -44,8 +46,8 @@ class NodeRunner:
 
         Args:
           prepared: What the node is made of.
-          is_whole: Whether all nodes of the topology run here. Then an untrusted peer is a mistake in the spec, and raises; else it may be
-              anyone who connected first, and the node tries again.
+          is_whole: Whether all nodes of the topology run here. Then an untrusted peer is a mistake in the spec, and
+              raises; else it may be anyone who connected first, and the node tries again.
         """
         self.name = prepared.name
         self.spec = spec = prepared.spec
@@ -117,7 +119,10 @@ class NodeRunner:
         return self.parts[part]
 
     def first_part(self, hops: Sequence[str]) -> Supervised[SecureChannel | Stream] | None:
-        """Return the channel or stream that a route begins with, None if it begins otherwise; LocalError if there is none of that name."""
+        """Return the channel or stream that a route begins with, None if it begins otherwise.
+
+        Raises LocalError if there is none of that name.
+        """
         if isinstance(hops, str):
             raise LocalError(f"a route is a list of its hops, such as [{hops!r}]; this is the text {hops!r}")
         if not hops or not hops[0].startswith("@"):
@@ -287,10 +292,12 @@ class NodeRunner:
     # Ending
 
     async def disconnect(self, *, others_stay: bool) -> None:
-        """Close the inlets, relays, streams and channels while the other nodes are still there. A stream first confirms what was sent.
+        """Close the inlets, relays, streams and channels while the other nodes are still there.
 
-        What leads through a channel or stream closes before it, so the peer at the other end is told. If other nodes stay, the channels
-        that they have opened with this node are closed, too.
+        A stream first confirms what was sent.
+
+        What leads through a channel or stream closes before it, so the peer at the other end is told. If other nodes
+        stay, the channels that they have opened with this node are closed, too.
         """
         if self._supervisors is None:
             return  # the node has ended meanwhile

@@ -12,7 +12,10 @@ Kind = Literal["links", "streams", "relays", "secure_channels", "inlets", "sends
 
 @attrs.frozen
 class Part:
-    """A part that a node opens and keeps open, by its keys in the spec. For `sends` of workers the name is the transport address."""
+    """A part that a node opens and keeps open, by its keys in the spec.
+
+    For `sends` of workers the name is the transport address.
+    """
 
     node: str
     kind: Kind
@@ -37,9 +40,9 @@ def routes_of(name: str, node: NodeSpec) -> Iterator[tuple[Part, RouteSpec]]:
 def dependencies(spec: TopologySpec, nodes: Collection[str]) -> Mapping[Part, frozenset[Part]]:
     """Return the parts of some nodes that need a route, each with the parts that have to be open before it.
 
-    A route depends on the channel or stream that it begins with, and on the links and relays that its hops name. A channel over a stream
-    depends on the stream at the other end, too. A name does not always show whose link or relay is meant, so a part may wait for more than
-    it needs. A dependency that would close a cycle is left out.
+    A route depends on the channel or stream that it begins with, and on the links and relays that its hops name. A
+    channel over a stream depends on the stream at the other end, too. A name does not always show whose link or relay
+    is meant, so a part may wait for more than it needs. A dependency that would close a cycle is left out.
     """
     routes = {part: route for name in nodes for part, route in routes_of(name, spec.nodes[name])}
     found: dict[Part, set[Part]] = {part: set() for part in routes}

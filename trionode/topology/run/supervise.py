@@ -13,7 +13,8 @@ from trionode.topology.run.startup_order import Part
 
 #: Seconds before the second try. It is short, since the nodes of a topology often start at the same time.
 FIRST_DELAY = 0.05
-#: Characters of a reason in one log line. A reason is one or two sentences of ours, in which text from a peer is already cut.
+#: Characters of a reason in one log line. A reason is one or two sentences of ours, in which text from a peer is
+#: already cut.
 MAX_REASON = 2000
 
 T = TypeVar("T")
@@ -36,7 +37,8 @@ class Supervised(Generic[T]):
           part: Names the part in messages, as in `nodes.alice.secure_channels.bob`.
           open_: Opens the part; takes the number of failures in a row.
           ended: Waits until an open part has ended.
-          fatal: Errors that leave `run` if they come before the part was open for the first time. All other errors of peers are retried.
+          fatal: Errors that leave `run` if they come before the part was open for the first time. All other errors of
+              peers are retried.
         """
         self.part = part
         #: Why the part is not open.

@@ -59,7 +59,9 @@ class RunningTopology:
         return iter(self._nodes.values())
 
     async def start(self, *names: str, timeout: float = START_TIMEOUT, on_listening: OnListening | None = None) -> None:  # noqa: ASYNC109  # only a deadline shows that a peer does not answer
-        """Start nodes that were stopped or have crashed, with the keys and stores that they had, and wait until everything in them is open.
+        """Start nodes that were stopped or have crashed, and wait until everything in them is open.
+
+        The nodes have the same keys and stores as before.
 
         Args:
           names: The names of the nodes.
@@ -151,7 +153,9 @@ class RunningTopology:
         self._forget(name)
 
     async def aclose(self) -> None:
-        """End every node in order, as the end of the `run_topology` block does: all disconnect, and nodes that listen end last.
+        """End every node in order, as the end of the `run_topology` block does.
+
+        All nodes disconnect first, and nodes that listen end last.
 
         If cancelled, some nodes may still run.
         """
@@ -180,15 +184,17 @@ async def run_topology(
 ) -> AsyncIterator[RunningTopology]:
     """Run the nodes of a topology for the length of a block. Everything in them is open when the block begins.
 
-    Links, channels, streams and relays that are lost are opened again. At the end of the block all nodes end in order. An exception of a
-    worker ends all nodes, and leaves the block in an exception group, with a note that names the worker.
+    Links, channels, streams and relays that are lost are opened again. At the end of the block all nodes end in order.
+    An exception of a worker ends all nodes, and leaves the block in an exception group, with a note that names the
+    worker.
 
     Args:
       spec: The topology.
       nodes: The names of the nodes to run; by default all that are not external.
-      transports: Transports that replace installed ones, by name: an object for all nodes, or a function that makes one for each node's name.
-      timeout: Seconds until everything must be open. By default 30 if all nodes of the topology run here, else no limit, since nodes
-          elsewhere may start later.
+      transports: Transports that replace installed ones, by name: an object for all nodes, or a function that makes one
+          for each node's name.
+      timeout: Seconds until everything must be open. By default 30 if all nodes of the topology run here, else no
+          limit, since nodes elsewhere may start later.
       on_listening: Called with each node when it listens, before the parts that need other nodes are open.
 
     Returns:
@@ -198,7 +204,8 @@ async def run_topology(
       SpecError: The topology is not valid, or a worker can't be imported.
       LocalError: Something is missing here, such as a package, a file or a free port.
       AnswerTimeout: Not everything is open in time.
-      HandshakeError: A peer is not trusted, and all nodes run here. If nodes run elsewhere that is logged, and tried again.
+      HandshakeError: A peer is not trusted, and all nodes run here. If nodes run elsewhere that is logged, and tried
+          again.
 
     If cancelled, all nodes end at once.
     """
@@ -243,7 +250,7 @@ def _unwrapped() -> Iterator[None]:
 
 
 def _unknown(spec: TopologySpec, names: Sequence[str]) -> Iterator[Problem]:
-    """Yield what is missing to run only some nodes: the nodes themselves, or the identities of other nodes that they name."""
+    """Yield what is missing to run only some nodes: the nodes, or the identities of other nodes that they name."""
     for name in names:
         if name not in spec.nodes:
             yield Problem(("nodes",), f"there is no node {quoted(name)} to run; {suggest(name, spec.nodes)}")
