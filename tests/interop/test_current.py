@@ -9,12 +9,26 @@ import pytest
 import trio
 
 from tests.support.doubling import open_doubling
+from tests.support.processes import Running
 from tests.support.rust_peers import Peers, open_peers, told
-from trionode import Identity, Mailbox, Message, Node, Route, TrustPolicy, open_node, trust_everyone, trust_only
+from trionode import (
+    Identity,
+    Mailbox,
+    Message,
+    Node,
+    Route,
+    TrustPolicy,
+    from_attributes,
+    open_node,
+    trust_attributes,
+    trust_everyone,
+    trust_only,
+)
 from trionode.channel.listener import SecureChannelListener
 from trionode.counters import DropReason
 from trionode.errors import AnswerTimeout, HandshakeError
 from trionode.protocol.handshake.exchange import Peer
+from trionode.protocol.identity.identity import import_history
 from trionode.protocol.rules.access import from_anywhere
 
 pytestmark = pytest.mark.interop
@@ -275,3 +289,111 @@ async def test_a_channel_that_we_close_leaves_the_rust_responder_and_the_link_in
             assert channel.closed.is_set()
         assert not responder.complaints
         assert responder.process.returncode is None
+
+
+# -- credentials ----------------------------------------------------------------------------------------------------------------------
+
+
+@attrs.define(eq=False)
+class RustAuthority:
+    """A Rust authority, which issues credentials."""
+
+    running: Running
+    #: Its change history in hex.
+    history: str
+
+    @classmethod
+    async def start(cls, peers: Peers) -> "RustAuthority":
+        running = await peers.start("authority")
+        (history,) = await told(running, "history")
+        return cls(running, history)
+
+    async def issue(self, history: str, *attributes: str) -> str:
+        await self.running.write(" ".join([history, *attributes]))
+        (credential,) = await told(self.running, "credential")
+        return credential
+
+
+async def present(peer: Running, authority: RustAuthority | Identity, role: str) -> None:
+    """Let a Rust peer present a credential with that role."""
+    (history,) = await told(peer, "history")
+    if isinstance(authority, RustAuthority):
+        credential = await authority.issue(history, f"role={role}", "team=blue")
+    else:
+        subject = import_history(history).identifier
+        credential = authority.issue_credential(subject, {"role": role, "team": "blue"})
+    await peer.write(credential)
+
+
+@pytest.fixture(params=["a Rust authority", "our authority"])
+async def authority(request: pytest.FixtureRequest, scene: Scene) -> RustAuthority | Identity:
+    if request.param == "our authority":
+        return await Identity.create(scene.node.vault, "authority")
+    return await RustAuthority.start(scene.peers)
+
+
+def history_of(authority: RustAuthority | Identity) -> str:
+    return authority.history if isinstance(authority, RustAuthority) else authority.export()
+
+
+@pytest.mark.parametrize("role", ["member", "guest"])
+async def test_a_rust_initiator_is_trusted_by_its_credential(
+    scene: Scene, authority: RustAuthority | Identity, role: str
+) -> None:
+    with trio.fail_after(STALL_TIMEOUT):
+        listener = await scene.listen(trust_attributes(history_of(authority), {"role": "member"}))
+        initiator = await scene.peers.start(
+            "initiate", scene.endpoint, "--count", "3", "--present", "--linger", "--timeout", str(REFUSED_SECONDS)
+        )
+        await present(initiator, authority, role)
+        await told(initiator, "identity", "established")
+        if role == "guest":
+            assert await initiator.end() == 1
+            assert not scene.echoer.messages
+            return
+        assert await told(initiator, "echoed") == ["3"]
+        for message in scene.echoer.messages:
+            assert from_attributes(history_of(authority), {"role": "member", "team": None})(message.origin)
+            assert not from_attributes(history_of(authority), {"team": "red"})(message.origin)
+            assert not from_attributes(scene.ours.export())(message.origin)
+        for channel in listener.channels:
+            await channel.closed.wait()
+        await initiator.close_input()
+        assert await initiator.end() == 0, initiator.complaints
+
+
+@pytest.mark.parametrize("role", ["member", "guest"])
+async def test_a_rust_responder_is_trusted_by_its_credential_and_asks_for_ours(
+    scene: Scene, authority: RustAuthority | Identity, role: str
+) -> None:
+    with trio.fail_after(STALL_TIMEOUT):
+        responder = await scene.peers.start(
+            "respond", "--present", "--authority", history_of(authority), "--require", "role=member"
+        )
+        await present(responder, authority, role)
+        endpoint, identifier = await told(responder, "listening", "identity")
+        to_listener = Route(f"tcp:{endpoint}", "listener")
+        trust = trust_attributes(history_of(authority), {"role": "member"})
+        if role == "guest":
+            with pytest.raises(HandshakeError, match=identifier):
+                await scene.node.open_secure_channel(to_listener, scene.ours, trust=trust)
+            return
+        channel = await scene.node.open_secure_channel(to_listener, scene.ours, trust=trust)
+        assert channel.peer_attributes(history_of(authority)) == {"role": "member", "team": "blue"}
+        # Rust's echoer refuses us without the attribute, and takes us as soon as we present it.
+        with pytest.raises(AnswerTimeout):
+            await scene.node.ask(Route(channel, "echoer"), "hello", timeout=REFUSED_SECONDS)
+        for ours in ("guest", "member"):
+            if isinstance(authority, RustAuthority):
+                credential = await authority.issue(scene.ours.export(), f"role={ours}")
+            else:
+                credential = authority.issue_credential(scene.ours.identifier, {"role": ours})
+            await scene.ours.add_credential(credential)
+            await channel.refresh_credentials(scene.ours)
+            if ours == "guest":
+                with pytest.raises(AnswerTimeout):
+                    await scene.node.ask(Route(channel, "echoer"), "hello", timeout=REFUSED_SECONDS)
+        assert (await scene.node.ask(Route(channel, "echoer"), "hello")).text == "hello"
+        # A new channel presents it in the handshake.
+        again = await scene.node.open_secure_channel(to_listener, scene.ours, trust=trust)
+        assert (await scene.node.ask(Route(again, "echoer"), "hello")).text == "hello"

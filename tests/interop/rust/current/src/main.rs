@@ -1,12 +1,17 @@
-//! A peer of the current generation: one subcommand for each part that a Rust node plays in trionode's interop tests.
+//! A peer of the current protocol version: one subcommand for each part that a Rust node plays in trionode's interop tests.
 //!
 //! Every line on standard output is one fact: a word, then what belongs to it. What fails says so on standard error, exit code 1.
 
 use std::{env, error, future::pending, process::exit, result, sync::Arc, time::Duration};
 
 use ockam::{
+    access_control::AllowAll,
     flow_control::FlowControlId,
-    identity::{Identifier, SecureChannelListenerOptions, SecureChannelOptions, TrustIdentifierPolicy},
+    identity::{
+        models::{CredentialAndPurposeKey, CredentialSchemaIdentifier},
+        utils::AttributesBuilder,
+        CredentialAccessControl, Identifier, SecureChannelListenerOptions, SecureChannelOptions, TrustIdentifierPolicy,
+    },
     node,
     remote::RemoteRelayOptions,
     tcp::{
@@ -18,7 +23,7 @@ use ockam::{
     Address, Context, MessageSendReceiveOptions, Node, NodeBuilder, RelayService, RelayServiceOptions, Result, Route,
     Routed, Worker,
 };
-use tokio::io::{stdin, AsyncReadExt};
+use tokio::io::{stdin, AsyncBufReadExt, AsyncReadExt, BufReader};
 
 const USAGE: &str = "usage: peer SUBCOMMAND
   respond [--trust ID]
@@ -27,6 +32,10 @@ const USAGE: &str = "usage: peer SUBCOMMAND
   inlet LISTEN_HOST:PORT NODE_HOST:PORT [--via ADDRESS] [--plain] [--trust ID]
   relay NODE_HOST:PORT NAME [--secure] [--outlet TARGET_HOST:PORT] [--trust ID]
   relay-service
+  authority
+--authority HISTORY accepts credentials of that identity; --require NAME=VALUE, given with it, closes the echoer to peers
+without that attribute; --present prints `history HISTORY`, reads a credential from standard input, and presents it.
+authority prints `history HISTORY`, and for each line `HISTORY NAME=VALUE...` of standard input `credential CREDENTIAL`.
 also: --p256 for an identity on that curve, --timeout SECONDS for a handshake and for an answer (120);
 --linger stays, its channel closed, until standard input ends: who exits at once may take the Close along unsent";
 
@@ -51,6 +60,7 @@ async fn play(ctx: Context) -> Outcome {
         ["inlet", at, node] => peer.inlet(at, node).await,
         ["relay", node, name] => peer.relay(node, name).await,
         ["relay-service"] => peer.relay_service().await,
+        ["authority"] => peer.authority().await,
         _ => Err(USAGE.into()),
     }
 }
@@ -59,6 +69,9 @@ async fn play(ctx: Context) -> Outcome {
 struct Options {
     places: Vec<String>,
     trust: Option<Identifier>,
+    authority: Option<String>,
+    require: Vec<(Vec<u8>, Vec<u8>)>,
+    present: bool,
     via: Option<String>,
     outlet: Option<String>,
     count: usize,
@@ -74,6 +87,9 @@ impl Options {
         let mut options = Options {
             places: vec![],
             trust: None,
+            authority: None,
+            require: vec![],
+            present: false,
             via: None,
             outlet: None,
             count: 200,
@@ -88,6 +104,12 @@ impl Options {
             let mut value = || words.next().ok_or_else(|| format!("{word} needs a value\n{USAGE}"));
             match word.as_str() {
                 "--trust" => options.trust = Some(value()?.as_str().try_into()?),
+                "--authority" => options.authority = Some(value()?),
+                "--require" => {
+                    let (name, wanted) = attribute(&value()?)?;
+                    options.require.push((name.into(), wanted.into()));
+                }
+                "--present" => options.present = true,
                 "--via" => options.via = Some(value()?),
                 "--outlet" => options.outlet = Some(value()?),
                 "--count" => options.count = value()?.parse()?,
@@ -110,10 +132,12 @@ struct Peer {
     node: Node,
     tcp: Arc<TcpTransport>,
     identifier: Identifier,
+    authority: Option<Identifier>,
+    credential: Option<CredentialAndPurposeKey>,
 }
 
 impl Peer {
-    async fn new(ctx: Context, options: Options) -> Result<Self> {
+    async fn new(ctx: Context, options: Options) -> result::Result<Self, Box<dyn error::Error + Send + Sync>> {
         let node = node(ctx).await?;
         let key = if options.p256 {
             SigningKeyType::ECDSASHA256CurveP256
@@ -127,12 +151,61 @@ impl Peer {
             .build()
             .await?;
         let tcp = node.create_tcp_transport()?;
-        Ok(Peer {
+        let authority = match &options.authority {
+            Some(history) => Some(node.import_identity_hex(None, history).await?),
+            None => None,
+        };
+        let mut peer = Peer {
             options,
             node,
             tcp,
             identifier,
-        })
+            authority,
+            credential: None,
+        };
+        if peer.options.present {
+            peer.print_history().await?;
+            let mut line = String::new();
+            BufReader::new(stdin()).read_line(&mut line).await?;
+            peer.credential = Some(CredentialAndPurposeKey::decode_from_string(line.trim())?);
+        }
+        Ok(peer)
+    }
+
+    async fn print_history(&self) -> Result<()> {
+        let history = self.node.identities().export_identity(&self.identifier).await?;
+        let hex: String = history.iter().map(|byte| format!("{byte:02x}")).collect();
+        println!("history {hex}");
+        Ok(())
+    }
+
+    /// Issue a credential for each line of standard input: the history of its subject, and attributes.
+    async fn authority(&self) -> Outcome {
+        self.print_history().await?;
+        let mut lines = BufReader::new(stdin()).lines();
+        while let Some(line) = lines.next_line().await? {
+            let mut words = line.split_whitespace();
+            let history = words.next().ok_or("a line without a history")?;
+            let subject = self.node.import_identity_hex(None, history).await?;
+            let mut attributes = AttributesBuilder::with_schema(CredentialSchemaIdentifier(1));
+            for word in words {
+                let (name, value) = attribute(word)?;
+                attributes = attributes.with_attribute(name, value);
+            }
+            let credential = self
+                .node
+                .credentials()
+                .credentials_creation()
+                .issue_credential(
+                    &self.identifier,
+                    &subject,
+                    attributes.build(),
+                    Duration::from_secs(3600),
+                )
+                .await?;
+            println!("credential {}", credential.encode_as_string()?);
+        }
+        Ok(())
     }
 
     async fn respond(&self) -> Outcome {
@@ -200,7 +273,7 @@ impl Peer {
         if self.options.secure {
             let channel = self
                 .node
-                .create_secure_channel(&self.identifier, way + "listener", self.channel_options())
+                .create_secure_channel(&self.identifier, way + "listener", self.channel_options()?)
                 .await?;
             println!("established");
             way = channel.encryptor_address().clone().into();
@@ -255,19 +328,25 @@ impl Peer {
         }
         let channel = self
             .node
-            .create_secure_channel(&self.identifier, way + "listener", self.channel_options())
+            .create_secure_channel(&self.identifier, way + "listener", self.channel_options()?)
             .await?;
         println!("established");
         let encryptor = channel.encryptor_address().clone();
         Ok((encryptor.clone().into(), Some(encryptor)))
     }
 
-    fn channel_options(&self) -> SecureChannelOptions {
-        let options = SecureChannelOptions::new().with_timeout(self.options.timeout);
-        match &self.options.trust {
-            Some(trusted) => options.with_trust_policy(TrustIdentifierPolicy::new(trusted.clone())),
-            None => options,
+    fn channel_options(&self) -> Result<SecureChannelOptions> {
+        let mut options = SecureChannelOptions::new().with_timeout(self.options.timeout);
+        if let Some(trusted) = &self.options.trust {
+            options = options.with_trust_policy(TrustIdentifierPolicy::new(trusted.clone()));
         }
+        if let Some(authority) = &self.authority {
+            options = options.with_authority(authority.clone());
+        }
+        if let Some(credential) = &self.credential {
+            options = options.with_credential(credential.clone())?;
+        }
+        Ok(options)
     }
 
     /// Start the echoer and the channel listener for messages from these sources; what the channels are as a source.
@@ -275,6 +354,12 @@ impl Peer {
         let mut options = SecureChannelListenerOptions::new();
         if let Some(trusted) = &self.options.trust {
             options = options.with_trust_policy(TrustIdentifierPolicy::new(trusted.clone()));
+        }
+        if let Some(authority) = &self.authority {
+            options = options.with_authority(authority.clone());
+        }
+        if let Some(credential) = &self.credential {
+            options = options.with_credential(credential.clone())?;
         }
         let channels = options.spawner_flow_control_id();
         for source in sources {
@@ -284,7 +369,19 @@ impl Peer {
         for source in sources.iter().chain([&channels]) {
             self.node.flow_controls().add_consumer(&echoer, source);
         }
-        self.node.start_worker(echoer, Echoer)?;
+        match &self.authority {
+            Some(authority) => self.node.start_worker_with_access_control(
+                echoer,
+                Echoer,
+                CredentialAccessControl::new(
+                    &self.options.require,
+                    authority.clone(),
+                    self.node.identities_attributes(),
+                ),
+                AllowAll,
+            )?,
+            None => self.node.start_worker(echoer, Echoer)?,
+        }
         self.node
             .create_secure_channel_listener(&self.identifier, "listener", options)?;
         Ok(channels)
@@ -298,6 +395,14 @@ impl Peer {
         self.tcp
             .create_outlet("outlet", HostnamePort::try_from(target.to_string())?, options)
     }
+}
+
+/// The name and the value in NAME=VALUE.
+fn attribute(text: &str) -> result::Result<(String, String), String> {
+    let (name, value) = text
+        .split_once('=')
+        .ok_or_else(|| format!("{text} is not NAME=VALUE"))?;
+    Ok((name.to_string(), value.to_string()))
 }
 
 /// Sends every text back, and says how long it was.
