@@ -324,6 +324,52 @@ async def test_hub_with_an_identity_serves_only_trusted_peers(tmp_path: Path) ->
             assert_one_clear_error(impostor.complaints, f"the peer is {hub_id}, which is refused")
 
 
+async def test_commands_trust_peers_by_the_credentials_of_an_authority(tmp_path: Path) -> None:
+    with trio.fail_after(60):
+        async with Commands(tmp_path) as commands:
+            vaults = {
+                name: ("--state", tmp_path / f"{name}.vault", "--unencrypted")
+                for name in ("authority", "hub", "bob", "alice", "carol")
+            }
+
+            async def said(name: str, *arguments: str) -> list[str]:
+                command = await commands.start("identity", *arguments, *vaults[name])
+                lines = await command.rest()
+                assert await command.end() == 0, command.complaints
+                return lines
+
+            identifiers = {name: (await said(name, "create"))[0] for name in vaults}
+            (history,) = await said("authority", "export")
+            (tmp_path / "authority.hex").write_text(history + "\n")
+            for name, role in (("bob", "member"), ("alice", "member"), ("carol", "guest")):
+                (credential,) = await said(
+                    "authority", "issue", "--subject", identifiers[name], "--attribute", f"role={role}", "--days", "1"
+                )
+                (added,) = await said(name, "add-credential", credential)
+                assert added.startswith(identifiers["authority"])
+                assert added.endswith(f" role={role}")
+                assert await said(name, "credentials") == [added]
+            by_file = ("--authority", str(tmp_path / "authority.hex"), "--trust-attribute", "role")
+            members = ("--authority", history, "--trust-attribute", "role=member")
+            _, at = await commands.hub("--store", "memory", "--identity", "default", *by_file, *vaults["hub"])
+            to_hub = ("--hub", at, "--hub-identity", identifiers["hub"])
+            bob = await commands.start("bob", *to_hub, *members, *vaults["bob"])
+            to_alice, to_bob, _ = await addresses(bob)
+            alice = await commands.start("alice", *to_hub, *members, *vaults["alice"])
+            carol = await commands.start("alice", *to_hub, *members, *vaults["carol"])
+            for each in (alice, carol):
+                await each.write(to_alice, to_bob, "hello")
+                await each.close_input()
+            assert (await alice.rest())[1:] == ["Alice received an echo: hello"]
+            assert await alice.end() == 0
+            # An initiator hears nothing of its refusal: Carol waits for an echo that never comes.
+            carol.process.kill()
+            assert not [line for line in await carol.rest() if "echo" in line]
+            wrong = await commands.start("bob", *to_hub, "--trust-attribute", "role", *vaults["bob"])
+            assert await wrong.end() == 2
+            assert "--trust-attribute needs --authority" in wrong.complaints
+
+
 async def test_identities_are_made_shown_listed_exported_and_rotated(tmp_path: Path) -> None:
     with trio.fail_after(60):
         async with Commands(tmp_path) as commands:

@@ -2,7 +2,7 @@
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from functools import wraps
+from functools import reduce, wraps
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -14,6 +14,7 @@ from trionode.cli.certificates import Certificates, certificate_options
 from trionode.cli.combine import combine
 from trionode.cli.state import Conversation, State, read_passphrase
 from trionode.cli.terminal import say
+from trionode.cli.trust import Trusted, identifier, trust_options
 from trionode.errors import ConfigError, TrionodeError
 from trionode.identity.identity import Identity
 from trionode.identity.trust import TrustPolicy, trust_everyone, trust_only
@@ -83,9 +84,6 @@ def relay_name(text: str) -> str:
     return text
 
 
-identifier = _option_type(Identifier.parse)
-
-
 def transports(*endpoints: str) -> set[str]:
     """Return the names of the transports of some addresses."""
     return {Address.parse(endpoint).transport for endpoint in endpoints}
@@ -97,7 +95,7 @@ class Client:
 
     hubs: tuple[str, ...]
     hub_identities: tuple[Identifier, ...]
-    trusted: tuple[Identifier, ...]
+    trusted: Trusted
     identity_name: str
     protocol_version: str
     state: State
@@ -118,7 +116,7 @@ class Client:
         If the user named no identifier, print what that means: `without`.
         """
         if self.trusted:
-            return trust_only(*self.trusted)
+            return self.trusted.policy
         say(f"no --trust IDENTIFIER: {without}")
         return trust_everyone
 
@@ -203,28 +201,24 @@ def client_options(
         protocol_version: str,
         state: State,
         certificates: Certificates,
-        trusted: tuple[Identifier, ...] = (),
+        trusted: Trusted | None = None,
         everyone: bool = False,
     ) -> Client:
         if everyone_may is not None and bool(trusted) == everyone:
-            raise click.UsageError(f"give --trust IDENTIFIER, or --trust-everyone to let everyone {everyone_may}")
-        return Client(hubs, hub_identities, trusted, identity_name, protocol_version, state, certificates)
+            raise click.UsageError(
+                f"give --trust IDENTIFIER or --authority, or --trust-everyone to let everyone {everyone_may}"
+            )
+        return Client(hubs, hub_identities, trusted or Trusted(), identity_name, protocol_version, state, certificates)
 
     options = list(_CLIENT_OPTIONS)
     if everyone_may is not None:
         text = f"Let everyone who can connect {everyone_may}."
         options.insert(0, click.option("--trust-everyone", "everyone", is_flag=True, help=text))
+    decorators: list[Callable[[Any], Any]] = [combine("client", make, *options)]
     if trust_help is not None:
-        options.insert(0, trust_option(trust_help))
-    client = combine("client", make, *options)
-    return lambda command: state_options()(certificate_options(dials=True, listens=listens)(client(command)))
-
-
-def trust_option(text: str) -> Callable[[C], C]:
-    """Add --trust, which gives `trusted`."""
-    return click.option(
-        "--trust", "trusted", type=identifier, multiple=True, metavar="IDENTIFIER", help=f"{text} Repeatable."
-    )
+        decorators.append(trust_options(trust_help))
+    decorators += [certificate_options(dials=True, listens=listens), state_options()]
+    return lambda command: reduce(lambda decorated, decorate: decorate(decorated), decorators, command)
 
 
 _CLIENT_OPTIONS = (

@@ -29,6 +29,18 @@ def trust_only(*identifiers: Identifier | str) -> TrustPolicy:
     return trust_those
 
 
+def trust_any(*policies: TrustPolicy) -> TrustPolicy:
+    """Return the policy that trusts a peer if one of these policies does."""
+
+    async def trust_by_one(peer: Peer) -> bool:
+        for policy in policies:
+            if await policy(peer):
+                return True
+        return False
+
+    return trust_by_one
+
+
 async def is_trusted(peer: Peer, trust: TrustPolicy, known_peers: KnownPeers) -> bool:
     """Ask the policy, and then whether the peer's history contradicts what was seen of it before; whoever is refused is logged."""
     if not await trust(peer):

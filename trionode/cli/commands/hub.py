@@ -9,19 +9,18 @@ import click
 import trio
 
 from trionode.cli.certificates import Certificates, certificate_options
-from trionode.cli.options import DEFAULT_ENDPOINT, endpoint, state_options, transports, trust_option
+from trionode.cli.options import DEFAULT_ENDPOINT, endpoint, state_options, transports
 from trionode.cli.runner import run
 from trionode.cli.socket_activation import Listening
 from trionode.cli.state import State
 from trionode.cli.stores import open_store, store_options
 from trionode.cli.terminal import Output, say
+from trionode.cli.trust import Trusted, trust_options
 from trionode.errors import ConfigError, LocalError
 from trionode.identity.identity import Identity
-from trionode.identity.trust import trust_only
 from trionode.net.transport import transport_class
 from trionode.node.closing import close_in_order
 from trionode.node.node import open_node
-from trionode.protocol.identity.identity import Identifier
 from trionode.protocol.rules.access import Access, from_anywhere
 from trionode.protocol.wire.address import Address
 from trionode.protocol.wire.message import Origin
@@ -54,7 +53,7 @@ MAX_FRAME = 128 * 1024
     metavar="NAME",
     help="Serve only through secure channels, as this identity in the file of --state.",
 )
-@trust_option("With --identity: let this identifier use the hub.")
+@trust_options("With --identity: let this identifier use the hub.")
 @certificate_options(dials=False, listens=True)
 @state_options()
 def hub(
@@ -63,7 +62,7 @@ def hub(
     store_spec: str | None,
     store_options: dict[str, object],
     identity_name: str | None,
-    trusted: tuple[Identifier, ...],
+    trusted: Trusted,
     certificates: Certificates,
     state: State,
 ) -> None:
@@ -79,7 +78,7 @@ def hub(
     """
     if not bool(identity_name) == bool(trusted) == (state.path is not None):
         raise click.UsageError(
-            "use --identity NAME, --state PATH and at least one --trust IDENTIFIER together, or none of them"
+            "use --identity NAME, --state PATH and at least one --trust IDENTIFIER or --authority together, or none of them"
         )
     if store_options and store_spec is None:
         raise click.UsageError("--store-option needs --store")
@@ -105,7 +104,7 @@ def hub(
             allow: Access = from_anywhere
             if identity_name:
                 identity = await Identity.load_or_create(vault, identity_name)
-                await node.serve_secure_channels("listener", identity, trust=trust_only(*trusted))
+                await node.serve_secure_channels("listener", identity, trust=trusted.policy)
                 allow = from_channels
                 say(f"this hub is {identity.identifier}: clients give it by --hub-identity")
             service = await node.serve_streams(store, allow=allow)
@@ -139,7 +138,7 @@ def warn_beyond_loopback(bound: Address, *, authenticated: bool, certificates: C
     if ip_address(host.partition("%")[0]).is_loopback:
         return
     if authenticated:
-        access = "only the identifiers of --trust can use it"
+        access = "only peers that --trust or --authority names can use it"
     elif certificates.client_ca_file is not None:
         access = "only clients with a certificate of --client-ca-file can use it"
     else:

@@ -1,6 +1,7 @@
-"""`trionode identity`: create, show, list, export and rotate the identities in a state file."""
+"""`trionode identity`: create, show, list, export and rotate the identities in a state file, and their credentials."""
 
 from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime
 from functools import wraps
 from typing import Any
 
@@ -11,8 +12,13 @@ from trionode.cli.options import state_options
 from trionode.cli.runner import run
 from trionode.cli.state import State
 from trionode.cli.terminal import Output, printable, say
+from trionode.cli.trust import attribute, identifier
+from trionode.errors import ConfigError
+from trionode.identity.attributes import readable
 from trionode.identity.identity import Identity
 from trionode.identity.stored import IdentityVault
+from trionode.protocol.identity.credential import Credential, read_credential
+from trionode.protocol.identity.identity import Identifier
 
 _name = click.argument("name", default="default")
 _classic = click.option(
@@ -100,3 +106,68 @@ async def rotate(vault: IdentityVault, output: Output, *, name: str, revoke_purp
     await loaded.rotate(revoke_purpose_key=revoke_purpose_key)
     say(f"{printable(name)} has a new key: peers that have seen the new history refuse the old key")
     await output.line(str(loaded.identifier))
+
+
+@identity.command()
+@_name
+@click.option(
+    "--subject", type=identifier, required=True, metavar="IDENTIFIER", help="The identity that gets the credential."
+)
+@click.option(
+    "--attribute",
+    "attributes",
+    type=attribute,
+    multiple=True,
+    metavar="NAME=VALUE",
+    help="An attribute of the credential. Repeatable.",
+)
+@click.option(
+    "--days", type=click.FloatRange(min=0, min_open=True), default=30, show_default=True, help="How long it is valid."
+)
+@_with_vault
+async def issue(
+    vault: IdentityVault,
+    output: Output,
+    *,
+    name: str,
+    subject: Identifier,
+    attributes: tuple[tuple[str, str | None], ...],
+    days: float,
+) -> None:
+    """Issue a credential as an authority, and print it in hex.
+
+    The subject stores it with `trionode identity add-credential`. Peers accept it if they know this authority by --authority.
+    """
+    values = {key: value for key, value in attributes if value is not None}
+    if len(values) < len(attributes):
+        raise ConfigError("give each --attribute once, as NAME=VALUE")
+    authority = await Identity.load(vault, name)
+    await output.line(authority.issue_credential(subject, values, lifetime=days * 86_400))
+
+
+@identity.command("add-credential")
+@click.argument("credential")
+@_name
+@_with_vault
+async def add_credential(vault: IdentityVault, output: Output, *, name: str, credential: str) -> None:
+    """Store a credential of an identity, which presents it in all further handshakes.
+
+    CREDENTIAL is the hex text that `trionode identity issue` printed. It replaces an earlier one of the same authority.
+    """
+    loaded = await Identity.load(vault, name)
+    await output.line(_described(await loaded.add_credential(credential)))
+
+
+@identity.command()
+@_name
+@_with_vault
+async def credentials(vault: IdentityVault, output: Output, *, name: str) -> None:
+    """Print each credential of an identity: its issuer, when it expires, and its attributes."""
+    for each in (await Identity.load(vault, name)).credentials:
+        await output.line(_described(read_credential(each)))
+
+
+def _described(credential: Credential) -> str:
+    expiry = datetime.fromtimestamp(credential.expires_at, UTC).isoformat()
+    attributes = [f"{printable(name)}={printable(value)}" for name, value in readable(credential).items()]
+    return " ".join([str(credential.issuer), expiry, *attributes])
