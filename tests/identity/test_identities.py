@@ -290,7 +290,7 @@ async def test_a_classic_identity_known_with_another_history_is_a_conflict(vault
     assert history.identifier == other.identifier
     for _ in range(2):
         await vault.known_peers.check(history)
-    with pytest.raises(IdentityError, match=f"{history.identifier} shows a history that contradicts"):
+    with pytest.raises(IdentityError, match=f"{history.identifier} presents a history that contradicts"):
         await vault.known_peers.check(other)
     await vault.known_peers.check(history)
 

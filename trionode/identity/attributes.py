@@ -1,7 +1,7 @@
 """Trust and access by attributes that an authority's credentials prove (spec §10.2)."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Self
 
 import attrs
@@ -34,29 +34,31 @@ class PeerOrigin(Origin):
         )
 
 
-@attrs.frozen
-class RequiredAttributes:
-    """An authority, and what its credential has to say; a value of None means any value."""
+def has_attributes(credential: Credential, required: Mapping[str, str | None]) -> bool:
+    """Whether a credential has all of these attributes; a value of None means any value."""
+    return _has(credential, _encoded(required))
 
-    authority: ChangeHistory = attrs.field(repr=lambda authority: str(authority.identifier))
-    attributes: Mapping[bytes, bytes | None]
-    schema: int | None
 
-    @classmethod
-    def of(cls, authority: ChangeHistory | str, attributes: Mapping[str, str | None], schema: int | None) -> Self:
-        """Return the requirement in the form in which credentials have it; ConfigError if one of them is unusable."""
-        pairs = {encode(name): None if value is None else encode(value) for name, value in attributes.items()}
-        return cls(authority_history(authority), pairs, schema)
+def _has(credential: Credential, required: Mapping[bytes, bytes | None]) -> bool:
+    proven = credential.attributes
+    return all(name in proven and (value is None or value == proven[name]) for name, value in required.items())
 
-    def are_met(self, peer: Peer) -> bool:
-        """Whether a valid credential of the authority gives the peer all of these attributes."""
-        credential = peer.credential_by(self.authority, int(time.time()))
-        if credential is None or self.schema not in {None, credential.schema}:
-            return False
-        proven = credential.attributes
-        return all(
-            name in proven and (value is None or value == proven[name]) for name, value in self.attributes.items()
-        )
+
+def _encoded(attributes: Mapping[str, str | None]) -> dict[bytes, bytes | None]:
+    return {encode(name): None if value is None else encode(value) for name, value in attributes.items()}
+
+
+def _proves(
+    authority: ChangeHistory | str, attributes: Mapping[str, str | None] | None, schema: int | None
+) -> Callable[[Peer], bool]:
+    """Return the function that says whether a valid credential of the authority gives a peer these attributes."""
+    history, required = authority_history(authority), _encoded(attributes or {})
+
+    def proves(peer: Peer) -> bool:
+        credential = peer.credential_by(history, int(time.time()))
+        return credential is not None and schema in {None, credential.schema} and _has(credential, required)
+
+    return proves
 
 
 def trust_attributes(
@@ -80,10 +82,10 @@ def trust_attributes(
     Raises:
       ConfigError: If `authority` is not a change history that verifies.
     """
-    required = RequiredAttributes.of(authority, attributes or {}, schema)
+    proves = _proves(authority, attributes, schema)
 
     async def trust_those(peer: Peer) -> bool:
-        return required.are_met(peer)
+        return proves(peer)
 
     return trust_those
 
@@ -108,11 +110,11 @@ def from_attributes(
     Raises:
       ConfigError: If `authority` is not a change history that verifies.
     """
-    required = RequiredAttributes.of(authority, attributes or {}, schema)
+    proves = _proves(authority, attributes, schema)
 
     def rule(origin: Origin) -> bool:
         # A relay removes the identifier of an outer channel from the origin: then the peer does not speak for this message.
-        return isinstance(origin, PeerOrigin) and origin.identifier is not None and required.are_met(origin.peer)
+        return isinstance(origin, PeerOrigin) and origin.identifier is not None and proves(origin.peer)
 
     return rule
 

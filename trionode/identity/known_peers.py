@@ -1,4 +1,4 @@
-"""Which histories of peers were seen before, so that one that was rolled back or forked is refused (spec §9.1, §9.2)."""
+"""The histories of peers that were seen before: one that was rolled back or forked is refused (spec §9.1, §9.2)."""
 
 from collections import OrderedDict
 from typing import Protocol
@@ -7,31 +7,38 @@ from trionode.errors import IdentityError
 from trionode.protocol.identity.history import History, Relation, relation
 from trionode.protocol.identity.identity import Identifier
 
-#: Peers remembered: some 50 MB in memory at most, in practice a tenth. Beyond it the one whose history is longest unchanged is forgotten, which
-#: only costs the rollback check of that peer. It takes trusted peers to fill it: the check comes after the trust policy.
+#: Peers to remember: at most some 50 MB in memory, in practice a tenth. Beyond it the peer whose history is longest
+#: unchanged is forgotten, which costs only the rollback check of that peer. Only trusted peers can fill it: the check
+#: comes after the trust policy.
 MAX_KNOWN_PEERS = 65_536
 
 
 class KnownPeers(Protocol):
-    """A memory of peers' histories."""
+    """The known histories of peers."""
 
     async def check(self, history: History) -> None:
-        """Remember a history that is new or newer; IdentityError, and nothing changed, for one that is older or contradicts.
+        """Remember a history that is new or newer.
 
-        A cancelled check has either happened whole or not at all.
+        Args:
+          history: The verified history that a peer has presented.
+
+        Raises:
+          IdentityError: If it is older than the known one or contradicts it. Nothing has changed.
+
+        If cancelled, the check has happened completely or not at all.
         """
         ...
 
 
 class MemoryKnownPeers:
-    """Known peers that are forgotten with the process."""
+    """Known peers in memory (see `KnownPeers`)."""
 
     def __init__(self, bound: int = MAX_KNOWN_PEERS) -> None:
         self._bound = bound
         self._known: OrderedDict[Identifier, History] = OrderedDict()
 
     async def check(self, history: History) -> None:
-        """Remember a history that is new or newer; IdentityError for one that is older or contradicts."""
+        """Remember a history that is new or newer; IdentityError if it is older or contradicts."""
         if not is_news(self._known.get(history.identifier), history):
             return
         self._known[history.identifier] = history
@@ -41,13 +48,13 @@ class MemoryKnownPeers:
 
 
 def is_news(known: History | None, presented: History) -> bool:
-    """Whether the presented history is to be remembered; IdentityError if it is older than the known one or contradicts it."""
+    """Whether to remember the presented history; IdentityError if it is older than the known one or contradicts it."""
     match known and relation(known, presented):
         case None | Relation.NEWER:
             return True
         case Relation.SAME:
             return False
         case Relation.OLDER:
-            raise IdentityError(f"{presented.identifier} shows a history older than the one it showed before")
+            raise IdentityError(f"{presented.identifier} presents a history older than the known one")
         case _:
-            raise IdentityError(f"{presented.identifier} shows a history that contradicts the one it showed before")
+            raise IdentityError(f"{presented.identifier} presents a history that contradicts the known one")

@@ -35,6 +35,10 @@ class ValueKind(Enum):
     #: A node, or an identifier.
     OWNER = auto()
     IDENTIFIER = auto()
+    #: The exported change history of an identity that issues credentials.
+    AUTHORITY = auto()
+    #: A credential in hex.
+    CREDENTIAL = auto()
     #: A name on a node that messages can be addressed to.
     ADDRESS = auto()
     RELAY = auto()
@@ -71,6 +75,7 @@ HostPort = Annotated[str, ValueKind.HOST_PORT]
 NodeName = Annotated[str, ValueKind.NODE]
 IdentifiedNode = Annotated[str, ValueKind.IDENTIFIED_NODE]
 IdentifierText = Annotated[str, ValueKind.IDENTIFIER]
+CredentialText = Annotated[str, ValueKind.CREDENTIAL]
 AddressName = Annotated[str, ValueKind.ADDRESS]
 OwnName = Annotated[str, ValueKind.OWN_NAME]
 StreamName = Annotated[str, ValueKind.STREAM]
@@ -137,6 +142,15 @@ class TrustSpec:
     nodes: Annotated[tuple[IdentifiedNode, ...], Doc("Nodes of this topology whose identities are trusted.")] = field(
         default=(), converter=_texts
     )
+    authority: Annotated[
+        str | None,
+        ValueKind.AUTHORITY,
+        Doc("An identity whose credentials are trusted: its change history, as `trionode identity export` prints it."),
+    ] = None
+    attributes: Annotated[
+        Mapping[str, str],
+        Doc("What that credential must say; `*` stands for any value."),
+    ] = attrs.field(factory=dict, converter=dict)
 
     #: The texts that stand for a whole table.
     KEYWORDS: ClassVar = ("everyone",)
@@ -179,6 +193,17 @@ class AccessSpec:
     nodes: Annotated[tuple[IdentifiedNode, ...], Doc("Nodes of this topology that are allowed beside this node.")] = (
         field(default=(), converter=_texts)
     )
+    authority: Annotated[
+        str | None,
+        ValueKind.AUTHORITY,
+        Doc(
+            "Peers of secure channels with a credential of this identity may too: its change history, as `trionode identity export` prints it."
+        ),
+    ] = None
+    attributes: Annotated[
+        Mapping[str, str],
+        Doc("What that credential must say; `*` stands for any value."),
+    ] = attrs.field(factory=dict, converter=dict)
 
     #: The texts that stand for a whole table.
     KEYWORDS: ClassVar = ("local", "channels", "anyone")
@@ -246,6 +271,10 @@ class IdentitySpec:
             "The expected identifier, so that others can trust the node by its name. It is checked when the node starts."
         ),
     ] = None
+    credentials: Annotated[
+        tuple[CredentialText, ...],
+        Doc("Credentials for it, as `trionode identity issue` prints them; stored when the node starts."),
+    ] = attrs.field(default=(), converter=_texts)
 
 
 @attrs.frozen

@@ -10,6 +10,7 @@ import attrs
 
 from trionode.errors import ConfigError
 from trionode.net.transport import transport_class
+from trionode.topology.credentials import is_held
 from trionode.topology.endpoints import Endpoint, parse_endpoint
 from trionode.topology.spec import AccessSpec, IdentitySpec, NodeSpec, TopologySpec, TrustSpec, ValueKind
 from trionode.topology.types import FieldType, ListOf, Record, Scalar, TableOf, record_of
@@ -55,6 +56,7 @@ class _Swap:
     def __init__(
         self, spec: TopologySpec, transports: Mapping[str, str], store: str | None, vault: str | None, held: ExitStack
     ) -> None:
+        self._spec = spec
         self._transports = transports
         self._store = store
         self._vault = vault
@@ -104,7 +106,12 @@ class _Swap:
             # Peers by name instead of the identifiers that are replaced.
             owners = [self._owners[each] for each in value.identifiers if each in self._owners]
             others = [each for each in value.identifiers if each not in self._owners]
-            return attrs.evolve(value, identifiers=others, nodes=dict.fromkeys((*value.nodes, *owners)))
+            if self._vault is None:
+                return attrs.evolve(value, identifiers=others, nodes=dict.fromkeys((*value.nodes, *owners)))
+            # New identities have no credentials: name the nodes that hold the required one.
+            holders = [name for name, node in self._spec.nodes.items() if is_held(value, node.identity)]
+            nodes = dict.fromkeys((*value.nodes, *owners, *holders))
+            return attrs.evolve(value, identifiers=others, nodes=nodes, authority=None, attributes={})
         if not isinstance(value, NodeSpec):
             return value
         kept = {name: each for name, each in value.transports.items() if self._replacement(name)[0] == name}
@@ -122,7 +129,7 @@ class _Swap:
             return identity
         if self._vault == "memory":
             return IdentitySpec(name=identity.name)
-        return attrs.evolve(identity, vault=_fill(self._vault), identifier=None)
+        return attrs.evolve(identity, vault=_fill(self._vault), identifier=None, credentials=())
 
     def _free_port(self) -> int:
         port: int = self._held.enter_context(socket.create_server(("127.0.0.1", 0))).getsockname()[1]

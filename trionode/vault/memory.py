@@ -1,4 +1,4 @@
-"""A vault that keeps its keys in memory and loses them with the process."""
+"""A vault in memory: its keys end with the process."""
 
 from collections.abc import Sequence
 
@@ -26,7 +26,7 @@ class _Key:
 
 
 class MemoryVault:
-    """Keys in memory (see `trionode.protocol.identity.keys.Vault`); `import_secret` is for tests and for keys that come from elsewhere."""
+    """A vault in memory (see `trionode.protocol.identity.keys.Vault`). Its keys end with the process."""
 
     def __init__(self) -> None:
         self._keys: dict[str, _Key] = {}
@@ -35,11 +35,30 @@ class MemoryVault:
         self.known_peers = MemoryKnownPeers()
 
     def generate(self, kind: KeyKind, *, ephemeral: bool = False) -> KeyHandle:
-        """Return a new random key; an ephemeral one is not in `keys()`."""
+        """Generate a random key.
+
+        Args:
+          kind: What the key is for.
+          ephemeral: Whether `keys` leaves it out.
+
+        Returns:
+          Its handle.
+        """
         return self._keep(kind, nacl.utils.random(SECRET_SIZE), ephemeral=ephemeral)
 
     def import_secret(self, kind: KeyKind, secret: bytes) -> KeyHandle:
-        """Hold a key whose 32 secret bytes are known already; VaultError if they are not 32."""
+        """Store a key with known secret bytes, for tests and for keys from elsewhere.
+
+        Args:
+          kind: What the key is for.
+          secret: 32 bytes: an Ed25519 seed (RFC 8032) or an X25519 scalar (RFC 7748).
+
+        Returns:
+          Its handle.
+
+        Raises:
+          VaultError: If the secret does not have 32 bytes.
+        """
         if len(secret) != SECRET_SIZE:
             raise VaultError(
                 f"a secret of {kind.name} has {SECRET_SIZE} bytes, this one {len(secret)}: give the raw seed or scalar"
@@ -47,21 +66,48 @@ class MemoryVault:
         return self._keep(kind, secret, ephemeral=False)
 
     def sign(self, handle: KeyHandle, data: bytes) -> bytes:
-        """Return the 64-byte Ed25519 signature of `data` by an ED25519 key."""
+        """Sign with Ed25519 (RFC 8032).
+
+        Args:
+          handle: An ED25519 key of this vault.
+          data: What to sign.
+
+        Returns:
+          The signature, 64 bytes.
+
+        Raises:
+          VaultError: If the key is not in this vault, or of another kind.
+        """
         return nacl.bindings.crypto_sign(data, self._secret(handle, KeyKind.ED25519))[: nacl.bindings.crypto_sign_BYTES]
 
     def x25519(self, handle: KeyHandle, public: bytes) -> bytes:
-        """Return the 32-byte shared secret; HandshakeError if `public` is not 32 bytes, or of small order (the secret would be all zero)."""
+        """Agree on a secret by X25519 (RFC 7748).
+
+        Args:
+          handle: An X25519 key of this vault.
+          public: The peer's public key, 32 bytes.
+
+        Returns:
+          The shared secret, 32 bytes.
+
+        Raises:
+          HandshakeError: If `public` does not have 32 bytes, or is a point of small order (the secret would be all zero).
+          VaultError: If the key is not in this vault, or of another kind.
+        """
         secret = self._secret(handle, KeyKind.X25519)
         if len(public) != nacl.bindings.crypto_scalarmult_BYTES:
-            raise HandshakeError("a public key that is not 32 bytes")
+            raise HandshakeError(f"a public key has 32 bytes, this one {len(public)}")
         try:
             return nacl.bindings.crypto_scalarmult(secret, public)
         except SodiumError:
-            raise HandshakeError("a public key of small order") from None
+            raise HandshakeError("the public key is a point of small order") from None
 
     def forget(self, handle: KeyHandle) -> None:
-        """Delete the key; to forget one that is gone already does nothing."""
+        """Delete a key; does nothing if it is gone already.
+
+        Args:
+          handle: The key.
+        """
         self._keys.pop(handle.name, None)
 
     def keys(self) -> Sequence[KeyHandle]:
@@ -83,7 +129,7 @@ class MemoryVault:
     def _secret(self, handle: KeyHandle, kind: KeyKind) -> bytes:
         key = self._keys.get(handle.name)
         if key is None or key.handle != handle:
-            raise VaultError(f"no key {handle.name} in this vault: it was forgotten, or it is another vault's")
+            raise VaultError(f"no key {handle.name} in this vault: it was forgotten, or it belongs to another vault")
         if handle.kind is not kind:
-            raise VaultError(f"this takes a key of kind {kind.name}, {handle.name} is {handle.kind.name}")
+            raise VaultError(f"expected a key of kind {kind.name}, {handle.name} is of kind {handle.kind.name}")
         return key.secret

@@ -89,11 +89,14 @@ def _peers(names: Names, path: KeyPath, spec: TrustSpec | AccessSpec) -> Iterato
     else:
         keyword = None if spec.rule == "named" else spec.rule
         otherwise = 'write "local" for this node alone'
-    has_peers = bool(spec.identifiers or spec.nodes)
+    has_peers = bool(spec.identifiers or spec.nodes or spec.authority)
     if keyword and has_peers:
         yield names.problem(path, f"it is {quoted(keyword)} and has a list of peers: keep one of the two")
     if not keyword and not has_peers and not names.is_broken_within(path):
         yield names.problem(path, f'it has no peers: write nodes = ["bob"] or identifiers = ["I…"], or {otherwise}')
+    if spec.attributes and spec.authority is None and not names.is_broken_within(path):
+        text = "attributes need an authority, whose credentials prove them: write authority as well"
+        yield names.problem((*path, "attributes"), text)
 
 
 def _assertion(names: Names, path: KeyPath, assertion: AssertSpec) -> Iterator[Problem]:

@@ -9,8 +9,10 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, cast
 
 from trionode import workers
-from trionode.errors import IdentityError, LocalError
+from trionode.errors import ConfigError, IdentityError, LocalError
+from trionode.identity.attributes import authority_history
 from trionode.net.plugins import STREAM_STORES, TRANSPORTS
+from trionode.protocol.identity.credential import PresentedCredential, read_credential
 from trionode.protocol.identity.identity import Identifier
 from trionode.protocol.stream.names import valid_stream_name
 from trionode.protocol.wire.address import LOCAL_TYPE, MAX_VALUE, Address, parse_host_port
@@ -175,6 +177,25 @@ def _identifier(names: Names, _path: KeyPath, text: str) -> str | None:
     return None
 
 
+def _authority(_names: Names, _path: KeyPath, text: str) -> str | None:
+    try:
+        authority_history(text)
+    except ConfigError as error:
+        return str(error)
+    return None
+
+
+def _credential(names: Names, path: KeyPath, text: str) -> str | None:
+    try:
+        said = read_credential(PresentedCredential.import_(text))
+    except IdentityError as error:
+        return str(error)
+    expected = names.spec.nodes[node_of(path)].identity.identifier
+    if expected in {None, str(said.subject)}:
+        return None
+    return f"this credential is for {said.subject}; the identifier of this node is {expected}"
+
+
 def _node(names: Names, _path: KeyPath, name: str) -> str | None:
     return None if name in names.nodes else f"there is no node {quoted(name)}; {suggest(name, names.nodes)}"
 
@@ -322,6 +343,8 @@ _CHECKS: Mapping[ValueKind, Callable[[Names, KeyPath, Any], str | None]] = {
     ValueKind.IDENTIFIED_NODE: _identified_node,
     ValueKind.OWNER: _owner,
     ValueKind.IDENTIFIER: _identifier,
+    ValueKind.AUTHORITY: _authority,
+    ValueKind.CREDENTIAL: _credential,
     ValueKind.ADDRESS: _address,
     ValueKind.RELAY: _relay,
     ValueKind.STREAM: _stream,

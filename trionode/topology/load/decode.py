@@ -16,6 +16,8 @@ EXAMPLES: Mapping[ValueKind | None, str] = {
     ValueKind.LISTENING_ENDPOINT: 'a transport address such as "tcp:127.0.0.1:4000"',
     ValueKind.HOST_PORT: 'a host and port such as "127.0.0.1:8080"',
     ValueKind.IDENTIFIER: 'an identifier such as "I0123…", as `trionode identity show` prints it',
+    ValueKind.AUTHORITY: "hex text, as `trionode identity export` prints it",
+    ValueKind.CREDENTIAL: "hex text, as `trionode identity issue` prints it",
     ValueKind.NODE: "the name of a node in quotes",
     ValueKind.IDENTIFIED_NODE: "the name of a node in quotes",
     ValueKind.OBSERVER: 'the name of a node, "network" or "stores"',

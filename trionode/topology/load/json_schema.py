@@ -18,6 +18,8 @@ _PATTERNS: Mapping[ValueKind, str] = {
     ValueKind.LISTENING_ENDPOINT: f"^{_TRANSPORT_ADDRESS}$",
     ValueKind.HOST_PORT: r"^.+:[0-9]{1,5}$",
     ValueKind.IDENTIFIER: f"^{_IDENTIFIER}$",
+    ValueKind.AUTHORITY: "^([0-9a-f]{2})+$",
+    ValueKind.CREDENTIAL: "^([0-9a-f]{2})+$",
     ValueKind.STREAM: f"^{_STREAM}$",
     ValueKind.RELAY: r"^[A-Za-z0-9_.-]{1,64}$",
     ValueKind.NODE_NAME: r"^[A-Za-z0-9_.-]{1,64}$",

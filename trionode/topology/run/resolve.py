@@ -9,7 +9,8 @@ from types import TracebackType
 from typing import Any, cast
 
 from trionode import workers
-from trionode.identity.trust import TrustPolicy, trust_everyone, trust_only
+from trionode.identity.attributes import from_attributes, trust_attributes
+from trionode.identity.trust import TrustPolicy, trust_any, trust_everyone, trust_only
 from trionode.protocol.identity.identity import Identifier
 from trionode.protocol.rules.access import (
     Access,
@@ -21,6 +22,7 @@ from trionode.protocol.rules.access import (
 )
 from trionode.protocol.wire.route import Route
 from trionode.routing.mailbox import Mailbox, Worker
+from trionode.topology.credentials import wanted
 from trionode.topology.endpoints import parse_endpoint
 from trionode.topology.errors import KeyPath, Problem, SpecError, dotted_keys, quoted, suggest
 from trionode.topology.run.startup_order import routes_of
@@ -50,12 +52,22 @@ def resolve_access(spec: AccessSpec, known: Identifiers) -> Access:
     if spec.rule in ACCESS_RULES:
         return ACCESS_RULES[spec.rule]
     allowed = frozenset(each.value for each in resolve_identifiers(spec, known))
-    return partial(is_local_or_named, identifiers=allowed)
+    named: Access = partial(is_local_or_named, identifiers=allowed)
+    if spec.authority is None:
+        return named
+    proven = from_attributes(spec.authority, wanted(spec))
+    return lambda origin: named(origin) or proven(origin)
 
 
 def resolve_trust(spec: TrustSpec, known: Identifiers) -> TrustPolicy:
     """Return the trust policy of a spec."""
-    return trust_everyone if spec.everyone else trust_only(*resolve_identifiers(spec, known))
+    if spec.everyone:
+        return trust_everyone
+    identifiers = resolve_identifiers(spec, known)
+    policies = [trust_only(*identifiers)] if identifiers else []
+    if spec.authority is not None:
+        policies.append(trust_attributes(spec.authority, wanted(spec)))
+    return trust_any(*policies)
 
 
 def resolve_worker(spec: WorkerSpec, path: KeyPath, sends: Sequence[Callable[[], Route]]) -> Worker:

@@ -7,7 +7,7 @@ from contextlib import AsyncExitStack
 import attrs
 import trio
 
-from trionode.errors import ConfigError, LocalError
+from trionode.errors import ConfigError, IdentityError, LocalError, VaultError
 from trionode.identity.identity import Identity
 from trionode.identity.stored import IdentityVault
 from trionode.net.transport import Transport, load_transport
@@ -73,6 +73,11 @@ async def _identity(node: str, spec: IdentitySpec, stack: AsyncExitStack) -> Ide
     identity = await Identity.load_or_create(vault, spec.name)
     if spec.identifier is not None:
         await _check_identifier(node, spec, identity, Identifier.parse(spec.identifier))
+    for index, credential in enumerate(spec.credentials):
+        try:
+            await identity.add_credential(credential)
+        except (IdentityError, VaultError) as error:
+            raise SpecError([Problem(("nodes", node, "identity", "credentials", index), str(error))]) from error
     return identity
 
 

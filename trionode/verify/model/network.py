@@ -14,6 +14,7 @@ from trionode.protocol.stream.names import is_capability
 from trionode.protocol.wire.address import Address
 from trionode.protocol.wire.route import MAX_HOPS
 from trionode.routing.router import MAX_DELIVERIES
+from trionode.topology.credentials import is_held
 from trionode.topology.endpoints import Endpoint, parse_endpoint
 from trionode.topology.run.resolve import ACCESS_RULES
 from trionode.topology.spec import AccessSpec, NodeSpec, TopologySpec, TrustSpec
@@ -161,7 +162,9 @@ class SymbolicNetwork:
         return f"node {name}" if identity.vault == "memory" else f"{identity.vault} {identity.name}"
 
     def _identities(self, spec: AccessSpec | TrustSpec) -> frozenset[str]:
-        return frozenset(spec.identifiers) | {self.identity_of(each) for each in spec.nodes if each in self.spec.nodes}
+        named = {self.identity_of(each) for each in spec.nodes if each in self.spec.nodes}
+        proven = {self.identity_of(each) for each, node in self.spec.nodes.items() if is_held(spec, node.identity)}
+        return frozenset(spec.identifiers) | named | proven
 
     def node_of(self, identity: str) -> str:
         """Return the name of the first node with an identity; the identity itself if there is none."""
@@ -172,11 +175,12 @@ class SymbolicNetwork:
     ) -> SymbolicEntry:
         """Return an entry with the access rule of a spec."""
         named = partial(is_local_or_named, identifiers=self._identities(access))
+        proven = [f"peers with the attributes {dict(access.attributes)}"] if access.authority is not None else []
         admits = {
             "local": "this node only",
             "channels": "this node and peers with a secure channel",
             "anyone": "everyone",
-            "named": f"this node and the secure channels of {', '.join((*access.nodes, *access.identifiers))}",
+            "named": f"this node and the secure channels of {', '.join((*access.nodes, *access.identifiers, *proven))}",
         }[access.rule]
         return SymbolicEntry(kind, hop, ACCESS_RULES.get(access.rule, named), admits)
 
