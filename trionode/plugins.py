@@ -3,12 +3,11 @@
 from trionode.errors import ConfigError, ConnectionLost, LocalError, MessageTooLargeError, RemoteError, WireError
 from trionode.log import LogThrottle, log, sanitize
 from trionode.net.backoff import Backoff, reconnect
-from trionode.net.byte_stream import ByteStream, TCPStream, drain
+from trionode.net.byte_stream import ByteStream, drain
 from trionode.net.connections import close_on_error, connect_byte_stream, serve_byte_streams
 from trionode.net.endpoint import AddressParts, Exposure, parse_host_port_path
-from trionode.net.sockets import PendingHandshakes, join_host_port, open_listeners, reason_of
+from trionode.net.sockets import join_host_port, open_listeners, reason_of
 from trionode.net.tls import TLSContexts, client_context, reason_of_tls, server_context
-from trionode.net.tls_stream import TLSStream
 from trionode.net.transport import Link, Transport
 from trionode.protocol.stream.messages import MAX_RECORD, Record
 from trionode.protocol.stream.names import uuid7_hex, uuid7_milliseconds, valid_stream_name
@@ -50,7 +49,6 @@ __all__ = [
     "LogThrottle",
     "MemoryChannel",
     "MessageTooLargeError",
-    "PendingHandshakes",
     "Position",
     "ProtocolVersion",
     "Push",
@@ -59,9 +57,7 @@ __all__ = [
     "StoreError",
     "StoreInfo",
     "Stored",
-    "TCPStream",
     "TLSContexts",
-    "TLSStream",
     "Transport",
     "UnknownStreamError",
     "WireError",
