@@ -43,7 +43,7 @@ async def test_hub_bob_and_alice_talk_over_tls_and_a_missing_certificate_is_a_cl
             await alice.write("first")
             assert await alice.line() == "Alice received an echo: first"
             assert await stranger.end() == 1
-            assert "demands a certificate: give one with the options certificate and key" in stranger.complaints
+            assert "demands a certificate: set the options certificate and key" in stranger.complaints
 
             renew(own, authority.sign())
             hub.process.send_signal(signal.SIGHUP)
@@ -82,7 +82,7 @@ async def test_wrong_tls_options_are_one_clear_error(tmp_path: Path) -> None:
     authority = Authority(tmp_path)
     listen = ("hub", "--store", "memory", "--listen", "tls:127.0.0.1:0")
     wrong = (
-        ((*listen,), "without a certificate: give the option certificate, and key"),
+        ((*listen,), "without a certificate: set the option certificate, and key"),
         ((*listen, "--certificate", authority.path), "there is no private key in"),
         (
             ("bob", "--ca-file", authority.path),
