@@ -719,6 +719,7 @@ async def open_node(
         node = Node(nursery, opened, MemoryVault() if vault is None else vault, forwards=forwards)
         try:
             yield node
+            node._router.is_ending = True
             await node.aclose_links()
         finally:
             node._links.is_closed = True

@@ -76,7 +76,8 @@ class HubConnection:
                 finally:
                     self.path = ()
                     self._router.forget(path[0], self._scope.cancel)  # the link may live on
-            lost()
+            if not self._router.is_ending:
+                lost()
             # The same hub again, since it may only have restarted; the next one if this one never answered, or no
             # longer does.
             self._turn += self._next_hub or not self.has_answered

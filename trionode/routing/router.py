@@ -37,7 +37,7 @@ def random_address() -> Encoded:
 class Router:
     """Delivers messages to hops by the first address of their onward route."""
 
-    __slots__ = ("_close_callbacks", "_prefixes", "_table", "counters")
+    __slots__ = ("_close_callbacks", "_prefixes", "_table", "counters", "is_ending")
 
     def __init__(self) -> None:
         self._table: dict[Encoded, Entry] = {}
@@ -45,6 +45,8 @@ class Router:
         self._close_callbacks: dict[Encoded, dict[Callable[[], None], None]] = {}
         #: Messages dropped, by reason.
         self.counters: Counters = Counters()
+        #: Whether the node is closing its links, so a lost link is no event to log.
+        self.is_ending = False
 
     def register(self, address: Encoded, hop: Hop, *, allow: Access, limit: int | None = None) -> None:
         """Put a hop behind an address; AddressInUseError if it is taken.
