@@ -43,7 +43,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
     parser.addini(
         _GATE_FOR_ALL,
-        "check every test as the fixture `leak_gate` does: it leaves no task, thread, process or open file, and shows no secret",
+        "check every test as `leak_gate` does: it leaves no task, thread, process or open file, and shows no secret",
         type="bool",
         default=False,
     )
@@ -70,7 +70,8 @@ def pytest_configure(config: pytest.Config) -> None:
     """Register the marker for --strict-markers."""
     config.addinivalue_line(
         "markers",
-        f"{_GATE}: fail if the test leaves a task, thread, process or open file behind, or shows a secret; {_GATE}(False): do not check",
+        f"{_GATE}: fail if the test leaves a task, thread, process or open file behind, or shows a secret; "
+        f"{_GATE}(False): do not check",
     )
 
 
@@ -103,7 +104,10 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
 
 @pytest.fixture
 def network(request: pytest.FixtureRequest) -> "FaultyNetwork":
-    """A network in memory with faults. Its seed is --trionode-seed, or the parameter if the test is parametrized by it."""
+    """A network in memory with faults.
+
+    Its seed is --trionode-seed, or the parameter if the test is parametrized by it.
+    """
     from trionode.testing import FaultyNetwork  # noqa: PLC0415
 
     return FaultyNetwork(getattr(request, "param", request.config.option.trionode_seed))
@@ -138,7 +142,10 @@ def topology(request: pytest.FixtureRequest) -> "Topologies":
 
 @pytest.fixture
 def virtual_time(request: pytest.FixtureRequest) -> "MockClock":
-    """Trio's autojump clock. It runs in real time if --trionode-swap uses a transport or store outside of the process."""
+    """Trio's autojump clock.
+
+    It runs in real time if --trionode-swap uses a transport or store outside of the process.
+    """
     import trio.testing  # noqa: PLC0415
 
     if set(_all_swaps(request.config).values()) <= {"loopback", "memory"}:
@@ -148,7 +155,10 @@ def virtual_time(request: pytest.FixtureRequest) -> "MockClock":
 
 @pytest.fixture
 def leak_gate(request: pytest.FixtureRequest) -> "Leaks":
-    """Fail the test if it leaves a task, thread, process or open file, or shows a secret; `leak_gate.add_secret` adds one."""
+    """Fail the test if it leaves a task, thread, process or open file, or shows a secret.
+
+    `leak_gate.add_secret` adds a secret.
+    """
     from trionode_pytest.gate import LeakGate  # noqa: PLC0415
 
     gate = request.config.pluginmanager.get_plugin(LeakGate.NAME)

@@ -89,7 +89,7 @@ def _describe_thread(thread: threading.Thread) -> str:
 
 
 def _where(code: CodeType | None, frame: FrameType | None) -> str:
-    """Return which function runs and at which line it is, if known: the innermost line that is not of an installed package."""
+    """Return which function runs and where it is, if known: the innermost line outside of installed packages."""
     text = f", which runs {code.co_qualname} ({code.co_filename}:{code.co_firstlineno})" if code else ""
     own = frame
     while own is not None and own.f_code.co_filename.startswith((sys.prefix, sys.base_prefix)):

@@ -1,4 +1,4 @@
-"""Finds secrets in what a test has printed and logged: those that vaults and channels make, and those that a test names."""
+"""Finds secrets in a test's output and log: those that vaults and channels make, and those that a test names."""
 
 import base64
 from collections.abc import Iterator
@@ -24,7 +24,8 @@ def encodings(secret: bytes) -> dict[str, str]:
         "bytes in decimal": str(list(secret))[1:-1],
         "as Python shows bytes": repr(secret)[2:-1],
     }
-    # In base64 the secret may start anywhere in a longer value: the characters that depend on its neighbours are cut off.
+    # In base64 the secret may start anywhere in a longer value: the characters that depend on its neighbours are cut
+    # off.
     for shift in range(3):
         encoded = base64.b64encode(bytes(shift) + secret)
         forms[f"base64, {shift} bytes in"] = encoded[4 * (shift > 0) : len(encoded) // 4 * 4 - 4].decode()
@@ -71,7 +72,10 @@ class Secrets:
             self.noted.append(Secret(what, value))
 
     def start(self) -> None:
-        """Note every secret that vaults and channels make from now on, until `stop`. It patches where each of them arises."""
+        """Note every secret that vaults and channels make from now on, until `stop`.
+
+        It patches where each of them arises.
+        """
         add_key, agree, open_file, cipher = MemoryVault._keep, MemoryVault.x25519, SqliteVault.__init__, AESGCM  # noqa: SLF001  # every key passes here
 
         def note_key(vault: MemoryVault, kind: KeyKind, secret: bytes, *, ephemeral: bool) -> KeyHandle:

@@ -10,7 +10,8 @@ import trio
 
 from trionode.errors import ConfigError
 
-#: Seconds that a frame waits to be overtaken. Then it is delivered: to lose the last frame of a link would be another fault.
+#: Seconds that a frame waits to be overtaken. Then it is delivered: to lose the last frame of a link would be another
+#: fault.
 OVERTAKEN_WITHIN = 1.0
 
 Number = TypeVar("Number", int, float)
@@ -189,7 +190,10 @@ def _now() -> float:
 
 @attrs.frozen
 class Event:
-    """Something that the network did. Events are equal if the same happened to the same frame, links or node, at any time."""
+    """Something that the network did.
+
+    Events are equal if the same happened to the same frame, links or node, at any time.
+    """
 
     #: drop, duplicate, reorder, delay, corrupt, replace; cut, partition, heal; crash, restart.
     what: str

@@ -1,4 +1,4 @@
-"""The links of a faulty network: frames with a time at which each may be received, in place of tasks that carry them."""
+"""The links of a faulty network. No task carries frames: each has a time at which it may be received."""
 
 import heapq
 import itertools

@@ -1,4 +1,4 @@
-"""A network in memory with faults: it knows its nodes, and does to frames, links and nodes what a hostile or broken network would."""
+"""A network in memory that can harm frames, links and nodes as a hostile or broken network would."""
 
 import itertools
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
@@ -112,7 +112,9 @@ class FaultyTransport(Transport):
 
 
 class FaultyNetwork:
-    """A network in memory. Nodes meet at `loopback:NAME`, each with its own transport: `open_node(network.transport("alice"))`.
+    """A network in memory with faults.
+
+    Nodes meet at `loopback:NAME`, each with its own transport: `open_node(network.transport("alice"))`.
 
     `network.set_faults(Faults(drop=0.1), sender="alice")` sets the faults of a direction for all frames that are sent
     from then on. The seed, the names of the nodes and the numbers of link and frame decide which frames they hit: the

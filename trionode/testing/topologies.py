@@ -1,4 +1,4 @@
-"""Topologies for tests: loaded from their files, moved to other transports and stores, and run for the length of a block."""
+"""Topologies for tests: loaded from files, moved to other transports and stores, and run for the length of a block."""
 
 import secrets
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
@@ -50,8 +50,8 @@ class Topologies:
 
         Args:
           topology: A spec, a file, or several files.
-          network: Takes the place of all transports. Its nodes have the names of the topology. Without it, nodes meet on
-            loopback in a network of their own.
+          network: Takes the place of all transports. Its nodes have the names of the topology. Without it, nodes
+            meet on loopback in a network of their own.
           store: The store that takes the place of every other, as in `trionode.topology.swap`. `kafka` is the broker of
             the run, `sqlite` a file of the test.
           transports: The transports that take the place of others, such as `tcp="loopback"`; `kafka` as for stores.

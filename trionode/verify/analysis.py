@@ -1,4 +1,4 @@
-"""The analysis of a topology, from which findings and verdicts follow: its flows with their paths, and what is reachable from outside."""
+"""The analysis of a topology: its flows with their paths, and what is reachable from outside."""
 
 import attrs
 

@@ -99,8 +99,8 @@ def _of_flow(analysis: Analysis, flow: Flow, assertion: AssertSpec) -> Iterator[
     reached = None if receiver is None else analysis.reachability.reach(*receiver, bare=False)
     if assertion.no_injection_by and reached is not None:
         yield Violation(
-            f"{reached.node}/{reached.address}, where {flow.name} arrives, accepts messages of any unauthenticated peer "
-            f"{reached.manner}, so of {', '.join(assertion.no_injection_by)} too",
+            f"{reached.node}/{reached.address}, where {flow.name} arrives, accepts messages of any "
+            f"unauthenticated peer {reached.manner}, so of {', '.join(assertion.no_injection_by)} too",
             reached.trace,
         )
 

@@ -1,4 +1,4 @@
-"""The path of a message through a topology: who carries it, what each observer sees and can do, and whether an answer comes back."""
+"""The path of a message: its observers, what each sees and can do, and whether an answer comes back."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
@@ -336,7 +336,8 @@ def _would_trust(network: SymbolicNetwork, observer: Observer, sealed: Sealed) -
     identity = network.nodes[observer.name].identity if observer.kind == "node" else f"{RANDOM}anybody"
     if not network.trusts(channel.spec.trust, identity):
         return False
-    # The responder answers the peer that opened the channel. To stand between the two, the observer needs its trust too.
+    # The responder answers the peer that opened the channel. To stand between the two, the observer needs its trust
+    # too.
     return sealed.by == channel.initiator or network.trusts(channel.listener_spec.trust, identity)
 
 
@@ -358,7 +359,7 @@ def _injection(network: SymbolicNetwork, trail: Sequence[Step], index: int, outc
 
 
 def without_channels(message: SymbolicMessage) -> SymbolicMessage | None:
-    """Return a message like this one as an observer without keys can make it: without channels, all addresses in the clear.
+    """Return a message like this one without channels, as an observer without keys can make it.
 
     It leaves out random addresses that only the ends of a channel know: they lead nowhere that names do not lead.
     None if the last address is one of them.

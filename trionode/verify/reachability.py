@@ -11,7 +11,8 @@ from trionode.topology.spec import InletSpec
 from trionode.verify.model.messages import RANDOM, Clear, Outcome, Record, Step, SymbolicMessage, SymbolicOrigin
 from trionode.verify.model.network import CannotOpenError, SymbolicNetwork
 
-#: An address that no node has. The peer sends to it through each link, relay and stream to see which node drops the message.
+#: An address that no node has. The peer sends to it through each link, relay and stream to see which node drops the
+#: message.
 PROBE = f"{RANDOM}probe"
 #: The identity of the peer where a listener trusts everyone.
 ANYBODY = f"{RANDOM}anybody"

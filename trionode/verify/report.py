@@ -106,7 +106,9 @@ class Report:
 
 
 def verify(spec: TopologySpec) -> Report:
-    """Prove what each observer of a topology sees and can do. It starts nothing, resolves no name and opens no connection.
+    """Prove what each observer of a topology sees and can do.
+
+    It starts nothing, resolves no name and opens no connection.
 
     Args:
       spec: A topology in which `check_spec` finds no problem, as `load_topology` returns it.

@@ -1,4 +1,4 @@
-"""What cannot work in a topology: flows that do not arrive, what cannot be opened, unknown addresses, conflicting claims."""
+"""What cannot work: flows that do not arrive, what cannot be opened, unknown addresses, conflicting claims."""
 
 from collections.abc import Iterator, Sequence
 
@@ -132,7 +132,7 @@ def _addresses(network: SymbolicNetwork) -> Iterator[Finding]:
             where: KeyPath = ("nodes", node.name, *(() if link.key is None else ("links", link.key)))
             if listeners:
                 names = " or ".join(listeners)
-                text = f"{address}, to which {node.name} connects, can be {names}: each listens on all addresses of its machine"
+                text = f"{address}, to which {node.name} connects, can be {names}: each listens on all its addresses"
                 yield kinds.AMBIGUOUS_ADDRESS.at(where, text)
             else:
                 text = (

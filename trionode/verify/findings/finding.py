@@ -7,7 +7,8 @@ import attrs
 
 from trionode.topology.errors import KeyPath, Problem, dotted_keys
 
-#: error: it cannot work as written. warning: others can see, send or cause something, or something is missing. note: worth knowing.
+#: error: it cannot work as written. warning: others can see, send or cause something, or something is missing. note:
+#: worth knowing.
 Severity = Literal["error", "warning", "note"]
 _SEVERITIES: Sequence[Severity] = ("error", "warning", "note")
 

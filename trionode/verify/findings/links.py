@@ -1,4 +1,4 @@
-"""Links between forwarding nodes: rings in which readers can wait for each other, and links that drop messages without need."""
+"""Links between forwarding nodes: rings in which readers can wait for each other, and needless drops."""
 
 from collections.abc import Iterator
 

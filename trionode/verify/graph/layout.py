@@ -14,7 +14,8 @@ from trionode.verify.paths import Observation, clients_of
 from trionode.verify.render import can, sees
 from trionode.verify.report import Report
 
-#: What a box or edge does for the flows: it is an end of one, reads what is not meant for it, carries ciphertext, carries nothing, or
+#: What a box or edge does for the flows: it is an end of one, reads what is not meant for it, carries ciphertext,
+#: carries nothing, or
 #: is not described in the topology.
 Role = Literal["end", "reads", "carries", "idle", "outside"]
 BoxKind = Literal["node", "store", "outsider"]
@@ -171,7 +172,7 @@ def _box(report: Report, name: str, kind: BoxKind, offers: tuple[str, ...] = ())
 
 
 def _columns(report: Report, boxes: dict[str, Box], edges: Sequence[Edge]) -> tuple[tuple[Box, ...], ...]:
-    """Put each box into a column: right of the boxes before it in a flow, or next to its neighbours if it is in no flow."""
+    """Put each box into a column: right of those before it in a flow, or next to its neighbours without a flow."""
     column = _ranks(report)
     _place_neighbours(column, boxes, edges)
     rows = [[name for name in boxes if column[name] == each] for each in range(max(column.values(), default=0) + 1)]

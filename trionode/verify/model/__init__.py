@@ -1,1 +1,1 @@
-"""A network of a topology without bytes, sockets and time: nodes deliver symbolic messages by the same rules as running nodes."""
+"""A symbolic network without bytes, sockets and time. Its nodes deliver by the same rules as running nodes."""

@@ -1,4 +1,4 @@
-"""Secure channels without cryptography: handshakes that follow their routes there and back, then encryptors and decryptors.
+"""Secure channels without cryptography: handshakes along their routes, then encryptors and decryptors.
 
 It models trionode/channel/secure_channel.py and trionode/channel/listener.py.
 """

@@ -8,7 +8,8 @@ import attrs
 from trionode.topology.endpoints import Endpoint
 from trionode.topology.spec import ChannelListenerSpec, ChannelSpec
 
-#: The first character of addresses that cannot be guessed: a running node makes them of 128 random bits. No name in a spec has it.
+#: The first character of addresses that cannot be guessed: a running node makes them of 128 random bits. No name in a
+#: spec has it.
 RANDOM = "#"
 #: The address at which the sender of a flow waits for an answer.
 ANSWERS = "#answers"
@@ -19,7 +20,10 @@ ANSWERS = "#answers"
 
 @attrs.frozen
 class SymbolicOrigin:
-    """What a node knows of a message's origin, like `trionode.protocol.wire.message.Origin`. Names stand for identifiers."""
+    """What a node knows of a message's origin, like `trionode.protocol.wire.message.Origin`.
+
+    Names stand for identifiers.
+    """
 
     link: str | None = None
     stream: str | None = None

@@ -189,7 +189,7 @@ class SymbolicNetwork:
         return trust.everyone or identity in self._identities(trust)
 
     def listeners_at(self, endpoint: Endpoint) -> list[str]:
-        """Return the nodes that an address can reach: the one that listens on exactly it, or all whose listeners take it."""
+        """Return the nodes that an address can reach: the one that listens on exactly it, or all that could take it."""
         exactly = [name for at, name in self._listeners if at == endpoint]
         return exactly or [name for at, name in self._listeners if at.takes(endpoint)]
 

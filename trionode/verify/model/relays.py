@@ -1,6 +1,6 @@
 """Relays without time: the names of a hub, return paths, and the relay of a node.
 
-It models trionode/relay/service.py, trionode/relay/return_path.py and trionode/relay/client.py, and calls the same rules.
+It models trionode/relay/service.py, return_path.py and client.py there, and calls the same rules.
 """
 
 from functools import partial
@@ -98,7 +98,8 @@ class RelayService:
         hub, limits = self._node.name, self._limits
         return {
             Refusal.NAME_TAKEN: f"the relay {name} at {hub} belongs to another client",
-            Refusal.HUB_FULL: f"{hub} allows {limits.relays} relays in all, and this is one more (relay_service.limits.relays)",
+            Refusal.HUB_FULL: f"{hub} allows {limits.relays} relays in all, and this is one more "
+            f"(relay_service.limits.relays)",
             Refusal.CLIENT_FULL: f"{hub} allows a client {limits.relays_per_client} relays, and this is one more "
             f"(relay_service.limits.relays_per_client)",
         }[refusal]
