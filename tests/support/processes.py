@@ -97,7 +97,7 @@ class Commands:
     ) -> Running:
         """Start `trionode` with arguments, or another program of Python's; with pipes, or at a terminal."""
         complaints = self.folder / f"stderr.{len(self._running)}"
-        # A session of its own: a passphrase is not asked for at the terminal of whoever runs the tests.
+        # A session of its own, so that no passphrase prompt reaches the terminal of the test run.
         with complaints.open("wb") as file:
             process = await trio.lowlevel.open_process(
                 [sys.executable, *program, *arguments],

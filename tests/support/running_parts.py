@@ -69,7 +69,7 @@ async def running(
 
 
 class Counting(Loopback):
-    """A network that counts who is dialled, and can be told to let nobody through."""
+    """A network that counts connections, and can refuse them all."""
 
     name: ClassVar[str] = "loopback"
 
