@@ -67,7 +67,7 @@ async def test_messages_pass_both_ways_over_tcp() -> None:
 
 
 @pytest.mark.parametrize(("outer", "inner"), [("current", "classic"), ("classic", "current"), ("classic", "classic")])
-async def test_a_channel_in_a_channel_may_be_of_another_generation(
+async def test_channel_in_a_channel_can_have_another_protocol_version(
     outer: str, inner: str, autojump_clock: trio.testing.MockClock
 ) -> None:
     async with open_parties("a hub", protocol_version=outer) as parties:
@@ -85,7 +85,7 @@ async def test_a_channel_in_a_channel_may_be_of_another_generation(
 
 
 @pytest.mark.parametrize(("speaks", "answers"), [("classic", "current"), ("current", "classic")])
-async def test_a_listener_is_silent_to_the_generation_that_it_was_not_told_threat_11(
+async def test_listener_is_silent_to_other_protocol_versions_threat_11(
     speaks: str, answers: str, autojump_clock: trio.testing.MockClock
 ) -> None:
     tap = Wiretap(Loopback())
@@ -101,7 +101,7 @@ async def test_a_listener_is_silent_to_the_generation_that_it_was_not_told_threa
         assert {CURRENT.decode(frame)[0][-1] for frame in tap.held} == {local("listener")}
 
 
-async def test_one_listener_answers_both_generations_at_once(autojump_clock: trio.testing.MockClock) -> None:
+async def test_one_listener_answers_both_protocol_versions(autojump_clock: trio.testing.MockClock) -> None:
     async with open_parties("a hub", protocol_versions=PROTOCOL_VERSIONS) as parties:
         channels = [
             await parties.alice.open_secure_channel(
@@ -207,7 +207,7 @@ async def test_an_initiator_that_gives_up_leaves_nothing_behind(autojump_clock: 
 # -- routes that end at the channel, and the end of the channel -------------------------------------------------------------------------
 
 
-async def test_a_message_for_nobody_behind_the_channel_is_never_sent(autojump_clock: trio.testing.MockClock) -> None:
+async def test_message_that_ends_at_the_channel_is_not_sent(autojump_clock: trio.testing.MockClock) -> None:
     async with open_parties(protocol_version="classic") as parties:
         alices, bobs = await parties.open()
         before = alices._hops.cipher.session._next, bobs._hops.cipher.session._next
@@ -224,7 +224,7 @@ async def test_a_message_for_nobody_behind_the_channel_is_never_sent(autojump_cl
         assert bobs.refused == 0
 
 
-async def test_a_message_for_nobody_behind_the_channel_is_dropped_and_counted(
+async def test_received_message_that_ends_at_the_channel_is_dropped_and_counted(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     async with open_parties(protocol_version="classic") as parties:
@@ -278,7 +278,7 @@ async def test_closing_ends_this_side_alone_and_there_is_nothing_to_refresh(
         assert parties.alice.counters == {DropReason.UNKNOWN_ADDRESS: 1}
 
 
-async def test_the_route_of_a_responder_follows_nobody_threat_20(autojump_clock: trio.testing.MockClock) -> None:
+async def test_route_of_a_classic_responder_stays_threat_20(autojump_clock: trio.testing.MockClock) -> None:
     tap = Wiretap(Loopback())
     async with open_parties("a hub", tap=tap, protocol_version="classic") as parties:
         alices, bobs = await parties.open()

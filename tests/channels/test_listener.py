@@ -136,7 +136,7 @@ async def test_a_policy_that_takes_too_long_is_ended_and_means_no(autojump_clock
         assert not parties.bob_handler.messages
 
 
-async def test_peers_about_whom_we_decide_are_bounded_and_give_way_to_nobody_threat_17(
+async def test_peers_that_await_the_trust_decision_are_bounded_and_not_dropped_threat_17(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     decide = trio.Event()

@@ -342,7 +342,7 @@ async def test_a_thousand_channels_leave_nothing_behind_threat_18(autojump_clock
         assert not parties.listener._pending
 
 
-async def test_channels_that_ended_leave_their_link_nobody_to_tell_threat_18(
+async def test_ended_channels_leave_no_close_callbacks_threat_18(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     async with open_parties() as parties:

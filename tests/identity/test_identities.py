@@ -158,7 +158,7 @@ async def test_a_rotation_changes_the_key_and_nothing_that_peers_call_us(vault: 
     IdentityPayload.decode(again.payload().encode()).verify(alice.purpose_key.public, now)
 
 
-async def test_of_two_programs_that_rotate_one_identity_the_second_is_told(vault: IdentityVault) -> None:
+async def test_second_of_two_programs_that_rotate_one_identity_gets_an_error(vault: IdentityVault) -> None:
     await Identity.create(vault)
     one, two = await Identity.load(vault), await Identity.load(vault)
     await one.rotate()
@@ -194,10 +194,10 @@ async def test_an_exported_identity_is_imported_where_its_key_is() -> None:
     assert (await Identity.load(vault, "alice")).purpose_key == alice.purpose_key
 
 
-# The classic face
+# The classic identity
 
 
-async def test_an_identity_has_one_classic_face_which_is_kept(vault: IdentityVault) -> None:
+async def test_identity_has_one_classic_identity_which_is_stored(vault: IdentityVault) -> None:
     alice = await Identity.create(vault, "alice")
     classic = await alice.classic()
     assert str(classic.identifier).startswith("P")
@@ -210,7 +210,7 @@ async def test_an_identity_has_one_classic_face_which_is_kept(vault: IdentityVau
 
 
 @pytest.mark.parametrize("revoke", [False, True])
-async def test_a_rotation_keeps_the_classic_face(vault: IdentityVault, revoke: bool) -> None:
+async def test_rotation_keeps_the_classic_identity(vault: IdentityVault, revoke: bool) -> None:
     alice = await Identity.create(vault)
     classic = await alice.classic()
     await alice.rotate(revoke_purpose_key=revoke)
@@ -219,7 +219,7 @@ async def test_a_rotation_keeps_the_classic_face(vault: IdentityVault, revoke: b
     assert len(vault.keys()) == 3
 
 
-async def test_tasks_that_want_the_classic_face_at_once_get_the_same(vault: IdentityVault) -> None:
+async def test_concurrent_tasks_get_the_same_classic_identity(vault: IdentityVault) -> None:
     alice = await Identity.create(vault, "alice")
     again = await Identity.load(vault, "alice")
     found = []
@@ -235,7 +235,7 @@ async def test_tasks_that_want_the_classic_face_at_once_get_the_same(vault: Iden
     assert len(vault.keys()) == 3, "the keys of those who came second are forgotten"
 
 
-async def test_a_classic_face_that_was_refused_or_cancelled_leaves_no_key(vault: IdentityVault) -> None:
+async def test_refused_or_cancelled_classic_identity_leaves_no_key(vault: IdentityVault) -> None:
     one, two = await Identity.create(vault), await Identity.load(vault)
     await one.rotate()
     keys = set(vault.keys())
@@ -295,7 +295,7 @@ async def test_a_classic_identity_known_with_another_history_is_a_conflict(vault
     await vault.known_peers.check(history)
 
 
-async def test_identifiers_of_two_generations_are_two_peers_even_with_the_same_bytes(vault: IdentityVault) -> None:
+async def test_current_and_classic_identifiers_with_the_same_bytes_are_two_peers(vault: IdentityVault) -> None:
     history, _ = classic_histories()
     current = attrs.evolve(histories(1)[0], identifier=Identifier(history.identifier.value))
     for each in (history, current, history, current):

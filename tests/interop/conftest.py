@@ -9,11 +9,11 @@ from tests.support.rust_peers import program_of
 
 @pytest.fixture(scope="session")
 def current_program() -> Path:
-    """The `peer` of the current generation."""
+    """The `peer` of the current protocol version."""
     return program_of("current")
 
 
 @pytest.fixture(scope="session")
 def classic_program() -> Path:
-    """The `peer` of the classic generation."""
+    """The `peer` of the classic protocol version."""
     return program_of("classic")

@@ -1,4 +1,4 @@
-"""Real peers of the current generation: the ockam crate of Rust, 0.150.0, over TCP on this machine."""
+"""Real peers of the current protocol version: the ockam crate of Rust, 0.150.0, over TCP on this machine."""
 
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
@@ -222,7 +222,7 @@ async def test_we_receive_every_echo_from_a_rust_responder_over_plain_tcp(scene:
             assert (await scene.node.ask(Route(f"tcp:{endpoint}", "echoer"), text)).text == text
 
 
-async def test_messages_that_nobody_waits_for_keep_their_order_to_a_rust_responder_and_back(scene: Scene) -> None:
+async def test_unacknowledged_messages_keep_their_order_to_a_rust_responder_and_back(scene: Scene) -> None:
     with trio.fail_after(STALL_TIMEOUT):
         responder = await scene.peers.start("respond")
         endpoint, _ = await told(responder, "listening", "identity")

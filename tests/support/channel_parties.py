@@ -27,7 +27,7 @@ from trionode.stream.store.memory import MemoryStore
 from trionode.workers import echoer
 from trionode_loopback import Loopback
 
-#: The generations of channels that this library speaks.
+#: The protocol versions of channels that this library speaks.
 PROTOCOL_VERSIONS = ["current", "classic"]
 #: Seconds of virtual time after which a test has failed: none waits for more than two retries and a long poll.
 STALL_TIMEOUT = 120.0
@@ -78,7 +78,7 @@ class Parties:
     alice_to_bob: str = ""
     bob_to_alice: str = ""
     bobs_stream: Stream | None = None
-    #: The generation of their channels, and what they are known by in it.
+    #: The protocol version of their channels, and what they are known by in it.
     protocol_version: str = "current"
     alices_identifier: Identifier = attrs.field(kw_only=True)
     bobs_identifier: Identifier = attrs.field(kw_only=True)
@@ -118,7 +118,7 @@ async def open_parties(
 ) -> AsyncIterator[Parties]:
     """Alice and Bob, joined by "loopback", "tcp", "a hub", "two hubs" or "streams"; `tap` is the transport of the first hub.
 
-    Alice's channels are of a generation, and Bob's listener answers it alone, unless he is told otherwise.
+    Alice's channels are of a protocol version, and Bob's listener answers it alone, unless he is told otherwise.
     """
     transport: str | Transport = "tcp" if way == "tcp" else Loopback() if tap is None else tap
     network: str | Transport = getattr(tap, "_inner", transport)

@@ -1,4 +1,4 @@
-"""A TCP proxy that sends data frames twice, as a hostile way may, in the framing of either generation (spec §3.1, §3.2)."""
+"""A TCP proxy that sends data frames twice, as a hostile way may, in the framing of either protocol version (spec §3.1, §3.2)."""
 
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
@@ -10,7 +10,7 @@ import trio
 
 @attrs.frozen
 class Framing:
-    """What the proxy must know of a generation."""
+    """What the proxy must know of a protocol version."""
 
     #: Bytes of the greeting, and of a length.
     greeting: int

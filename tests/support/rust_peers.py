@@ -23,7 +23,7 @@ BUILD_SECONDS = 1800.0
 
 @cache
 def build(protocol_version: str) -> Path | str:
-    """The program `peer` of a generation, "current" or "classic"; or one line that says why there is none, and what to do."""
+    """The program `peer` of a protocol version, "current" or "classic"; or one line that says why there is none, and what to do."""
     cargo = shutil.which("cargo")
     if cargo is None:
         return "no Rust peers: cargo is not on the PATH; install Rust from https://rustup.rs and run again"
@@ -51,7 +51,7 @@ def build(protocol_version: str) -> Path | str:
 
 
 class Peers:
-    """Starts subcommands of one generation's `peer`; made by `open_peers`."""
+    """Starts subcommands of one protocol version's `peer`; made by `open_peers`."""
 
     def __init__(self, program: Path, folder: Path) -> None:
         self._program = program
@@ -97,7 +97,7 @@ async def told(peer: Running, *words: str) -> Sequence[str]:
 
 
 def program_of(protocol_version: str) -> Path:
-    """The program of a generation; skips the test that asks for it where there is none."""
+    """The program of a protocol version; skips the test that asks for it where there is none."""
     built = build(protocol_version)
     if isinstance(built, str):
         pytest.skip(built)

@@ -24,6 +24,7 @@ from trionode.routing.byte_budget import ByteBudget
 from trionode.routing.mailbox import STALL_TIMEOUT
 from trionode.routing.memory_channel import MemoryChannel
 from trionode.routing.router import Router, random_address
+from trionode.routing.service import Service
 
 #: Seconds for the rest of a handshake and the trust policy (spec §14 allows 120).
 HANDSHAKE_TIMEOUT = 60.0
@@ -59,7 +60,7 @@ class _Pending:
             self.held.close()
 
 
-class SecureChannelListener:
+class SecureChannelListener(Service):
     """An address that answers handshakes, and the channels that they opened; made by `Node.serve_secure_channels`."""
 
     def __init__(
@@ -71,6 +72,7 @@ class SecureChannelListener:
         *,
         trust: TrustPolicy,
     ) -> None:
+        super().__init__()
         self._encoded = encoded
         self._identity = identity
         self._channels: dict[ChannelHops, SecureChannel] = {}
@@ -79,9 +81,6 @@ class SecureChannelListener:
         self._trust = trust
         self._pending: OrderedDict[Encoded, _Pending] = OrderedDict()
         self._not_idle = trio.Event()
-        self._scope = trio.CancelScope()
-        self._ended = trio.Event()
-        self._nursery: trio.Nursery | None = None
         # Never full: waiting for it lets other tasks run. A handshake message costs as much as a hundred others, and one read
         # of a link can bring 700 of them.
         self._yield_budget = ByteBudget()
@@ -96,28 +95,21 @@ class SecureChannelListener:
         """The channels that are open now."""
         return set(self._channels.values())
 
-    async def run(
+    async def _run(
         self, *, allow: Access, task_status: trio.TaskStatus["SecureChannelListener"] = trio.TASK_STATUS_IGNORED
     ) -> None:
         """Serve until `aclose`, or the end of the node."""
         self._router.register(self._encoded, self._first, allow=allow)
         try:
-            with self._scope:
-                async with trio.open_nursery() as nursery:
-                    self._nursery = nursery
-                    task_status.started(self)
-                    try:
-                        await self._sweep()
-                    finally:
-                        # Before the nursery closes: links still deliver handshake messages, which must not meet a closed nursery.
-                        self._nursery = None
+            async with self._serving():
+                task_status.started(self)
+                await self._sweep()
         finally:
             self._router.unregister(self._encoded)
             for pending in list(self._pending.values()):
                 self._drop(pending)
             for channel in list(self._channels):
                 channel.abort()
-            self._ended.set()
 
     def _first(self, message: Message) -> ByteBudget | None:
         """Message 1: one responder and one answer for each (spec §14)."""
@@ -194,12 +186,12 @@ class SecureChannelListener:
             self._router.answer(message, pending.address, answer)
         if exchange.state is not State.DECIDING:
             return self._yield_budget
-        if len(self._channels) >= MAX_CHANNELS or self._nursery is None:
+        held = MemoryChannel[Message](HELD_BYTES, stall_timeout=STALL_TIMEOUT, on_stall=pending.close_held)
+        if len(self._channels) >= MAX_CHANNELS or not self._start_soon(self._decide, pending, held):
             self._router.counters[DropReason.TOO_MANY_CHANNELS] += 1
             self._drop(pending)
             return None
-        pending.held = MemoryChannel(HELD_BYTES, stall_timeout=STALL_TIMEOUT, on_stall=pending.close_held)
-        self._nursery.start_soon(self._decide, pending, pending.held)
+        pending.held = held
         return self._yield_budget
 
     async def _decide(self, pending: _Pending, held: MemoryChannel[Message]) -> None:
@@ -265,5 +257,4 @@ class SecureChannelListener:
         """
         for channel in self.channels:
             await channel.aclose()
-        self._scope.cancel()
-        await self._ended.wait()
+        await super().aclose()

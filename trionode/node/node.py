@@ -354,7 +354,7 @@ class Node:
         """
         handshakers = [await handshaker(identity, version) for version in require_protocol_versions(protocol_versions)]
         listener = SecureChannelListener(self._router, local(name), identity, handshakers, trust=trust)
-        await self._start(partial(listener.run, allow=allow))
+        await self._start(partial(listener._run, allow=allow))
         return listener
 
     # Streams
