@@ -67,7 +67,7 @@ async def open_hub(open_store: OpenStore) -> AsyncIterator[int]:
             await service.aclose()
 
 
-# -- the captured session ----------------------------------------------------------------------------------------------------------------
+# -- the captured session ----------------------------------------------------------------------------------------------
 
 
 def readdressed(body: bytes, workers: dict[bytes, bytes]) -> bytes:
@@ -207,7 +207,7 @@ async def test_the_captured_session_is_answered_as_the_captured_hub_did(open_sto
             await stream.aclose()
 
 
-# -- a pair of programs ------------------------------------------------------------------------------------------------------------------
+# -- a pair of programs ------------------------------------------------------------------------------------------------
 
 
 async def test_a_classic_pair_talks_through_the_hub_each_message_once(open_store: OpenStore) -> None:
@@ -258,7 +258,7 @@ async def test_a_classic_and_a_current_peer_talk_at_one_port(open_store: OpenSto
         nursery.cancel_scope.cancel()
 
 
-# -- facts, on virtual time --------------------------------------------------------------------------------------------------------------
+# -- facts, on virtual time --------------------------------------------------------------------------------------------
 
 
 @attrs.define
@@ -564,7 +564,7 @@ async def test_finishing_does_not_wait_for_a_disconnected_consumer(autojump_cloc
         assert trio.current_time() - began < 0.5
 
 
-# -- the protocol version of records ------------------------------------------------------------------------------------------------------
+# -- the protocol version of records -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("ours", "theirs"), [("classic", "classic"), ("classic", "current"), ("current", "classic")])

@@ -84,7 +84,7 @@ async def open_conversation() -> AsyncIterator[Conversation]:
         yield Conversation(parties, store, tap, *await parties.open(trust=trust_only(parties.bobs.identifier)))
 
 
-# -- what a hub does to records -------------------------------------------------------------------------------------------------------
+# -- what a hub does to records ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("direction", ["to Bob", "to Alice"])
@@ -174,7 +174,7 @@ async def test_after_deleted_records_the_next_ones_arrive_threat_9(
         assert talk.bobs.refused == 0
 
 
-# -- what a hub says about indexes ----------------------------------------------------------------------------------------------------
+# -- what a hub says about indexes -------------------------------------------------------------------------------------
 
 
 def _shifted(by: int) -> Reading:
@@ -275,7 +275,7 @@ async def test_a_rolled_back_position_delivers_nothing_twice_threat_6(
         assert len(parties.listener.channels) == 1
 
 
-# -- what a hub answers ---------------------------------------------------------------------------------------------------------------
+# -- what a hub answers ------------------------------------------------------------------------------------------------
 
 
 def _also(lies: Callable[[Response], Sequence[Response]]) -> Callable[[Response], Sequence[Response]]:
@@ -416,7 +416,7 @@ async def test_answers_given_to_another_client_deliver_nothing_wrong_threat_24(
             assert not way.reader.closed.is_set()
 
 
-# -- what a hub sees ------------------------------------------------------------------------------------------------------------------
+# -- what a hub sees ---------------------------------------------------------------------------------------------------
 
 
 async def test_no_bytes_at_a_hub_reveal_a_payload_or_an_inner_address_threat_1(
@@ -444,7 +444,7 @@ async def test_no_bytes_at_a_hub_reveal_a_payload_or_an_inner_address_threat_1(
         )  # the outer address of message 1 is not encrypted: it proves that the test searches the right bytes
 
 
-# -- any mixture of all that ----------------------------------------------------------------------------------------------------------
+# -- any mixture of all that -------------------------------------------------------------------------------------------
 
 
 async def converse_over_a_hostile_hub(seed: int) -> None:

@@ -29,7 +29,7 @@ async def test_the_sqlite_store_keeps_the_contract(check: Check, tmp_path: Path)
     await run_check(check, Harness(partial(open_sqlite_store, str(tmp_path / "store")), durable=True))
 
 
-# -- bounds -----------------------------------------------------------------------------------------------------------------------------
+# -- bounds ------------------------------------------------------------------------------------------------------------
 
 
 async def test_a_full_memory_store_refuses_and_goes_on() -> None:
@@ -99,7 +99,7 @@ def test_records_are_limited_with_their_overhead() -> None:
     assert limit_records([], limit=9, max_bytes=0) == []
 
 
-# -- the file ---------------------------------------------------------------------------------------------------------------------------
+# -- the file ----------------------------------------------------------------------------------------------------------
 
 
 def _modes(folder: Path) -> set[int]:

@@ -111,7 +111,7 @@ async def put(store: MemoryStore, stream: str, records: Sequence[bytes], *, star
     await store.append([Push(stream, b"another", start + number, each) for number, each in enumerate(records)])
 
 
-# -- a hub that does what a test says ---------------------------------------------------------------------------------------------------
+# -- a hub that does what a test says ----------------------------------------------------------------------------------
 
 #: Returns the responses of the scripted hub to a request, or none.
 Script = Callable[[Request], Sequence[Response]]
@@ -156,7 +156,7 @@ async def open_scripted(network: Loopback, script: Script, at: str = "loopback:h
         yield hub
 
 
-# -- opening, closing, names -------------------------------------------------------------------------------------------------------------
+# -- opening, closing, names -------------------------------------------------------------------------------------------
 
 
 async def test_messages_arrive_in_the_peers_iteration_until_it_closes(
@@ -245,7 +245,7 @@ async def test_a_cancelled_opening_leaves_no_stream_behind(autojump_clock: trio.
         assert len(alice._router._table) == 1  # the link
 
 
-# -- sending -----------------------------------------------------------------------------------------------------------------------------
+# -- sending -----------------------------------------------------------------------------------------------------------
 
 
 async def test_a_message_too_large_raises_at_the_caller_and_the_stream_goes_on(
@@ -332,7 +332,7 @@ async def test_unconfirmed_pushes_are_resent_under_their_ids(
         assert pushes[:2] == pushes[2:]
 
 
-# -- links that break, hubs that go ------------------------------------------------------------------------------------------------------
+# -- links that break, hubs that go ------------------------------------------------------------------------------------
 
 
 async def test_over_lost_links_every_message_arrives_once_in_order(
@@ -508,7 +508,7 @@ async def test_answers_that_do_not_come_from_the_hub_are_counted_and_change_noth
         assert await receive(ours, 1) == [b"real"]
 
 
-# -- positions ---------------------------------------------------------------------------------------------------------------------------
+# -- positions ---------------------------------------------------------------------------------------------------------
 
 
 async def test_a_new_stream_with_the_same_client_id_continues_reading(autojump_clock: trio.testing.MockClock) -> None:
@@ -554,7 +554,7 @@ async def test_a_position_is_saved_only_after_the_mailbox_has_the_message(
         assert bob.counters[DropReason.MAILBOX_STALLED] == 0
 
 
-# -- receiving ---------------------------------------------------------------------------------------------------------------------------
+# -- receiving ---------------------------------------------------------------------------------------------------------
 
 
 async def test_a_received_message_can_be_answered_along_its_return_route(
@@ -715,7 +715,7 @@ async def test_a_refused_push_is_repeated_in_order(autojump_clock: trio.testing.
         assert ours._client._unconfirmed == 0
 
 
-# -- a hub behind a secure channel -------------------------------------------------------------------------------------------------------
+# -- a hub behind a secure channel -------------------------------------------------------------------------------------
 
 
 async def test_a_hub_is_reached_through_a_secure_channel_and_again_after_its_link_was_lost(

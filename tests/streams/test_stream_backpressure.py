@@ -145,7 +145,7 @@ async def send_until_closed(link: Link, frames: list[bytes]) -> bool:
     return False
 
 
-# -- clients that take nothing -----------------------------------------------------------------------------------------------------------
+# -- clients that take nothing -----------------------------------------------------------------------------------------
 
 
 async def test_a_client_that_pulls_and_never_reads_blocks_no_other(
@@ -244,7 +244,7 @@ async def test_a_full_store_refuses_all_pushes_and_nothing_grows(
             nursery.cancel_scope.cancel()
 
 
-# -- a worker that asks back -------------------------------------------------------------------------------------------------------------
+# -- a worker that asks back -------------------------------------------------------------------------------------------
 
 
 @attrs.define
@@ -336,7 +336,7 @@ async def test_a_worker_with_a_full_mailbox_that_asks_over_its_own_link_blocks_n
         assert worker.answered > 0
 
 
-# -- everything sent before anything is read ---------------------------------------------------------------------------------------------
+# -- everything sent before anything is read ---------------------------------------------------------------------------
 
 
 @pytest.mark.soak

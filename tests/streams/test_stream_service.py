@@ -121,7 +121,7 @@ async def open_scene(store: StreamStore | None = None, limits: StreamLimits | No
         yield Scene(network, node, service, store)
 
 
-# -- byte for byte (spec §11.1) ----------------------------------------------------------------------------------------------------------
+# -- byte for byte (spec §11.1) ----------------------------------------------------------------------------------------
 
 
 async def test_create_is_answered_by_the_streams_worker(autojump_clock: trio.testing.MockClock) -> None:
@@ -240,7 +240,7 @@ async def test_a_request_without_a_return_route_is_ignored(
         assert await client.ask(SERVICE, CreateRequest("s")) == CreateResponse("s")
 
 
-# -- pulls (spec §11.6, 1 to 4, 8 and 9) -------------------------------------------------------------------------------------------------
+# -- pulls (spec §11.6, 1 to 4, 8 and 9) -------------------------------------------------------------------------------
 
 
 async def test_a_pending_pull_delays_no_other_frames_and_is_answered_once(
@@ -334,7 +334,7 @@ async def test_the_answer_to_a_closed_link_is_dropped(autojump_clock: trio.testi
         assert await other.ask(SERVICE, CreateRequest("s")) == CreateResponse("s")
 
 
-# -- pushes ------------------------------------------------------------------------------------------------------------------------------
+# -- pushes ------------------------------------------------------------------------------------------------------------
 
 
 async def test_a_record_that_fits_into_no_answer_is_refused(autojump_clock: trio.testing.MockClock) -> None:
@@ -437,7 +437,7 @@ async def test_a_push_resent_after_a_restart_is_stored_once(tmp_path: Path) -> N
                 await scene.service.aclose()
 
 
-# -- limits ------------------------------------------------------------------------------------------------------------------------------
+# -- limits ------------------------------------------------------------------------------------------------------------
 
 
 async def test_the_streams_of_a_client_are_limited(autojump_clock: trio.testing.MockClock) -> None:
@@ -570,7 +570,7 @@ async def test_position_saves_beyond_the_limit_are_dropped(
         assert not scene.service._saves
 
 
-# -- over restarts -----------------------------------------------------------------------------------------------------------------------
+# -- over restarts -----------------------------------------------------------------------------------------------------
 
 
 async def test_a_worker_is_valid_on_a_new_hub_over_the_same_store_without_a_create(
@@ -691,7 +691,7 @@ async def test_a_service_name_can_be_used_once_on_a_node(autojump_clock: trio.te
         await scene.node.serve_streams(MemoryStore(), service="streams", index_service="streams_index")
 
 
-# -- whose a stream is -------------------------------------------------------------------------------------------------------------------
+# -- whose a stream is -------------------------------------------------------------------------------------------------
 
 
 class Visitor:

@@ -1,4 +1,4 @@
-"""A classic (0.7x) program, written from the wire specification: its bytes, its habits, and its weaknesses (spec §11.4 to §11.6)."""
+"""A classic (0.7x) program, by the specification: its bytes, habits and weaknesses (spec §11.4 to §11.6)."""
 
 import math
 import secrets

@@ -177,7 +177,7 @@ def answering(change: Callable[[Response], Sequence[Response]]) -> Tamper:
     return tamper
 
 
-# -- what a route or a hub may do to the messages of a channel ------------------------------------------------------------------------
+# -- what a route or a hub may do to the messages of a channel ---------------------------------------------------------
 
 
 @attrs.frozen

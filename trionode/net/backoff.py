@@ -8,10 +8,11 @@ import trio
 
 from trionode.errors import RemoteError, UnknownAddressError
 
-#: Seconds that a connection lasts before its loss counts as the first failure. A peer that accepts connections and closes them at once is
-#: no better than a peer that is away.
+#: Seconds that a connection lasts before its loss counts as the first failure. A peer that accepts connections and
+#: closes them at once is no better than a peer that is away.
 STEADY_SECONDS = 1.0
-#: Seconds before the second try, short because a hub that restarts is back soon; and the longest delay that doubling leads to.
+#: Seconds before the second try, short because a hub that restarts is back soon; and the longest delay that doubling
+#: leads to.
 FIRST_DELAY = 0.1
 LONGEST_DELAY = 5.0
 
@@ -34,7 +35,8 @@ class Backoff:
         Args:
           first: The delay after the first failure, seconds.
           longest: The delay at which doubling stops, seconds.
-          jitter: The share of a delay, 0 to 1, that chance may take off. It spreads the clients of a peer that restarts.
+          jitter: The share of a delay, 0 to 1, that chance may take off. It spreads the clients of a peer that
+              restarts.
           peers: Peers that are tried in turn. The delay doubles once all of them have failed again.
         """
         self._first = first
@@ -83,10 +85,12 @@ async def reconnect(
     """Connect, use the connection until it ends, and connect again, with a delay before each further try.
 
     Args:
-      connect: Opens the connection. A RemoteError or UnknownAddressError counts as a failure; every other exception propagates.
-      use: Uses the connection, and returns when it has ended. It returns whether the connection was of any use: a peer that never
-          answered counts as failed, however long the connection lasted.
-      failed: Takes the error and the seconds until the next try, for the log; returns whether to try again. What it raises propagates.
+      connect: Opens the connection. A RemoteError or UnknownAddressError counts as a failure; every other exception
+          propagates.
+      use: Uses the connection, and returns when it has ended. It returns whether the connection was of any use: a peer
+          that never answered counts as failed, however long the connection lasted.
+      failed: Takes the error and the seconds until the next try, for the log; returns whether to try again. What it
+          raises propagates.
       backoff: The delays.
 
     Returns:

@@ -30,8 +30,9 @@ def load_plugin(group: str, name: str) -> Callable[..., Any]:
       The class or function that makes the transport or opens the store.
 
     Raises:
-      ConfigError: No installed package has such an entry point; or a package that the plugin imports is not installed, and the text names the
-          extra that brings it; or the import failed inside an installed package, and `__cause__` is the ImportError.
+      ConfigError: No installed package has such an entry point; or a package that the plugin imports is not installed,
+          and the text names the extra that brings it; or the import failed inside an installed package, and `__cause__`
+          is the ImportError.
     """
     kind = KINDS[group]
     entry = next(iter(entry_points(group=group, name=name)), None)

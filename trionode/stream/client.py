@@ -24,13 +24,14 @@ def unique(name: str) -> str:
 class Stream(Receiver[Message]):
     """Both directions of a conversation over a hub. `Node.open_stream` makes it.
 
-    Put it into a route, `Route(stream, "listener")`: messages to it are pushed into the stream `sends` until the hub confirms them, over
-    lost links, other hubs and restarts. Records of the stream `receives` are delivered on this node, with this stream's address in front of
-    the return route. A record whose route ends here comes out of `receive` and of the iteration.
+    Put it into a route, `Route(stream, "listener")`: messages to it are pushed into the stream `sends` until the hub
+    confirms them, over lost links, other hubs and restarts. Records of the stream `receives` are delivered on this
+    node, with this stream's address in front of the return route. A record whose route ends here comes out of `receive`
+    and of the iteration.
 
-    It writes records of one protocol version and reads both. Pushes that were not confirmed when the link was lost are pushed again. Our hubs
-    recognise them, over whatever path they come. Classic hubs of others do not, so a record may be stored twice there. A secure channel
-    refuses the second copy; without a channel, your program must tolerate it.
+    It writes records of one protocol version and reads both. Pushes that were not confirmed when the link was lost are
+    pushed again. Our hubs recognise them, over whatever path they come. Classic hubs of others do not, so a record may
+    be stored twice there. A secure channel refuses the second copy; without a channel, your program must tolerate it.
     """
 
     def __init__(self, client: HubClient) -> None:
@@ -59,13 +60,14 @@ class Stream(Receiver[Message]):
 
     @property
     def skipped_records(self) -> int:
-        """Records that were read and not delivered: they are for addresses that no longer exist on this node, or not decodable."""
+        """Records that were not delivered: not decodable, or for addresses that no longer exist on this node."""
         return self._client.skipped_records
 
     async def receive(self) -> Message:
         """Return the next message whose route ends at this stream.
 
-        Before the first call, messages beyond a bound are dropped. From then on all are kept, and the hub is read no faster than you receive.
+        Before the first call, messages beyond a bound are dropped. From then on all are kept, and the hub is read no
+        faster than you receive.
 
         Returns:
           The message.
@@ -78,7 +80,7 @@ class Stream(Receiver[Message]):
         return await self._client.receive()
 
     async def aclose(self) -> None:
-        """Wait until the hub has confirmed all pushes, for at most one second; then save the position and leave the streams.
+        """Wait at most one second for the hub to confirm all pushes; then save the position and leave the streams.
 
         If cancelled, pushes may be unconfirmed, and the stream is left all the same.
         """

@@ -18,7 +18,8 @@ class StreamLimits:
 
     Attributes:
       streams: Streams that it may create or open.
-      push_bytes: Bytes of pushes that wait for the store, each with PUSH_OVERHEAD. Over it the client's link is not read any further.
+      push_bytes: Bytes of pushes that wait for the store, each with PUSH_OVERHEAD. Over it the client's link is not
+          read any further.
       requests: Pulls, creates and index requests that wait for an answer.
     """
 

@@ -1,4 +1,4 @@
-"""The engine of a `Stream`: a producer and a consumer that stay connected to the two streams of a hub (spec §11.4, §11.5)."""
+"""The engine of a `Stream`: a producer and a consumer that stay connected to a hub (spec §11.4, §11.5)."""
 
 import secrets
 import time
@@ -52,13 +52,14 @@ from trionode.routing.memory_channel import MemoryChannel
 from trionode.routing.router import Router, random_address
 from trionode.routing.service import Service
 
-#: Requests in a row that a hub leaves unanswered before the client turns to the next hub, or opens a new path to the same one.
+#: Requests in a row that a hub leaves unanswered before the client turns to the next hub, or opens a new path to the
+#: same one.
 MAX_UNANSWERED = 2
 #: Seconds that `aclose` waits for pushes to be confirmed.
 CLOSE_GRACE = 1.0
 
-#: Records in one pull from a classic hub, as many as its own clients ask for (spec §11.4): a classic hub does not answer at all if the answer
-#: would be too long for it.
+#: Records in one pull from a classic hub, as many as its own clients ask for (spec §11.4): a classic hub does not
+#: answer at all if the answer would be too long for it.
 CLASSIC_PULL_LIMIT = 8
 
 #: The first byte of a record tells its protocol version (spec §2.2): an array of three or four items, or version 1.
@@ -98,7 +99,8 @@ class HubClient(Service):
             )
         self._encode = _VERSIONS[protocol_version].codec().encode
         self._codecs = {first: version.codec() for first, version in _RECORD_VERSIONS.items()}
-        #: The producer's address, a UUIDv7: its time bounds how far back a hub looks for this producer's earlier pushes.
+        #: The producer's address, a UUIDv7: its time bounds how far back a hub looks for this producer's earlier
+        #: pushes.
         self.address = local(producer_name(time.time_ns() // 1_000_000, secrets.token_bytes(10)))
         #: Records that were read and not delivered.
         self.skipped_records = 0
@@ -141,7 +143,7 @@ class HubClient(Service):
             self._inbox.close()
 
     async def wait_ready(self, deadline: float) -> None:
-        """Wait until the hub knows both streams and the position to read from; raise a RemoteError with the reason if it doesn't by then."""
+        """Wait until the hub knows both streams and the position; raise a RemoteError if it does not by then."""
         with trio.CancelScope(deadline=deadline):
             await self._ready.wait()
         if self._failure is not None:
@@ -198,7 +200,7 @@ class HubClient(Service):
         return self.producer.next_id - self.producer.oldest + len(self._queued)
 
     def _send(self, direction: _Direction, requests: Sequence[Request]) -> None:
-        """Hand requests to the hub's link, if there is one, without waiting: the windows of the machines bound what they are together."""
+        """Hand requests to the hub's link, if there is one, without waiting. The machines' windows bound their sum."""
         if self._hub.path:
             try:
                 for request in requests:
@@ -336,7 +338,8 @@ class HubClient(Service):
     def _put_inbox(self, message: Message) -> ByteBudget | None:
         """Keep a message for `receive`; drop it if the inbox is full and the program has never received.
 
-        Otherwise anyone who knows the stream's name could stop a stream with such records, if its program never means to read them.
+        Otherwise anyone who knows the stream's name could stop a stream with such records, if its program never means
+        to read them.
         """
         if not self._is_read and self._inbox.size > self._inbox.bound:
             self._router.counters[DropReason.STREAM_NOT_READ] += 1

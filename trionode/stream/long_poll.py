@@ -1,4 +1,4 @@
-"""Pulls that wait for records at a hub, and the last answers before it ends, which leave so that no consumer is lost (spec §11.6, 7)."""
+"""Pulls that wait for records at a hub, and the last answers before the hub ends (spec §11.6, 7)."""
 
 from collections.abc import Callable
 
@@ -7,8 +7,8 @@ import trio
 from trionode.protocol.stream.consumer import POLL_SECONDS
 from trionode.protocol.wire.address import Encoded
 
-#: Seconds that `finish` waits for consumers that are between two pulls. One that never repeats a request pulls again after POLL_SECONDS and
-#: the time of its path.
+#: Seconds that `finish` waits for consumers that are between two pulls. One that never repeats a request pulls again
+#: after POLL_SECONDS and the time of its path.
 FINISH_GRACE = POLL_SECONDS + 0.1
 #: Seconds that `finish` waits until the answers have left.
 ANSWER_GRACE = 1.0
@@ -30,7 +30,8 @@ class LongPolls:
         self._is_connected = is_connected
         self._changed = changed
         self._scopes: dict[Consumer, trio.CancelScope] = {}
-        # When consumers that never repeat a request got an answer, of those whose next pull has not come; the earliest first.
+        # When consumers that never repeat a request got an answer, of those whose next pull has not come; the earliest
+        # first.
         self._answered_at: dict[Consumer, float] = {}
         self._progress = trio.lowlevel.ParkingLot()
         self._is_finishing = False
@@ -62,7 +63,7 @@ class LongPolls:
         self._notify()
 
     def expect_again(self, consumer: Consumer) -> None:
-        """Note that a consumer got an answer which it does not ask for again if it is lost; it pulls again after POLL_SECONDS."""
+        """Note that a consumer that never repeats a request got an answer; it pulls again after POLL_SECONDS."""
         now = trio.current_time()
         self._answered_at.pop(consumer, None)
         self._answered_at[consumer] = now
@@ -76,9 +77,9 @@ class LongPolls:
     async def finish(self) -> None:
         """Answer every pull; links may be closed once this has returned.
 
-        A pull that is on its way when its link ends is lost, and so is a consumer that never repeats a request. So answers are held back for
-        up to FINISH_GRACE seconds, until all those consumers have a pull waiting, and leave together. None of them has a pull on its way
-        for the next POLL_SECONDS. Further pulls are answered at once.
+        A pull that is on its way when its link ends is lost, and so is a consumer that never repeats a request. So
+        answers are held back for up to FINISH_GRACE seconds, until all those consumers have a pull waiting, and leave
+        together. None of them has a pull on its way for the next POLL_SECONDS. Further pulls are answered at once.
 
         If cancelled, the answers leave at once.
         """

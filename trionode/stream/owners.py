@@ -19,7 +19,7 @@ T = TypeVar("T")
 
 
 class StoreLog:
-    """Logs failures of a store, each kind for each stream at most once a minute: peers can cause them as often as they like."""
+    """Logs failures of a store, each kind for each stream at most once a minute, since peers can cause them."""
 
     def __init__(self) -> None:
         self._throttle = LogThrottle()
@@ -56,8 +56,8 @@ class Owners:
     async def open(self, stream: str, origin: Origin) -> str | None:
         """Create a stream, unless it exists, for the client of this origin.
 
-        The owner is known only afterwards: a stream's worker can be used without a create, so the first client on this hub need not be the
-        one that created the stream on another hub.
+        The owner is known only afterwards: a stream's worker can be used without a create, so the first client on this
+        hub need not be the one that created the stream on another hub.
 
         Returns:
           Why the client may not use the stream, or None if it may.

@@ -16,7 +16,8 @@ from trionode.stream.store.base import FinalError, Push, Stored, StoreError, Str
 #: Pushes in one batch for the store, and batches that are with the store at a time, each of other streams.
 BATCH = 512
 MAX_BATCHES = 4
-#: Producers whose next request id is remembered. A forgotten one may, after a lost link, be overtaken by its own later pushes.
+#: Producers whose next request id is remembered. A forgotten one may, after a lost link, be overtaken by its own later
+#: pushes.
 MAX_PRODUCERS = 10_000
 #: What a waiting push costs beside its record, bytes.
 PUSH_OVERHEAD = 512
@@ -24,7 +25,7 @@ PUSH_OVERHEAD = 512
 
 @attrs.frozen(eq=False)
 class WaitingPush:
-    """A push on its way to the store, with the message that is answered, and the budget of its client that it takes up meanwhile."""
+    """A push on its way to the store, with the message to answer and the budget of its client."""
 
     push: Push
     #: The request id that its client gave it, for the answer.
@@ -46,10 +47,12 @@ class WaitingPush:
 
 
 class PushQueue:
-    """Takes pushes one by one and stores them in batches. While a batch is stored, pushes to other streams make up the next one.
+    """Takes pushes one by one and stores them in batches.
 
-    A push that the store does not take is left to its client if that sends it again. For other clients (spec §11.5) the queue tries it again,
-    before all later pushes to its stream, until the store takes it or refuses it for good.
+    While a batch is stored, pushes to other streams make up the next one.
+
+    A push that the store does not take is left to its client if that sends it again. For other clients (spec §11.5)
+    the queue tries it again, before all later pushes to its stream, until the store takes it or refuses it for good.
     """
 
     def __init__(
@@ -69,7 +72,8 @@ class PushQueue:
           store_log: Logs its failures.
           start_soon: Starts a task, unless the service has ended; returns whether it did.
           is_allowed: Asked when a push's turn has come: whether its client may use the stream.
-          answer: Takes the result of each push: its place, the store's error, or None if it was out of order or not allowed.
+          answer: Takes the result of each push: its place, the store's error, or None if it was out of order or not
+              allowed.
           changed: Called after each batch.
         """
         self._store = store
@@ -80,8 +84,9 @@ class PushQueue:
         self._changed = changed
         self._queues: dict[str, deque[WaitingPush]] = {}
         self._held: set[str] = set()
-        # The next request id of each producer that sends again. No later push may overtake it (spec §11.6, 5), be it that the store refused it,
-        # or that the last bytes of a lost link are read after the first bytes of the next one.
+        # The next request id of each producer that sends again. No later push may overtake it (spec §11.6, 5), be it
+        # that the store refused it, or that the last bytes of a lost link are read after the first bytes of the next
+        # one.
         self._next_ids: dict[tuple[str, bytes], int] = {}
         self._batches = 0
 

@@ -51,8 +51,8 @@ from trionode.stream.store.base import Position, Push, Stored, StoreError, Strea
 SERVICE = "stream_kafka"
 INDEX_SERVICE = "stream_kafka_index"
 
-#: Bytes that a pull answer needs of its frame beside the records: addresses, heads, protocol name (spec §11.6, 9: about 150 bytes, and more
-#: in a channel).
+#: Bytes that a pull answer needs of its frame beside the records: addresses, heads, protocol name (spec §11.6, 9: about
+#: 150 bytes, and more in a channel).
 ANSWER_MARGIN = 600
 #: Bytes that a frame and its payload need beside routes and records: counts, lengths, protocol name, request id.
 FRAME_HEADS = 40
@@ -70,9 +70,9 @@ _NAME_RULE = "a stream is named by 1 to 200 of A-Z a-z 0-9 . _ -; unique() makes
 class _AnonymousProducer:
     """The hub itself as a producer, for all clients that push to one stream and never send again.
 
-    A store has to recognise a push that it is given again, and for that their addresses and request ids are no use. One of their random addresses
-    in 64 looks like a UUIDv7, whose time bounds how far a store looks back; and a client can choose an address that was used before, with
-    other records (spec §11.6, 4).
+    A store has to recognise a push that it is given again, and for that their addresses and request ids are no use. One
+    of their random addresses in 64 looks like a UUIDv7, whose time bounds how far a store looks back; and a client can
+    choose an address that was used before, with other records (spec §11.6, 4).
     """
 
     address: bytes = attrs.Factory(lambda: uuid7_hex(time.time_ns() // 1_000_000, secrets.token_bytes(10)).encode())
@@ -82,13 +82,14 @@ class _AnonymousProducer:
 class StreamService(Service):
     """Serves streams at two addresses, and at one address for each stream. `Node.serve_streams` makes it.
 
-    The address of a stream's worker follows from the stream's name, so it is valid on every hub before the same store. Pushes are stored in
-    batches. A pull waits for a record for up to LONG_POLL_SECONDS. A stream that an authenticated identity created belongs to it: others
-    may use it only if its name is a capability, as `unique` makes them.
+    The address of a stream's worker follows from the stream's name, so it is valid on every hub before the same store.
+    Pushes are stored in batches. A pull waits for a record for up to LONG_POLL_SECONDS. A stream that an authenticated
+    identity created belongs to it: others may use it only if its name is a capability, as `unique` makes them.
 
-    Classic clients ask once and wait without end, push once, and push everything that they don't understand into their stream (spec §11.6).
-    So the service repeats their requests to the store until it answers, and refuses them by silence and a line in the log. Before a hub
-    ends, call `finish`, so that no classic client waits for an answer that never comes.
+    Classic clients ask once and wait without end, push once, and push everything that they don't understand into their
+    stream (spec §11.6). So the service repeats their requests to the store until it answers, and refuses them by
+    silence and a line in the log. Before a hub ends, call `finish`, so that no classic client waits for an answer that
+    never comes.
     """
 
     def __init__(
@@ -122,7 +123,10 @@ class StreamService(Service):
     async def _run(
         self, *, allow: Access, task_status: trio.TaskStatus["StreamService"] = trio.TASK_STATUS_IGNORED
     ) -> None:
-        """Serve until `aclose`, or the end of the node. Pushes that wait for the store then are not confirmed, so producers send them again."""
+        """Serve until `aclose`, or the end of the node.
+
+        Pushes that wait for the store then are not confirmed, so producers send them again.
+        """
         router = self._router
         router.register(self._service, self._on_service, allow=allow)
         router.register(self._index_service, self._on_index, allow=allow)
@@ -138,7 +142,7 @@ class StreamService(Service):
             self._clients.close()
 
     async def finish(self) -> None:
-        """Answer every pull, so that no consumer waits without end (spec §11.6, 7). Close links only after this has returned.
+        """Answer every pull, so no consumer waits without end (spec §11.6, 7). Close links only after this has returned.
 
         Further pulls are answered at once, and pushes are stored until `aclose`.
 
@@ -147,7 +151,7 @@ class StreamService(Service):
         await self._pulls.finish()
 
     async def aclose(self) -> None:
-        """Answer every pull as `finish` does, and wait up to one second until the store has what was pushed; refuse the rest, and end.
+        """Answer every pull as `finish` does, wait up to one second until all pushes are stored, refuse the rest, and end.
 
         If cancelled, the service still ends.
         """
@@ -206,7 +210,7 @@ class StreamService(Service):
             return None
 
     def _start(self, origin: Origin, task: Callable[[], Awaitable[None]]) -> bool:
-        """Run a request in a task of its own; return False if its client is over its limit, or the service has ended."""
+        """Run a request in its own task; return False if its client is over its limit, or the service has ended."""
         client = self._clients.get(origin)
 
         async def run() -> None:
@@ -225,7 +229,7 @@ class StreamService(Service):
         self._router.answer(message, worker, encode(response))
 
     def _refuse(self, message: Message, reason: str) -> None:
-        """Answer why a client can't have a stream, if it understands that; other clients would push the answer as data (spec §11.6, 6)."""
+        """Answer why a client can't have a stream. Classic clients get no answer: they would push it as data (spec §11.6, 6)."""
         if _resends(message):
             self._answer(message, self._service, ErrorResponse(reason))
         elif self._log_throttle.is_due(reason, trio.current_time()):
@@ -328,7 +332,8 @@ class StreamService(Service):
         limit = self._router.limit(message.back[0]) if message.back else None
         routes = sum(map(len, message.back)) + len(message.onward[0]) + FRAME_HEADS
         if limit is not None and records and len(payload) + routes > limit:
-            # Only an absurdly long return route has no room for one record. Its consumer gets no records, but always an answer.
+            # Only an absurdly long return route has no room for one record. Its consumer gets no records, but always an
+            # answer.
             payload = encode(PullResponse(request.request_id, ()))
         self._router.answer(message, message.onward[0], payload)
         if not message.origin.resends:
@@ -368,7 +373,7 @@ class StreamService(Service):
 
 
 def _resends(message: Message) -> bool:
-    """Whether the sender repeats what is not confirmed and understands `error`, as one of our own streams does over any link."""
+    """Whether the sender repeats unconfirmed pushes and understands `error`, as our streams do over any link."""
     return message.origin.resends or (bool(message.back) and resends_pushes(decode_address(message.back[-1])[1]))
 
 

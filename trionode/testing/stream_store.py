@@ -38,9 +38,11 @@ class Harness:
     """A store to check.
 
     Attributes:
-      make: Opens the store; called several times, one store at a time. The store need not be empty, since checks use new stream names.
+      make: Opens the store; called several times, one store at a time. The store need not be empty, since checks use
+          new stream names.
       durable: Whether `make` opens the same store again, which must then hold everything, as after a restart.
-      expire: Removes old records, for a store that does so by itself: an async function of the store, a stream and the first index to keep.
+      expire: Removes old records, for a store that does so by itself: an async function of the store, a stream and the
+          first index to keep.
       stall_timeout: Seconds that one check may take.
     """
 
@@ -62,11 +64,13 @@ async def check_stream_store(
     Args:
       make: Opens the store; called several times, one store at a time.
       durable: Whether `make` opens the same store again, which must then hold everything, as after a restart.
-      expire: Removes old records, for a store that does so by itself: an async function of the store, a stream and the first index to keep.
+      expire: Removes old records, for a store that does so by itself: an async function of the store, a stream and the
+          first index to keep.
       stall_timeout: Seconds that one check may take.
 
     Raises:
-      AssertionError: A promise is broken; the text says which. Other errors of the store are raised as they are, perhaps in a group.
+      AssertionError: A promise is broken; the text says which. Other errors of the store are raised as they are,
+          perhaps in a group.
 
     If cancelled, the check that runs ends.
     """
@@ -282,7 +286,10 @@ async def a_resend_is_stored_once(store: StreamStore) -> None:
 
 @_with_store
 async def a_refused_push_harms_no_other(store: StreamStore) -> None:
-    """A push to an unknown stream or beyond MAX_RECORD gets its own error and is not stored. Reading an unknown stream raises."""
+    """A push to an unknown stream or beyond MAX_RECORD gets its own error and is not stored.
+
+    Reading an unknown stream raises.
+    """
     stream, unknown, producer = await _stream(store), _name("unknown"), _producer()
     batch = [
         Push(stream, producer, 0, b"first"),
@@ -374,7 +381,7 @@ async def concurrent_streams_do_not_mix(store: StreamStore) -> None:
 
 @_with_store
 async def concurrent_writers_of_one_stream_get_different_indexes(store: StreamStore) -> None:
-    """Concurrent producers of one stream: their records have different indexes, each producer's in order, and the stream has one owner."""
+    """Records of concurrent producers get different indexes, each producer's in order; the stream has one owner."""
     stream, created = _name(), list[str]()
     producers = [_producer() for _ in range(5)]
 
@@ -439,7 +446,10 @@ async def a_restart_loses_nothing(harness: Harness) -> None:
 
 
 async def reading_removed_records_is_an_error(harness: Harness) -> None:
-    """A read below the first remaining index raises StoreError. It does not wait or return later records, which stay as they are."""
+    """A read below the first remaining index raises StoreError.
+
+    It does not wait or return later records, which stay as they are.
+    """
     if harness.expire is None:
         return
     async with harness.make() as store:

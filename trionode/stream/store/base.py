@@ -1,7 +1,8 @@
 """The interface of stream stores, in which a stream service keeps its streams, with its values and errors.
 
-A function of the form `open_…_store(where: str)` opens a store; it returns an async context manager. An entry point of the group
-`trionode.stream_stores` names such a function. `trionode.testing.stream_store.check_stream_store` tests the contract.
+A function of the form `open_…_store(where: str)` opens a store; it returns an async context manager. An entry point of
+the group `trionode.stream_stores` names such a function. `trionode.testing.stream_store.check_stream_store` tests the
+contract.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -16,10 +17,11 @@ from trionode.net.endpoint import Exposure
 from trionode.net.plugins import STREAM_STORES, load_plugin
 from trionode.protocol.stream.messages import Record
 
-#: Streams in one store; further ones are refused. Peers choose the names, and each stream costs a row, a topic or a dictionary entry.
+#: Streams in one store; further ones are refused. Peers choose the names, and each stream costs a row, a topic or a
+#: dictionary entry.
 MAX_STREAMS = 10_000
-#: Positions in one store; beyond it the one that was saved longest ago is forgotten, and its client starts at 0 again. Classic programs
-#: use a new client id in every run (spec §11.2), so the table would grow without a bound.
+#: Positions in one store; beyond it the one that was saved longest ago is forgotten, and its client starts at 0 again.
+#: Classic programs use a new client id in every run (spec §11.2), so the table would grow without a bound.
 MAX_POSITIONS = 100_000
 
 
@@ -81,8 +83,8 @@ class Position:
 class StreamStore(Protocol):
     """Streams of records. Indexes rise from record to record, and may skip numbers (spec §11.2).
 
-    The service calls it with valid stream names and client ids only (`valid_stream_name`). Many tasks may call every method at once. Every
-    method raises StoreError if the store can't do it.
+    The service calls it with valid stream names and client ids only (`valid_stream_name`). Many tasks may call every
+    method at once. Every method raises StoreError if the store can't do it.
     """
 
     async def create(self, stream: str, owner: str = "") -> str:
@@ -106,12 +108,13 @@ class StreamStore(Protocol):
         """Store a batch in order; a durable store has it on the disk when this returns.
 
         Args:
-          pushes: The batch. A push whose (stream, producer, request_id) is stored already stores nothing and gets its old index.
+          pushes: The batch. A push whose (stream, producer, request_id) is stored already stores nothing and gets its
+              old index.
 
         Returns:
-          One answer for each push, in their order. A refused push (unknown stream, longer than MAX_RECORD, store full) gets its error as a
-          value and does not affect the others. Make it a FinalError if it is refused for ever: a hub repeats other pushes for clients that
-          don't send again (spec §11.6, 5).
+          One answer for each push, in their order. A refused push (unknown stream, longer than MAX_RECORD, store full)
+          gets its error as a value and does not affect the others. Make it a FinalError if it is refused for ever: a
+          hub repeats other pushes for clients that don't send again (spec §11.6, 5).
 
         Raises:
           StoreError: The whole batch was not stored.
@@ -127,7 +130,8 @@ class StreamStore(Protocol):
           stream: The name of the stream.
           index: The lowest index to return.
           limit: The most records to return, at least 1.
-          max_bytes: The most bytes to return, counting each message and RECORD_OVERHEAD. The first record is returned at any size.
+          max_bytes: The most bytes to return, counting each message and RECORD_OVERHEAD. The first record is returned
+              at any size.
 
         Returns:
           At least one record, by ascending index.
@@ -172,7 +176,10 @@ class StreamStore(Protocol):
 
 
 class OpenStore(Protocol):
-    """The function that an entry point of the group `trionode.stream_stores` names. Reads must have ended before the store is closed."""
+    """The function that an entry point of the group `trionode.stream_stores` names.
+
+    Reads must have ended before the store is closed.
+    """
 
     def __call__(self, where: str, /) -> AbstractAsyncContextManager[StreamStore]:
         """Open a store, and create it if it does not exist.
@@ -188,11 +195,12 @@ class OpenStore(Protocol):
 
 @attrs.frozen
 class StoreInfo:
-    """What a kind of store tells about itself without being opened. The defaults are safe for a store that says nothing.
+    """What a kind of store tells about itself without being opened. The defaults are safe.
 
     Attributes:
       check_address: Raises LocalError if the text behind `name:` is not a valid address of the store.
-      exposure: Returns who observes the bytes between a program and the store, if the store is opened with some options.
+      exposure: Returns who observes the bytes between a program and the store, if the store is opened with some
+          options.
     """
 
     check_address: Callable[[str], object] = lambda _: None
@@ -237,15 +245,16 @@ def load_store(spec: str, **options: object) -> AbstractAsyncContextManager[Stre
     """Return the store that a text names, for `async with`.
 
     Args:
-      spec: NAME:WHERE, such as `memory`, `sqlite:PATH` or `kafka:HOST:PORT`. NAME is an entry point of the group `trionode.stream_stores`.
+      spec: NAME:WHERE, such as `memory`, `sqlite:PATH` or `kafka:HOST:PORT`. NAME is an entry point of the group
+          `trionode.stream_stores`.
       options: The store's own options, such as Kafka's `replication_factor`.
 
     Returns:
       The async context manager that opens the store, and closes it at the end of its block.
 
     Raises:
-      ConfigError: No such store is installed, a package that it needs is missing, or its import failed. Opening raises it too, if
-          the address or an option is wrong.
+      ConfigError: No such store is installed, a package that it needs is missing, or its import failed. Opening raises
+          it too, if the address or an option is wrong.
     """
     name, _, where = spec.partition(":")
     store: AbstractAsyncContextManager[StreamStore] = load_plugin(STREAM_STORES, name)(where, **options)
@@ -258,7 +267,8 @@ def limit_records(records: Iterable[Record], *, limit: int, max_bytes: int) -> l
     Args:
       records: Is not read further than the first record that is left out.
       limit: The most records to return.
-      max_bytes: The most bytes to return, counting each message and RECORD_OVERHEAD. The first record is returned at any size.
+      max_bytes: The most bytes to return, counting each message and RECORD_OVERHEAD. The first record is returned at
+          any size.
 
     Returns:
       At least one record, unless there is none.

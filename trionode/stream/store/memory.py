@@ -24,7 +24,8 @@ from trionode.stream.store.base import (
 
 #: Bytes of all streams together, as much as a hub on a small machine can spare. If you need more, use a store on disk.
 MAX_BYTES = 64 << 20
-#: Bytes that a stored record costs beside its message and its producer: three objects and a place in a list and in a dictionary.
+#: Bytes that a stored record costs beside its message and its producer: three objects and a place in a list and in a
+#: dictionary.
 RECORD_COST = 400
 
 

@@ -28,14 +28,16 @@ from trionode.stream.store.base import (
     with_store_info,
 )
 
-#: The largest file, bytes; a full one refuses pushes. Records are kept for ever, and a full disk would stop other services of the machine.
+#: The largest file, bytes; a full one refuses pushes. Records are kept for ever, and a full disk would stop other
+#: services of the machine.
 MAX_BYTES = 16 << 30
 
 #: "trio": marks the file as ours (https://www.sqlite.org/pragma.html#pragma_application_id).
 _APPLICATION: Final = 0x7472696F
 _VERSION: Final = 1
 _PAGE: Final = 4096
-# Request ids and positions are unsigned 64-bit numbers, and SQLite's integers are signed: so they are stored as 8 bytes, big endian.
+# Request ids and positions are unsigned 64-bit numbers, and SQLite's integers are signed: so they are stored as 8
+# bytes, big endian.
 _SCHEMA: Final = f"""
 PRAGMA page_size = {_PAGE};
 BEGIN;
