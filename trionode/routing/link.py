@@ -55,7 +55,8 @@ class NodeLink:
         self._router = router
         self._link = link
         self._hang_up = hang_up
-        self._codec = link.protocol_version.codec()
+        codec = link.protocol_version.codec()
+        self._encode, self._decode = codec.encode, codec.decode
         self._max_frame = min(link.max_frame, link.protocol_version.max_sent)
         self._undecodable = 0
         self._outbox: MemoryChannel[bytes] = MemoryChannel(stall_timeout=STALL_TIMEOUT, on_stall=self._on_stall)
@@ -76,7 +77,7 @@ class NodeLink:
             # A worker that forwards can make a peer's long route longer, so this is no error of the program.
             self._router.counters[DropReason.ROUTE_TOO_LONG] += 1
             return None
-        frame = self._codec.encode(message.onward[1:], message.back, message.payload)
+        frame = self._encode(message.onward[1:], message.back, message.payload)
         if len(frame) > self._max_frame:
             if origin is LOCAL:
                 raise MessageTooLargeError(
@@ -146,7 +147,7 @@ class NodeLink:
 
     async def _read(self) -> None:
         link, router, origin, encoded = self._link, self._router, self.origin, self.encoded
-        decode, deliver, drop_when_full = self._codec.decode, router.deliver, origin.drop_when_full
+        decode, deliver, drop_when_full = self._decode, router.deliver, origin.drop_when_full
         latest: tuple[Encoded, ...] = ()
         returning: tuple[Encoded, ...] = (encoded,)
         try:
