@@ -94,7 +94,7 @@ def test_setup_cfg_lists_every_package_of_both_roots() -> None:
     assert set(setup_cfg("options")["packages"].split()) == packages()
 
 
-def test_every_module_lies_in_a_package() -> None:
+def test_every_module_is_in_a_package() -> None:
     assert {name.rpartition("/")[0].replace("/", ".") for name in sources()} == packages()
 
 
@@ -140,7 +140,7 @@ def test_an_entry_point_names_something_that_can_be_called(group: str, name: str
     assert callable(loaded) or group == "pytest11"
 
 
-def test_what_is_installed_has_the_entry_points_and_the_version_of_this_checkout() -> None:
+def test_the_installed_package_has_the_entry_points_and_the_version_of_this_checkout() -> None:
     installed = distribution("trionode")
     assert {(e.group, e.name): e.value for e in installed.entry_points} == entry_points(), (
         "install again: pip install -e '.[test]'"

@@ -75,7 +75,7 @@ PROTOCOL = sorted(name for name in TRIONODE if name.startswith("trionode.protoco
 
 
 @pytest.mark.parametrize("name", PROTOCOL)
-def test_a_protocol_module_reaches_no_clock_no_chance_and_no_outside_world(name: str) -> None:
+def test_a_protocol_module_imports_no_clock_randomness_or_io(name: str) -> None:
     wanted, seen = [name], {name}
     while wanted:
         module = wanted.pop()
@@ -93,7 +93,7 @@ def test_a_protocol_module_reaches_no_clock_no_chance_and_no_outside_world(name:
                     wanted.append(target)
 
 
-def test_the_protocol_is_there_to_be_checked() -> None:
+def test_the_purity_test_finds_the_protocol_modules() -> None:
     assert len(PROTOCOL) > 10
 
 

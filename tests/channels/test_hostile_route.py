@@ -73,7 +73,7 @@ class Counted:
 @pytest.mark.parametrize("protocol_version", PROTOCOL_VERSIONS)
 @pytest.mark.parametrize("direction", ["to Bob", "to Alice"])
 @pytest.mark.parametrize("fault", FAULTS, ids=str)
-async def test_nothing_wrong_reaches_a_handler_and_the_next_good_message_arrives(
+async def test_no_invalid_message_reaches_a_handler_and_the_next_valid_message_arrives(
     fault: Fault, direction: str, protocol_version: str, autojump_clock: trio.testing.MockClock
 ) -> None:
     tap = Wiretap(Loopback())
@@ -384,12 +384,12 @@ async def converse_over_a_hostile_route(seed: int, protocol_version: str) -> Non
 
 @settings(max_examples=50, deadline=None)
 @given(seed=st.integers(0, 2**32), protocol_version=st.sampled_from(PROTOCOL_VERSIONS))
-def test_whatever_a_route_does_handlers_get_only_what_was_sent_and_each_once(seed: int, protocol_version: str) -> None:
+def test_with_any_route_handlers_get_only_sent_messages_and_each_once(seed: int, protocol_version: str) -> None:
     # Threats 3 to 8 in any mixture, the handshake included.
     trio.run(converse_over_a_hostile_route, seed, protocol_version, clock=trio.testing.MockClock(autojump_threshold=0))
 
 
-async def test_a_route_that_only_drops_ends_in_no_answer_threat_8(autojump_clock: trio.testing.MockClock) -> None:
+async def test_a_route_that_only_drops_raises_answer_timeout_threat_8(autojump_clock: trio.testing.MockClock) -> None:
     tap = Wiretap(Loopback())
     tap.accepted = nothing
     async with open_parties("a hub", tap=tap) as parties:

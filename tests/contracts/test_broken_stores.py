@@ -319,7 +319,9 @@ async def test_a_broken_store_is_found(
 
 
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
-async def test_a_store_that_keeps_it_all_is_not(check: Check, autojump_clock: trio.testing.MockClock) -> None:
+async def test_a_store_that_fulfils_the_contract_is_accepted(
+    check: Check, autojump_clock: trio.testing.MockClock
+) -> None:
     await run_check(check, harness(Memory))
 
 

@@ -670,7 +670,7 @@ async def test_a_wrapped_transport_passes(check: Check, autojump_clock: trio.tes
     await run_check(check, harness(OverThrough))
 
 
-async def test_a_small_transport_must_be_small_enough(autojump_clock: trio.testing.MockClock) -> None:
+async def test_a_transport_for_small_frames_must_have_a_small_limit(autojump_clock: trio.testing.MockClock) -> None:
     network = Network()
     small = Loopback(max_frame=2000, network=network)
     says = pytest.RaisesExc(AssertionError, match=r"at most SMALL \(1000\) bytes; this one reads 2000")

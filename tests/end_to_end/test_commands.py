@@ -514,7 +514,7 @@ async def test_a_missing_echo_is_named_after_half_a_minute_and_alice_goes_on(
     assert written.lines() == ["Alice received an echo: one", "Alice received an echo: two"]
 
 
-async def test_an_echo_that_comes_late_while_alice_still_reads_has_come(
+async def test_a_late_echo_that_arrives_while_alice_reads_is_not_reported_missing(
     tmp_path: Path, autojump_clock: MockClock, capsys: pytest.CaptureFixture[str]
 ) -> None:
     written = Written(tmp_path / "out")

@@ -36,14 +36,14 @@ async def test_hub_bob_and_alice_talk_over_tls_and_a_missing_certificate_is_a_cl
             at = await listening(hub)
             bob = await commands.start("bob", "--hub", at, *client)
             alice = await commands.start("alice", "--hub", at, *client)
-            stranger = await commands.start("bob", "--hub", at, "--ca-file", authority.path)
+            untrusted = await commands.start("bob", "--hub", at, "--ca-file", authority.path)
             to_alice, to_bob, _ = await addresses(bob)
             await alice.write(to_alice, to_bob)
             assert "secure channel was established" in await alice.line()
             await alice.write("first")
             assert await alice.line() == "Alice received an echo: first"
-            assert await stranger.end() == 1
-            assert "demands a certificate: set the options certificate and key" in stranger.complaints
+            assert await untrusted.end() == 1
+            assert "demands a certificate: set the options certificate and key" in untrusted.complaints
 
             renew(own, authority.sign())
             hub.process.send_signal(signal.SIGHUP)
@@ -56,7 +56,7 @@ async def test_hub_bob_and_alice_talk_over_tls_and_a_missing_certificate_is_a_cl
                 assert (await each.stopped_by(signal.SIGTERM))[0] == 143
 
 
-async def test_inlet_and_outlet_meet_over_tls(tmp_path: Path) -> None:
+async def test_inlet_reaches_outlet_over_tls(tmp_path: Path) -> None:
     authority = Authority(tmp_path)
     own = authority.sign()
     with trio.fail_after(60), socket.create_server(("127.0.0.1", 0)) as service:

@@ -48,7 +48,7 @@ async def test_the_demo_goes_through_a_real_kafka(tmp_path: Path, kafka_broker: 
     assert "✓ 5 of 5 echoes came" in lines[-1]
 
 
-async def test_without_the_kafka_that_was_named_the_demo_says_so(tmp_path: Path) -> None:
+async def test_the_demo_reports_an_unreachable_kafka(tmp_path: Path) -> None:
     with socket.socket() as held:
         held.bind(("127.0.0.1", 0))
         async with Commands(tmp_path) as commands:

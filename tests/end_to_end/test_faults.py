@@ -96,7 +96,7 @@ async def test_every_echo_comes_once_and_in_order_although_the_hub_is_killed(tmp
     await check_hub_killed(f"sqlite:{tmp_path / 'streams'}")
 
 
-async def test_a_hub_that_ends_in_good_order_is_left_without_a_stall(tmp_path: Path) -> None:
+async def test_clients_leave_a_hub_that_ends_in_order_without_a_stall(tmp_path: Path) -> None:
     store = f"sqlite:{tmp_path / 'streams'}"
     async with open_hub(store) as hub, open_conversation([hub], [hub]) as conversation:
 

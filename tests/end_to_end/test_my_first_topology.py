@@ -43,6 +43,6 @@ async def test_its_tests_pass_within_a_second(arguments: list[str], tmp_path: Pa
 
 
 @pytest.mark.kafka
-async def test_one_argument_leads_them_over_tcp_and_kafka(tmp_path: Path, kafka_broker: KafkaBroker) -> None:
+async def test_one_argument_runs_the_examples_over_tcp_and_kafka(tmp_path: Path, kafka_broker: KafkaBroker) -> None:
     """A plain `store=kafka` starts a broker, which takes its time; there is one already."""
     await passes(tmp_path, "--trionode-swap", f"tcp=tcp,store=kafka:{kafka_broker.bootstrap}")

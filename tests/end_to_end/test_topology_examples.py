@@ -93,7 +93,7 @@ async def test_a_channel_leads_over_four_transports_and_another_within_a_channel
 
 
 @pytest.mark.kafka
-async def test_the_four_transports_are_real_ones(topology: Topologies) -> None:
+async def test_the_four_transports_are_real(topology: Topologies) -> None:
     with trio.fail_after(60):
         async with four_transports(topology, tcp="tcp", ws="ws", kafka="kafka") as running:
             endpoints = [endpoint.transport for node in running for endpoint in node.endpoints]
@@ -144,7 +144,7 @@ async def test_balance_takes_turns_and_skips_lost_routes(
         assert await jobs("h", "i", "j") == ["one: h", "three: j", "two: i"]
 
 
-async def test_a_trio_program_has_a_node_in_its_midst(autojump_clock: trio.testing.MockClock) -> None:
+async def test_a_trio_program_embeds_a_node(autojump_clock: trio.testing.MockClock) -> None:
     async with trio.open_nursery() as nursery, open_node("loopback") as node:
         at = await nursery.start(module("inside_trio").main, "loopback:thermometer")
         identity = await Identity.create(node.vault)
@@ -155,7 +155,7 @@ async def test_a_trio_program_has_a_node_in_its_midst(autojump_clock: trio.testi
         nursery.cancel_scope.cancel()
 
 
-async def test_a_program_on_asyncio_has_a_node_as_its_guest(tmp_path: Path) -> None:
+async def test_an_asyncio_program_runs_a_node_in_guest_mode(tmp_path: Path) -> None:
     async with Commands(tmp_path) as commands:
         await visits_are_counted(commands)
 

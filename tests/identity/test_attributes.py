@@ -208,7 +208,7 @@ async def test_a_rotated_authority_has_to_issue_anew(authority: Identity, alice:
     assert await trust_attributes(authority.export())(await presenting(alice, authority))
 
 
-async def test_the_rule_admits_neither_this_node_nor_what_comes_by_a_relay_threat_13(
+async def test_the_rule_admits_neither_this_node_nor_relayed_messages_threat_13(
     authority: Identity, alice: Identity
 ) -> None:
     peer = await presenting(alice, authority)
@@ -226,7 +226,7 @@ async def test_the_rule_admits_neither_this_node_nor_what_comes_by_a_relay_threa
 
 
 @pytest.mark.parametrize("text", ["", "I" + "0" * 64, "8081"])
-def test_an_authority_is_an_exported_history(text: str) -> None:
+def test_an_authority_is_given_as_an_exported_history(text: str) -> None:
     for make in (trust_attributes, from_attributes):
         with pytest.raises(ConfigError, match="trionode identity export"):
             make(text)

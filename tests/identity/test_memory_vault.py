@@ -13,7 +13,7 @@ def vault() -> Vault:
     return MemoryVault()  # the fixture's type is the proof that it is a Vault
 
 
-def test_what_it_signs_verifies(vault: Vault) -> None:
+def test_its_signatures_verify(vault: Vault) -> None:
     key = vault.generate(KeyKind.ED25519)
     signature = vault.sign(key, b"data")
     assert len(key.public) == 32
@@ -97,7 +97,7 @@ def test_a_secret_of_another_size_is_not_imported(kind: KeyKind, size: int) -> N
 
 
 @pytest.mark.parametrize("kind", KeyKind)
-def test_no_secret_stands_in_a_repr_or_an_error(kind: KeyKind) -> None:
+def test_no_repr_or_error_contains_a_secret(kind: KeyKind) -> None:
     vault, secret = MemoryVault(), b"a secret of thirty-two bytes yes"
     key = vault.import_secret(kind, secret)
     said = [repr(vault), repr(key), str(key), repr(vault._keys)]

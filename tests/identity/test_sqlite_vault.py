@@ -113,7 +113,7 @@ async def test_a_key_is_in_the_file_when_generate_returns(path: Path) -> None:
             assert [same(each) for each in crashed.keys()] == [same(handle)]
 
 
-async def test_a_key_is_kept_once(path: Path) -> None:
+async def test_a_key_is_stored_once(path: Path) -> None:
     async with open_sqlite_vault(path, unencrypted=True) as vault:
         vault.import_secret(KeyKind.X25519, SECRET)
         with pytest.raises(VaultError, match="already"):
@@ -198,7 +198,7 @@ class sqlite:  # noqa: N801  reads like the context manager that sqlite3 lacks
 
 
 @pytest.mark.usefixtures("umask")
-async def test_a_new_file_is_its_owners_alone_whatever_the_umask(tmp_path: Path) -> None:
+async def test_a_new_file_is_private_with_any_umask(tmp_path: Path) -> None:
     for umask in (0, 0o777):
         os.umask(umask)
         path = tmp_path / f"vault{umask}"
@@ -207,7 +207,7 @@ async def test_a_new_file_is_its_owners_alone_whatever_the_umask(tmp_path: Path)
 
 
 @pytest.mark.usefixtures("umask")
-async def test_the_journal_is_its_owners_alone_too(path: Path) -> None:
+async def test_the_journal_is_private_too(path: Path) -> None:
     async with open_sqlite_vault(path, unencrypted=True) as vault:
         with vault._file.transaction() as database:
             database.execute("INSERT INTO identities (name, history) VALUES ('a', x'00')")
@@ -267,9 +267,7 @@ def version_of(path: Path) -> int:
 
 
 @pytest.mark.parametrize("passphrase", [PASSPHRASE, None])
-async def test_a_file_of_the_first_version_is_upgraded_with_all_that_is_in_it(
-    path: Path, passphrase: str | None
-) -> None:
+async def test_a_file_of_the_first_version_is_upgraded_with_its_content(path: Path, passphrase: str | None) -> None:
     identifier = await make_version_1(path, passphrase)
     async with open_sqlite_vault(path, passphrase=passphrase, unencrypted=passphrase is None) as vault:
         alice = await Identity.load(vault, "alice")
@@ -373,7 +371,7 @@ async def test_a_failed_write_changes_nothing(path: Path) -> None:
         assert len(vault.keys()) == 3
 
 
-async def test_a_closed_vault_gives_no_key_away(path: Path) -> None:
+async def test_a_closed_vault_returns_no_key(path: Path) -> None:
     async with open_sqlite_vault(path, unencrypted=True) as vault:
         handle = vault.generate(KeyKind.ED25519)
     with pytest.raises(VaultError):

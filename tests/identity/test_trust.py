@@ -31,11 +31,11 @@ async def test_a_classic_identity_is_trusted_by_its_own_text_and_not_by_the_same
     assert await trust_only(Identifier(classic.identifier.value))(classic) is False
 
 
-def test_a_text_that_is_no_identifier_is_refused_where_the_policy_is_made() -> None:
+def test_an_invalid_identifier_is_refused_when_the_policy_is_made() -> None:
     with pytest.raises(IdentityError, match="I and 64 hex digits"):
         trust_only(Identifier(bytes(32)), "bob")
 
 
-def test_to_trust_nobody_is_a_mistake() -> None:
+def test_an_empty_set_of_trusted_identifiers_is_refused() -> None:
     with pytest.raises(LocalError, match="at least one"):
         trust_only()

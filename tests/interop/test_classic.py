@@ -70,7 +70,7 @@ async def test_a_rust_initiator_receives_every_echo_over_plain_tcp(scene: Scene)
         assert await initiator.end() == 0, initiator.complaints
 
 
-async def test_a_listener_for_current_channels_is_silent_to_a_classic_initiator(scene: Scene) -> None:
+async def test_a_listener_for_current_channels_does_not_answer_a_classic_initiator(scene: Scene) -> None:
     with trio.fail_after(STALL_TIMEOUT):
         listener = await scene.node.serve_secure_channels("listener", scene.ours, trust=trust_everyone)
         initiator = await scene.peers.start("initiate", scene.endpoint)
@@ -82,7 +82,7 @@ async def test_a_listener_for_current_channels_is_silent_to_a_classic_initiator(
         assert scene.node.counters[DropReason.HANDSHAKE_REFUSED] == 1
 
 
-async def test_a_rust_initiators_frames_sent_twice_are_heard_once(scene: Scene) -> None:
+async def test_duplicate_frames_of_a_rust_initiator_are_delivered_once(scene: Scene) -> None:
     with trio.fail_after(STALL_TIMEOUT):
         await scene.node.serve_secure_channels(
             "listener", scene.ours, trust=trust_everyone, protocol_versions=("classic",)
@@ -119,7 +119,7 @@ async def test_we_receive_every_echo_from_a_rust_responder_over_plain_tcp(scene:
             assert (await scene.node.ask(Route(f"tcp_classic:{endpoint}", "echoer"), text)).text == text
 
 
-async def test_our_frames_sent_twice_are_heard_twice_by_a_rust_responder(scene: Scene) -> None:
+async def test_our_duplicate_frames_are_delivered_twice_by_a_rust_responder(scene: Scene) -> None:
     """What our documents warn of: a classic peer has no protection of its own."""
     with trio.fail_after(STALL_TIMEOUT):
         responder = await scene.peers.start("respond")
@@ -137,7 +137,7 @@ async def test_our_frames_sent_twice_are_heard_twice_by_a_rust_responder(scene: 
             assert await told(responder, *["received"] * 20) == [str(n) for n in range(10) for _ in "12"]
 
 
-async def test_we_refuse_a_rust_responder_whom_we_do_not_trust_and_it_refuses_us(scene: Scene) -> None:
+async def test_we_refuse_an_untrusted_rust_responder_and_it_refuses_us(scene: Scene) -> None:
     with trio.fail_after(STALL_TIMEOUT):
         responder = await scene.peers.start("respond", "--trust", NO_P)
         endpoint, identifier = await told(responder, "listening", "identity")

@@ -50,7 +50,7 @@ def test_very_many_failures_keep_the_longest_delay() -> None:
     assert all(earlier <= later for earlier, later in pairwise(delays))
 
 
-async def test_reconnect_tries_until_told_to_stop(autojump_clock: trio.testing.MockClock) -> None:
+async def test_reconnect_tries_until_stopped(autojump_clock: trio.testing.MockClock) -> None:
     errors: list[Exception] = []
     delays: list[float] = []
 
@@ -72,7 +72,9 @@ async def test_reconnect_tries_until_told_to_stop(autojump_clock: trio.testing.M
     assert trio.current_time() - began == pytest.approx(7.0)
 
 
-async def test_reconnect_waits_longer_for_a_peer_that_is_of_no_use(autojump_clock: trio.testing.MockClock) -> None:
+async def test_reconnect_waits_longer_for_a_peer_that_closes_connections_at_once(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
     connected: list[float] = []
 
     async def connect() -> float:

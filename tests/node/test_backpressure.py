@@ -125,7 +125,7 @@ async def test_a_worker_that_asks_over_the_link_that_feeds_it_while_its_mailbox_
 
 
 @pytest.mark.parametrize("pause", [0.005])
-async def test_a_hub_with_a_fast_a_slow_and_a_silent_receiver(
+async def test_a_hub_with_a_fast_a_slow_and_a_stopped_receiver(
     pause: float, watch: Watch, autojump_clock: MockClock
 ) -> None:
     network, rounds = Loopback(), 2000
@@ -220,7 +220,7 @@ async def test_two_nodes_that_only_send_over_real_sockets(watch: Watch) -> None:
 # 5
 
 
-def service_for_strangers(served: list[int]) -> Worker:
+def public_service(served: list[int]) -> Worker:
     async def work(mailbox: Mailbox) -> None:
         async for message in mailbox:
             served[0] += 1
@@ -238,7 +238,7 @@ async def test_a_client_that_never_reads_is_closed_and_others_are_served(
     with trio.fail_after(10):
         async with open_node(transport) as hub, open_node(transport) as friend:
             at = await hub.listen("tcp:127.0.0.1:0" if transport.name == "tcp" else "loopback:hub")
-            await hub.start_worker("service", service_for_strangers(served), allow=from_anywhere)
+            await hub.start_worker("service", public_service(served), allow=from_anywhere)
             link = await friend.connect(str(at))
             while not hub._links._all:
                 await trio.lowlevel.checkpoint()

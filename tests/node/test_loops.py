@@ -122,11 +122,11 @@ async def test_forwarding_worker_drops_message_with_too_many_hops_for_the_next_n
         link = await node.connect(str(at))
         await node.listen("loopback:node")
         await node.start_worker("relay", forwarder([Route(link, *["x"] * 10)], []), allow=from_anywhere)
-        stranger = await network.connect("node")
-        await stranger.send([CURRENT.encode((local("relay"),), (local("y"),) * 25, b"")])
+        raw_peer = await network.connect("node")
+        await raw_peer.send([CURRENT.encode((local("relay"),), (local("y"),) * 25, b"")])
         await wait_all_tasks_blocked()
         assert node.counters == {DropReason.ROUTE_TOO_LONG: 1}
-        await stranger.aclose()
+        await raw_peer.aclose()
 
 
 async def test_remote_message_never_makes_the_node_dial(autojump_clock: MockClock) -> None:
@@ -143,10 +143,10 @@ async def test_remote_message_never_makes_the_node_dial(autojump_clock: MockCloc
                 return await super().connect(peer)
 
         hub._links._transports["tcp"] = Watching()
-        stranger = await network.connect("hub")
+        raw_peer = await network.connect("hub")
         tcp = Address("127.0.0.1:4000", "tcp").encoded
-        await stranger.send([CURRENT.encode((tcp, local("echoer")), (), b"")])
+        await raw_peer.send([CURRENT.encode((tcp, local("echoer")), (), b"")])
         await wait_all_tasks_blocked()
         assert not dialled
         assert hub.counters == {DropReason.UNKNOWN_ADDRESS: 1}
-        await stranger.aclose()
+        await raw_peer.aclose()

@@ -19,12 +19,12 @@ async def open_a_node() -> None:
         pass
 
 
-def test_asyncio_run_is_refused_in_words() -> None:
+def test_asyncio_run_is_refused_with_advice() -> None:
     with pytest.raises(ConfigError, match=r"runs on Trio.*call trio.run\(main\)"):
         asyncio.run(open_a_node())
 
 
-def test_a_coroutine_driven_by_hand_is_refused_in_words() -> None:
+def test_a_coroutine_driven_by_hand_raises_an_error() -> None:
     opening = open_a_node()
     with pytest.raises(ConfigError, match=r"call trio.run\(main\)"):
         opening.send(None)
@@ -63,7 +63,7 @@ SENDS: dict[str, Verb] = {
 
 @pytest.mark.parametrize("verb", SENDS)
 @pytest.mark.parametrize("route", [7, None, b"echoer", [7], {"echoer"}], ids=repr)
-async def test_what_is_no_route_is_refused_in_words(verb: str, route: Any) -> None:
+async def test_an_argument_that_is_not_a_route_is_refused_with_advice(verb: str, route: Any) -> None:
     if verb == "open_relay" and route is None:
         pytest.skip("None means this node there")
     async with open_node("loopback") as node:
@@ -71,7 +71,7 @@ async def test_what_is_no_route_is_refused_in_words(verb: str, route: Any) -> No
             await SENDS[verb](node, route)
 
 
-async def test_no_hub_at_all_is_refused_in_words() -> None:
+async def test_an_empty_list_of_hubs_is_refused_with_advice() -> None:
     async with open_node("loopback") as node:
         with pytest.raises(ConfigError, match="at least one hub"):
             await node.open_relay([])
@@ -79,7 +79,7 @@ async def test_no_hub_at_all_is_refused_in_words() -> None:
             await node.open_relay(Route())
 
 
-async def test_an_empty_route_is_refused_in_words() -> None:
+async def test_an_empty_route_is_refused_with_advice() -> None:
     async with open_node("loopback") as node:
         with pytest.raises(UnknownAddressError, match="at least one hop"):
             await node.send(Route(), b"")
@@ -88,14 +88,14 @@ async def test_an_empty_route_is_refused_in_words() -> None:
 @pytest.mark.parametrize(
     "body", [bytearray(b"hello"), memoryview(b"hello"), b"hello"], ids=lambda body: type(body).__name__
 )
-async def test_a_body_may_be_any_bytes(body: Any) -> None:
+async def test_a_body_can_be_any_bytes(body: Any) -> None:
     async with open_node("loopback") as node:
         await node.start_worker("echoer", echoer)
         assert (await node.ask("echoer", body)).payload == b"hello"
 
 
 @pytest.mark.parametrize("body", [7, None, {"text": "hello"}, ["hello"]], ids=repr)
-async def test_another_body_is_refused_in_words(body: Any) -> None:
+async def test_a_body_of_another_type_is_refused_with_advice(body: Any) -> None:
     async with open_node("loopback") as node, node.open_mailbox() as mailbox:
         with pytest.raises(ConfigError, match=f"a body is bytes or a str, and this is {type(body).__name__}"):
             await node.send("echoer", body)
@@ -115,14 +115,14 @@ async def test_a_worker_that_is_no_async_function_is_refused_and_its_name_stays_
         await node.start_worker("worker", echoer)
 
 
-async def test_a_verb_after_the_block_says_so() -> None:
+async def test_a_method_called_after_the_block_raises_closed_error() -> None:
     async with open_node("loopback") as node:
         pass
     with pytest.raises(ClosedError, match="this node's block has ended"):
         await node.start_worker("echoer", echoer)
 
 
-async def test_an_unknown_transport_names_those_of_the_node() -> None:
+async def test_the_error_for_an_unknown_transport_lists_those_of_the_node() -> None:
     async with open_node("loopback") as node:
         with pytest.raises(
             ConfigError, match=r"\['loopback'\], but 'tcp:127.0.0.1:1' needs 'tcp': name it in open_node"
@@ -134,5 +134,5 @@ async def test_an_unknown_transport_names_those_of_the_node() -> None:
             await node.connect("echoer")
 
 
-def test_trio_run_is_what_it_takes() -> None:
+def test_trio_run_works() -> None:
     trio.run(open_a_node)

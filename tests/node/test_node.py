@@ -352,7 +352,7 @@ async def test_unreachable_peer_raises_connection_lost_and_can_be_tried_again(au
         await alice.connect("loopback:bob")
 
 
-async def test_a_transport_that_the_node_does_not_have_is_named_with_those_that_it_has() -> None:
+async def test_the_error_for_a_missing_transport_lists_those_of_the_node() -> None:
     async with open_node("loopback") as node:
         for verb in (node.listen, node.connect):
             with pytest.raises(LocalError, match=r"opened with the transports \['loopback'\], but .* needs 'tcp'"):
@@ -404,11 +404,11 @@ async def test_invalid_frame_ends_only_its_link_and_is_logged_escaped(
         await bob.start_worker("echoer", echoer, allow=from_anywhere)
         route = Route(at, "echoer")
         assert (await alice.ask(route, "before")).text == "before"
-        stranger = await network.connect("bob")
-        await stranger.send([b"\xff\x1b[31m"])
-        assert not await stranger.receive()
+        raw_peer = await network.connect("bob")
+        await raw_peer.send([b"\xff\x1b[31m"])
+        assert not await raw_peer.receive()
         assert (await alice.ask(route, "after")).text == "after"
-        await stranger.aclose()
+        await raw_peer.aclose()
     assert [r for r in caplog.records if "indefinite length" in r.getMessage()]
     assert "\x1b" not in caplog.text
 

@@ -72,14 +72,14 @@ async def accepting(network: Loopback, accept: Callable[[Link], Awaitable[None]]
 
 
 @asynccontextmanager
-async def stranger_at_a_hub(network: Dialler) -> AsyncIterator[tuple[Node, Address, Node]]:
-    """A hub with a link on demand to loopback:bob that is called bob, its address, and a stranger, who is not counted as dialled."""
-    async with open_node(network, forwards=True) as hub, open_node(Loopback(network=network.network)) as stranger:
+async def client_at_a_hub(network: Dialler) -> AsyncIterator[tuple[Node, Address, Node]]:
+    """A hub with a link on demand to loopback:bob that is called bob, its address, and a client whose links are not counted."""
+    async with open_node(network, forwards=True) as hub, open_node(Loopback(network=network.network)) as client:
         at = await hub.listen("loopback:hub")
-        yield hub, at, stranger
+        yield hub, at, client
 
 
-async def test_nothing_is_dialled_until_there_is_something_to_send(autojump_clock: trio.testing.MockClock) -> None:
+async def test_nothing_is_dialled_before_the_first_message(autojump_clock: trio.testing.MockClock) -> None:
     network = Dialler()
     async with open_node(network) as bob, open_node(network) as alice:
         await serve(bob)
@@ -127,10 +127,10 @@ async def test_failed_dial_drops_the_message_and_the_node_lives(
     error: Exception, told: str, autojump_clock: trio.testing.MockClock, caplog: pytest.LogCaptureFixture
 ) -> None:
     network = Dialler(error=error)
-    async with stranger_at_a_hub(network) as (hub, at, stranger):
+    async with client_at_a_hub(network) as (hub, at, client):
         link = hub.dial_on_demand("loopback:bob", name="bob")
         for count in (1, 2, 3):
-            await stranger.send(Route(str(at), "bob", "echoer"), "hello")
+            await client.send(Route(str(at), "bob", "echoer"), "hello")
             await trio.sleep(LONGEST_DELAY)
             assert +hub.counters == {DropReason.DIAL_FAILED: count}
         assert link.is_open
@@ -171,12 +171,12 @@ async def test_peer_that_accepts_and_closes_is_dialled_seldom(
         accepted += 1
         await link.aclose()
 
-    async with accepting(network, accept), stranger_at_a_hub(network) as (hub, at, stranger):
+    async with accepting(network, accept), client_at_a_hub(network) as (hub, at, client):
         hub.dial_on_demand("loopback:bob", name="bob")
         began = trio.current_time()
         sent = 0
         while trio.current_time() < began + 60:
-            await stranger.send(Route(str(at), "bob", "x"), "hello")
+            await client.send(Route(str(at), "bob", "x"), "hello")
             sent += 1
             await trio.sleep(0.01)
         assert len(network.dialled) == accepted <= 6 + 60 / (LONGEST_DELAY / 2)
@@ -217,11 +217,11 @@ async def test_peer_that_takes_nothing_is_hung_up_and_its_address_stays(
                 taken.extend(frames)
         await trio.sleep_forever()
 
-    async with accepting(network, accept), stranger_at_a_hub(network) as (hub, at, stranger):
+    async with accepting(network, accept), client_at_a_hub(network) as (hub, at, client):
         link = hub.dial_on_demand("loopback:bob", name="bob")
         with trio.move_on_after(reads_for + 1.5 * STALL_TIMEOUT):
             while True:
-                await stranger.send(Route(str(at), "bob", "x"), bytes(60_000))
+                await client.send(Route(str(at), "bob", "x"), bytes(60_000))
                 await trio.sleep(0.01)
         assert link.is_open
         assert not link.ended.is_set()
@@ -236,7 +236,7 @@ async def test_peer_that_takes_nothing_is_hung_up_and_its_address_stays(
         await trio.testing.wait_all_tasks_blocked()
         assert second._outgoing.is_closed
         taken.clear()
-        await stranger.send(Route(str(at), "bob", "x"), "hello")
+        await client.send(Route(str(at), "bob", "x"), "hello")
         await trio.sleep(1)
         assert len(taken) == 1
 
@@ -328,7 +328,7 @@ async def test_frame_too_large_for_the_transport_is_dropped(autojump_clock: trio
         assert +alice.counters == {DropReason.FRAME_TOO_LARGE: 1}
 
 
-async def test_frames_under_way_at_a_loss_are_counted(autojump_clock: trio.testing.MockClock) -> None:
+async def test_frames_in_transit_when_a_link_is_lost_are_counted(autojump_clock: trio.testing.MockClock) -> None:
     network = Dialler()
     async with open_node(network) as alice:
         alice.dial_on_demand("loopback:bob", name="bob")

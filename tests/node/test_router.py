@@ -36,7 +36,7 @@ def test_message_goes_to_the_hop_of_its_first_address_which_returns_a_queue() ->
 
 
 @given(st.lists(st.tuples(st.integers(0, 255), st.binary(max_size=8)), unique=True, min_size=1, max_size=20), st.data())
-def test_addresses_are_told_apart_by_type_and_value(pairs: list[tuple[int, bytes]], data: st.DataObject) -> None:
+def test_addresses_differ_by_type_and_value(pairs: list[tuple[int, bytes]], data: st.DataObject) -> None:
     router = Router()
     inboxes: dict[tuple[int, bytes], list[Message]] = {pair: [] for pair in pairs}
     for pair in pairs:

@@ -28,7 +28,7 @@ _NAMES = {"ping": Ping(), "pong": Pong(), "disconnect": Disconnect()}
 
 
 @pytest.mark.parametrize("protocol_version", ["current", "classic"])
-def test_every_message_of_the_rust_transcripts_is_read_and_written_alike(protocol_version: str) -> None:
+def test_every_message_of_the_rust_transcripts_decodes_and_encodes_to_the_same_bytes(protocol_version: str) -> None:
     read, head = (CURRENT.decode, 4) if protocol_version == "current" else (CLASSIC.decode, 2)
     (transcript,) = wire_vectors("portals.json", f"{protocol_version}.portal.transcript")
     for step in transcript["steps"]:
@@ -40,7 +40,7 @@ def test_every_message_of_the_rust_transcripts_is_read_and_written_alike(protoco
         assert portal.encode(expected) == payload
 
 
-def test_every_message_vector_is_read_and_written_alike() -> None:
+def test_every_message_vector_decodes_and_encodes_to_the_same_bytes() -> None:
     vectors = wire_vectors("portals.json", "portal.message")
     assert vectors
     for vector in vectors:
@@ -60,7 +60,7 @@ _MESSAGES: st.SearchStrategy[PortalMessage] = st.one_of(
 
 
 @given(_MESSAGES)
-def test_what_is_written_is_read_again(message: PortalMessage) -> None:
+def test_written_data_is_read_again(message: PortalMessage) -> None:
     assert portal.decode(portal.encode(message)) == message
 
 
@@ -200,7 +200,7 @@ def test_end_of_input_before_all_data_breaks_the_connection() -> None:
     assert end.is_broken
 
 
-def test_counters_go_round() -> None:
+def test_payload_counters_wrap_around() -> None:
     end, peer = opened(window=2**40), PortalEnd.inlet(2**40)
     peer.receive(Pong(5))
     for _ in range(2**16 + 5):

@@ -1,4 +1,6 @@
-"""Who may speak in a connection, what a stranger or a mishap can cause, and what both programs at its ends hear of it (spec §13.3)."""
+"""Rules of portal connections (spec §13.3): which peers may send, what an untrusted peer or an error can cause, and
+what both programs observe.
+"""
 
 import logging
 import socket

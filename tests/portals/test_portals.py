@@ -257,7 +257,7 @@ async def test_unreachable_target_ends_the_client() -> None:
                 await is_over(client)
 
 
-async def test_a_socket_that_is_reset_resets_the_other() -> None:
+async def test_a_reset_of_one_socket_resets_the_other() -> None:
     async def reset(stream: trio.SocketStream) -> None:
         await stream.receive_some(1)
         stream.setsockopt(1, 13, struct.pack("ii", 1, 0))  # SO_LINGER of no seconds

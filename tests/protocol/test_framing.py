@@ -34,7 +34,7 @@ def test_frames_do_not_depend_on_how_the_bytes_are_split(
     decoder = FrameDecoder(protocol_version)
     data = protocol_version.preface + join_frames(protocol_version, frames)
     assert [frame for chunk in in_chunks(data, cuts) for frame in decoder.receive(chunk)] == frames
-    assert decoder.greeted
+    assert decoder.has_preface
     assert decoder.is_between_frames
 
 
@@ -68,7 +68,7 @@ def test_the_end_of_a_stream_is_orderly_only_between_frames() -> None:
 
 
 @pytest.mark.parametrize("first", [b"\x00", b"\x02", b"GET / HTTP/1.1\r\n", b"\x16\x03\x01", b"SSH-2.0"])
-def test_another_preface_raises_an_error_with_both(first: bytes) -> None:
+def test_a_wrong_preface_raises_an_error_with_both_prefaces(first: bytes) -> None:
     with pytest.raises(WireError, match=f"began with {first[:1].hex()}, expected 01"):
         FrameDecoder(CURRENT).receive(first)
 
@@ -77,7 +77,7 @@ def test_a_preface_of_many_bytes_may_arrive_in_parts_and_is_checked_at_each() ->
     protocol_version = attrs.evolve(CURRENT, preface=b"abc")
     decoder = FrameDecoder(protocol_version)
     assert not decoder.receive(b"a")
-    assert not decoder.greeted
+    assert not decoder.has_preface
     assert decoder.receive(b"bc" + join_frames(protocol_version, [b"x"])) == [b"x"]
     with pytest.raises(WireError, match="began with 7a"):
         FrameDecoder(protocol_version).receive(b"z")

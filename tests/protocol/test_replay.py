@@ -48,7 +48,7 @@ def test_the_edges_of_the_window(before: list[int], nonce: int, *, accepted: boo
     assert window(*before).accepts(nonce) is accepted
 
 
-def test_accepts_changes_nothing() -> None:
+def test_accepts_has_no_side_effect() -> None:
     made = window(3)
     assert made.accepts(100)
     assert made.highest == 3

@@ -168,7 +168,7 @@ def test_nonsense_in_a_response_is_refused(protocol: str, body: str) -> None:
         decode_response(string(protocol) + data(bytes.fromhex(body)))
 
 
-def test_the_longest_record_fits_into_one_answer_with_room_for_two_long_addresses() -> None:
+def test_the_longest_record_and_two_long_addresses_fit_into_one_answer() -> None:
     answer = encode(PullResponse(2**64 - 1, (Record(2**64 - 2, bytes(MAX_RECORD)),)))
     assert len(answer) + 150 <= MAX_ANSWER
     # What a store counts for a record is never less than what it takes.
@@ -518,7 +518,7 @@ def test_saves_are_throttled_and_the_last_one_is_sent_at_the_end() -> None:
 
 
 @pytest.mark.parametrize("machine", [Producer("s"), Consumer("s", "c")], ids=["producer", "consumer"])
-def test_every_state_can_begin_again(machine: Machine) -> None:
+def test_each_state_can_return_to_creating(machine: Machine) -> None:
     for _, state in machine._table.values():
         assert machine._table[state, Event.BEGUN][1] is State.CREATING
 

@@ -80,7 +80,7 @@ async def test_a_classic_channel_runs_through_a_relay(scene: Scene, autojump_clo
             assert (await caller.ask(Route(channel, "echoer"), f"{number}")).text == f"{number}"
 
 
-async def test_holder_and_caller_behind_channels_with_the_hub(scene: Scene, autojump_clock: MockClock) -> None:
+async def test_owner_and_client_behind_channels_with_the_hub(scene: Scene, autojump_clock: MockClock) -> None:
     await scene.serve_channels()
     async with scene.node() as holder, scene.node() as caller:
         theirs_way, theirs = await secured(holder)
@@ -138,7 +138,7 @@ async def test_name_of_an_identity_stays_reserved(scene: Scene, autojump_clock: 
         await owner.open_relay(again, "bob")
 
 
-async def test_a_holder_registers_again_when_its_link_was_lost(scene: Scene, autojump_clock: MockClock) -> None:
+async def test_an_owner_registers_again_when_its_link_was_lost(scene: Scene, autojump_clock: MockClock) -> None:
     async with scene.node() as holder, scene.node() as caller:
         await holder.start_worker("echoer", echoer, allow=from_anywhere)
         await holder.open_relay(HUB, "bob")
@@ -213,7 +213,7 @@ async def test_links_and_relays_reach_nothing_else_of_the_hub(scene: Scene, auto
         await holder.open_relay(HUB, "bob")
         await caller.ask(through("bob", "look"), "hi")
         links = [link.encoded for link in scene.hub._links._all]
-        # What the holder sees of the way back is a passage, none of the hub's links; and no link takes anything from strangers.
+        # The owner sees an alias as the return route and none of the hub's links. No link accepts unauthenticated messages.
         assert not {hop.encoded for hop in seen[0]} & set(links)
         for link in scene.hub._links._all:
             with pytest.raises(AnswerTimeout):
@@ -240,7 +240,7 @@ async def test_a_ring_through_a_relay_ends(scene: Scene, autojump_clock: MockClo
                 await node.ask(Route(link, "forward_to_ring", "back"), "round and round", timeout=5)
 
 
-async def test_holder_and_caller_on_one_link(scene: Scene, autojump_clock: MockClock) -> None:
+async def test_owner_and_client_on_one_link(scene: Scene, autojump_clock: MockClock) -> None:
     async with scene.node() as node:
         await node.start_worker("echoer", echoer, allow=from_anywhere)
         await node.open_relay(HUB, "self")

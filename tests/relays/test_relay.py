@@ -118,13 +118,13 @@ async def test_a_whole_secure_channel_runs_over_the_hub_past_the_relay(autojump_
             assert (await scene.caller.ask(Route(channel, "for channels"), b"%d" % n)).payload == b"%d" % n
 
 
-async def test_a_worker_of_the_hub_itself_reaches_the_holder(autojump_clock: MockClock) -> None:
+async def test_a_worker_of_the_hub_itself_reaches_the_owner(autojump_clock: MockClock) -> None:
     async with open_scene() as scene:
         relay = await scene.holder.open_relay(HUB, "bob")
         assert (await scene.hub.ask(Route(relay.remote, "echoer"), b"from here")).payload == b"from here"
 
 
-async def test_a_worker_of_the_hub_itself_can_be_the_holder(autojump_clock: MockClock) -> None:
+async def test_a_worker_of_the_hub_itself_can_own_a_relay(autojump_clock: MockClock) -> None:
     async with open_scene() as scene:
         await scene.hub.start_worker("open", echo, allow=from_anywhere)
         await scene.hub.start_worker("vault", echo, allow=from_local)
@@ -136,7 +136,7 @@ async def test_a_worker_of_the_hub_itself_can_be_the_holder(autojump_clock: Mock
         assert scene.hub.counters[DropReason.ACCESS_DENIED] == 1
 
 
-async def test_holder_and_caller_meet_through_channels_with_the_hub(autojump_clock: MockClock) -> None:
+async def test_owner_and_client_connect_through_channels_with_the_hub(autojump_clock: MockClock) -> None:
     async with open_scene() as scene:
         await serve_channels(scene.hub)
         await serve_channels(scene.holder)
@@ -182,7 +182,7 @@ async def _flood(node: Node, route: Route) -> None:
         await node.send(route, bytes(20_000))
 
 
-async def test_a_relay_leads_to_a_node_behind_its_holder(autojump_clock: MockClock) -> None:
+async def test_a_relay_leads_to_a_node_behind_its_owner(autojump_clock: MockClock) -> None:
     async with open_scene() as scene, open_node(scene.network) as inside:
         await inside.listen("loopback:inside")
         await serve_channels(inside)
@@ -198,7 +198,7 @@ async def test_a_relay_leads_to_a_node_behind_its_holder(autojump_clock: MockClo
             await scene.caller.ask(Route(HUB, relay.remote, "echoer"), b"?", timeout=1)
 
 
-async def test_a_relay_finds_the_node_behind_its_holder_again(autojump_clock: MockClock) -> None:
+async def test_a_relay_reaches_the_node_behind_its_owner_again(autojump_clock: MockClock) -> None:
     async with open_scene() as scene, open_node(scene.network) as inside:
         await inside.listen("loopback:inside")
         await inside.start_worker("echoer", echo, allow=from_anywhere)
@@ -278,7 +278,7 @@ async def test_the_same_link_moves_its_relay(autojump_clock: MockClock) -> None:
 # Being lost
 
 
-async def test_a_holder_registers_again_when_its_link_was_lost(autojump_clock: MockClock) -> None:
+async def test_an_owner_registers_again_when_its_link_was_lost(autojump_clock: MockClock) -> None:
     async with open_scene() as scene:
         relay = await scene.holder.open_relay(HUB, "bob")
         for n in range(3):
@@ -405,7 +405,7 @@ async def test_a_prefix_keeps_relays_apart_from_workers() -> None:
         await node.start_worker(STATIC, echo)  # nothing of the failed one is left
 
 
-# What strangers try
+# Attacks by unauthenticated peers
 
 
 async def test_forged_return_route_leads_back_to_its_sender_only(autojump_clock: MockClock) -> None:
@@ -443,8 +443,8 @@ async def test_links_of_the_hub_are_unreachable_even_by_their_address(autojump_c
         assert scene.holder.counters[DropReason.UNKNOWN_ADDRESS] == 1
 
 
-async def test_clients_do_not_speak_with_the_identity_of_the_hub(autojump_clock: MockClock) -> None:
-    """Threat 22: who comes by a relay is a stranger to its holder, also where the hub's own identity is trusted there."""
+async def test_clients_cannot_use_the_identity_of_the_hub(autojump_clock: MockClock) -> None:
+    """Threat 22: a relayed message is unauthenticated to the owner, even if the owner trusts the identity of the hub."""
     async with open_scene() as scene:
         await serve_channels(scene.hub)
         await scene.holder.start_worker("for channels", echoer)
@@ -458,7 +458,7 @@ async def test_clients_do_not_speak_with_the_identity_of_the_hub(autojump_clock:
         assert scene.holder.counters[DropReason.ACCESS_DENIED] == 1
 
 
-async def test_into_the_callers_channel_only_answers_pass(autojump_clock: MockClock) -> None:
+async def test_only_answers_pass_into_the_channel_of_a_client(autojump_clock: MockClock) -> None:
     async with open_scene() as scene:
         await serve_channels(scene.hub)
         await scene.caller.start_worker("for channels", echoer)
@@ -511,7 +511,7 @@ async def test_relay_to_itself_ends_after_32_local_deliveries(autojump_clock: Mo
         assert scene.hub.counters == {DropReason.DELIVERY_LOOP: 1}
 
 
-async def test_owner_that_reads_nothing_loses_its_link_and_the_caller_goes_on(
+async def test_owner_that_reads_nothing_loses_its_link_and_the_client_continues(
     autojump_clock: MockClock,
 ) -> None:
     async with open_scene() as scene:
@@ -587,7 +587,7 @@ def test_only_the_reader_of_another_ordinary_link_waits_for_a_relay(
     )
 
 
-def test_the_sender_that_was_silent_longest_is_forgotten_first() -> None:
+def test_the_least_recently_active_sender_is_forgotten_first() -> None:
     entry = PathEntry(local("encryptor"), local("alias"), Origin(identifier=bytes(32)))
     for n in range(MAX_WRITERS):
         entry.note(local(str(n)))

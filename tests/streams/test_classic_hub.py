@@ -102,7 +102,7 @@ def text(address: str) -> bytes:
     return address.removeprefix("0#").encode()
 
 
-async def test_the_captured_session_is_answered_as_the_captured_hub_did(open_store: OpenStore) -> None:
+async def test_the_captured_session_gets_the_answers_of_the_captured_hub(open_store: OpenStore) -> None:
     session = [vector for vector in load("wire/classic_stream_frames.json") if vector["name"].startswith("session_")]
     names = {"ST_S_044d9ca92096b08a": "alice_to_bob_034c94e9", "ST_S_c365c96733c89930": "bob_to_alice_48dc9305"}
     # Streams in Kafka outlive a test.
@@ -349,7 +349,7 @@ async def test_a_refused_create_is_not_answered_to_clients_that_would_push_the_a
         assert len([entry for entry in caplog.records if "waits without end" in entry.getMessage()]) == 1
 
 
-async def test_our_streams_get_the_refusal_over_any_link(autojump_clock: trio.testing.MockClock) -> None:
+async def test_our_streams_get_a_refusal_over_any_link(autojump_clock: trio.testing.MockClock) -> None:
     async with open_scene() as scene:
         ours = producer_name(1_700_000_000_000, bytes(10))
         (answer,) = await scene.client().ask("stream_kafka", CreateRequest("no/name"), back=ours)
@@ -492,7 +492,7 @@ async def test_a_push_is_stored_once_for_any_form_of_producer_address(look: str,
             assert [record.message for record in found] == [b"0", b"1", b"2", b"3"]
 
 
-async def test_a_return_route_without_room_for_a_record_still_gets_an_answer(
+async def test_a_return_route_that_leaves_no_space_for_a_record_still_gets_an_answer(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     async with open_scene() as scene:

@@ -89,7 +89,7 @@ async def open_conversation() -> AsyncIterator[Conversation]:
 
 @pytest.mark.parametrize("direction", ["to Bob", "to Alice"])
 @pytest.mark.parametrize("fault", FAULTS, ids=str)
-async def test_no_false_record_reaches_a_handler_and_the_next_good_record_arrives(
+async def test_no_invalid_record_reaches_a_handler_and_the_next_valid_record_arrives(
     fault: Fault, direction: str, autojump_clock: trio.testing.MockClock
 ) -> None:
     async with open_conversation() as talk:

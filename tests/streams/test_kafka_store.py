@@ -236,7 +236,7 @@ async def test_hub_reads_what_others_wrote_when_its_knowledge_is_old(
 
 
 @pytest.mark.faults
-async def test_push_of_a_hub_that_woke_too_late_is_looked_up_and_stored_once(
+async def test_push_of_a_hub_that_resumed_too_late_is_looked_up_and_stored_once(
     kafka_broker: KafkaBroker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stream, other, producer = a_name(), a_name(), a_producer()

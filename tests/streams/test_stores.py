@@ -32,7 +32,7 @@ async def test_the_sqlite_store_keeps_the_contract(check: Check, tmp_path: Path)
 # -- bounds ------------------------------------------------------------------------------------------------------------
 
 
-async def test_a_full_memory_store_refuses_and_goes_on() -> None:
+async def test_a_full_memory_store_refuses_pushes_and_stays_usable() -> None:
     async with open_memory_store(max_bytes=5000) as store:
         await store.create("s")
         answers = await store.append([Push("s", b"p", number, bytes(1000)) for number in range(5)])
@@ -41,7 +41,7 @@ async def test_a_full_memory_store_refuses_and_goes_on() -> None:
         assert len(await store.read("s", 0, limit=10, max_bytes=10_000)) == 3
 
 
-async def test_a_full_sqlite_store_refuses_and_goes_on(tmp_path: Path) -> None:
+async def test_a_full_sqlite_store_refuses_pushes_and_stays_usable(tmp_path: Path) -> None:
     path = str(tmp_path / "store")
     async with open_sqlite_store(path, max_bytes=1 << 20) as store:
         await store.create("s")

@@ -457,7 +457,7 @@ async def test_a_hub_that_never_answers_is_replaced_by_the_next(
         assert await receive(ours, 1) == [b"after all"]
 
 
-async def test_a_hub_that_falls_silent_is_replaced_without_loss(
+async def test_a_hub_that_stops_answering_is_replaced_without_loss(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     network, store = Network(), MemoryStore()
@@ -475,7 +475,7 @@ async def test_a_hub_that_falls_silent_is_replaced_without_loss(
         assert trio.current_time() - before < LONG_POLL_SECONDS + 4 * ANSWER_SECONDS
 
 
-async def test_a_hub_that_is_silent_for_long_is_retried_without_growth(
+async def test_a_hub_that_does_not_answer_for_long_is_retried_without_growth(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     network = Network()

@@ -755,7 +755,7 @@ async def check_ownership(node: Node) -> None:
 
 
 @pytest.mark.parametrize("restarted", [False, True])
-async def test_a_name_that_nobody_can_guess_is_a_capability_for_other_identities(
+async def test_an_unguessable_name_is_a_capability_for_other_identities(
     restarted: bool, autojump_clock: trio.testing.MockClock
 ) -> None:
     store, name = MemoryStore(), unique("shared")

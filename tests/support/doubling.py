@@ -12,8 +12,8 @@ import trio
 class Framing:
     """What the proxy must know of a protocol version."""
 
-    #: Bytes of the greeting, and of a length.
-    greeting: int
+    #: Bytes of the preface, and of a length.
+    preface: int
     length: int
     #: The frames that an initiator sends before its data: messages 1 and 3 of the handshake, and in classic its identity.
     handshake: int
@@ -21,8 +21,8 @@ class Framing:
     empty_route: int
 
 
-CURRENT = Framing(greeting=1, length=4, handshake=2, empty_route=0x80)
-CLASSIC = Framing(greeting=0, length=2, handshake=3, empty_route=0)
+CURRENT = Framing(preface=1, length=4, handshake=2, empty_route=0x80)
+CLASSIC = Framing(preface=0, length=2, handshake=3, empty_route=0)
 
 
 class Doubling:
@@ -50,11 +50,11 @@ class Doubling:
 
     async def _forth(self, source: trio.SocketStream, sink: trio.SocketStream) -> None:
         framing = self._framing
-        buffer, frames, greeting = b"", 0, framing.greeting
+        buffer, frames, preface = b"", 0, framing.preface
         async for data in source:
             buffer += data
-            await sink.send_all(buffer[:greeting])
-            buffer, greeting = buffer[greeting:], 0
+            await sink.send_all(buffer[:preface])
+            buffer, preface = buffer[preface:], 0
             head = framing.length
             while len(buffer) >= head and len(buffer) >= (size := head + int.from_bytes(buffer[:head])):
                 frame, buffer = buffer[:size], buffer[size:]

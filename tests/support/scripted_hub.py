@@ -290,7 +290,7 @@ def _renumbered(random: Random) -> Tamper:
 
 def _return_route_changed(random: Random) -> Tamper:
     """Return routes to other nodes and in loops. Hops may choose them; they must not affect encrypted content."""
-    routes = [(local("a stranger"),), (local("listener"),) * 3, (), (local("x"),) * 20]
+    routes = [(local("an unknown sender"),), (local("listener"),) * 3, (), (local("x"),) * 20]
     return lambda message: [changed(message, back=random.choice(routes))]
 
 

@@ -51,7 +51,7 @@ to = ["@bob", "wk-open"]
 [flows.refused]
 from = "alice"
 to = ["@bob", "wk-bob"]
-[flows.stranger]
+[flows.unauthenticated]
 from = "mallory"
 to = ["tcp:127.0.0.1:4000", "forward_to_rl-bob", "wk-bob"]
 [flows.guest]

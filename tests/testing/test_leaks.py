@@ -310,7 +310,7 @@ def test_every_kind_of_secret_fails_the_test(pytester: pytest.Pytester) -> None:
         leak_gate.add_secret("my own token", "the token")
         print("my own token")
 
-    def test_of_a_fixture_that_lasts(lasting):
+    def test_of_a_session_fixture(lasting):
         print(lasting[:32].hex())
 
     def test_innocent(lasting):

@@ -117,7 +117,7 @@ async def test_faults_apply_to_one_direction(autojump_clock: trio.testing.MockCl
         assert [str(event).split(maxsplit=1)[1] for event in network.log] == ["drop: alice → bob, link 1, frame 1"]
 
 
-async def test_the_narrowest_direction_counts(autojump_clock: trio.testing.MockClock) -> None:
+async def test_the_narrower_direction_limits_a_path(autojump_clock: trio.testing.MockClock) -> None:
     network = FaultyNetwork()
     for name in ("alice", "bob"):
         network.transport(name)

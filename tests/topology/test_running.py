@@ -109,7 +109,7 @@ receives = "there_0123456789abcdef0123456789abcdef"
 CHANNELS = ("bob", "far_bob", "carol", "a_channel_within", "a_dora")
 
 
-async def test_whatever_passes_through_something_else_finds_it(autojump_clock: trio.testing.MockClock) -> None:
+async def test_parts_that_lead_through_other_parts_work(autojump_clock: trio.testing.MockClock) -> None:
     began = trio.current_time()
     async with running(EVERYTHING) as topology:
         assert trio.current_time() == began
@@ -347,7 +347,7 @@ async def test_trusted_node_elsewhere_needs_an_identifier() -> None:
     )
 
 
-async def test_untrusted_peer_in_place_of_a_node_elsewhere_is_retried(
+async def test_an_untrusted_peer_at_the_address_of_a_remote_node_is_retried(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     path = tmp_path / "bob.db"
@@ -479,7 +479,7 @@ async def test_streams_links_and_relays_survive_a_restart_of_their_hub(
                 assert (await topology["alice"].ask([f"@{channel}", "echoer"], channel)).text == channel
 
 
-async def test_a_link_has_its_name_again_after_it_was_lost(autojump_clock: trio.testing.MockClock) -> None:
+async def test_a_reconnected_link_gets_its_name_again(autojump_clock: trio.testing.MockClock) -> None:
     spec = """
         [nodes.bob]
         listen = "loopback:bob"
@@ -538,7 +538,7 @@ async def test_messages_that_wait_for_a_failed_dial_are_dropped_and_the_address_
         alice, hub = topology["alice"], topology["hub"].node
         await alice.node.connect("loopback:hub")
         network.is_down = True
-        for _ in range(100):  # strangers make it dial once, not a hundred times
+        for _ in range(100):  # unauthenticated messages make it dial once, not a hundred times
             await alice.send(["loopback:hub", "bob", "echoer"], "hello")
         await trio.testing.wait_all_tasks_blocked()
         assert network.dialled == ["hub", "bob"]

@@ -12,7 +12,7 @@ from trionode.topology.load.loader import parse_topology
 BROKEN = sorted((Path(__file__).parent / "broken").glob("*.toml"))
 
 
-def test_there_are_more_than_twenty_of_them() -> None:
+def test_there_are_more_than_twenty_broken_files() -> None:
     assert len(BROKEN) > 20
 
 

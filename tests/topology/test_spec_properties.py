@@ -43,9 +43,7 @@ def paths_of(value: object, path: KeyPath = ()) -> set[KeyPath]:
 
 @given(st.dictionaries(KEYS, toml_values(), max_size=5), LAYOUTS)
 @settings(max_examples=150, deadline=None)
-def test_every_key_and_item_of_any_document_is_found_where_it_stands(
-    tables: dict[str, Toml], layout: random.Random
-) -> None:
+def test_every_key_and_item_of_any_document_has_its_position(tables: dict[str, Toml], layout: random.Random) -> None:
     text = toml_text(tables, layout)
     assert tomllib.loads(text) == tables
     positions = find_positions(text, "file")

@@ -70,7 +70,7 @@ def problems_of(text: str) -> list[str]:
     return [str(problem) for problem in caught.value.problems]
 
 
-def test_a_file_and_the_classes_say_the_same() -> None:
+def test_a_file_and_the_classes_give_the_same_spec() -> None:
     assert parse_topology(BOB + ALICE) == PYTHON
 
 
@@ -123,7 +123,7 @@ def test_problems_of_several_files_come_in_the_order_of_the_files(tmp_path: Path
     ]
 
 
-def test_a_file_that_is_not_there_and_one_that_is_no_text_are_problems_of_their_own(tmp_path: Path) -> None:
+def test_a_missing_file_and_a_file_that_is_not_text_are_separate_problems(tmp_path: Path) -> None:
     (tmp_path / "bytes.toml").write_bytes(b"a = '\xff'")
     with pytest.raises(SpecError) as caught:
         load_topology(tmp_path / "none.toml", tmp_path / "bytes.toml", tmp_path)
@@ -182,7 +182,7 @@ def test_only_nodes_that_run_here_need_their_plugins() -> None:
     assert check_spec(spec, transports=["pigeon"]) == ()
 
 
-def test_a_plugin_that_lacks_something_says_what(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_error_names_what_a_plugin_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
     def load(group: str, name: str) -> NoReturn:
         raise ConfigError(f"no package for {name} of {group}")
 

@@ -138,15 +138,15 @@ class Pair:
 
 
 @asynccontextmanager
-async def a_pair(*, greeted: bool = True) -> AsyncIterator[Pair]:
+async def a_pair(*, opened: bool = True) -> AsyncIterator[Pair]:
     async with trio.open_nursery() as outer, trio.open_nursery() as one, trio.open_nursery() as other:
         pair = Pair([one, other])
         for shared in pair.shared:
             outer.start_soon(shared.run)
-        if greeted:
-            async with trio.open_nursery() as greeting:
+        if opened:
+            async with trio.open_nursery() as opening:
                 for link in pair.links:
-                    greeting.start_soon(link.greet)
+                    opening.start_soon(link.exchange_prefaces)
         yield pair
         for link in pair.links:
             await link.aclose()
@@ -179,8 +179,8 @@ async def test_ends_that_close_one_after_the_other_leave_no_topic(order: Sequenc
         assert not any(nursery.child_tasks for nursery in pair.nurseries)
 
 
-async def test_ends_that_close_before_they_greet_leave_no_topic() -> None:
-    async with a_pair(greeted=False) as pair:
+async def test_ends_that_close_before_the_handshake_leave_no_topic() -> None:
+    async with a_pair(opened=False) as pair:
         for link in pair.links:
             await link.aclose()
         await trio.testing.wait_all_tasks_blocked()

@@ -28,7 +28,7 @@ from trionode_kafka.client.follower import FAILED_SECONDS, Follower
 from trionode_kafka.client.threads import CallbackQueue
 from trionode_kafka.link import KafkaTransport
 from trionode_kafka.link.claim import CLAIM_SECONDS, DIALS_AT_ONCE, MAX_DIALS, MAX_RIVALS, RECLAIM_SECONDS, Claim
-from trionode_kafka.link.listener import MAX_GREETING
+from trionode_kafka.link.listener import MAX_HANDSHAKES
 from trionode_kafka.link.records import Announcement, AnnouncementKind, LinkRecord, RecordKind
 from trionode_kafka.link.shared_client import SharedClient
 from trionode_kafka.link.topics import new_id
@@ -313,17 +313,17 @@ async def test_invented_dials_are_looked_up_together_and_block_no_other(
         assert not warnings_in(caplog)
 
 
-async def test_too_many_greeting_links_are_logged_once(
+async def test_too_many_handshakes_are_logged_once(
     autojump_clock: trio.testing.MockClock, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with serving() as served:
-        for _ in range(MAX_GREETING + 20):
+        for _ in range(MAX_HANDSHAKES + 20):
             link_id = new_id()
             served.kafka.make(f"trionode-link-{link_id}-to-listener", f"trionode-link-{link_id}-to-dialer")
             served.kafka.say(AnnouncementKind.DIAL, link_id)
         await trio.testing.wait_all_tasks_blocked()
         (warning,) = warnings_in(caplog)
-        assert f"{MAX_GREETING} others have not greeted" in warning
+        assert f"{MAX_HANDSHAKES} others are in their handshake" in warning
         await served.dialled()
 
 

@@ -61,7 +61,7 @@ def test_an_unknown_transport_is_an_error_that_lists_the_installed_ones() -> Non
         load_transport("pigeon")
 
 
-async def test_the_window_bounds_the_bytes_under_way() -> None:
+async def test_the_window_bounds_the_bytes_in_flight() -> None:
     one, other = link_pair("one", "other")
     with trio.move_on_after(1) as scope:
         await trio.testing.wait_all_tasks_blocked()

@@ -37,7 +37,7 @@ BEGINNINGS = {
     "a classic frame of 256 bytes and more": (bytes.fromhex("01000101"), CLASSIC),
     "a classic heartbeat": (bytes.fromhex("000401000000"), CLASSIC),
     "what a Rust client of 0.150 sends": (bytes.fromhex("010000"), CURRENT),
-    "our own greeting": (bytes.fromhex("010000000483808040"), CURRENT),
+    "our own preface": (bytes.fromhex("010000000483808040"), CURRENT),
     "what TLS and a classic frame of 5635 bytes have in common": (bytes.fromhex("1603010100016161"), None),
     "a classic frame of 5635 bytes": (bytes.fromhex("160301010001616161"), CLASSIC),
 }
@@ -60,7 +60,7 @@ def test_tls_of_any_version_is_recognised_and_refused(version: str) -> None:
         recognise(bytes.fromhex(f"16{version}02000100 01fc0303"))
 
 
-def test_only_a_lone_byte_is_decided_by_silence() -> None:
+def test_only_a_single_byte_is_decided_by_a_timeout() -> None:
     assert [recognise(start, quiet=True) for start in (b"", b"\x01", b"\x01\x00", b"\x00")] == [
         None,
         CURRENT,
@@ -234,8 +234,8 @@ async def test_frames_sent_before_our_end_was_seen_are_delivered() -> None:
         assert got == [bytes((number,)) for number in range(5)]
 
 
-async def test_a_dialed_classic_link_may_stay_silent(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(trionode_tcp.link, "GREETING_TIMEOUT", 0.1)
+async def test_a_dialed_classic_link_can_stay_idle(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trionode_tcp.link, "HANDSHAKE_TIMEOUT", 0.1)
     with trio.fail_after(10):
         async with echoing_node() as (_, at), open_node("tcp_classic") as old:
             link = await old.connect(classic(at))

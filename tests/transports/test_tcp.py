@@ -69,7 +69,7 @@ async def test_links_set_nodelay_and_keepalive() -> None:
         nursery.cancel_scope.cancel()
 
 
-# Bad greetings
+# Bad prefaces
 
 
 @asynccontextmanager
@@ -95,7 +95,7 @@ async def end_of(stream: trio.SocketStream) -> bytes:
     return received
 
 
-STRANGERS = {
+OTHER_PROTOCOLS = {
     "http": b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n",
     "tls": bytes.fromhex("16030100c8010000c40303") + bytes(100),
     "ssh": b"SSH-2.0-OpenSSH_9.6\r\n",
@@ -110,18 +110,18 @@ STRANGERS = {
 }
 
 
-@pytest.mark.parametrize("greeting", STRANGERS.values(), ids=STRANGERS.keys())
-async def test_a_bad_greeting_is_refused_with_a_log_line_and_affects_no_other_link(
-    greeting: bytes, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("first_bytes", OTHER_PROTOCOLS.values(), ids=OTHER_PROTOCOLS.keys())
+async def test_a_bad_preface_is_refused_with_a_log_line_and_affects_no_other_link(
+    first_bytes: bytes, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     caplog.set_level(logging.INFO, "trionode")
     # Some of them may be half of something: those are refused when their time is over.
-    monkeypatch.setattr(trionode_tcp.link, "GREETING_TIMEOUT", 0.4)
+    monkeypatch.setattr(trionode_tcp.link, "HANDSHAKE_TIMEOUT", 0.4)
     with trio.fail_after(5):
         async with two_nodes() as (_, peer, _, _):
             host, _, port = peer.partition(":")
             async with await trio.open_tcp_stream(host, int(port)) as peer_stream:
-                await peer_stream.send_all(greeting)
+                await peer_stream.send_all(first_bytes)
                 assert await end_of(peer_stream) in (b"\x01", b"")
             assert sum(r.message.startswith("refused a connection at tcp:127.0.0.1:0") for r in caplog.records) == 1
             assert "\r" not in caplog.text
@@ -139,7 +139,7 @@ NONSENSE = {
 
 
 @pytest.mark.parametrize(("nonsense", "reason"), NONSENSE.values(), ids=NONSENSE.keys())
-async def test_nonsense_after_the_greeting_ends_that_link_only(
+async def test_nonsense_after_the_preface_ends_that_link_only(
     nonsense: bytes, reason: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, "trionode")
@@ -241,7 +241,7 @@ async def test_port_0_of_a_name_with_several_addresses_is_one_port() -> None:
             await served[0].aclose()
 
 
-async def test_frames_with_the_greeting_survive_a_cancelled_receive() -> None:
+async def test_frames_that_arrive_with_the_preface_survive_a_cancelled_receive() -> None:
     links, accepted = trio.open_memory_channel[Link](1)
     with trio.fail_after(5):
         async with trio.open_nursery() as nursery:
@@ -266,7 +266,7 @@ async def test_silent_connections_time_out_and_are_bounded(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, "trionode")
-    monkeypatch.setattr(trionode_tcp.link, "GREETING_TIMEOUT", 0.2)
+    monkeypatch.setattr(trionode_tcp.link, "HANDSHAKE_TIMEOUT", 0.2)
     monkeypatch.setattr(connections, "MAX_HANDSHAKES", 3)
     with trio.fail_after(5):
         async with two_nodes() as (_, peer, _, _):
@@ -301,15 +301,15 @@ async def test_silent_connections_lock_no_peer_out(
 # Dialing other servers
 
 
-async def other_server(greeting: bytes, stream: trio.SocketStream) -> None:
-    """Another server: send a greeting, wait for the client's bytes, and disconnect."""
+async def other_server(first_bytes: bytes, stream: trio.SocketStream) -> None:
+    """Another server: send its first bytes, wait for the client's bytes, and disconnect."""
     async with stream:
-        await stream.send_all(greeting)
+        await stream.send_all(first_bytes)
         await stream.receive_some()
 
 
 @pytest.mark.parametrize(
-    ("greeting", "reason"),
+    ("first_bytes", "reason"),
     [
         (b"SSH-2.0-OpenSSH_9.6\r\n", "is not a trionode or Ockam node.*began with 53, expected 01"),
         (b"HTTP/1.1 400 Bad Request\r\n\r\n", "is not a trionode or Ockam node.*began with 48, expected 01"),
@@ -317,11 +317,11 @@ async def other_server(greeting: bytes, stream: trio.SocketStream) -> None:
         (b"", "closed the connection before it sent its preface|was lost"),
     ],
 )
-async def test_connecting_to_another_server_is_connection_lost_with_a_reason(greeting: bytes, reason: str) -> None:
+async def test_connecting_to_another_server_is_connection_lost_with_a_reason(first_bytes: bytes, reason: str) -> None:
     with trio.fail_after(5):
         async with trio.open_nursery() as nursery:
             listeners = await nursery.start(
-                partial(trio.serve_tcp, partial(other_server, greeting), 0, host="127.0.0.1"),
+                partial(trio.serve_tcp, partial(other_server, first_bytes), 0, host="127.0.0.1"),
             )
             port = listeners[0].socket.getsockname()[1]
             async with open_node("tcp") as node:
@@ -331,7 +331,7 @@ async def test_connecting_to_another_server_is_connection_lost_with_a_reason(gre
 
 
 async def test_connecting_to_a_silent_server_times_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(trionode_tcp.link, "GREETING_TIMEOUT", 0.1)
+    monkeypatch.setattr(trionode_tcp.link, "HANDSHAKE_TIMEOUT", 0.1)
 
     async def silent(stream: trio.SocketStream) -> None:
         await end_of(stream)
@@ -347,7 +347,7 @@ async def test_connecting_to_a_silent_server_times_out(monkeypatch: pytest.Monke
 
 
 @pytest.mark.parametrize("peer", ["127.0.0.1:1", "localhost:1"])
-async def test_connection_refused_is_reported_in_the_systems_words(peer: str) -> None:
+async def test_connection_refused_is_reported_with_the_text_of_the_system(peer: str) -> None:
     with pytest.raises(ConnectionLost, match=rf"can't connect to tcp:{peer}: .*Connection refused\. Is the node there"):
         await TCP().connect(peer)
 

@@ -518,7 +518,7 @@ async def test_a_tls_server_that_is_not_a_node_is_reported(authority: Authority,
 
 
 async def test_a_silent_tls_server_times_out(authority: Authority, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(trionode_tcp.link, "GREETING_TIMEOUT", 0.1)
+    monkeypatch.setattr(trionode_tcp.link, "HANDSHAKE_TIMEOUT", 0.1)
     with trio.fail_after(3):
         async with another_server(silent) as endpoint:
             with pytest.raises(ConnectionLost, match=r"sent no preface within 0\.1 s"):
@@ -529,7 +529,7 @@ async def test_tls_handshakes_count_as_pending_connections(
     authority: Authority, certificate: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, "trionode")
-    monkeypatch.setattr(trionode_tcp.link, "GREETING_TIMEOUT", 0.3)
+    monkeypatch.setattr(trionode_tcp.link, "HANDSHAKE_TIMEOUT", 0.3)
     monkeypatch.setattr(connections, "MAX_HANDSHAKES", 3)
     with trio.fail_after(5):
         async with listening(TLS(certificate=certificate)) as (_, endpoint):

@@ -183,11 +183,11 @@ BAD_REQUESTS = {
 
 
 @pytest.mark.parametrize(("said", "answer", "reason"), BAD_REQUESTS.values(), ids=BAD_REQUESTS.keys())
-async def test_a_bad_greeting_is_refused_with_a_log_line_and_affects_no_other_link(
+async def test_a_bad_preface_is_refused_with_a_log_line_and_affects_no_other_link(
     said: bytes, answer: bytes, reason: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     caplog.set_level(logging.INFO, "trionode")
-    monkeypatch.setattr(trionode_websocket, "GREETING_TIMEOUT", 0.2)
+    monkeypatch.setattr(trionode_websocket, "HANDSHAKE_TIMEOUT", 0.2)
     monkeypatch.setattr(handshake, "REFUSAL_GRACE", 0.1)
     listening = WebSocket(origins=["https://good.example"])
     with trio.fail_after(5):
@@ -226,7 +226,7 @@ async def test_silent_connections_are_bounded(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, "trionode")
-    monkeypatch.setattr(trionode_websocket, "GREETING_TIMEOUT", 0.2)
+    monkeypatch.setattr(trionode_websocket, "HANDSHAKE_TIMEOUT", 0.2)
     monkeypatch.setattr(connections, "MAX_HANDSHAKES", 3)
     with trio.fail_after(5):
         async with two_nodes() as (_, host, port):
@@ -573,13 +573,13 @@ async def test_a_ping_is_answered_while_the_other_direction_is_busy() -> None:
 
 async def meet(
     transport: WebSocket,
-    greeting: bytes,
+    first_bytes: bytes,
     *,
     path: str = "",
     hang_up: bool = True,
     context: ssl.SSLContext | None = None,
 ) -> str:
-    """Dial a server that reads once, sends a greeting and disconnects; return the error text."""
+    """Dial a server that reads once, sends its first bytes and disconnects; return the error text."""
 
     async def server(stream: trio.SocketStream) -> None:
         async with stream:
@@ -588,7 +588,7 @@ async def meet(
                 if context is not None:
                     talk = trio.SSLStream(stream, context, server_side=True, https_compatible=True)
                 await talk.receive_some()
-                await talk.send_all(greeting)
+                await talk.send_all(first_bytes)
                 if not hang_up:
                     await trio.sleep_forever()
 
@@ -621,7 +621,7 @@ OTHER_SERVERS = {
         answering("301 Moved", "Location: https://x.example/", "Content-Length: 0"),
         "with HTTP 301: it redirects to https://x.example/: dial that",
     ),
-    "one that greets with 200": (
+    "one that answers with 200": (
         answering("200 OK", "Content-Length: 2", body="hi"),
         "HTTP 200: is it a trionode node?",
     ),
@@ -642,18 +642,18 @@ OTHER_SERVERS = {
 }
 
 
-@pytest.mark.parametrize(("greeting", "reason"), OTHER_SERVERS.values(), ids=OTHER_SERVERS.keys())
-async def test_connecting_to_another_server_is_connection_lost_with_a_reason(greeting: bytes, reason: str) -> None:
-    assert reason in await meet(WebSocket(), greeting)
+@pytest.mark.parametrize(("first_bytes", "reason"), OTHER_SERVERS.values(), ids=OTHER_SERVERS.keys())
+async def test_connecting_to_another_server_is_connection_lost_with_a_reason(first_bytes: bytes, reason: str) -> None:
+    assert reason in await meet(WebSocket(), first_bytes)
 
 
 async def test_connecting_to_a_silent_server_times_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(trionode_websocket, "GREETING_TIMEOUT", 0.1)
+    monkeypatch.setattr(trionode_websocket, "HANDSHAKE_TIMEOUT", 0.1)
     error = await meet(WebSocket(), b"", hang_up=False)
     assert "opened no WebSocket within 0.1 s: is it a trionode node?" in error
 
 
-async def test_only_the_shown_part_of_a_refusal_is_read() -> None:
+async def test_only_the_logged_part_of_a_refusal_is_read() -> None:
     error = await meet(
         WebSocket(),
         answering("400 No", "Content-Type: text/plain", "Content-Length: 9999", body="x" * 5000),
@@ -664,7 +664,7 @@ async def test_only_the_shown_part_of_a_refusal_is_read() -> None:
 
 
 @pytest.mark.parametrize("peer", [NOBODY, "localhost:1/node"])
-async def test_connection_refused_is_reported_in_the_systems_words(peer: str) -> None:
+async def test_connection_refused_is_reported_with_the_text_of_the_system(peer: str) -> None:
     with pytest.raises(ConnectionLost, match=rf"can't connect to ws:{peer}: .*Connection refused\. Is the node there"):
         await WebSocket().connect(peer)
 

@@ -71,7 +71,7 @@ class TCP(Transport):
         with close_on_error(stream):
             link = TCPLink(stream, self.dials, max_frame=self._max_frame)
             try:
-                await link.greet()
+                await link.exchange_prefaces()
             except WireError as error:
                 raise ConnectionLost(f"{self.name}:{peer} is not a trionode or Ockam node: {error}") from error
         return link
@@ -87,13 +87,13 @@ class TCP(Transport):
         context = self._server_context(at)
         listeners = await self._listeners(at)
 
-        async def greet(stream: ByteStream) -> Link:
+        async def handshake(stream: ByteStream) -> Link:
             link = TCPLink(stream, self.dials, max_frame=self._max_frame)
             await link.recognise()
             return link
 
         task_status.started(join_host_port(listeners[0].socket.getsockname()))
-        await serve_byte_streams(f"{self.name}:{at}", listeners, greet, accept, context=context)
+        await serve_byte_streams(f"{self.name}:{at}", listeners, handshake, accept, context=context)
 
     async def _listeners(self, at: str) -> list[trio.SocketListener]:
         if not self._sockets:

@@ -1,4 +1,4 @@
-"""Links over a byte stream in both protocol versions (spec §3): greeting, recognition, frames, and orderly ends."""
+"""Links over a byte stream in both protocol versions (spec §3): prefaces, recognition, frames, and orderly ends."""
 
 from collections.abc import Sequence
 
@@ -18,7 +18,7 @@ from trionode.plugins import (
 
 #: Seconds in which a new connection has to show its protocol version and complete a frame that it began. The TLS
 #: handshake counts.
-GREETING_TIMEOUT = 10.0
+HANDSHAKE_TIMEOUT = 10.0
 #: Seconds after which a lone `01` means the current protocol version: its peer may be waiting for our preface (spec
 #: §3.3).
 LONE_BYTE_SECONDS = 1.0
@@ -35,7 +35,7 @@ class TCPLink:
     """Frames over a byte stream. A burst is written in one piece, and a read returns all frames that have arrived."""
 
     def __init__(self, stream: ByteStream, protocol_version: ProtocolVersion, *, max_frame: int) -> None:
-        """Make a link that still has to `greet` or to `recognise` its peer.
+        """Make a link that still has to `exchange_prefaces` or to `recognise` its peer.
 
         Args:
           stream: The stream; the link closes it.
@@ -55,30 +55,30 @@ class TCPLink:
         self.max_frame = min(self._max_read, protocol_version.max_sent)
         self._decoder = FrameDecoder(protocol_version, max_frame=self._max_read)
 
-    async def greet(self) -> None:
+    async def exchange_prefaces(self) -> None:
         """Dial: send the preface and wait for the peer's (spec §3.2). Frames that come with it are kept for `receive`.
 
         A heartbeat follows the preface at once. So the peer knows the protocol version without waiting, and can't take
         a large first frame for classic (spec §3.3). A classic link has no preface and may stay silent afterwards.
 
         Raises:
-          ConnectionLost: There is no answer within GREETING_TIMEOUT, or the peer hangs up.
+          ConnectionLost: There is no answer within HANDSHAKE_TIMEOUT, or the peer hangs up.
           WireError: The answer is not a preface.
 
         If cancelled, the stream is still to be closed.
         """
         version = self.protocol_version
-        with trio.move_on_after(GREETING_TIMEOUT):
+        with trio.move_on_after(HANDSHAKE_TIMEOUT):
             await self._stream.handshake()
             await self._stream.send(version.preface + join_frames(version, [_heartbeat(version)]))
-            while not self._decoder.greeted:
+            while not self._decoder.has_preface:
                 data = await self._more("closed the connection before it sent its preface")
                 if data.startswith(_TLS_ALERT):
                     raise ConnectionLost(f"{self.peer} speaks TLS: dial it as tls:HOST:PORT")
                 self._early = self._decoder.receive(data)
             return
         raise ConnectionLost(
-            f"{self.peer} accepted the connection but sent no preface within {GREETING_TIMEOUT:g} s: "
+            f"{self.peer} accepted the connection but sent no preface within {HANDSHAKE_TIMEOUT:g} s: "
             "is it a trionode or Ockam node?"
         )
 
@@ -88,13 +88,13 @@ class TCPLink:
         If a frame was begun, wait until it is complete.
 
         Raises:
-          ConnectionLost: That did not happen within GREETING_TIMEOUT, or the peer hangs up.
+          ConnectionLost: That did not happen within HANDSHAKE_TIMEOUT, or the peer hangs up.
           WireError: The peer speaks neither protocol version.
 
         If cancelled, the stream is still to be closed.
         """
         start = b""
-        with trio.move_on_after(GREETING_TIMEOUT):
+        with trio.move_on_after(HANDSHAKE_TIMEOUT):
             await self._stream.handshake()
             version = None
             while version is None:
@@ -112,10 +112,10 @@ class TCPLink:
                     await self._more("ended the connection in the middle of its first frame")
                 )
             if self._early and self._early[0] == _heartbeat(version):
-                self._early = self._early[1:]  # part of the greeting that `greet` sends
+                self._early = self._early[1:]  # part of the opening that `exchange_prefaces` sends
             return
         began = f"it began with {start[:16].hex()}" if start else "it sent nothing"
-        raise ConnectionLost(f"{self.peer} did not send a complete frame within {GREETING_TIMEOUT:g} s: {began}")
+        raise ConnectionLost(f"{self.peer} did not send a complete frame within {HANDSHAKE_TIMEOUT:g} s: {began}")
 
     async def _more(self, otherwise: str) -> bytes:
         """Return what the next read brings; ConnectionLost with these words at the end."""

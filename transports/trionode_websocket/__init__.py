@@ -36,7 +36,7 @@ from trionode_websocket.stream import CountingStream
 __all__ = ["BURSTS", "SUBPROTOCOL", "SecureWebSocket", "WebSocket", "WebSocketLink"]
 
 #: Seconds from a connection to an open WebSocket. The TLS handshake counts.
-GREETING_TIMEOUT = 10.0
+HANDSHAKE_TIMEOUT = 10.0
 
 #: What a path may hold (RFC 3986 §3.3): no query, no fragment.
 _PATH = re.compile(r"(?:/(?:[A-Za-z0-9._~!$&'()*+,;=:@-]|%[0-9A-Fa-f]{2})*)+")
@@ -126,11 +126,11 @@ class WebSocket(Transport):
         except ConfigError as error:
             raise ConfigError(str(error).replace(host_port, at, 1)) from error
 
-        async def greet(stream: ByteStream) -> Link:
+        async def handshake(stream: ByteStream) -> Link:
             return await self._open(stream, Accepting(path or "/", self._origins), stream.peer)
 
         task_status.started(join_host_port(listeners[0].socket.getsockname()) + path)
-        await serve_byte_streams(f"{self.name}:{at}", listeners, greet, accept, context=context)
+        await serve_byte_streams(f"{self.name}:{at}", listeners, handshake, accept, context=context)
 
     async def _open(self, stream: ByteStream, opening: Opening, peer: str) -> Link:
         if self._nursery is None:
@@ -149,7 +149,7 @@ class WebSocket(Transport):
         try:
             try:
                 async with trio.open_nursery() as nursery:
-                    with trio.fail_after(GREETING_TIMEOUT):
+                    with trio.fail_after(HANDSHAKE_TIMEOUT):
                         await stream.handshake()
                         connection = await opening.open(nursery, counting, size)
                     link = WebSocketLink(counting, connection, nursery.cancel_scope, peer, self._max_frame)
@@ -159,7 +159,7 @@ class WebSocket(Transport):
                 error = errors.exceptions[0]
             if isinstance(error, trio.TooSlowError):
                 raise ConnectionLost(
-                    f"{stream.peer} opened no WebSocket within {GREETING_TIMEOUT:g} s: is it a trionode node?"
+                    f"{stream.peer} opened no WebSocket within {HANDSHAKE_TIMEOUT:g} s: is it a trionode node?"
                 ) from error
             if link is None and error is not None:
                 raise await opening.failed(counting, error) from error

@@ -85,7 +85,7 @@ def close_on_error(stream: ByteStream) -> Iterator[None]:
 async def serve_byte_streams(
     address: str,
     listeners: list[trio.SocketListener],
-    greet: Callable[[ByteStream], Awaitable[Link]],
+    handshake: Callable[[ByteStream], Awaitable[Link]],
     accept: Callable[[Link], Awaitable[None]],
     *,
     context: ssl.SSLContext | None = None,
@@ -95,26 +95,26 @@ async def serve_byte_streams(
     Args:
       address: The listener's address behind the transport's name, such as "tcp:127.0.0.1:4000", for logs.
       listeners: From `open_listeners`.
-      greet: Makes a link of a new stream, whose TLS handshake is still to be done. The stream is closed if it raises; a
+      handshake: Makes a link of a new stream, whose TLS handshake is still to be done. The stream is closed if it raises; a
           RemoteError is logged.
       accept: Takes the link over. Cancelling it does not close the link.
       context: A TLS context from `server_context`; None for no TLS.
 
-    If cancelled, the listeners are closed, and so are streams that `greet` has not yet made a link of.
+    If cancelled, the listeners are closed, and so are streams that `handshake` has not yet made a link of.
     """
     handshakes = PendingHandshakes(address, MAX_HANDSHAKES)
     name = address.partition(":")[0]
 
-    async def greet_and_accept(tcp: trio.SocketStream) -> None:
+    async def open_and_accept(tcp: trio.SocketStream) -> None:
         link = None
         with handshakes.admit():
             try:
                 stream = _byte_stream(tcp, name, context, None)
                 with close_on_error(stream):
-                    link = await greet(stream)
+                    link = await handshake(stream)
             except RemoteError as error:
                 log.info("refused a connection at %s: %s", address, sanitize(error))
         if link is not None:
             await accept(link)
 
-    await trio.serve_listeners(greet_and_accept, listeners)
+    await trio.serve_listeners(open_and_accept, listeners)

@@ -89,7 +89,7 @@ class KafkaLink:
         self._peer_closed = trio.Event()
         self._peer_is_dead = False
 
-    async def greet(self, announce: Callable[[], Awaitable[object]] | None = None) -> None:
+    async def exchange_prefaces(self, announce: Callable[[], Awaitable[object]] | None = None) -> None:
         """Send the preface (spec §3.2), call `announce`, and wait for the peer's preface.
 
         Raises ConnectionLost or WireError if the link ends before, and whatever `announce` raises. The link is closed
@@ -106,7 +106,7 @@ class KafkaLink:
             raise
 
     async def _wait_for_preface(self) -> None:
-        while not self._decoder.greeted:
+        while not self._decoder.has_preface:
             if self._ended:
                 reason = f"{self.peer} closed the link before it sent its protocol version"
                 raise self._error or ConnectionLost(reason)
@@ -193,7 +193,7 @@ class KafkaLink:
             self._close()
             with trio.CancelScope(shield=True):
                 await self._wait_for_end(CLOSE_SECONDS, PEER_CLOSE_SECONDS)
-            if self._decoder.greeted and not self._peer_is_dead:
+            if self._decoder.has_preface and not self._peer_is_dead:
                 leftover = ()  # the peer still reads one topic, and deletes both
             raise
         finally:

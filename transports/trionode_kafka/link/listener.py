@@ -1,4 +1,4 @@
-"""A listener: it holds an endpoint, greets dialers, and deletes topics that dead programs left behind."""
+"""A listener: it holds an endpoint, accepts dialers, and deletes topics that dead programs left behind."""
 
 import math
 import time
@@ -15,9 +15,9 @@ from trionode_kafka.link.shared_client import SharedClient
 from trionode_kafka.link.topics import TopicNames
 
 #: Seconds in which a dialer must have sent its preface.
-GREETING_SECONDS = 10.0
-#: Links that may be greeting at a time: a silent one costs a followed topic for GREETING_SECONDS.
-MAX_GREETING = 512
+HANDSHAKE_SECONDS = 10.0
+#: Links that may be in their handshake at a time: one that sends nothing costs a followed topic for HANDSHAKE_SECONDS.
+MAX_HANDSHAKES = 512
 #: Seconds of silence after which a topic is a leftover: links write every 10 s, listeners every 10 minutes, and clocks
 #: may differ.
 LEFTOVER_SECONDS = 3600.0
@@ -36,22 +36,22 @@ class Listener:
         self._names = names
         self._max_frame = max_frame
         self._log_throttle = log_throttle
-        self._greeting = trio.Semaphore(MAX_GREETING)
+        self._handshakes = trio.Semaphore(MAX_HANDSHAKES)
 
     async def serve(self, accept: Callable[[Link], Awaitable[None]], started: Callable[[], None]) -> Never:
         """Hold the endpoint, call `started`, and run `accept(link)` in a task of its own for each dialer."""
         async with self._claim.held(), trio.open_nursery() as nursery:
 
-            async def greet_dialers() -> Never:
+            async def accept_dialers() -> Never:
                 while True:
                     for link_id in await self._with_topics(await self._claim.next_dials()):
-                        nursery.start_soon(self._greet, link_id, accept)
+                        nursery.start_soon(self._handshake, link_id, accept)
 
             nursery.start_soon(self._sweep)
             started()
             while True:
                 async with trio.open_nursery() as holding:
-                    holding.start_soon(greet_dialers)
+                    holding.start_soon(accept_dialers)
                     reason = await self._claim.hold()
                     holding.cancel_scope.cancel()
                 self._warn("lost", "%s is lost, and will be claimed again: %s", self._claim.address, sanitize(reason))
@@ -70,20 +70,25 @@ class Listener:
             return ()
         return [link_id for link_id, topics in wanted.items() if found.keys() >= set(topics)]
 
-    async def _greet(self, link_id: str, accept: Callable[[Link], Awaitable[None]]) -> None:
+    async def _handshake(self, link_id: str, accept: Callable[[Link], Awaitable[None]]) -> None:
         try:
-            self._greeting.acquire_nowait()
+            self._handshakes.acquire_nowait()
         except trio.WouldBlock:
-            self._warn("greeting", "refused links at %s: %d others have not greeted", self._claim.address, MAX_GREETING)
+            self._warn(
+                "handshake",
+                "refused links at %s: %d others are in their handshake",
+                self._claim.address,
+                MAX_HANDSHAKES,
+            )
             return
         try:
-            with trio.fail_after(GREETING_SECONDS):
+            with trio.fail_after(HANDSHAKE_SECONDS):
                 link = await self._open(link_id)
         except (RemoteError, StoreError, trio.TooSlowError) as error:
-            log.info("refused a link at %s: %s", self._claim.address, sanitize(str(error) or "no greeting in time"))
+            log.info("refused a link at %s: %s", self._claim.address, sanitize(str(error) or "no preface in time"))
             return
         finally:
-            self._greeting.release()
+            self._handshakes.release()
         if link is not None:
             await accept(link)
 
@@ -93,7 +98,7 @@ class Listener:
             return None  # announced twice: a second link would receive all frames again
         peer = f"{self._claim.address}:{link_id}"
         link = open_link(self._shared, peer=peer, reads=reads, writes=writes, max_frame=self._max_frame)
-        await link.greet()
+        await link.exchange_prefaces()
         return link
 
     async def _sweep(self) -> Never:

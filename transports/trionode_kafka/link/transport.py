@@ -208,7 +208,9 @@ class KafkaTransport(Transport):
         link = open_link(
             shared, peer=f"kafka:{address}", reads=to_dialer, writes=to_listener, max_frame=self._max_frame
         )
-        await link.greet(partial(shared.write, endpoint, Announcement(AnnouncementKind.DIAL, link_id).encode()))
+        await link.exchange_prefaces(
+            partial(shared.write, endpoint, Announcement(AnnouncementKind.DIAL, link_id).encode())
+        )
         return link
 
     async def serve(

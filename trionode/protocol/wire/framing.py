@@ -42,7 +42,7 @@ class FrameDecoder:
           WireError: A wrong preface, or a frame that is empty or too long.
         """
         if self._expected:
-            data = self._greet(data)
+            data = self._check_preface(data)
         buffer: bytes | bytearray
         if self._buffer:
             # A large frame arrives in many reads. A bytearray grows in place; bytes would be copied each time.
@@ -80,16 +80,16 @@ class FrameDecoder:
             raise WireError(msg)
         return length
 
-    def _greet(self, data: bytes) -> bytes:
-        greeting = data[: len(self._expected)]
-        if not self._expected.startswith(greeting):
-            msg = f"the peer does not speak the {self._name} protocol version: it began with {greeting.hex()}, expected {self._expected.hex()}"
+    def _check_preface(self, data: bytes) -> bytes:
+        preface = data[: len(self._expected)]
+        if not self._expected.startswith(preface):
+            msg = f"the peer does not speak the {self._name} protocol version: it began with {preface.hex()}, expected {self._expected.hex()}"
             raise WireError(msg)
-        self._expected = self._expected[len(greeting) :]
-        return data[len(greeting) :]
+        self._expected = self._expected[len(preface) :]
+        return data[len(preface) :]
 
     @property
-    def greeted(self) -> bool:
+    def has_preface(self) -> bool:
         """Whether the peer's preface has arrived."""
         return not self._expected
 

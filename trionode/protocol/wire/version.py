@@ -41,7 +41,7 @@ class ProtocolVersion:
     #: The name that options and errors use.
     name: str
     #: What each side sends directly after connecting, and expects from the other (spec §3.2). Empty if there is no
-    #: greeting.
+    #: preface.
     preface: bytes
     #: Bytes of the big-endian length before each frame.
     length_size: int

@@ -16,7 +16,7 @@ from trionode import ConfigError, ConnectionLost, MessageTooLargeError, RemoteEr
 from trionode.plugins import CURRENT, Exposure, FrameDecoder, Link, Transport, join_frames, log, sanitize
 
 #: Seconds in which a peer has to show that it is a node.
-GREETING_SECONDS = 5.0
+HANDSHAKE_SECONDS = 5.0
 #: Seconds that `aclose` reads on for the peer's own end.
 CLOSE_SECONDS = 1.0
 #: Connections that wait to be accepted.
@@ -37,16 +37,16 @@ class UnixLink:
         self._decoder = FrameDecoder(CURRENT, max_frame=max_frame)
         self._early: Sequence[bytes] = ()
 
-    async def greet(self) -> Self:
+    async def exchange_prefaces(self) -> Self:
         """Exchange prefaces, or close the socket. The first frames may come with the peer's."""
         try:
-            with self._errors(), trio.move_on_after(GREETING_SECONDS):
+            with self._errors(), trio.move_on_after(HANDSHAKE_SECONDS):
                 await self._stream.send_all(self.protocol_version.preface)
                 while data := await self._stream.receive_some():
                     self._early = self._decoder.receive(data)
-                    if self._decoder.greeted:
+                    if self._decoder.has_preface:
                         return self
-            raise ConnectionLost(f"{self.peer} sent no preface within {GREETING_SECONDS:g} s")  # noqa: TRY301
+            raise ConnectionLost(f"{self.peer} sent no preface within {HANDSHAKE_SECONDS:g} s")  # noqa: TRY301
         except BaseException:
             self._stream.socket.close()
             raise
@@ -107,7 +107,7 @@ class Unix(Transport):
     async def connect(self, peer: str) -> Link:
         try:
             stream = await trio.open_unix_socket(peer)
-            return await UnixLink(stream, f"unix:{peer}", max_frame=self._max_frame).greet()
+            return await UnixLink(stream, f"unix:{peer}", max_frame=self._max_frame).exchange_prefaces()
         except OSError as error:
             raise ConnectionLost(
                 f"can't connect to unix:{peer}: {error.strerror or error}. Is a node there?"
@@ -116,11 +116,11 @@ class Unix(Transport):
             raise ConnectionLost(f"unix:{peer} is not a node: {error}") from error
 
     async def serve(self, at: str, accept: Accept, *, task_status: Status = trio.TASK_STATUS_IGNORED) -> Never:
-        async def greet_and_accept(stream: trio.SocketStream) -> None:
+        async def open_and_accept(stream: trio.SocketStream) -> None:
             # Trio closes `stream` when this function ends; a link outlives its listener, so it gets the socket.
             own = trio.SocketStream(trio.socket.from_stdlib_socket(socket.socket(fileno=stream.socket.detach())))
             try:
-                link = await UnixLink(own, f"a client of unix:{at}", max_frame=self._max_frame).greet()
+                link = await UnixLink(own, f"a client of unix:{at}", max_frame=self._max_frame).exchange_prefaces()
             except RemoteError as error:
                 log.info("refused a connection: %s", sanitize(error))
             else:
@@ -131,7 +131,7 @@ class Unix(Transport):
             listener = trio.SocketListener(trio.socket.from_stdlib_socket(sock.dup()))
             try:
                 task_status.started(at)
-                await trio.serve_listeners(greet_and_accept, [listener])
+                await trio.serve_listeners(open_and_accept, [listener])
             finally:
                 Path(at).unlink(missing_ok=True)  # noqa: ASYNC240  # a name, not a file that could be slow
 
