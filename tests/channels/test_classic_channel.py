@@ -31,7 +31,7 @@ WAYS = ["loopback", "a hub", "two hubs", "streams"]
 
 
 @pytest.mark.parametrize("way", WAYS)
-async def test_messages_pass_both_ways_with_the_peers_identifier_as_a_fact(
+async def test_messages_pass_both_ways_with_the_peers_identifier_in_their_origin(
     way: str, autojump_clock: trio.testing.MockClock
 ) -> None:
     async with open_parties(way, protocol_version="classic") as parties:
@@ -147,10 +147,12 @@ async def test_each_side_is_warned_once_a_channel(
 # -- trust ----------------------------------------------------------------------------------------------------------------------------
 
 
-async def test_an_initiator_that_refuses_says_whom_it_found_threat_13(autojump_clock: trio.testing.MockClock) -> None:
+async def test_an_initiator_that_refuses_names_the_identity_of_its_peer_threat_13(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
     async with open_parties(protocol_version="classic") as parties:
         entries = len(parties.alice._router._table)
-        # The current face of Bob is not his classic one.
+        # The current classic of Bob is not his classic one.
         with pytest.raises(HandshakeError, match=str(parties.bobs_identifier)):
             await parties.open(trust=trust_only(parties.bobs.identifier))
         assert len(parties.alice._router._table) == entries + 1  # the link
@@ -158,7 +160,7 @@ async def test_an_initiator_that_refuses_says_whom_it_found_threat_13(autojump_c
         await parties.open(trust=trust_only(str(parties.bobs_identifier)))
 
 
-async def test_a_responder_that_refuses_is_silent_threat_25(autojump_clock: trio.testing.MockClock) -> None:
+async def test_a_responder_that_refuses_sends_nothing_threat_25(autojump_clock: trio.testing.MockClock) -> None:
     async with open_parties(
         protocol_version="classic", trust=trust_only(Identifier(bytes(32), classic=True))
     ) as parties:
@@ -182,7 +184,7 @@ async def test_our_own_identity_is_refused_threat_12(autojump_clock: trio.testin
         assert parties.bob.counters == {DropReason.HANDSHAKE_REFUSED: 3}
 
 
-async def test_an_initiator_that_gives_up_leaves_nothing_behind(autojump_clock: trio.testing.MockClock) -> None:
+async def test_an_initiator_that_times_out_leaves_nothing_behind(autojump_clock: trio.testing.MockClock) -> None:
     async with open_node(Loopback()) as node:
         begun: list[float] = []
 
@@ -352,23 +354,25 @@ async def test_data_before_message_5_are_lost_and_the_channel_opens_all_the_same
 
 
 @attrs.define(eq=False)
-class Stranger:
-    """Somebody who does a handshake by hand, message by message."""
+class RawPeer:
+    """A peer whose handshake messages the test sends one by one."""
 
     mailbox: Mailbox
     to_listener: Route
     identity: Identity
 
     async def half_open(self) -> tuple[ClassicExchange, Message]:
-        """A handshake up to message 3, which is the answer to what is returned."""
-        face = await self.identity.classic()
-        exchange = ClassicExchange.create(Role.INITIATOR, face.vault, face.signing_key, face.history, random_address())
+        """Start a handshake up to message 2; return the unfinished exchange and message 2."""
+        classic = await self.identity.classic()
+        exchange = ClassicExchange.create(
+            Role.INITIATOR, classic.vault, classic.signing_key, classic.history, random_address()
+        )
         await self.mailbox.send(self.to_listener, exchange.begin())
         with trio.fail_after(STALL_TIMEOUT):
             return exchange, await self.mailbox.receive()
 
     async def agreed(self) -> tuple[ClassicExchange, Route]:
-        """A handshake up to message 4, and the way that message 5 takes."""
+        """Run a handshake up to message 4; return the exchange and the route for message 5."""
         exchange, second = await self.half_open()
         third = exchange.receive(second.payload, int(time.time()))
         assert third is not None
@@ -379,20 +383,20 @@ class Stranger:
 
 
 @asynccontextmanager
-async def open_stranger(parties: Parties) -> AsyncIterator[Stranger]:
+async def open_raw_peer(parties: Parties) -> AsyncIterator[RawPeer]:
     to_listener = Route(*(await parties.alice.connect("loopback:bob"),), "listener")
     async with parties.alice.open_mailbox(allow=from_anywhere) as mailbox:
-        yield Stranger(mailbox, to_listener, parties.alices)
+        yield RawPeer(mailbox, to_listener, parties.alices)
 
 
 @pytest.mark.parametrize("far", ["half_open", "agreed"])
 async def test_half_open_handshakes_are_bounded_and_forgotten_threat_17(
     far: str, autojump_clock: trio.testing.MockClock
 ) -> None:
-    async with open_parties(protocol_version="classic") as parties, open_stranger(parties) as stranger:
+    async with open_parties(protocol_version="classic") as parties, open_raw_peer(parties) as raw_peer:
         keys = len(parties.bob.vault._keys)  # type: ignore[attr-defined]
         for _ in range(PENDING_PER_SOURCE + 5):
-            await getattr(stranger, far)()
+            await getattr(raw_peer, far)()
         assert len(parties.listener._pending) == PENDING_PER_SOURCE
         await trio.sleep(HANDSHAKE_TIMEOUT + SWEEP_SECONDS + 1)
         assert not parties.listener._pending
@@ -403,34 +407,34 @@ async def test_half_open_handshakes_are_bounded_and_forgotten_threat_17(
 async def test_a_bad_identity_ends_its_handshake_at_once_and_no_other_threat_25(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
-    async with open_parties(protocol_version="classic") as parties, open_stranger(parties) as stranger:
-        bad, bads_way = await stranger.agreed()
-        good, goods_way = await stranger.agreed()
+    async with open_parties(protocol_version="classic") as parties, open_raw_peer(parties) as raw_peer:
+        bad, bad_route = await raw_peer.agreed()
+        good, good_route = await raw_peer.agreed()
         assert bad._session is not None
-        await stranger.mailbox.send(bads_way, bare.data(bad._session.encrypt(b"no identity")))
-        await stranger.mailbox.send(goods_way, b"junk")
+        await raw_peer.mailbox.send(bad_route, bare.data(bad._session.encrypt(b"no identity")))
+        await raw_peer.mailbox.send(good_route, b"junk")
         await trio.testing.wait_all_tasks_blocked()
         assert parties.bob.counters == {DropReason.HANDSHAKE_REFUSED: 2}
         assert len(parties.listener._pending) == 1
         last = good.accept()
         assert last is not None
-        await stranger.mailbox.send(goods_way, last)
+        await raw_peer.mailbox.send(good_route, last)
         await trio.testing.wait_all_tasks_blocked()
         assert len(parties.listener.channels) == 1
         assert not parties.listener._pending
 
 
 async def test_handshake_messages_without_a_return_route_are_dropped(autojump_clock: trio.testing.MockClock) -> None:
-    async with open_parties(protocol_version="classic") as parties, open_stranger(parties) as stranger:
-        exchange, second = await stranger.half_open()
+    async with open_parties(protocol_version="classic") as parties, open_raw_peer(parties) as raw_peer:
+        exchange, second = await raw_peer.half_open()
         third = exchange.receive(second.payload, int(time.time()))
         assert third is not None
         (pending,) = parties.listener._pending.values()
         parties.bob._router.deliver(Message((pending.address,), (), third))
         assert parties.bob.counters == {DropReason.HANDSHAKE_REFUSED: 1}
-        await stranger.mailbox.send(second.return_route, third)
+        await raw_peer.mailbox.send(second.return_route, third)
         with trio.fail_after(STALL_TIMEOUT):
-            exchange.receive((await stranger.mailbox.receive()).payload, int(time.time()))
+            exchange.receive((await raw_peer.mailbox.receive()).payload, int(time.time()))
         assert exchange.peer is not None
 
 
@@ -438,8 +442,8 @@ async def test_a_vault_without_the_key_refuses_and_does_not_end_the_node(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     async with open_parties(protocol_version="classic") as parties:
-        face = await parties.bobs.classic()
-        parties.bob.vault.forget(face.signing_key)
+        classic = await parties.bobs.classic()
+        parties.bob.vault.forget(classic.signing_key)
         with pytest.raises(RemoteError):
             await parties.alice.open_secure_channel(
                 parties.route, parties.alices, trust=trust_everyone, timeout=4, protocol_version="classic"

@@ -25,13 +25,13 @@ from trionode.protocol.identity.keys import KeyKind
 from trionode.protocol.wire.current_codec import CURRENT
 from trionode_loopback import Loopback
 
-#: Seconds within which a handshake that does not go on is forgotten: its own, and the time until somebody looks.
+#: Seconds after which an abandoned handshake is forgotten: its timeout and the time to the next sweep.
 FORGOTTEN = HANDSHAKE_TIMEOUT + SWEEP_SECONDS + 1
 
 
 @attrs.define(eq=False)
-class Stranger:
-    """Somebody who does a handshake by hand, message by message."""
+class RawPeer:
+    """A peer whose handshake messages the test sends one by one."""
 
     mailbox: Mailbox
     to_listener: Route
@@ -50,7 +50,7 @@ class Stranger:
             return await self.mailbox.receive()
 
     async def half_open(self) -> tuple[CurrentExchange, Message]:
-        """A handshake up to the answer: the exchange, which could go on, and the answer."""
+        """Start a handshake; return the unfinished exchange and the answer to its first message."""
         exchange, first = self.begin()
         await self.first(first)
         answer = await self.answer()
@@ -64,63 +64,63 @@ class Stranger:
 
 
 @asynccontextmanager
-async def open_stranger(parties: Parties, node: Node | None = None) -> AsyncIterator[Stranger]:
+async def open_raw_peer(parties: Parties, node: Node | None = None) -> AsyncIterator[RawPeer]:
     node = parties.alice if node is None else node
     to_listener = Route(*(await node.connect("loopback:bob"),), "listener")
     async with node.open_mailbox() as mailbox:
-        yield Stranger(mailbox, to_listener, parties.alices)
+        yield RawPeer(mailbox, to_listener, parties.alices)
 
 
 # -- half-open handshakes -------------------------------------------------------------------------------------------------------------
 
 
-async def test_of_one_sources_half_open_handshakes_the_oldest_gives_way_threat_17(
+async def test_the_oldest_half_open_handshake_of_one_source_is_dropped_threat_17(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
-    async with open_parties() as parties, open_stranger(parties) as stranger:
-        begun = [await stranger.half_open() for _ in range(PENDING_PER_SOURCE + 5)]
+    async with open_parties() as parties, open_raw_peer(parties) as raw_peer:
+        begun = [await raw_peer.half_open() for _ in range(PENDING_PER_SOURCE + 5)]
         assert len(parties.listener._pending) == PENDING_PER_SOURCE
         addresses = [answer.back[-1] for _, answer in begun]
         assert list(parties.listener._pending) == addresses[5:]
         assert [address in parties.bob._router for address in addresses] == [False] * 5 + [True] * PENDING_PER_SOURCE
-        await stranger.third(*begun[4])
-        await stranger.third(*begun[5])
+        await raw_peer.third(*begun[4])
+        await raw_peer.third(*begun[5])
         await trio.testing.wait_all_tasks_blocked()
         assert len(parties.listener.channels) == 1
         assert parties.bob.counters == {DropReason.UNKNOWN_ADDRESS: 1}
 
 
-async def test_of_all_half_open_handshakes_the_oldest_gives_way_threat_17(
+async def test_the_oldest_of_all_half_open_handshakes_is_dropped_threat_17(
     autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(listener, "PENDING_TOTAL", 50)
     network = Loopback()
     async with open_parties(tap=network) as parties, open_node(network) as carol, open_node(network) as dave:
-        strangers = [(node, 24) for node in (parties.alice, carol, dave)]
-        for node, count in strangers:
-            async with open_stranger(parties, node) as stranger:
+        sources = [(node, 24) for node in (parties.alice, carol, dave)]
+        for node, count in sources:
+            async with open_raw_peer(parties, node) as raw_peer:
                 for _ in range(count):
-                    await stranger.half_open()
+                    await raw_peer.half_open()
         pending = list(parties.listener._pending.values())
         assert len(pending) == 50
         assert sorted(Counter(each.source for each in pending).values()) == [2, 24, 24]
 
 
-async def test_a_handshake_that_does_not_go_on_is_forgotten_threat_17(autojump_clock: trio.testing.MockClock) -> None:
-    async with open_parties() as parties, open_stranger(parties) as stranger:
+async def test_an_abandoned_handshake_is_forgotten_threat_17(autojump_clock: trio.testing.MockClock) -> None:
+    async with open_parties() as parties, open_raw_peer(parties) as raw_peer:
         keys = len(parties.bob.vault._keys)  # type: ignore[attr-defined]
-        exchange, answer = await stranger.half_open()
+        exchange, answer = await raw_peer.half_open()
         assert len(parties.listener._pending) == 1
         await trio.sleep(FORGOTTEN)
         assert not parties.listener._pending
         assert answer.back[-1] not in parties.bob._router
         assert len(parties.bob.vault._keys) == keys  # type: ignore[attr-defined]
-        await stranger.third(exchange, answer)
+        await raw_peer.third(exchange, answer)
         await trio.testing.wait_all_tasks_blocked()
         assert not parties.listener.channels
 
 
-async def test_a_policy_that_takes_too_long_is_ended_and_means_no(autojump_clock: trio.testing.MockClock) -> None:
+async def test_a_policy_that_takes_too_long_is_cancelled_and_refuses(autojump_clock: trio.testing.MockClock) -> None:
     async def never(_peer: Peer) -> bool:
         await trio.sleep_forever()
         raise AssertionError
@@ -145,12 +145,12 @@ async def test_peers_that_await_the_trust_decision_are_bounded_and_not_dropped_t
         await decide.wait()
         return True
 
-    async with open_parties(trust=slow) as parties, open_stranger(parties) as stranger:
+    async with open_parties(trust=slow) as parties, open_raw_peer(parties) as raw_peer:
         for _ in range(PENDING_PER_SOURCE):
-            await stranger.third(*await stranger.half_open())
+            await raw_peer.third(*await raw_peer.half_open())
         await trio.testing.wait_all_tasks_blocked()
         for _ in range(10):
-            await stranger.first(stranger.begin()[1])
+            await raw_peer.first(raw_peer.begin()[1])
         await trio.testing.wait_all_tasks_blocked()
         assert len(parties.listener._pending) == PENDING_PER_SOURCE
         assert parties.bob.counters == {DropReason.TOO_MANY_HANDSHAKES: 10}
@@ -215,15 +215,15 @@ async def test_junk_instead_of_message_3_is_dropped_and_the_right_one_is_awaited
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     random = Random(3)
-    async with open_parties() as parties, open_stranger(parties) as stranger:
-        exchange, answer = await stranger.half_open()
-        other, others_answer = await stranger.half_open()
+    async with open_parties() as parties, open_raw_peer(parties) as raw_peer:
+        exchange, answer = await raw_peer.half_open()
+        other, others_answer = await raw_peer.half_open()
         third, others_third = exchange.accept(), other.accept()
         assert third is not None
         assert others_third is not None
         junk = [
             b"",
-            stranger.begin()[1],
+            raw_peer.begin()[1],
             answer.payload,
             others_third,
             third[:-1],
@@ -232,8 +232,8 @@ async def test_junk_instead_of_message_3_is_dropped_and_the_right_one_is_awaited
             *(third[:at] + bytes([third[at] ^ 1]) + third[at + 1 :] for at in range(0, len(third), 7)),
         ]
         for each in junk:
-            await stranger.mailbox.send(answer.return_route, each)
-        await stranger.mailbox.send(answer.return_route, third)
+            await raw_peer.mailbox.send(answer.return_route, each)
+        await raw_peer.mailbox.send(answer.return_route, third)
         await trio.testing.wait_all_tasks_blocked()
         assert len(parties.listener.channels) == 1
         assert parties.bob.counters == {DropReason.HANDSHAKE_REFUSED: len(junk)}
@@ -242,11 +242,11 @@ async def test_junk_instead_of_message_3_is_dropped_and_the_right_one_is_awaited
 
 async def test_junk_instead_of_message_1_makes_no_handshake_threat_14(autojump_clock: trio.testing.MockClock) -> None:
     small_order = [bytes(32), b"\1" + bytes(31), b"\xec" + b"\xff" * 30 + b"\x7f"]
-    async with open_parties() as parties, open_stranger(parties) as stranger:
+    async with open_parties() as parties, open_raw_peer(parties) as raw_peer:
         keys = len(parties.bob.vault._keys)  # type: ignore[attr-defined]
         junk = [b"", b"x", bytes(31), *small_order]
         for each in junk:
-            await stranger.first(each)
+            await raw_peer.first(each)
         await trio.testing.wait_all_tasks_blocked()
         assert parties.bob.counters == {DropReason.HANDSHAKE_REFUSED: len(junk)}
         assert not parties.listener._pending
@@ -257,7 +257,7 @@ async def test_a_first_message_without_a_return_route_makes_no_handshake(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     async with open_parties() as parties:
-        _, first = Stranger(None, Route("listener"), parties.alices).begin()  # type: ignore[arg-type]
+        _, first = RawPeer(None, Route("listener"), parties.alices).begin()  # type: ignore[arg-type]
         await parties.bob.send(Route("listener"), first)
         assert not parties.listener._pending
 
@@ -271,7 +271,7 @@ async def test_our_own_identity_is_refused_at_either_end_threat_12(autojump_cloc
         assert parties.bob.counters == {DropReason.HANDSHAKE_REFUSED: 3}
 
 
-async def test_our_own_handshake_messages_sent_back_are_refused_threat_12(
+async def test_our_own_reflected_handshake_messages_are_refused_threat_12(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     tap = Wiretap(Loopback())
@@ -331,7 +331,7 @@ async def test_an_initiator_refuses_a_listener_whose_history_was_rolled_back_thr
             await parties.alice.open_secure_channel(Route(at, "young"), parties.alices, trust=trust_everyone)
 
 
-async def test_the_history_of_a_peer_whom_the_policy_refuses_is_not_remembered(
+async def test_the_history_of_a_peer_that_the_policy_refuses_is_not_remembered(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     async def nobody(_peer: Peer) -> bool:
@@ -413,7 +413,7 @@ async def test_a_flood_of_first_messages_in_one_read_lets_other_tasks_run_threat
 # -- open channels --------------------------------------------------------------------------------------------------------------------
 
 
-async def test_a_listener_keeps_so_many_channels_and_takes_another_when_one_has_ended_threat_17(
+async def test_a_listener_bounds_its_channels_and_accepts_another_when_one_has_closed_threat_17(
     autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(listener, "MAX_CHANNELS", 2)
@@ -433,12 +433,12 @@ async def test_a_listener_keeps_so_many_channels_and_takes_another_when_one_has_
             assert (await parties.alice.ask(Route(channel, "echoer"), b"x")).payload == b"x"
 
 
-async def test_a_listener_that_closes_ends_its_channels_and_tells_their_peers(
+async def test_closing_a_listener_closes_its_channels_and_notifies_their_peers(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
-    async with open_parties() as parties, open_stranger(parties) as stranger:
+    async with open_parties() as parties, open_raw_peer(parties) as raw_peer:
         channels = [(await parties.open())[0] for _ in range(3)]
-        await stranger.half_open()
+        await raw_peer.half_open()
         with trio.fail_after(STALL_TIMEOUT):
             await parties.listener.aclose()
             for channel in channels:

@@ -29,7 +29,7 @@ WAYS = ["loopback", "a hub", "two hubs", "streams"]
 
 
 @pytest.mark.parametrize("way", WAYS)
-async def test_messages_pass_both_ways_with_the_peers_identifier_as_a_fact(
+async def test_messages_pass_both_ways_with_the_peers_identifier_in_their_origin(
     way: str, autojump_clock: trio.testing.MockClock
 ) -> None:
     async with open_parties(way) as parties:
@@ -121,7 +121,9 @@ async def test_an_async_callable_decides_with_the_proven_peer(autojump_clock: tr
         assert trio.current_time() > 0
 
 
-async def test_an_initiator_that_refuses_says_whom_it_found_threat_13(autojump_clock: trio.testing.MockClock) -> None:
+async def test_an_initiator_that_refuses_names_the_identity_of_its_peer_threat_13(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
     async with open_parties() as parties:
         before = set(parties.alice._router._table)
         with pytest.raises(HandshakeError, match=str(parties.bobs.identifier)):
@@ -134,7 +136,7 @@ async def test_an_initiator_that_refuses_says_whom_it_found_threat_13(autojump_c
         assert not parties.listener.channels
 
 
-async def test_a_responder_that_refuses_is_silent_threat_25(autojump_clock: trio.testing.MockClock) -> None:
+async def test_a_responder_that_refuses_sends_nothing_threat_25(autojump_clock: trio.testing.MockClock) -> None:
     async def nobody(_peer: Peer) -> bool:
         return False
 
@@ -184,7 +186,7 @@ async def test_a_late_answer_to_an_earlier_handshake_counts(autojump_clock: trio
         assert len(answers) > 2
 
 
-async def test_a_link_lost_during_the_handshake_is_a_lost_link(autojump_clock: trio.testing.MockClock) -> None:
+async def test_a_link_lost_during_the_handshake_raises_connection_lost(autojump_clock: trio.testing.MockClock) -> None:
     network = Loopback()
     async with open_node(network) as alice, open_node(network) as bob:
 
@@ -199,7 +201,9 @@ async def test_a_link_lost_during_the_handshake_is_a_lost_link(autojump_clock: t
             await alice.open_secure_channel(Route(at, "listener"), identity, trust=trust_everyone)
 
 
-async def test_a_link_lost_while_the_initiator_decides_is_a_lost_link(autojump_clock: trio.testing.MockClock) -> None:
+async def test_a_link_lost_while_the_initiator_decides_raises_connection_lost(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
     async with open_parties() as parties:
 
         async def lose_the_link(_peer: Peer) -> bool:
@@ -455,7 +459,7 @@ class SmallFrames(Loopback):
 
 @pytest.mark.parametrize("protocol_version", PROTOCOL_VERSIONS)
 @pytest.mark.parametrize(("way", "limit"), [("streams", MAX_RECORD), ("small frames", 5000), ("in a channel", 5000)])
-async def test_a_message_too_large_for_its_way_raises_before_it_is_sealed(
+async def test_a_message_too_large_for_its_path_raises_before_it_is_encrypted(
     way: str, limit: int, protocol_version: str, autojump_clock: trio.testing.MockClock
 ) -> None:
     tap = None if way == "streams" else SmallFrames()

@@ -66,7 +66,7 @@ async def test_identities_are_listed_by_name_with_their_identifiers(vault: Ident
     ]
 
 
-async def test_a_name_is_given_once(vault: IdentityVault) -> None:
+async def test_an_identity_name_can_be_used_once(vault: IdentityVault) -> None:
     first = await Identity.create(vault)
     keys = len(vault.keys())
     with pytest.raises(VaultError, match="'default' is in this vault already"):
@@ -143,7 +143,7 @@ async def test_no_attestation_outlives_its_identity_and_an_expired_identity_says
 
 
 @pytest.mark.parametrize("revoke", [False, True])
-async def test_a_rotation_changes_the_key_and_nothing_that_peers_call_us(vault: IdentityVault, revoke: bool) -> None:
+async def test_a_rotation_changes_the_key_and_no_identifier(vault: IdentityVault, revoke: bool) -> None:
     alice = await Identity.create(vault)
     identifier, purpose_key, old = alice.identifier, alice.purpose_key, alice.history
     await alice.rotate(revoke_purpose_key=revoke)

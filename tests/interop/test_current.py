@@ -157,7 +157,7 @@ async def test_a_rust_initiator_receives_every_echo_over_plain_tcp(scene: Scene)
         assert {message.origin.identifier for message in scene.echoer.messages} == {None}
 
 
-async def test_a_rust_initiator_that_we_refuse_hears_nothing(scene: Scene) -> None:
+async def test_a_refused_rust_initiator_gets_no_answer(scene: Scene) -> None:
     with trio.fail_after(STALL_TIMEOUT):
         listener = await scene.listen(trust_only(NOBODY))
         initiator = await scene.peers.start("initiate", scene.endpoint, "--timeout", str(REFUSED_SECONDS))
@@ -182,7 +182,7 @@ async def test_a_rust_initiator_that_refuses_us_opens_nothing(scene: Scene) -> N
         assert not scene.echoer.messages
 
 
-async def test_a_rust_initiators_frames_sent_twice_are_heard_once(scene: Scene) -> None:
+async def test_duplicate_frames_of_a_rust_initiator_are_delivered_once(scene: Scene) -> None:
     with trio.fail_after(STALL_TIMEOUT):
         await scene.listen()
         async with open_doubling(scene.endpoint) as doubling:
@@ -236,7 +236,7 @@ async def test_unacknowledged_messages_keep_their_order_to_a_rust_responder_and_
             assert [(await mailbox.receive()).text for _ in sent] == sent
 
 
-async def test_we_refuse_a_rust_responder_whom_we_do_not_trust(scene: Scene) -> None:
+async def test_we_refuse_an_untrusted_rust_responder(scene: Scene) -> None:
     with trio.fail_after(STALL_TIMEOUT):
         responder = await scene.peers.start("respond")
         endpoint, identifier = await told(responder, "listening", "identity")
@@ -246,7 +246,7 @@ async def test_we_refuse_a_rust_responder_whom_we_do_not_trust(scene: Scene) -> 
             )
 
 
-async def test_a_rust_responder_that_refuses_us_stays_silent(scene: Scene) -> None:
+async def test_a_rust_responder_that_refuses_us_sends_nothing(scene: Scene) -> None:
     with trio.fail_after(STALL_TIMEOUT):
         responder = await scene.peers.start("respond", "--trust", NOBODY)
         endpoint, identifier = await told(responder, "listening", "identity")
@@ -260,7 +260,7 @@ async def test_a_rust_responder_that_refuses_us_stays_silent(scene: Scene) -> No
         assert await responder.rest() == []
 
 
-async def test_our_frames_sent_twice_are_heard_once_by_a_rust_responder(scene: Scene) -> None:
+async def test_our_duplicate_frames_are_delivered_once_by_a_rust_responder(scene: Scene) -> None:
     with trio.fail_after(STALL_TIMEOUT):
         responder = await scene.peers.start("respond")
         endpoint, identifier = await told(responder, "listening", "identity")
