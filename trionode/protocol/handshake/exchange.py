@@ -83,9 +83,16 @@ class Peer:
         return self.history.identifier
 
     def credential_by(self, authority: ChangeHistory, now: int) -> Credential | None:
-        """Return the newest credential of that authority that is valid at `now`, seconds since 1970; else None.
+        """Return the newest valid credential that an authority issued for this peer.
 
-        The signatures are verified the first time; later only the expiry is checked.
+        The signatures are verified at the first call. Later calls only check the expiry.
+
+        Args:
+          authority: The change history of the authority.
+          now: The time at which the credential must be valid, in seconds since 1970.
+
+        Returns:
+          The credential, or None if the peer presented no valid one.
         """
         key = authority.latest.hash
         if key not in self._verified:
