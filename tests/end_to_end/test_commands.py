@@ -528,7 +528,7 @@ async def test_a_late_echo_that_arrives_while_alice_reads_is_not_reported_missin
         assert await converse(p.alice, p.channel, p.identity.identifier, slowly(), written.output)
     said = capsys.readouterr().err
     assert "no echo within 30 s of message 1: late\n" in said
-    assert "this echo came late: late\n" in said
+    assert "this echo arrived late: late\n" in said
     assert written.lines() == ["Alice received an echo: late"]
 
 

@@ -274,7 +274,7 @@ def state_options(*, required: bool = False) -> Callable[[C], C]:
             type=click.Path(path_type=Path, dir_okay=False),
             required=required,
             metavar="PATH",
-            help="Keep the identity in an encrypted file at PATH, and stream names in a file beside it, over restarts.",
+            help="Keep the identity in an encrypted file at PATH, and stream names in a file beside it, across restarts.",
         ),
         click.option(
             "--passphrase-file",

@@ -1,4 +1,4 @@
-"""What a program keeps over restarts: a vault with its identity, and a file with its client id and stream names."""
+"""The state of a program across restarts: a vault with its identity, and a file with its client id and stream names."""
 
 import json
 import os

@@ -59,7 +59,7 @@ async def alice(working: trio.CancelScope, *, client: Client, seconds: float) ->
 
     Alice reads from standard input: first the two stream addresses that Bob printed, bob_to_alice and then alice_to_bob
     (with --state an empty line means the address of last time), then one message a line. The exit code is 0 if every
-    echo came.
+    echo arrived.
     """
     output, lines = Output(), Lines()
     trust = client.trust("the peer that answers at the two addresses is trusted as Bob; its identifier is printed")
@@ -190,7 +190,7 @@ class Echoes:
             del self._late[digest]
         self.missing -= 1
         self.count += 1
-        return "this echo came late"
+        return "this echo arrived late"
 
     def _remove(self, sent: _Sent) -> None:
         same = self._by_digest[sent.digest]
@@ -241,7 +241,7 @@ async def converse(
 ) -> bool:
     """Send every line and print every echo as soon as possible.
 
-    Return whether every line was sent, and every echo came.
+    Return whether every line was sent, and every echo arrived.
 
     ConnectionLost if the channel ends meanwhile, AnswerTimeout if no echo at all has come.
     """
@@ -255,7 +255,7 @@ async def converse(
         nursery.cancel_scope.cancel()
     if echoes.missing and not echoes.count:
         raise AnswerTimeout(
-            f"sent {echoes.missing} messages to the echoer of {channel.peer.identifier}, and no echo came within {ECHO_SECONDS:g} s. Bob may have "
+            f"sent {echoes.missing} messages to the echoer of {channel.peer.identifier}, and no echo arrived within {ECHO_SECONDS:g} s. Bob may have "
             f"stopped, or refuse this identity, which looks the same from here: then start Bob with --trust {own}"
         )
     if refused or echoes.missing:

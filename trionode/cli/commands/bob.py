@@ -11,7 +11,7 @@ from trionode.routing.mailbox import Mailbox, Worker
 
 
 @click.command()
-@client_options("Accept only channels of this identifier; without it, of everyone.")
+@client_options("Accept only channels of this identifier. Without it, channels of every peer are accepted.")
 @run_async
 async def bob(working: trio.CancelScope, *, client: Client) -> bool:
     """Serve an echo, end to end encrypted, until stopped.

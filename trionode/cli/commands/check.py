@@ -25,8 +25,8 @@ def check(context: click.Context, *, files: tuple[Path, ...], strict: bool, is_j
     """Prove from FILEs what each part of a topology could see and do. Nothing is started.
 
     For each flow the command prints a table of the hops in order: what each hop sees of the payload, what it could do,
-    and which addresses it sees. Then come the findings, with what the nodes need and is not installed here. Last come
-    the assertions, each violated one with the path that violates it.
+    and which addresses it sees. The findings follow, with the plugins and modules that are missing on this machine. The
+    assertions come last. A violated assertion shows the path that violates it.
 
     Exit codes: 0 every assertion holds and no finding is an error, 1 otherwise, or if the files have problems, 2 wrong
     options.

@@ -44,7 +44,7 @@ MAX_FRAME = 128 * 1024
     "--store",
     "store_spec",
     metavar="STORE",
-    help="Where to keep the streams: memory, sqlite:PATH, or kafka:HOST:PORT. By default in an SQLite file, which the hub names when it starts.",
+    help="Where to store the streams: memory, sqlite:PATH, or kafka:HOST:PORT. By default in an SQLite file, which the hub names when it starts.",
 )
 @store_options
 @click.option(
@@ -66,7 +66,7 @@ def hub(
     certificates: Certificates,
     state: State,
 ) -> None:
-    """Keep streams for clients, until stopped.
+    """Store streams for clients until stopped.
 
     The hub stores what clients push into a stream, and returns it to clients that pull. If the clients talk through a
     secure channel, as bob and alice do, the hub sees only ciphertext. It prints `listening on tcp:HOST:PORT` when it

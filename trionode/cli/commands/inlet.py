@@ -31,7 +31,7 @@ from trionode.protocol.wire.route import Route
 )
 @click.option("--name", default="outlet", show_default=True, help="The outlet's address behind the channel listener.")
 @click.option("--listener", default="listener", show_default=True, help="The channel listener's address.")
-@client_options("The outlet's identifier, as the outlet prints it.", everyone_may="be the outlet")
+@client_options("The outlet's identifier, as the outlet prints it.", everyone_may="act as the outlet")
 @run_async
 async def inlet(
     working: trio.CancelScope,

@@ -23,9 +23,9 @@ from trionode.protocol.wire.route import Route
 async def relay(working: trio.CancelScope, *, name: str, to: str, client: Client) -> bool:
     """Make the node at ENDPOINT reachable at the hub as forward_to_NAME, until stopped.
 
-    The hub does not connect to that node: this program connects to both, and forwards what comes from the hub. The name
+    The hub does not connect to that node: this program connects to both, and forwards messages from the hub. The name
     belongs to the first client that registers it: to its identity if the hub is given by --hub-identity, else to its
-    connection. Messages pass as they are: let the two ends talk through a secure channel.
+    connection. Messages pass unchanged: let the two ends talk through a secure channel.
     """
     async with client.open_node(*transports(to)) as (node, identity):
         with working:

@@ -33,8 +33,8 @@ def run(*, files: tuple[Path, ...], names: tuple[str, ...]) -> None:
     """Run the nodes that FILEs describe, until stopped.
 
     For each node the command prints `NAME: identifier I…`, and `NAME: listening on tcp:HOST:PORT` when the node
-    listens. It prints `all is open` when everything that the nodes need of others is open. Other nodes may start later,
-    or restart: what is lost is opened again.
+    listens. It prints `all is open` when all links, channels, streams and relays of these nodes are open. Other nodes
+    may start later, or restart: lost parts are opened again.
 
     Workers are imported from Python's path and from the folders of the FILEs.
     """
