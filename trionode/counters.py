@@ -1,4 +1,4 @@
-"""Counters of what a node dropped, by reason."""
+"""Counters of dropped messages, links and handshakes, by reason."""
 
 import enum
 from collections import Counter

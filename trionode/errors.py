@@ -8,7 +8,7 @@ class TrionodeError(Exception):
 class RemoteError(TrionodeError):
     """A peer broke the protocol, failed to authenticate, or disconnected.
 
-    It ends one link, channel or stream. The node and its other connections go on.
+    It ends one link, channel or stream. The node and its other connections continue.
     """
 
 
@@ -40,7 +40,7 @@ class AnswerTimeout(RemoteError):
 
 
 class ServiceError(RemoteError):
-    """A stream, store or other service answered that it could not do what you asked."""
+    """A stream, store or other service answered that it could not fulfil a request."""
 
 
 class LocalError(TrionodeError):

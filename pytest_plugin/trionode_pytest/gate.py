@@ -1,4 +1,4 @@
-"""The leak gate: fails a test that leaves something behind, or shows a secret in what it prints and logs."""
+"""The leak gate: fails a test that leaves something behind, or prints or logs a secret."""
 
 import inspect
 from collections.abc import Callable, Collection, Generator, Sequence
@@ -108,7 +108,7 @@ class LeakGate:
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_runtest_teardown(self, item: pytest.Item) -> Generator[None]:
-        """Fail the test if something is left, or a secret was shown."""
+        """Fail the test if something is left, or a secret was printed."""
         watched = self._now
         if watched is None:
             return (yield)
@@ -119,13 +119,13 @@ class LeakGate:
             self._secrets.stop()
         left = [*watched.tasks, *(each.describe() for each in left_behind(watched.before))] if watched.passed else []
         sections = [(f"captured {key} of its {when}", text) for when, key, text in item._report_sections]  # noqa: SLF001  # what the report shows
-        shown = [
+        printed = [
             f"{secret.what} in the {where}, {form}"
             for where, text in sections
             for secret, form in self._secrets.found_in(text)
         ]
         self._secrets.noted = []
-        lines = [*_listed("this test leaves behind", left), *_listed("this test shows", shown)]
+        lines = [*_listed("this test leaves behind", left), *_listed("this test shows", printed)]
         if lines:
             pytest.fail("\n".join(lines), pytrace=False)
         return result

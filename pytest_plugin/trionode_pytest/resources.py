@@ -1,4 +1,4 @@
-"""What a test can leave behind: threads, child processes, open files and Trio system tasks."""
+"""Resources that a test can leave behind: threads, child processes, open files and Trio system tasks."""
 
 import gc
 import io

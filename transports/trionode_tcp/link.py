@@ -118,7 +118,7 @@ class TCPLink:
         raise ConnectionLost(f"{self.peer} did not send a complete frame within {HANDSHAKE_TIMEOUT:g} s: {began}")
 
     async def _more(self, otherwise: str) -> bytes:
-        """Return what the next read brings; ConnectionLost with these words at the end."""
+        """Return the bytes of the next read; raise ConnectionLost with this text at the end of the stream."""
         if data := await self._stream.receive():
             return data
         raise ConnectionLost(f"{self.peer} {otherwise}")

@@ -1,4 +1,4 @@
-"""How a WebSocket is opened, on both sides (RFC 6455 §4), and what a peer of another kind is told."""
+"""How a WebSocket is opened, on both sides (RFC 6455 §4), and the errors that other peers get."""
 
 import re
 from collections.abc import Container
@@ -85,7 +85,7 @@ class Dialing(Opening):
         return connection
 
     async def failed(self, stream: CountingStream, error: Exception) -> ConnectionLost:
-        """Return what was there instead of a WebSocket server."""
+        """Return a description of the server that answered, which is not a WebSocket server."""
         await trio.lowlevel.checkpoint()
         start = stream.opening
         if isinstance(error, ConnectionLost):
@@ -173,7 +173,7 @@ class Accepting(Opening):
         return await request.accept(subprotocol=subprotocol)
 
     async def failed(self, stream: CountingStream, error: Exception) -> ConnectionLost:
-        """Answer a request for the last time. The peer is told less than the log, but enough to see its mistake."""
+        """Answer a request for the last time. The peer gets less detail than the log, but enough to see its mistake."""
         if isinstance(error, ConnectionLost):
             return error
         if not isinstance(error, _RefusedError):

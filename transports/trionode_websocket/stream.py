@@ -34,7 +34,7 @@ class CountingStream(trio.abc.Stream):
     """A ByteStream as trio-websocket takes it. trio-websocket's reader task is the only one that receives.
 
     It counts the bytes that arrived since the last whole message. It can't see frames, but it sees trio-websocket
-    answer a ping in the reader task, and the link tells it of pongs, so the count is free of control frames.
+    answer a ping in the reader task, and the link reports pongs to it, so the count is free of control frames.
     """
 
     def __init__(self, below: ByteStream, *, max_message: int, is_client: bool) -> None:

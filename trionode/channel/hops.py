@@ -1,4 +1,4 @@
-"""The two hops of an open secure channel: one encrypts, one decrypts. `SecureChannel` is what users hold of them."""
+"""The two hops of an open secure channel: one encrypts, one decrypts. Users get them as a `SecureChannel`."""
 
 import trio
 
@@ -79,7 +79,7 @@ class ChannelHops:
         return None if self._max_plaintext is None else self._max_plaintext - self._overhead
 
     def encrypt(self, message: Message) -> ByteBudget | None:
-        """Encrypt a message and deliver it towards the peer. What can't be sent is refused before a nonce is used (spec §7.2)."""
+        """Encrypt a message and deliver it towards the peer. A message that can't be sent is refused before a nonce is used (spec §7.2)."""
         onward = message.onward[1:]
         if not onward:
             # For example the reply to a message with an empty return route. Classic Rust peers panic on it (spec §8).

@@ -50,7 +50,7 @@ async def open_secure_channel(
     finally:
         handshakes.abandon()
     raise AnswerTimeout(
-        f"no handshake along [{Route.from_encoded(route)}] was completed in time. An initiator can't tell the causes "
+        f"no handshake along [{Route.from_encoded(route)}] was completed in time. An initiator can't distinguish the causes "
         f"apart: there is no listener, the route is wrong, the listener does not answer protocol version "
         f"{handshaker.protocol_version!r}, or it refuses this identity, {handshaker.identifier}"
     )

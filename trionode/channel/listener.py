@@ -133,7 +133,7 @@ class SecureChannelListener(Service):
             exchange.refuse()
             return self._yield_budget
         assert second is not None
-        if not self._make_room(source):
+        if not self._drop_oldest(source):
             self._router.counters[DropReason.TOO_MANY_HANDSHAKES] += 1
             exchange.refuse()
             return self._yield_budget
@@ -144,7 +144,7 @@ class SecureChannelListener(Service):
         self._router.answer(message, pending.address, second)
         return self._yield_budget
 
-    def _make_room(self, source: Encoded | None) -> bool:
+    def _drop_oldest(self, source: Encoded | None) -> bool:
         """Drop the oldest handshake at the bound. False if all wait for the trust policy, so none can be dropped."""
         pending = list(self._pending.values())
         of_source = [each for each in pending if each.source == source]

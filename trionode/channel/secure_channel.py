@@ -1,4 +1,4 @@
-"""An open secure channel, as users hold it."""
+"""An open secure channel: the object that users get."""
 
 from collections.abc import Mapping
 from contextlib import suppress
@@ -92,7 +92,7 @@ class SecureChannel:
     async def aclose(self) -> None:
         """Close the channel. A second call does nothing.
 
-        The peer is told if the route to it still exists. A classic channel has no message for that.
+        The peer is notified if the route to it still exists. A classic channel has no message for that.
 
         If cancelled, the channel is closed nevertheless.
         """

@@ -143,12 +143,12 @@ class Client:
 
     async def open_kept_stream(self, node: Node, identity: Identity, new: Conversation) -> tuple[Stream, Conversation]:
         """Open a stream as Bob, by the names in the state file, or by new names that are written there."""
-        kept = self.state.conversation()
-        names = kept or new
+        stored = self.state.conversation()
+        names = stored or new
         stream = await self.open_stream(
             node, identity, names.client_id, sends=names.bob_to_alice, receives=names.alice_to_bob
         )
-        if kept is None:
+        if stored is None:
             self.state.keep(names)
         return stream, names
 

@@ -43,7 +43,7 @@ class Conversation:
 
 @attrs.frozen
 class State:
-    """The state file of a program. Without a path nothing is kept; without a passphrase the keys are not encrypted."""
+    """The state file of a program. Without a path nothing is stored; without a passphrase the keys are not encrypted."""
 
     path: Path | None
     passphrase: str | None = attrs.field(repr=False)
@@ -59,7 +59,7 @@ class State:
             yield vault
 
     def conversation(self) -> Conversation | None:
-        """Return the kept conversation, None if there is none.
+        """Return the stored conversation, None if there is none.
 
         Raises LocalError if the file is damaged, or other users can read it.
         """

@@ -15,7 +15,7 @@ from trionode.protocol.wire.message import Message
 
 #: Bytes in one read.
 READ_SIZE = 65_536
-#: Bytes of the longest line that is kept. It is longer than any message of a stream, so an error can tell the length.
+#: Bytes of the longest line that is stored. It is longer than any message of a stream, so an error can give the length.
 MAX_LINE = 65_536
 #: Bytes in one write: what a writable pipe takes without blocking (PIPE_BUF on Linux; POSIX promises 512).
 WRITE_SIZE = 4096

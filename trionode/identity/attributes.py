@@ -105,7 +105,7 @@ def from_attributes(
       schema: The number of the credential's schema; None accepts all.
 
     Returns:
-      A rule for the `allow` arguments of a node's verbs.
+      A rule for the `allow` arguments of a node's methods.
 
     Raises:
       ConfigError: If `authority` is not a change history that verifies.

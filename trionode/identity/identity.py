@@ -270,7 +270,7 @@ class Identity:
         self._stored = stored
 
     def payload(self, *, now: int | None = None) -> IdentityPayload:
-        """Return what this identity sends in a handshake with `purpose_key`; handshakes call it.
+        """Return the payload that this identity sends in a handshake with `purpose_key`; handshakes call it.
 
         The attestation in it is renewed when less than half of its time is left.
 

@@ -78,7 +78,7 @@ class MemoryIdentities:
         return [self._stored[name] for name in sorted(self._stored)]
 
     async def save(self, identity: StoredIdentity, *, replaces: StoredIdentity | None = None) -> None:
-        """Store the identity under its name; VaultError if what is stored there now is not `replaces`."""
+        """Store the identity under its name; VaultError if the stored identity is not `replaces`."""
         if self._stored.get(identity.name) != replaces:
             raise name_conflict(identity.name, replaces)
         self._stored[identity.name] = identity

@@ -22,7 +22,7 @@ T = TypeVar("T")
 class Backoff:
     """The delays between tries: each twice as long as the one before, up to a longest one, and shortened at random.
 
-    It reads no clock and does not sleep: you tell it what happened, and it returns the delay.
+    It reads no clock and does not sleep: you report each event to it, and it returns the delay.
     """
 
     __slots__ = ("_first", "_jitter", "_longest", "_peers", "failures")

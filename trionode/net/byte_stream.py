@@ -95,7 +95,7 @@ class ByteStream(Protocol):
         ...
 
     async def send_eof(self) -> None:
-        """Flush, and tell the peer that nothing more comes.
+        """Flush, and signal the end of this direction to the peer.
 
         Call it once; it raises nothing if the peer is gone. `receive` goes on.
 

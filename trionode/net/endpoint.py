@@ -1,4 +1,4 @@
-"""What a transport knows of an address without a connection: its parts, and who can read the bytes."""
+"""The properties of an address that a transport knows without a connection: its parts, and who can read the bytes."""
 
 from enum import Flag, auto
 

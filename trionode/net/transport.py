@@ -70,7 +70,7 @@ class Link(Protocol):
         ...
 
     async def send_eof(self) -> None:
-        """Tell the peer that nothing more comes, if the transport can. `receive` goes on until the peer's own end.
+        """Signal the end of this direction to the peer, if the transport can. `receive` continues until the peer's own end.
 
         Call it after the last `send`. It raises nothing if the peer has disconnected, and does nothing the second time.
 
@@ -205,7 +205,7 @@ class Transport(ABC):
 
 @cache
 def transport_class(name: str) -> type[Transport]:
-    """Return the class of the transport that is installed under a name, for what it tells about itself.
+    """Return the class of the transport that is installed under a name, for its static properties.
 
     If there is none, or it cannot be imported, the result is `Transport`, whose answers are safe defaults.
 

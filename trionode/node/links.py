@@ -21,7 +21,7 @@ MAX_LINKS = 10_000
 
 
 class Links:
-    """Makes links, and holds those that live. `Node`'s verbs describe what each method does."""
+    """Makes links, and holds the open ones. The methods of `Node` describe each of these."""
 
     def __init__(
         self, router: Router, nursery: trio.Nursery, transports: Iterable[Transport], *, allow: Access

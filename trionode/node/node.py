@@ -1,6 +1,6 @@
-"""A node: a nursery with a router, links, workers, secure channels and streams, and the verbs that open them.
+"""A node: a nursery with a router, links, workers, secure channels and streams, and the methods that open them.
 
-Longer than 400 lines because of the docstrings of those verbs, the public interface; there is little code in them.
+Longer than 400 lines because of the docstrings of those methods, the public interface; there is little code in them.
 """
 
 import inspect
@@ -57,7 +57,7 @@ Hub: TypeAlias = Hop | Callable[[], Awaitable[RouteLike]]
 
 
 class Node:
-    """A node, which lives as long as its `open_node` block. Every verb that opens something returns it ready.
+    """A node, which lives as long as its `open_node` block. Every method that opens something returns it ready.
 
     Where a verb takes a route, you can pass a `Route`, one hop, or a list of hops. In a verb that opens something, a
     first hop that is a transport address, such as `tcp:127.0.0.1:4000`, is connected. Once the block has ended, such
@@ -129,7 +129,7 @@ class Node:
 
         So a message of a peer makes this node dial, but only an address that this program named. After a loss, or after
         the peer took nothing for too long, the next message dials again, with a pause if the connection did not last.
-        What can't be sent, or waits too long, is dropped and counted. The link speaks the current protocol version.
+        A message that can't be sent, or waits too long, is dropped and counted. The link speaks the current protocol version.
 
         Args:
           peer: Such as `tcp:HOST:PORT`.
@@ -303,14 +303,14 @@ class Node:
           trust: Decides about the peer's identity. There is no default.
           timeout: Seconds for all tries together.
           protocol_version: "current"; or "classic" for a peer that speaks nothing else. That peer sees the classic
-            identity, may accept replayed messages, and is not told when the channel closes. There is no fallback from
+            identity, may accept replayed messages, and is not notified when the channel closes. There is no fallback from
             one to the other.
 
         Returns:
           The channel, which can stand in a route. It lives until either side closes it, or the node ends.
 
         Raises:
-          AnswerTimeout: No handshake was answered. A peer that refuses this identity is silent too.
+          AnswerTimeout: No handshake was answered. A peer that refuses this identity does not answer either.
           HandshakeError: `trust` refuses the peer.
           ConnectionLost: The first hop can't be connected.
           ConfigError: The protocol version is unknown.
@@ -370,7 +370,7 @@ class Node:
         client_id: str | None = None,
         start: int | None = None,
         protocol_version: str = "current",
-        timeout: float = STREAM_TIMEOUT,  # noqa: ASYNC109  # a deadline alone tells that a hub does not answer
+        timeout: float = STREAM_TIMEOUT,  # noqa: ASYNC109  # only a deadline shows that a hub does not answer
     ) -> Stream:
         """Open both directions of a conversation over two streams of a hub (spec §11).
 
@@ -385,7 +385,7 @@ class Node:
           index_service: The address of the service that keeps positions.
           client_id: Names the position that the hub keeps, so a restarted program reads on from it. By default reading
             begins at `start`.
-          start: The index of the first record to read without a kept position; by default the stream's first one.
+          start: The index of the first record to read without a stored position; by default the stream's first one.
           protocol_version: The version that the peer reads, "current" or "classic". Records are written in it, whatever
             the hub speaks. Both are read.
           timeout: Seconds.
@@ -475,7 +475,7 @@ class Node:
 
         Raises:
           ConnectionLost: No hub, or not `to`, can be reached.
-          AnswerTimeout: The hub did not answer in time. A hub that refuses is silent too.
+          AnswerTimeout: The hub did not answer in time. A hub that refuses does not answer either.
           ConfigError: The name or `to` is wrong.
 
         If cancelled, no relay stays.
@@ -516,7 +516,7 @@ class Node:
 
         Args:
           services: The addresses at which relays are registered.
-          prefix: What the addresses of relays begin with.
+          prefix: The beginning of the addresses of relays.
           allow: Which messages may register a relay.
           limits: What clients may make this node hold.
 
@@ -545,7 +545,7 @@ class Node:
         """Listen on a TCP port, and carry each connection along a route to the outlet at its end (spec §13.3).
 
         A portal encrypts nothing itself, so the route normally begins with a secure channel. A connection that is not
-        read holds up no other. If the path is lost, its connections are reset, and so are new ones until there is a
+        read does not delay others. If the path is lost, its connections are reset, and so are new ones until there is a
         path again.
 
         Args:
@@ -628,7 +628,7 @@ class Node:
         await self._start(run)
         try:
             await wait_ready(deadline)
-        except BaseException:  # also when cancelled: what the caller does not get must not stay
+        except BaseException:  # also when cancelled: a part that the caller does not get must not stay
             with trio.CancelScope(shield=True):
                 await aclose()
             raise
@@ -642,7 +642,7 @@ class Node:
         )
 
     def _hubs(self, hub: Hub | Sequence[Hub]) -> list[tuple[str, OpenPath]]:
-        """Return for each hub a name for logs, and what opens the path to it."""
+        """Return for each hub a name for logs, and the function that opens the path to it."""
         hubs: Sequence[Hub] = hub if isinstance(hub, list | tuple) else [cast(Hub, hub)]
         if not hubs:
             raise ConfigError("name at least one hub")
@@ -650,7 +650,7 @@ class Node:
         return list(zip(names, map(self._path_opener, hubs), strict=True))
 
     def _path_opener(self, hub: RouteLike | Hub) -> OpenPath:
-        """Return what opens the path that a route describes, or that a function returns.
+        """Return the function that opens the path that a route describes, or that a function returns.
 
         ConfigError at once for a wrong route.
         """

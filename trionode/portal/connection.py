@@ -178,12 +178,12 @@ class Connection:
         """
         end = self.end
         while end.can_send:
-            room = end.sendable
-            if not room:
+            capacity = end.sendable
+            if not capacity:
                 await self._changed.park()
                 continue
             try:
-                data = await sock.recv(min(room, READ_SIZE))
+                data = await sock.recv(min(capacity, READ_SIZE))
             except OSError:
                 end.abort()
                 self.wake()
@@ -225,7 +225,7 @@ class Connection:
                 await self._changed.park()
 
     def finish(self) -> None:
-        """Remove the address, and send the peer without waiting what it still has to know."""
+        """Remove the address, and send the last messages to the peer without waiting."""
         self._watch(set())
         self._router.unregister(self.encoded)
         self.end.abort()

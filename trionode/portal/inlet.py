@@ -96,7 +96,7 @@ class Inlet(Service):
         self._log_throttle.log_warning(why, "inlet at %s reset a client's connection: %s", self.bound, sanitize(why))
 
     async def aclose(self) -> None:
-        """Stop listening and break every connection; the client and the outlet of each are told.
+        """Stop listening and break every connection; the client and the outlet of each are notified.
 
         If cancelled, the inlet still ends.
         """

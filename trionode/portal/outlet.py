@@ -119,7 +119,7 @@ class Outlet(Service):
         self._log_throttle.log_warning(event, "outlet %s to %s: %s", self.address, self.target, event)
 
     async def aclose(self) -> None:
-        """Take no more connections and break the existing ones; the target and the inlet of each are told.
+        """Take no more connections and break the existing ones; the target and the inlet of each are notified.
 
         If cancelled, the outlet still ends.
         """

@@ -21,7 +21,7 @@ WINDOW = 1024 * 1024
 #: Credit is returned when 1/CREDIT_PARTS of the window was taken. Fewer parts mean fewer messages; with one, the sender
 #: would stand still.
 CREDIT_PARTS = 4
-#: Bytes that may wait for our socket if the peer does not speak credit, so can't be told to wait. Beyond that the
+#: Bytes that may wait for our socket if the peer does not support credit, so can't be made to wait. Beyond that the
 #: connection ends.
 MAX_UNPACED = 1024 * 1024
 #: Whether an inlet offers credit, by bytes behind its Ping. Rust peers of both protocol versions ignore those bytes.
@@ -32,7 +32,7 @@ _COUNTERS = 1 << 16
 
 @attrs.frozen
 class Ping:
-    """An inlet has a client. With `window` it speaks credit, and may be sent that many bytes.
+    """An inlet has a client. With `window` it supports credit, and may be sent that many bytes.
 
     None: the peer does not speak credit.
     """
@@ -164,7 +164,7 @@ class Action(enum.Enum):
     CHECK_TOTAL = "check that all data have arrived"
     SEND_END = "send EndOfInput"
     SEND_DISCONNECT = "send Disconnect"
-    STOP = "send nothing more; it is broken if the peer speaks credit"
+    STOP = "send nothing more; it is broken if the peer supports credit"
     BREAK = "send nothing more; it is broken"
     NOTHING = "nothing"
 
@@ -254,9 +254,9 @@ class PortalEnd:
 
     @property
     def speaks_credit(self) -> bool:
-        """Whether the peer speaks credit.
+        """Whether the peer supports credit.
 
-        Then each direction ends on its own, and neither side is sent more than it has room for.
+        Then each direction ends on its own, and neither side is sent more than it can buffer.
         """
         return self._allowed is not None
 
@@ -290,7 +290,7 @@ class PortalEnd:
     # Called for the socket
 
     def connected(self) -> None:
-        """Note that the target is connected, and tell the peer."""
+        """Note that the target is connected, and report it to the peer."""
         self._on(Event.CONNECTED)
 
     def take(self) -> bytearray:

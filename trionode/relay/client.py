@@ -193,7 +193,7 @@ class Relay(Service):
     async def aclose(self) -> None:
         """Take no more messages from the hub.
 
-        The hub is not told. There the name leads nowhere until the link ends or the owner registers the name again.
+        The hub is not notified. There the name leads nowhere until the link ends or the owner registers the name again.
 
         If cancelled, the relay still ends.
         """

@@ -111,7 +111,7 @@ class RelayService:
     def _on_registration(self, message: Message) -> None:
         relay = self._register(message)
         if relay is None:
-            # No answer, whatever the reason: it would tell who holds which name.
+            # No answer, whatever the reason: it would reveal which client holds which name.
             self._router.counters[DropReason.REGISTRATION_REFUSED] += 1
         else:
             # The payload of the request, and the whole return route as the path to the owner: clients of both protocol

@@ -100,6 +100,6 @@ class ByteBudget:
             self._on_stall()
 
     def close(self) -> None:
-        """Let nothing more in, and let waiting tasks go on."""
+        """Accept nothing more, and let waiting tasks continue."""
         self._closed = True
         self._waiting.unpark_all()

@@ -22,7 +22,7 @@ class HubConnection:
     """
 
     def __init__(self, router: Router, hubs: Sequence[tuple[str, OpenPath]]) -> None:
-        """Take the hubs by preference, each with a name for logs and what opens a path to it."""
+        """Take the hubs by preference, each with a name for logs and a function that opens a path to it."""
         #: The hub that is connected, or that is tried.
         self.name = hubs[0][0]
         #: The encoded hops to the hub; empty while it is not connected.

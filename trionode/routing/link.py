@@ -132,7 +132,7 @@ class NodeLink:
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(self._write)
                     await self._read()
-                    # The peer has ended. What waits in the outbox is flushed, within a deadline.
+                    # The peer has ended. The outbox is flushed, within a deadline.
                     nursery.cancel_scope.deadline = trio.current_time() + GRACE
                     self._shut()
         finally:

@@ -1,4 +1,4 @@
-"""A mailbox: a bounded memory channel with an address, and the verbs that a worker needs."""
+"""A mailbox: a bounded memory channel with an address, and the methods that a worker needs."""
 
 from collections.abc import Awaitable, Callable
 
@@ -31,7 +31,7 @@ class Sender:
     def __init__(self, router: Router, encoded: Encoded) -> None:
         self._router = router
         self.encoded = encoded
-        #: The return route of what is sent.
+        #: The return route of sent messages.
         self.source = (encoded,)
         #: Messages sent since other tasks could run. A mailbox that lets them run when it receives sets it to 0.
         self.turn = 0
@@ -212,7 +212,7 @@ class Mailbox(Receiver[Message]):
             self._router.counters[DropReason.FORWARD_TOO_LARGE] += 1
 
     def _close(self) -> None:
-        """Let nothing more in. The worker's iteration ends when what waits has been taken."""
+        """Accept no more messages. The worker's iteration ends when the queue is empty."""
         self._inbox.close()
 
 

@@ -11,7 +11,7 @@ from trionode.routing.byte_budget import DEFAULT_BOUND, ByteBudget
 
 T = TypeVar("T")
 
-#: What an item costs beside its bytes: the object, its routes, its place in the deque. It bounds a million tiny items.
+#: The cost of an item beside its bytes: the object, its routes, its place in the deque. It bounds a million tiny items.
 ITEM_OVERHEAD = 512
 #: Items taken before other tasks run: a checkpoint for each item halves the rate, and 512 items let others wait for 13
 #: ms.
@@ -147,7 +147,7 @@ class MemoryChannel(ByteBudget, Receiver[T]):
         return item
 
     def close(self) -> None:
-        """Let nothing more in. What waits can still be taken."""
+        """Accept no more items. Queued items can still be taken."""
         super().close()
         self._receivers.unpark_all()
 

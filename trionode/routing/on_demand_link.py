@@ -25,8 +25,8 @@ GRACE = 1.0
 class OnDemandLink:
     """A link of the current protocol version that connects with the first burst, and with the next one after a loss.
 
-    It ends only when this side closes it. What can't be sent is dropped and counted: what waited for a dial that
-    failed, what comes within the pause after that, and what was under way when the connection broke. The pauses are
+    It ends only when this side closes it. Messages that can't be sent are dropped and counted: those that waited for a
+    dial that failed, those that arrive within the pause after that, and those in flight when the connection broke. The pauses are
     those of `Backoff`, so a peer that sends much makes this node dial seldom.
     """
 
@@ -101,7 +101,7 @@ class OnDemandLink:
             log.info("link with %s ended: %s; a later message dials again", sanitize(self.peer), sanitize(reason))
 
     async def send(self, frames: Sequence[bytes]) -> None:
-        """Send a burst, and connect before if necessary. What can't be sent is dropped and counted.
+        """Send a burst, and connect before if necessary. Messages that can't be sent are dropped and counted.
 
         If cancelled, the link is broken.
         """

@@ -11,7 +11,7 @@ class Service:
 
     A subclass runs its body in `async with self._serving()`. Its hops start tasks by `_start_soon`, which refuses them
     once the body has
-    ended: links still read then, and messages must not meet a closed nursery.
+    ended: links still read then, and a closed nursery starts no tasks.
     """
 
     def __init__(self) -> None:

@@ -1,4 +1,4 @@
-"""Streams as programs hold them: an address that stands in routes, and an iterator of what arrives (spec §11)."""
+"""The `Stream` object of programs: an address for routes, and an iterator of received messages (spec §11)."""
 
 import secrets
 
@@ -10,7 +10,7 @@ from trionode.stream.hub_client import HubClient
 
 
 def unique(name: str) -> str:
-    """Return a stream name that nobody can guess. On a hub without identities, knowing the name is the permission.
+    """Return a stream name that cannot be guessed. On a hub without identities, knowing the name is the permission.
 
     Args:
       name: The readable beginning, of A-Z a-z 0-9 . _ -
@@ -66,7 +66,7 @@ class Stream(Receiver[Message]):
     async def receive(self) -> Message:
         """Return the next message whose route ends at this stream.
 
-        Before the first call, messages beyond a bound are dropped. From then on all are kept, and the hub is read no
+        Before the first call, messages beyond a bound are dropped. From then on all are queued, and the hub is read no
         faster than you receive.
 
         Returns:

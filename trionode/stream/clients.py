@@ -1,4 +1,4 @@
-"""The clients of a stream service: what each of them may make the hub hold, and what it holds now."""
+"""The clients of a stream service: the limits of each, and the resources that it uses now."""
 
 import attrs
 
@@ -30,7 +30,7 @@ class StreamLimits:
 
 @attrs.define(eq=False)
 class Client:
-    """What one client has outstanding."""
+    """The outstanding requests of one client."""
 
     #: Its pushes that wait for the store.
     budget: ByteBudget
@@ -64,6 +64,6 @@ class Clients:
                 del self._clients[key]
 
     def close(self) -> None:
-        """Let readers of links that wait for a budget go on."""
+        """Let readers of links that wait for a budget continue."""
         for client in self._clients.values():
             client.budget.close()

@@ -62,7 +62,7 @@ CLOSE_GRACE = 1.0
 #: answer at all if the answer would be too long for it.
 CLASSIC_PULL_LIMIT = 8
 
-#: The first byte of a record tells its protocol version (spec §2.2): an array of three or four items, or version 1.
+#: The first byte of a record shows its protocol version (spec §2.2): an array of three or four items, or version 1.
 _RECORD_VERSIONS = {0x83: CURRENT, 0x84: CURRENT, 0x01: CLASSIC}
 #: The protocol versions that a stream can write.
 _VERSIONS = {version.name: version for version in (CURRENT, CLASSIC)}

@@ -1,4 +1,4 @@
-"""Who owns the streams of a store, and which client may use them."""
+"""The owners of the streams of a store, and the clients that may use them."""
 
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
@@ -30,7 +30,7 @@ class StoreLog:
 
 
 class Owners:
-    """Asks the store who owns a stream, remembers the answer, and applies the rules of ownership."""
+    """Asks the store for the owner of a stream, remembers the answer, and applies the rules of ownership."""
 
     def __init__(self, router: Router, store: StreamStore, clients: Clients, store_log: StoreLog) -> None:
         self._router = router

@@ -111,7 +111,7 @@ class PushQueue:
         self._held.add(stream)
 
     def release(self, stream: str) -> None:
-        """Let pushes to a stream go on."""
+        """Let pushes to a stream continue."""
         self._held.discard(stream)
         self._start_batch()
 

@@ -1,4 +1,4 @@
-"""The stream service and its index service: what a hub offers to producers and consumers, over a store (spec §11)."""
+"""The stream service and the index service of a hub, for producers and consumers, over a store (spec §11)."""
 
 import itertools
 import secrets
@@ -63,7 +63,7 @@ MAX_SAVES = 10_000
 #: Seconds that `aclose` waits for the store.
 CLOSE_GRACE = 1.0
 
-_NAME_RULE = "a stream is named by 1 to 200 of A-Z a-z 0-9 . _ -; unique() makes a name that nobody can guess"
+_NAME_RULE = "a stream is named by 1 to 200 of A-Z a-z 0-9 . _ -; unique() makes a name that cannot be guessed"
 
 
 @attrs.frozen(eq=False)
@@ -332,7 +332,7 @@ class StreamService(Service):
         limit = self._router.limit(message.back[0]) if message.back else None
         routes = sum(map(len, message.back)) + len(message.onward[0]) + FRAME_HEADS
         if limit is not None and records and len(payload) + routes > limit:
-            # Only an absurdly long return route has no room for one record. Its consumer gets no records, but always an
+            # Only an absurdly long return route leaves no space for one record. Its consumer gets no records, but always an
             # answer.
             payload = encode(PullResponse(request.request_id, ()))
         self._router.answer(message, message.onward[0], payload)

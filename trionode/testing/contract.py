@@ -19,7 +19,7 @@ def demand(held: object, what: str) -> None:
 
 @attrs.frozen
 class Held:
-    """Counts of tasks and open files (if the system tells), and the threads, without the idle ones that Trio keeps."""
+    """Counts of tasks and open files (if the system reports them), and the threads, without the idle ones that Trio keeps."""
 
     tasks: int
     files: int
@@ -27,7 +27,7 @@ class Held:
 
     @classmethod
     def now(cls) -> "Held":
-        """Return what this Trio program holds now."""
+        """Return the resources of this Trio program now."""
         # An idle worker thread of Trio has this name.
         threads = frozenset(each for each in threading.enumerate() if not each.name.startswith("Trio thread "))
         files = sum(1 for _ in _OPEN_FILES.iterdir()) if _OPEN_FILES.is_dir() else 0

@@ -1,4 +1,4 @@
-"""What a faulty network does to frames, and the log of what it did."""
+"""The faults of a faulty network, and the log of those that occurred."""
 
 import math
 from collections.abc import Callable
@@ -19,7 +19,7 @@ Number = TypeVar("Number", int, float)
 
 @attrs.frozen
 class Fate:
-    """What becomes of a frame; made by the methods of `Frame`."""
+    """The fate of a frame; made by the methods of `Frame`."""
 
     #: The name of the fault in the log.
     what: str

@@ -1,4 +1,4 @@
-"""What a test broker is made of: Kafka's jars, a formatted storage, its properties, and certificates."""
+"""The parts of a test broker: Kafka's jars, a formatted storage, its properties, and certificates."""
 
 import os
 import shutil

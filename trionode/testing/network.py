@@ -114,7 +114,7 @@ class FaultyTransport(Transport):
 class FaultyNetwork:
     """A network in memory with faults.
 
-    Nodes meet at `loopback:NAME`, each with its own transport: `open_node(network.transport("alice"))`.
+    Nodes connect at `loopback:NAME`, each with its own transport: `open_node(network.transport("alice"))`.
 
     `network.set_faults(Faults(drop=0.1), sender="alice")` sets the faults of a direction for all frames that are sent
     from then on. The seed, the names of the nodes and the numbers of link and frame decide which frames they hit: the

@@ -186,8 +186,8 @@ async def a_read_keeps_within_its_limits(store: StreamStore) -> None:
         read = await store.read(stream, 0, limit=limit, max_bytes=_PLENTY)
         demand(1 <= len(read) <= limit, f"read returns 1 to `limit` records, not {len(read)} for {limit}")
     for count in (1, 4):
-        room = count * (100 + RECORD_OVERHEAD)
-        for max_bytes in (room, room + 50):
+        size = count * (100 + RECORD_OVERHEAD)
+        for max_bytes in (size, size + 50):
             read = await store.read(stream, 0, limit=10, max_bytes=max_bytes)
             demand(1 <= len(read) <= count, f"read keeps within `max_bytes`: {count} such records, not {len(read)}")
     read = await store.read(stream, 0, limit=10, max_bytes=1)

@@ -51,7 +51,7 @@ class Topologies:
         Args:
           topology: A spec, a file, or several files.
           network: Takes the place of all transports. Its nodes have the names of the topology. Without it, nodes
-            meet on loopback in a network of their own.
+            use loopback in a network of their own.
           store: The store that takes the place of every other, as in `trionode.topology.swap`. `kafka` is the broker of
             the run, `sqlite` a file of the test.
           transports: The transports that take the place of others, such as `tcp="loopback"`; `kafka` as for stores.

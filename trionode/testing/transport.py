@@ -199,7 +199,7 @@ def _demand_numbered(frames: Sequence[bytes], sent: int) -> None:
 async def _blocked_sender(link: Link) -> AsyncIterator[Callable[[], int]]:
     """Send numbered frames for the length of a block, until the peer's buffers are full.
 
-    Yield a function that tells how many were begun.
+    Yield a function that returns how many were begun.
     """
     begun = 0
 
@@ -462,7 +462,7 @@ async def sending_to_a_peer_that_is_gone_fails(harness: Harness) -> None:
         await _abort(gone)
         for _ in range(LATE_SENDS):
             try:
-                await left.send([b"to nobody" * 1000])
+                await left.send([b"unread" * 1000])
             except ConnectionLost as error:
                 demand(str(error), "ConnectionLost says what happened")
                 break

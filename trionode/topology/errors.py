@@ -1,4 +1,4 @@
-"""What is wrong with a topology, and where; and the phrases that messages about it share."""
+"""Problems of a topology with their positions, and the phrases that their messages share."""
 
 import re
 from collections.abc import Iterable, Mapping
@@ -44,7 +44,7 @@ class Problem:
     Attributes:
       path: The keys and indices that lead to it.
       text: What was expected, what came, and what to do.
-      position: Where it stands in a file, None if the topology did not come from a file.
+      position: Its position in a file, None if the topology did not come from a file.
     """
 
     path: KeyPath
@@ -126,8 +126,8 @@ def suggest(name: str, known: Iterable[str], *, prefix: str = "", label: str = "
     Args:
       name: The unknown name.
       known: The names that are known.
-      prefix: What each name is shown with in front.
-      label: What stands before the list.
+      prefix: Text in front of each name.
+      label: Text before the list.
     """
     names = sorted(known)
     near = closest(name, names)

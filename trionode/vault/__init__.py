@@ -1,4 +1,4 @@
-"""Vaults: what holds the secret keys of a node."""
+"""Vaults, which hold the secret keys of a node."""
 
 from trionode.vault.memory import MemoryVault
 

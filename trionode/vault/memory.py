@@ -38,7 +38,7 @@ class MemoryVault:
         """Generate a random key.
 
         Args:
-          kind: What the key is for.
+          kind: The purpose of the key.
           ephemeral: Whether `keys` leaves it out.
 
         Returns:
@@ -50,7 +50,7 @@ class MemoryVault:
         """Store a key with known secret bytes, for tests and for keys from elsewhere.
 
         Args:
-          kind: What the key is for.
+          kind: The purpose of the key.
           secret: 32 bytes: an Ed25519 seed (RFC 8032) or an X25519 scalar (RFC 7748).
 
         Returns:

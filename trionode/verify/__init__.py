@@ -1,4 +1,4 @@
-"""The verifier: who can read, drop or inject what in a topology, proved from its spec alone."""
+"""The verifier: proves from the spec of a topology which hops can read, drop or inject messages."""
 
 from trionode.verify.analysis import Analysis, Flow
 from trionode.verify.assertions import Verdict, Violation

@@ -27,11 +27,11 @@ class Flow:
 
 @attrs.frozen
 class Analysis:
-    """What follows from a topology before it is judged."""
+    """The facts that follow from a topology, before assertions are checked."""
 
     network: SymbolicNetwork
     flows: tuple[Flow, ...]
-    #: What peers without a key of the topology can reach.
+    #: The addresses that peers without a key of the topology can reach.
     reachability: Reachability
 
     def flow(self, name: str) -> Flow:

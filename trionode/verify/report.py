@@ -18,7 +18,7 @@ from trionode.verify.reachability import find_reachable
 
 @attrs.frozen
 class Report:
-    """What the verifier proves of a topology; made by `verify`."""
+    """The proof about a topology; made by `verify`."""
 
     analysis: Analysis
     #: Most serious first.

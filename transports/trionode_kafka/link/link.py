@@ -30,7 +30,7 @@ from trionode_kafka.link.shared_client import SharedClient
 #: Bytes that may be on their way to a peer that has not consumed them, before a sender waits: 100 MB/s at 10 ms there
 #: and back.
 WINDOW = 1024 * 1024
-#: Bytes after whose consumption the peer is told at once.
+#: The peer gets a report at once when this many more bytes were consumed.
 ACKNOWLEDGE_BYTES = WINDOW // 4
 #: Seconds without a record after which this end sends a heartbeat, at the latest.
 HEARTBEAT_SECONDS = 10.0

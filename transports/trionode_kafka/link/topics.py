@@ -58,7 +58,7 @@ class TopicNames:
 
 
 def new_id() -> str:
-    """Return a new id of a link or listener: 32 hex characters that tell when it was made."""
+    """Return a new id of a link or listener: 32 hex characters that contain the time of its creation."""
     return uuid7_hex(int(time.time() * 1000), os.urandom(10))
 
 

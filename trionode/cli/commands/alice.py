@@ -105,20 +105,20 @@ def _no_channel(client: Client, names: Conversation, own: Identifier, seconds: f
     )
 
 
-async def ask_addresses(lines: AsyncIterator[Line], kept: Conversation | None) -> Conversation:
+async def ask_addresses(lines: AsyncIterator[Line], stored: Conversation | None) -> Conversation:
     """Ask for Bob's two stream addresses; LocalError if they are not valid, or in the wrong order."""
-    to_alice = await _ask_address(lines, "bob_to_alice", kept.bob_to_alice if kept else None)
-    to_bob = await _ask_address(lines, "alice_to_bob", kept.alice_to_bob if kept else None)
+    to_alice = await _ask_address(lines, "bob_to_alice", stored.bob_to_alice if stored else None)
+    to_bob = await _ask_address(lines, "alice_to_bob", stored.alice_to_bob if stored else None)
     if to_alice == to_bob or to_alice.startswith("alice_to_bob") or to_bob.startswith("bob_to_alice"):
         raise LocalError(
             f"expected the bob_to_alice address and then the alice_to_bob address, as `trionode bob` prints them, and got "
             f"{to_alice} and {to_bob}: give both, in this order"
         )
-    return Conversation(kept.client_id if kept else secrets.token_hex(16), to_alice, to_bob)
+    return Conversation(stored.client_id if stored else secrets.token_hex(16), to_alice, to_bob)
 
 
-async def _ask_address(lines: AsyncIterator[Line], name: str, kept: str | None) -> str:
-    say(f"Enter the {name} stream address{f', or an empty line for {kept}' if kept else ''}:")
+async def _ask_address(lines: AsyncIterator[Line], name: str, stored: str | None) -> str:
+    say(f"Enter the {name} stream address{f', or an empty line for {stored}' if stored else ''}:")
     line = await anext(lines, None)
     if line is None:
         raise LocalError(
@@ -126,8 +126,8 @@ async def _ask_address(lines: AsyncIterator[Line], name: str, kept: str | None) 
         )
     # The whole line that Bob printed is accepted, too.
     text = line.content.decode(errors="replace").rpartition(":")[2].strip()
-    if not text and kept:
-        return kept
+    if not text and stored:
+        return stored
     if not valid_stream_name(text):
         raise LocalError(
             f"{printable(text[:EXCERPT])!r} is not a {name} stream address: expected what `trionode bob` prints, such as {name}_ and 32 hex digits"
@@ -137,7 +137,7 @@ async def _ask_address(lines: AsyncIterator[Line], name: str, kept: str | None) 
 
 @attrs.define(eq=False)
 class _Sent:
-    """A message whose echo is outstanding. Only the hash and the beginning of its payload are kept."""
+    """A message whose echo is outstanding. Only the hash and the beginning of its payload are stored."""
 
     number: int
     excerpt: str

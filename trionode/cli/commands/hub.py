@@ -113,7 +113,7 @@ def hub(
             if not inherited and kind.takes_sockets:
                 await listening.open(listen.removeprefix(f"{transport}:"))
             bound = await node.listen(f"{transport}:127.0.0.1:0" if inherited else listen)
-            say(f"streams are kept in {spec}")
+            say(f"streams are stored in {spec}")
             warn_beyond_loopback(bound, authenticated=identity_name is not None, certificates=certificates)
             with working:
                 await Output().line(f"listening on {bound}")

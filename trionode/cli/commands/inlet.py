@@ -67,7 +67,7 @@ async def inlet(
             await output.line(f"listening on {opened.bound}")
             await trio.sleep_forever()
         if opened is not None:
-            await opened.aclose()  # before the channel, which tells the outlet
+            await opened.aclose()  # before the channel: the outlet is notified through it
         if channel is not None:
             await channel.aclose()
     return True

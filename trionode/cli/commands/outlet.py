@@ -62,6 +62,6 @@ async def outlet(
                 await output.line(f"streams: {names.bob_to_alice} {names.alice_to_bob}")
             await output.line(str(await client.identifier(identity)))
             await trio.sleep_forever()
-        await served.aclose()  # before the channels, which tell the inlets
+        await served.aclose()  # before the channels: the inlets are notified through them
         await channels.aclose()
     return True

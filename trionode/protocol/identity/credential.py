@@ -14,7 +14,7 @@ from trionode.protocol.identity.keys import KeyHandle, KeyKind, Vault
 from trionode.protocol.identity.signed import DataKind, PublicKey, Signed, read_hash
 from trionode.protocol.wire import cbor
 
-#: Bytes in one encoded credential: the handshake message that carries it has no room for more (Noise §3). Rust peers
+#: Bytes in one encoded credential: the handshake message that carries it cannot hold more (Noise §3). Rust peers
 #: make some 300 bytes.
 MAX_CREDENTIAL = 65_535
 
@@ -43,7 +43,7 @@ class PresentedCredential:
             raise IdentityError(f"not a credential: {error}") from error
 
     def encode(self) -> bytes:
-        """Return what `decode` reads."""
+        """Return the bytes that `decode` reads."""
         return cbor.encode(self.item)
 
     @property
@@ -147,7 +147,7 @@ def issue_credential(
 
 
 def read_credential(presented: PresentedCredential) -> Credential:
-    """Return what a credential says; nothing is verified. IdentityError if it is not decodable."""
+    """Return the content of a credential; nothing is verified. IdentityError if it is not decodable."""
     return _read(presented)[1]
 
 

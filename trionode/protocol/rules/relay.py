@@ -1,4 +1,4 @@
-"""Rules of relays: who may register which name, and as whom a message arrives that came by a relay."""
+"""Rules of relays: which client may register which name, and the origin of a relayed message."""
 
 import enum
 from typing import Any, TypeVar
@@ -11,7 +11,7 @@ OriginT = TypeVar("OriginT", bound=Any)
 
 
 class Refusal(enum.StrEnum):
-    """Why a hub refuses a registration, as its log says it; the client is not told."""
+    """The reason why a hub refuses a registration, for its log. The client gets no answer."""
 
     NAME_TAKEN = "the name belongs to another client"
     HUB_FULL = "this hub holds as many relays as its limits allow"

@@ -28,7 +28,7 @@ OriginT = TypeVar("OriginT", bound=OriginLike[object])
 class PathEntry(Generic[AddressT, OriginT]):
     """A link, channel or stream of a node that takes part in relayed conversations."""
 
-    #: Its address on the node, and the random address that leads there for everybody who has learned it.
+    #: Its address on the node, and the random address that leads there for every peer that has learned it.
     first: AddressT
     alias: AddressT
     #: The origin of the last message that came by it.
@@ -57,7 +57,7 @@ class PathEntry(Generic[AddressT, OriginT]):
     def admits(self, onward: tuple[AddressT, ...]) -> bool:
         """Whether a message may leave by the alias, its first onward hop.
 
-        Into a channel only to those who wrote, since it speaks as the node.
+        Into a channel only to addresses that wrote, since messages there carry the identity of the node.
         """
         if not self.speaks_as_node:
             return True

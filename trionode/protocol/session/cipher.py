@@ -32,12 +32,12 @@ class ChannelCipher(ABC):
 
     #: Bytes that `encrypt` adds, at most.
     encryption_overhead: ClassVar[int] = OVERHEAD
-    #: The plaintext that tells the peer that this side has closed; None if the protocol version has no such message.
+    #: The plaintext that reports the close of this side to the peer; None if the protocol version has no such message.
     close_plaintext: ClassVar[bytes | None] = None
     #: Whether a responder's route follows its peer to a new link. Then the outer return route of data is empty
     #: (spec §7.2).
     follows_peer: ClassVar[bool] = False
-    #: What the user of the channel has to know, and what to do; empty if there is nothing to warn of.
+    #: A warning for the user of the channel, with advice; empty if there is none.
     warning: ClassVar[str] = ""
 
     #: Bytes that `encode` adds to the message as the current version encodes it, at most.

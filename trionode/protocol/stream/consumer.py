@@ -92,7 +92,7 @@ class Consumer(Machine):
             (State.CREATING, Event.OVERDUE): (self._create_again, State.CREATING),
             (State.GETTING, Event.POSITIONED): (self._hold, State.HOLDING),
             (State.GETTING, Event.OVERDUE): (self._create_again, State.CREATING),
-            (State.HOLDING, Event.ROOM): (self._pull, State.PULLING),
+            (State.HOLDING, Event.CAPACITY): (self._pull, State.PULLING),
             (State.PULLING, Event.PULLED): (self._hold, State.HOLDING),
             (State.PULLING, Event.EMPTY): (self._pause, State.PAUSING),
             (State.PULLING, Event.OVERDUE): (self._create_again, State.CREATING),
@@ -156,7 +156,7 @@ class Consumer(Machine):
 
     @property
     def _unsaved(self) -> bool:
-        # While create is unanswered the route may be dead. Nobody answers a save, so its loss would not be noticed.
+        # While create is unanswered the route may be dead. A save has no answer, so its loss would not be noticed.
         return self._taken is not None and self._taken != self._saved and self._state is not State.CREATING
 
     def _save(self, now: float) -> Sequence[Request]:
@@ -172,7 +172,7 @@ class Consumer(Machine):
 
     def _go_on(self, now: float) -> Sequence[Request]:
         if self._state is State.HOLDING and len(self._batches) < MAX_BATCHES:
-            return self._fire(Event.ROOM, now)
+            return self._fire(Event.CAPACITY, now)
         return ()
 
     def _create(self, now: float) -> Sequence[Request]:

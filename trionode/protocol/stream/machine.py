@@ -23,7 +23,7 @@ class State(enum.Enum):
     GETTING = enum.auto()  #: the request for the saved position is unanswered
     PULLING = enum.auto()  #: one pull is unanswered
     PAUSING = enum.auto()  #: an empty answer came too soon, the next pull waits
-    HOLDING = enum.auto()  #: between two pulls; the next one is sent when there is room for its answer
+    HOLDING = enum.auto()  #: between two pulls; the next one is sent when its answer fits
 
 
 class Event(enum.Enum):
@@ -39,7 +39,7 @@ class Event(enum.Enum):
     POSITIONED = enum.auto()
     PULLED = enum.auto()
     EMPTY = enum.auto()
-    ROOM = enum.auto()
+    CAPACITY = enum.auto()
 
 
 Table = Mapping[tuple[State, Event], tuple[Callable[[float], Sequence[Request]], State]]

@@ -24,7 +24,7 @@ _PLAINTEXT = b"\x82\x82\x00\x81" + _MESSAGE
 _NO_PADDING = b"\x40"
 _NO_TRACING = b"\x62{}"
 
-#: The plaintext that tells the peer that this side has closed the channel (spec §7.2).
+#: The plaintext that reports the close of this side of the channel to the peer (spec §7.2).
 CLOSE_PLAINTEXT = b"\x82\x82\x02\x80" + _NO_PADDING
 
 

@@ -10,7 +10,7 @@ from trionode.protocol.wire.route import Route
 
 @attrs.frozen(eq=False)
 class Origin:
-    """What this node knows about the origin of a message. It is never on the wire.
+    """The origin of a message, as this node knows it. It is never on the wire.
 
     All messages of one origin share one object.
 

@@ -102,7 +102,7 @@ class Route:
         return " => ".join(map(str, self.hops))
 
 
-#: What can be a hop of a route; a Route contributes all of its hops.
+#: A hop of a route; a Route contributes all of its hops.
 Hop: TypeAlias = Address | str | Routable | Route
-#: What a verb takes as a route: a Route, one hop, or a list of hops.
+#: The forms in which methods take a route: a Route, one hop, or a list of hops.
 RouteLike: TypeAlias = Hop | Sequence[Hop]

@@ -26,11 +26,11 @@ MAX_POSITIONS = 100_000
 
 
 class StoreError(ServiceError):
-    """A store could not do what it was asked, and stored nothing. Another try may succeed."""
+    """A store could not fulfil a request, and stored nothing. Another try may succeed."""
 
 
 class FinalError(StoreError):
-    """A store will never do what it was asked: another try is of no use."""
+    """A store will never fulfil this request: do not try again."""
 
 
 class UnknownStreamError(FinalError):
@@ -195,7 +195,7 @@ class OpenStore(Protocol):
 
 @attrs.frozen
 class StoreInfo:
-    """What a kind of store tells about itself without being opened. The defaults are safe.
+    """Properties of a kind of store, known without opening it. The defaults are safe.
 
     Attributes:
       check_address: Raises LocalError if the text behind `name:` is not a valid address of the store.
@@ -217,7 +217,7 @@ def with_store_info(info: StoreInfo) -> Callable[[F], F]:
     """Return a decorator for the function that an entry point of the group `trionode.stream_stores` names.
 
     Args:
-      info: What the store tells about itself.
+      info: The properties of the store.
     """
 
     def add(open_store: F) -> F:
@@ -229,7 +229,7 @@ def with_store_info(info: StoreInfo) -> Callable[[F], F]:
 
 @cache
 def store_info(name: str) -> StoreInfo:
-    """Return what the store that is installed under a name tells about itself, or safe defaults.
+    """Return the properties of the store that is installed under a name, or safe defaults.
 
     Args:
       name: What addresses of the store begin with.

@@ -25,7 +25,7 @@ from trionode.topology.errors import KeyPath, Problem, closest, describe, quoted
 from trionode.topology.spec import RouteSpec, ValueKind
 from trionode.topology.types import Choice, Leaf, ListOf, Scalar
 
-#: What an assertion can name beside nodes.
+#: Names that an assertion can use beside nodes.
 OBSERVERS = ("network", "stores")
 
 _NODE_NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}", re.ASCII)

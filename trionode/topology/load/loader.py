@@ -27,7 +27,7 @@ _SYNTAX = {
     "Invalid initial character for a key part": _LINE,
     "Expected '=' after a key": _LINE,
     "Expected ']'": _LINE,
-    "Expected newline or end of document after a statement": "a line holds one KEY = VALUE; a text with spaces or colons stands in quotes",
+    "Expected newline or end of document after a statement": "a line holds one KEY = VALUE; a text with spaces or colons needs quotes",
     "Unclosed array": "a list ends with ], and has commas between its items",
     "Unclosed inline table": "a table in braces ends with }, and has commas between its pairs",
     "Cannot declare": _ONCE,
@@ -209,6 +209,6 @@ def _of_syntax(message: str, text: str, name: str) -> Problem:
         advice += f": it was opened at {first.key}" if first else ""
     if reason.startswith("Cannot"):  # tomllib reports the end of the line
         column = len(lines[line - 1]) - len(lines[line - 1].lstrip()) + 1
-    shown = lines[line - 1].strip()
-    where = f"; the line is {quoted(shown)}" if shown else ""
+    text = lines[line - 1].strip()
+    where = f"; the line is {quoted(text)}" if text else ""
     return Problem((), f"this is not valid TOML: {advice or reason}{where}", Position(name, line, column))

@@ -45,7 +45,7 @@ class NodeRunner:
         """Import the workers; SpecError if that fails.
 
         Args:
-          prepared: What the node is made of.
+          prepared: The prepared parts of the node.
           is_whole: Whether all nodes of the topology run here. Then an untrusted peer is a mistake in the spec, and
               raises; else it may be anyone who connected first, and the node tries again.
         """
@@ -296,7 +296,7 @@ class NodeRunner:
 
         A stream first confirms what was sent.
 
-        What leads through a channel or stream closes before it, so the peer at the other end is told. If other nodes
+        What leads through a channel or stream closes before it, so the peer at the other end is notified. If other nodes
         stay, the channels that they have opened with this node are closed, too.
         """
         if self._supervisors is None:

@@ -163,6 +163,6 @@ async def _stores(spec: NodeSpec, identifiers: Identifiers, stack: AsyncExitStac
             first = await store.create(stream, identifier.value.hex())
             if first != identifier.value.hex():
                 raise LocalError(
-                    f"the stream {stream} in {service.store.address} has the owner {first or 'nobody'}, not {owner}"
+                    f"the stream {stream} in {service.store.address} {f'has the owner {first}' if first else 'has no owner'}, not {owner}"
                 )
     return stores

@@ -1,4 +1,4 @@
-"""What is wrong or risky in a topology: what cannot work, and what others can see, send and cause."""
+"""Findings about a topology: parts that cannot work, and things that others can see, send and cause."""
 
 from collections.abc import Iterator
 

@@ -1,4 +1,4 @@
-"""What cannot work: flows that do not arrive, what cannot be opened, unknown addresses, conflicting claims."""
+"""Parts that cannot work: flows that do not arrive, channels that cannot be opened, unknown addresses, conflicts."""
 
 from collections.abc import Iterator, Sequence
 
@@ -156,7 +156,7 @@ def _claimed_names(network: SymbolicNetwork) -> Iterator[Finding]:
 def _claimed_streams(network: SymbolicNetwork) -> Iterator[Finding]:
     for (node, service), store in network.services.items():
         for name, claims in store.claims.items():
-            # Authenticated clients that know an unguessable name may share the stream, whoever owns it.
+            # Authenticated clients that know an unguessable name may share the stream, whatever its owner.
             if len(claims) > 1 and ("" in claims or not is_capability(name)):
                 clients = sorted(network.node_of(each) if each else "clients without a channel" for each in claims)
                 yield kinds.STREAM_CLAIMED.at(

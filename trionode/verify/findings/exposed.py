@@ -1,4 +1,4 @@
-"""What others can reach and cause in a topology without a key of it."""
+"""Findings about peers without a key of the topology: the addresses that they reach, and the actions that they cause."""
 
 from collections.abc import Iterator
 

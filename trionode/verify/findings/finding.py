@@ -1,4 +1,4 @@
-"""What the verifier can find, and the value of one finding."""
+"""The kinds of findings, and the value of one finding."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Literal

@@ -214,7 +214,7 @@ def _place_neighbours(column: dict[str, int], boxes: dict[str, Box], edges: Sequ
 
 
 def _order_rows(rows: list[list[str]], boxes: dict[str, Box], edges: Sequence[Edge]) -> None:
-    """Sort each column by where the neighbours of its boxes are. A few rounds settle small drawings."""
+    """Sort each column by where the neighbours of its boxes are. A few rounds are enough for small drawings."""
     near: dict[str, list[str]] = {name: [] for name in boxes}
     for edge in edges:
         near[edge.start].append(edge.end)

@@ -21,7 +21,7 @@ NARROWEST_BOX, NARROWEST_DRAWING = 110, 760
 
 @attrs.frozen
 class _Shape:
-    """A box with its lines, each with whether it is something that the box sees, and where the box stands."""
+    """A box with its lines, each with whether it is something that the box sees, and the position of the box."""
 
     box: Box
     lines: tuple[tuple[str, bool], ...]
@@ -89,7 +89,7 @@ def _shape(box: Box) -> _Shape:
 
 
 def _place(drawing: Drawing) -> tuple[dict[str, _Shape], float, float]:
-    """Return the boxes by their names, each where it stands, and the width and height of them all."""
+    """Return the boxes by their names, each with its position, and the width and height of them all."""
     columns = [[_shape(box) for box in column] for column in drawing.columns]
     heights = [sum(shape.height + GAP_Y for shape in column) - GAP_Y for column in columns]
     tallest = max(heights, default=0)

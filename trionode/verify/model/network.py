@@ -1,4 +1,4 @@
-"""The nodes of a topology as messages meet them: tables of addresses with hops behind them, links, and delivery."""
+"""The symbolic nodes of a topology: tables of addresses with hops behind them, links, and delivery."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
