@@ -99,8 +99,10 @@ def payload_of(body: bytes | str) -> bytes:
 
     ConfigError for another type.
     """
-    if isinstance(body, bytes | bytearray | memoryview):
-        return bytes(body)
+    if type(body) is bytes:  # the usual case, and the fastest test
+        return body
     if isinstance(body, str):
         return bare.string(body)
+    if isinstance(body, (bytes, bytearray, memoryview)):
+        return bytes(body)
     raise ConfigError(f"a body is bytes or a str, and this is {type(body).__name__}: encode it first")
