@@ -1,4 +1,5 @@
-"""Measure everything in alternating rounds and print one table: `python -m benchmarks [--quick] [--kafka HOST:PORT]`."""
+"""Measure everything in alternating rounds and print one table: `python -m benchmarks [--quick] [--kafka HOST:PORT]`.
+"""
 
 import argparse
 import logging
@@ -51,7 +52,8 @@ class Cell:
         text = " / ".join(f"{median(figures):,.0f}" for figures in zip(*self.rounds, strict=True))
         if self.plain is None:
             return text
-        # Compared within a round, because the machine's speed changes more between rounds than the difference to measure.
+        # Compared within a round, because the machine's speed changes more between rounds than the difference to
+        # measure.
         shares = [ours[0] / theirs[0] for ours, theirs in zip(self.rounds, self.plain.rounds, strict=True)]
         return f"{text} ({median(shares):.2f})"
 

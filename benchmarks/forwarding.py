@@ -1,4 +1,7 @@
-"""How many messages per second a hub forwards from link to link. Sender and sink are bare links, so the hub is the bottleneck."""
+"""How many messages per second a hub forwards from link to link.
+
+Sender and sink are bare links, so the hub is the bottleneck.
+"""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager

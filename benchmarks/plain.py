@@ -1,4 +1,7 @@
-"""Plain framed Trio TCP: a length before each body, whole bursts per read and write. Nothing on Trio sockets can be faster."""
+"""Plain framed Trio TCP: a length before each body, whole bursts per read and write.
+
+Nothing on Trio sockets can be faster.
+"""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager

@@ -1,4 +1,7 @@
-"""The peer of a benchmark in a process of its own. It starts on the second core and ends when its standard input ends."""
+"""The peer of a benchmark in a process of its own.
+
+It starts on the second core and ends when its standard input ends.
+"""
 
 import os
 import subprocess
@@ -29,7 +32,8 @@ def pin(core: int, process: int = 0) -> None:
 
 @asynccontextmanager
 async def open_peer(module: str, *arguments: str) -> AsyncIterator[str]:
-    """Run `benchmarks.MODULE.serve` in another process for the length of a block, and yield the line that it announced."""
+    """Run `benchmarks.MODULE.serve` in another process for the length of a block, and yield the line that it announced.
+    """
     command = [sys.executable, "-m", "benchmarks.processes", module, *arguments]
     process = await trio.lowlevel.open_process(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     pin(1, process.pid)

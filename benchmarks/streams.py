@@ -1,4 +1,7 @@
-"""An echo through a secure channel over the two streams of a hub. Hub and Bob are the peer. The store is SQLite or Kafka."""
+"""An echo through a secure channel over the two streams of a hub.
+
+Hub and Bob are the peer. The store is SQLite or Kafka.
+"""
 
 import tempfile
 from collections.abc import AsyncIterator
@@ -24,7 +27,7 @@ def _open_store(kind: str, where: str) -> AbstractAsyncContextManager[StreamStor
 
 
 async def serve(announce: Announce, kind: str, where: str, to_bob: str, to_alice: str) -> Never:
-    """The peer: a hub over a store (`sqlite` and a path, `kafka` and HOST:PORT), and Bob, connected to it like any client."""
+    """The peer: a hub over a store (`sqlite` and a path, `kafka` and HOST:PORT), and Bob, one of its clients."""
     async with _open_store(kind, where) as streams, open_node("tcp") as hub, open_node("tcp") as bob:
         await hub.serve_streams(streams)
         at = await hub.listen("tcp:127.0.0.1:0")
@@ -38,7 +41,7 @@ async def serve(announce: Announce, kind: str, where: str, to_bob: str, to_alice
 
 @asynccontextmanager
 async def open_echo(kafka: str | None = None) -> AsyncIterator[MailboxEcho]:
-    """Start hub and Bob, and open a secure channel to Bob through the hub's streams; on SQLite, or on the Kafka at HOST:PORT."""
+    """Start hub and Bob, on SQLite or on the Kafka at HOST:PORT, and open a secure channel through the streams."""
     to_bob, to_alice = unique("to_bob"), unique("to_alice")
     with tempfile.TemporaryDirectory() as folder:
         kind, where = ("kafka", kafka) if kafka else ("sqlite", str(Path(folder) / "streams.db"))

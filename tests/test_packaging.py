@@ -1,4 +1,4 @@
-"""What a user installs is what stands in this checkout: packages, files, versions, entry points, and the README's two commands."""
+"""The installed package equals this checkout: packages, files, versions, entry points, and the README's commands."""
 
 import re
 import shutil

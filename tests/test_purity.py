@@ -1,4 +1,4 @@
-"""The folder says what a file may do: who may import what, read from the sources of what is installed."""
+"""Which package may import which modules, read from the installed sources."""
 
 import ast
 import subprocess
@@ -49,7 +49,9 @@ def modules(package: str) -> dict[str, Path]:
 
 
 def imports(path: Path) -> Iterator[Import]:
-    """Every import in a file, wherever it stands; what stands under TYPE_CHECKING too, for a signature is a promise as well."""
+    """Every import in a file, wherever it stands; what stands under TYPE_CHECKING too, for a signature is a promise as
+    well.
+    """
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             yield from (Import(alias.name, "", node.lineno) for alias in node.names)
@@ -65,7 +67,9 @@ def within(module: str, packages: frozenset[str]) -> bool:
 
 
 def ours(found: Import, known: dict[str, Path]) -> str:
-    """The module that an import of ours leads to: `from trionode.protocol import bare` leads to trionode.protocol.wire.bare."""
+    """The module that an import of ours leads to: `from trionode.protocol import bare` leads to
+    trionode.protocol.wire.bare.
+    """
     inner = f"{found.module}.{found.name}"
     return inner if inner in known else found.module
 

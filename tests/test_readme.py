@@ -1,4 +1,4 @@
-"""The code in the README runs as it stands there."""
+"""The code in the README runs unchanged."""
 
 import re
 import subprocess

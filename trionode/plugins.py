@@ -1,4 +1,4 @@
-"""What authors of transports and stream stores import: interfaces, protocol versions, frames, sockets, TLS, and the errors to raise."""
+"""The module for authors of plugins: interfaces, protocol versions, frames, sockets, TLS, and errors to raise."""
 
 from trionode.errors import ConfigError, ConnectionLost, LocalError, MessageTooLargeError, RemoteError, WireError
 from trionode.log import LogThrottle, log, sanitize

@@ -18,7 +18,9 @@ async def echoer(mailbox: Mailbox) -> None:
 
 
 async def echo(mailbox: Mailbox) -> None:
-    """Echo to unauthenticated peers, as a hub does: never wait for a link whose peer does not read. Such a link is closed at its hard bound.
+    """Echo to unauthenticated peers, as a hub does: never wait for a link whose peer does not read.
+
+    Such a link is closed at its hard bound.
 
     Args:
       mailbox: The worker's mailbox.

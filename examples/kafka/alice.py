@@ -1,4 +1,7 @@
-"""Alice: a secure channel to Bob through two streams of a hub, then every line as a message. `python alice.py [HUB]`."""
+"""Alice: a secure channel to Bob through two streams of a hub, then every line as a message.
+
+`python alice.py [HUB]`.
+"""
 
 import os
 import sys

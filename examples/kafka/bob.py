@@ -1,4 +1,7 @@
-"""Bob: two streams on a hub, a listener for secure channels behind them, and a worker that echoes. `python bob.py [HUB]`."""
+"""Bob: two streams on a hub, a listener for secure channels behind them, and a worker that echoes.
+
+`python bob.py [HUB]`.
+"""
 
 import sys
 

@@ -1,4 +1,6 @@
-"""An asyncio program that greets its clients, with a trionode node that answers how many came. Trio runs as a guest of the asyncio loop.
+"""An asyncio program that greets its clients, with a trionode node that answers how many came.
+
+Trio runs as a guest of the asyncio loop.
 
 `python inside_asyncio.py [PORT [ENDPOINT]]`; then, elsewhere: `await node.ask(Route("tcp:127.0.0.1:4000", "visits"), "")`.
 """

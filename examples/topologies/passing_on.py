@@ -1,4 +1,4 @@
-"""Workers that forward messages over the routes of their `sends` in a topology: to all of them, or to one after the other."""
+"""Workers that forward messages over the routes of their `sends`: to all of them, or to one after the other."""
 
 from collections.abc import Callable, Sequence
 from itertools import cycle, islice

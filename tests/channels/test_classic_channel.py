@@ -27,7 +27,7 @@ from trionode_loopback import Loopback
 WAYS = ["loopback", "a hub", "two hubs", "streams"]
 
 
-# -- over any way ---------------------------------------------------------------------------------------------------------------------
+# -- over any way ------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -81,7 +81,7 @@ async def test_channel_in_a_channel_can_have_another_protocol_version(
         assert answer.origin.identifier == within.peer.identifier.value != channel.peer.identifier.value
 
 
-# -- which generation -----------------------------------------------------------------------------------------------------------------
+# -- which generation --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("speaks", "answers"), [("classic", "current"), ("current", "classic")])
@@ -144,7 +144,7 @@ async def test_each_side_is_warned_once_a_channel(
         assert all("replayed" in text and "keys never change" in text for text in warnings)
 
 
-# -- trust ----------------------------------------------------------------------------------------------------------------------------
+# -- trust -------------------------------------------------------------------------------------------------------------
 
 
 async def test_an_initiator_that_refuses_names_the_identity_of_its_peer_threat_13(
@@ -206,7 +206,7 @@ async def test_an_initiator_that_times_out_leaves_nothing_behind(autojump_clock:
         assert (len(node.vault._keys), len(node._router._table)) == (keys, entries)  # type: ignore[attr-defined]
 
 
-# -- routes that end at the channel, and the end of the channel -------------------------------------------------------------------------
+# -- routes that end at the channel, and the end of the channel --------------------------------------------------------
 
 
 async def test_message_that_ends_at_the_channel_is_not_sent(autojump_clock: trio.testing.MockClock) -> None:
@@ -298,7 +298,7 @@ async def test_route_of_a_classic_responder_stays_threat_20(autojump_clock: trio
         assert bobs._hops.route == way
 
 
-# -- behind and before message 5 ------------------------------------------------------------------------------------------------------
+# -- behind and before message 5 ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("seconds", [0.0, 3.0])
@@ -350,7 +350,7 @@ async def test_data_before_message_5_are_lost_and_the_channel_opens_all_the_same
         assert parties.bob.counters == {DropReason.HANDSHAKE_REFUSED: 1}
 
 
-# -- half-open handshakes -------------------------------------------------------------------------------------------------------------
+# -- half-open handshakes ----------------------------------------------------------------------------------------------
 
 
 @attrs.define(eq=False)

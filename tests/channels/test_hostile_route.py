@@ -214,7 +214,8 @@ async def test_a_changed_handshake_message_moves_no_state_threat_3(
             return [frame]
         bad = [flipped(random)(frame)[0] for _ in range(20 if number == 1 else 50)]
         if number == 1:
-            # Message 1 of classic carries an address behind its 33 bytes of Noise, and a copy with another one is a message 1 too.
+            # Message 1 of classic carries an address behind its 33 bytes of Noise, and a copy with another one is a
+            # message 1 too.
             bad = [each for each in bad if CURRENT.decode(each)[2][33:] == CURRENT.decode(frame)[2][33:]]
         return [*bad, frame]
 
@@ -240,7 +241,8 @@ async def test_a_first_message_of_classic_with_another_address_costs_one_retry_t
         return [changed(frame, payload=payload[:-1] + bytes([payload[-1] ^ 1])), frame] if seen == 1 else [frame]
 
     async with open_parties("a hub", tap=tap, protocol_version="classic") as parties:
-        # The transcript of the handshake does not cover the address, but what comes to the wrong one inside the channel ends that handshake.
+        # The transcript of the handshake does not cover the address, but what comes to the wrong one inside the channel
+        # ends that handshake.
         tap.accepted = another_address_first
         begun = trio.current_time()
         await parties.open()
@@ -344,7 +346,7 @@ async def test_no_hop_ever_holds_a_payload_or_an_inner_address_threat_1(
             assert plain not in held
 
 
-# -- any mixture of faults ------------------------------------------------------------------------------------------------------------
+# -- any mixture of faults ---------------------------------------------------------------------------------------------
 
 
 async def converse_over_a_hostile_route(seed: int, protocol_version: str) -> None:

@@ -71,7 +71,7 @@ async def open_raw_peer(parties: Parties, node: Node | None = None) -> AsyncIter
         yield RawPeer(mailbox, to_listener, parties.alices)
 
 
-# -- half-open handshakes -------------------------------------------------------------------------------------------------------------
+# -- half-open handshakes ----------------------------------------------------------------------------------------------
 
 
 async def test_the_oldest_half_open_handshake_of_one_source_is_dropped_threat_17(
@@ -208,7 +208,7 @@ async def test_a_replayed_old_stream_of_first_messages_does_not_block_the_real_o
         assert not parties.listener._pending
 
 
-# -- messages out of place ------------------------------------------------------------------------------------------------------------
+# -- messages out of place ---------------------------------------------------------------------------------------------
 
 
 async def test_junk_instead_of_message_3_is_dropped_and_the_right_one_is_awaited(
@@ -291,7 +291,7 @@ async def test_our_own_reflected_handshake_messages_are_refused_threat_12(
         assert parties.alice.counters[DropReason.HANDSHAKE_REFUSED] == 1
 
 
-# -- whom we know ---------------------------------------------------------------------------------------------------------------------
+# -- whom we know ------------------------------------------------------------------------------------------------------
 
 
 def two_ages(node: Node) -> tuple[Identity, Identity]:
@@ -410,7 +410,7 @@ async def test_a_flood_of_first_messages_in_one_read_lets_other_tasks_run_threat
             assert turns >= count
 
 
-# -- open channels --------------------------------------------------------------------------------------------------------------------
+# -- open channels -----------------------------------------------------------------------------------------------------
 
 
 async def test_a_listener_bounds_its_channels_and_accepts_another_when_one_has_closed_threat_17(

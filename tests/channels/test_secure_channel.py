@@ -25,7 +25,7 @@ from trionode_loopback import Loopback, LoopbackLink
 WAYS = ["loopback", "a hub", "two hubs", "streams"]
 
 
-# -- over any way ---------------------------------------------------------------------------------------------------------------------
+# -- over any way ------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -104,7 +104,7 @@ async def test_a_channel_in_a_channel_knows_the_innermost_peer(autojump_clock: t
         assert innermost.closed.is_set()
 
 
-# -- trust ----------------------------------------------------------------------------------------------------------------------------
+# -- trust -------------------------------------------------------------------------------------------------------------
 
 
 async def test_an_async_callable_decides_with_the_proven_peer(autojump_clock: trio.testing.MockClock) -> None:
@@ -253,7 +253,7 @@ async def test_access_rules_ask_for_the_identifier_threat_22(autojump_clock: tri
         assert bob.counters[DropReason.ACCESS_DENIED] == 6
 
 
-# -- the end --------------------------------------------------------------------------------------------------------------------------
+# -- the end -----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -355,7 +355,7 @@ async def test_ended_channels_leave_no_close_callbacks_threat_18(
         assert not parties.alice._router._close_callbacks
 
 
-# -- credentials ----------------------------------------------------------------------------------------------------------------------
+# -- credentials -------------------------------------------------------------------------------------------------------
 
 
 def some_credentials(identity: Identity, count: int = 1) -> Sequence[PresentedCredential]:
@@ -423,7 +423,7 @@ async def test_refreshed_credentials_that_are_not_the_peers_are_refused_threat_1
         assert bobs.peer.credentials == ()
 
 
-# -- sizes ----------------------------------------------------------------------------------------------------------------------------
+# -- sizes -------------------------------------------------------------------------------------------------------------
 
 
 def nonces(channel: SecureChannel) -> int:
@@ -493,7 +493,7 @@ async def test_a_message_beyond_the_largest_frame_raises_over_a_link(autojump_cl
         assert (await parties.alice.ask(Route(channel, "echoer"), b"next")).payload == b"next"
 
 
-# -- a new link -----------------------------------------------------------------------------------------------------------------------
+# -- a new link --------------------------------------------------------------------------------------------------------
 
 
 async def test_the_responder_follows_the_initiator_to_a_new_link(autojump_clock: trio.testing.MockClock) -> None:
@@ -533,7 +533,7 @@ async def test_the_responder_follows_the_initiator_to_a_new_link(autojump_clock:
         assert bobs.is_reachable
 
 
-# -- data behind message 3 ------------------------------------------------------------------------------------------------------------
+# -- data behind message 3 ---------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -605,7 +605,7 @@ async def test_nothing_is_delivered_behind_a_close_that_came_while_the_policy_de
         assert len(parties.bob._router._table) == entries - 1
 
 
-# -- who waits ------------------------------------------------------------------------------------------------------------------------
+# -- who waits ---------------------------------------------------------------------------------------------------------
 
 
 async def test_a_channel_that_feeds_a_hung_worker_lets_the_links_other_flows_go_on_threat_18(

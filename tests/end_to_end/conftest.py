@@ -1,4 +1,4 @@
-"""What the end-to-end tests share: signals that reach the programs which they start, and the swap matrix as a table when a run is over."""
+"""Shared parts of the end-to-end tests: signals for the programs that they start, and the table of the swap matrix."""
 
 import signal
 from collections.abc import Iterator
@@ -12,7 +12,9 @@ SIGNS = {"passed": "✓", "failed": "✗", "error": "✗", "skipped": "–"}
 
 @pytest.fixture(scope="package", autouse=True)
 def signals_that_programs_hear() -> Iterator[None]:
-    """A run that began with a signal ignored, by nohup or in a shell's background, would start programs that ignore it as well."""
+    """A run that began with a signal ignored, by nohup or in a shell's background, would start programs that ignore it
+    as well.
+    """
     ignored = [each for each in (signal.SIGINT, signal.SIGHUP) if signal.getsignal(each) is signal.SIG_IGN]
     for each in ignored:
         signal.signal(each, signal.SIG_DFL)

@@ -1,4 +1,4 @@
-"""Hub, Bob and Alice as commands: three real processes over real TCP, on SQLite and on Kafka, and how each of them ends."""
+"""Hub, Bob and Alice as commands: three processes over TCP, on SQLite and on Kafka, and the end of each."""
 
 import os
 import signal
@@ -447,7 +447,7 @@ def assert_one_clear_error(complaints: str, expected: str) -> None:
     assert "Traceback" not in complaints
 
 
-# -- in one process: what takes half a minute, or a peer that is no Bob -------------------------------------------------------------------
+# -- in one process: what takes half a minute, or a peer that is no Bob ------------------------------------------------
 
 
 async def lines_of(*texts: str) -> AsyncIterator[Line]:
@@ -584,7 +584,7 @@ async def test_bob_shows_a_payload_that_is_no_text_in_hex_and_echoes_it(tmp_path
     ]
 
 
-# -- lines in and out ---------------------------------------------------------------------------------------------------------------------
+# -- lines in and out --------------------------------------------------------------------------------------------------
 
 
 async def read_all(fd: int) -> list[Line]:

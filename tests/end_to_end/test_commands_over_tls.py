@@ -1,4 +1,4 @@
-"""Hub, Bob and Alice as commands over TLS: certificates demanded, renewed without a client's notice, and what is said to whom has none."""
+"""Hub, Bob and Alice as commands over TLS: required certificates, their renewal, and errors without one."""
 
 import signal
 import socket

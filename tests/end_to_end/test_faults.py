@@ -30,7 +30,8 @@ pytestmark = pytest.mark.faults
 
 MESSAGES = 1000
 IN_FLIGHT = 64
-#: Seconds in which every echo has come, whatever was killed: a broker takes up to 7 s to be back, and pauses add up to some more.
+#: Seconds in which every echo has come, whatever was killed: a broker takes up to 7 s to be back, and pauses add up to
+#: some more.
 SECONDS = 45.0
 
 #: What a test does in the middle.

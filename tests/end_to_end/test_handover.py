@@ -1,4 +1,4 @@
-"""`trionode hub` restarted under programs of the classic generation, for whom a second without a listening socket is the end (spec §11.6, 7)."""
+"""`trionode hub` restarted under classic programs, which must never get connection refused (spec §11.6, 7)."""
 
 import os
 import signal
@@ -37,7 +37,9 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 
 async def converse(port: int, while_they_talk: Callable[[], Awaitable[None]]) -> None:
-    """Let a pair exchange messages, with pauses in which only polls go on; nothing is lost, nothing comes twice, nobody gets stuck."""
+    """Let a pair exchange messages, with pauses in which only polls go on; nothing is lost, nothing comes twice, nobody
+    gets stuck.
+    """
     async with open_pair(port) as (alice, bob):
         alice.say(b"first")
         bob.say(b"first")

@@ -1,4 +1,4 @@
-"""One conversation over every transport, before every store, in both generations: Alice, Bob and the hub of the README, told by one spec."""
+"""One conversation from one spec over every transport and store, in both protocol versions."""
 
 import secrets
 from collections.abc import Callable, Mapping

@@ -1,4 +1,4 @@
-"""Inlets, outlets and relays as commands: a TCP service reached through a hub, a relay, or two streams, in processes of their own."""
+"""Inlets, outlets and relays as processes: a TCP service behind a hub, a relay, or two streams."""
 
 import signal
 from collections.abc import AsyncIterator

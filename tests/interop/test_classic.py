@@ -1,4 +1,4 @@
-"""Real peers of the classic generation: the ockam crate of Rust, 0.81.0, over TCP and through the streams of a hub."""
+"""Real classic peers: the ockam crate of Rust, 0.81.0, over TCP and through the streams of a hub."""
 
 import signal
 from collections.abc import AsyncIterator
@@ -152,7 +152,7 @@ async def test_we_refuse_an_untrusted_rust_responder_and_it_refuses_us(scene: Sc
             await scene.node.ask(Route(channel, "echoer"), "anybody there?", timeout=REFUSED_SECONDS)
 
 
-# -- through the streams of a hub -------------------------------------------------------------------------------------------------------
+# -- through the streams of a hub --------------------------------------------------------------------------------------
 
 MESSAGES = ["hello", "Grüße, 世界, 🌍", "x" * 60_000, "the last one"]
 RUST, OURS = "Rust", "ours"
@@ -161,7 +161,9 @@ RUST, OURS = "Rust", "ours"
 async def converse(
     folder: Path, program: Path, store: str, *, bob: str, alice: str, restarts: int = 0
 ) -> tuple[Running, Running]:
-    """Bob and Alice, each of them the Rust program or our command, with a hub of ours between; it is restarted between messages."""
+    """Bob and Alice, each of them the Rust program or our command, with a hub of ours between; it is restarted between
+    messages.
+    """
     async with Commands(folder) as commands, open_peers(program) as peers:
         hub, at = await commands.hub("--store", store)
         endpoint = at.removeprefix("tcp:")
@@ -182,8 +184,8 @@ async def converse(
             if number <= restarts and restarts:
                 hub.process.send_signal(signal.SIGHUP)
                 assert await hub.line() == f"listening on {at}"
-                # A Rust program that pushes in the very moment in which it connects again to pull opens two connections and is lost between
-                # them, whatever a hub does: it gets its next pull's time first.
+                # A Rust program that pushes in the very moment in which it connects again to pull opens two connections
+                # and is lost between them, whatever a hub does: it gets its next pull's time first.
                 with trio.move_on_after(2 * POLL_SECONDS):
                     await hub.process.wait()
             await alices.write(message)

@@ -107,7 +107,9 @@ async def _open_scene(program: Path) -> AsyncIterator[Scene]:
 
 
 class OnlyOne:
-    """The policy that trusts one peer, who is named after the listener was opened: a Rust peer makes its identity when it starts."""
+    """The policy that trusts one peer, who is named after the listener was opened: a Rust peer makes its identity when
+    it starts.
+    """
 
     def __init__(self) -> None:
         self._named = trio.Event()
@@ -122,7 +124,7 @@ class OnlyOne:
         return await self._policy(peer)
 
 
-# -- a Rust initiator -----------------------------------------------------------------------------------------------------------------
+# -- a Rust initiator --------------------------------------------------------------------------------------------------
 
 
 @CURVES
@@ -194,7 +196,7 @@ async def test_duplicate_frames_of_a_rust_initiator_are_delivered_once(scene: Sc
         assert scene.node.counters[DropReason.DECRYPT_FAILED] == 70
 
 
-# -- a Rust responder -----------------------------------------------------------------------------------------------------------------
+# -- a Rust responder --------------------------------------------------------------------------------------------------
 
 
 @CURVES
@@ -291,7 +293,7 @@ async def test_a_channel_that_we_close_leaves_the_rust_responder_and_the_link_in
         assert responder.process.returncode is None
 
 
-# -- credentials ----------------------------------------------------------------------------------------------------------------------
+# -- credentials -------------------------------------------------------------------------------------------------------
 
 
 @attrs.define(eq=False)

@@ -1,4 +1,4 @@
-"""Loading plugins: the three reasons why one can't be loaded are told apart."""
+"""Loading plugins: each of the three reasons for a failure has its own error."""
 
 from importlib.metadata import EntryPoint
 from pathlib import Path

@@ -82,7 +82,8 @@ async def test_route_back_and_forth_between_two_forwarding_nodes_is_used_up(
             around = Route(link, back)
             to_and_fro = Route(*[around] * 9, link)
             async with hub.open_mailbox("end", allow=from_anywhere) as end:
-                # The return route grows by two hops where the onward route loses two: 20 + 1 and more on the way than 32 together never.
+                # The return route grows by two hops where the onward route loses two: 20 + 1 and more on the way than
+                # 32 together never.
                 await box.send(Route(to_and_fro, "end"), b"far")
                 assert len((await end.receive()).back) == 20
                 await box.send(Route(*[around] * 15, "end"), b"too far")

@@ -60,7 +60,9 @@ async def serve(node: Node) -> None:
 
 @asynccontextmanager
 async def accepting(network: Loopback, accept: Callable[[Link], Awaitable[None]]) -> AsyncIterator[None]:
-    """A peer at loopback:bob that does with its connections what a test wants, and takes up to the end what it does not close."""
+    """A peer at loopback:bob that does with its connections what a test wants, and takes up to the end what it does not
+    close.
+    """
     async with trio.open_nursery() as nursery:
 
         async def listen(*, task_status: trio.TaskStatus[str]) -> None:
@@ -73,7 +75,9 @@ async def accepting(network: Loopback, accept: Callable[[Link], Awaitable[None]]
 
 @asynccontextmanager
 async def client_at_a_hub(network: Dialler) -> AsyncIterator[tuple[Node, Address, Node]]:
-    """A hub with a link on demand to loopback:bob that is called bob, its address, and a client whose links are not counted."""
+    """A hub with a link on demand to loopback:bob that is called bob, its address, and a client whose links are not
+    counted.
+    """
     async with open_node(network, forwards=True) as hub, open_node(Loopback(network=network.network)) as client:
         at = await hub.listen("loopback:hub")
         yield hub, at, client

@@ -75,7 +75,7 @@ def test_bytes_behind_a_message_are_ignored(payload: str) -> None:
     assert portal.encode(portal.decode(bytes.fromhex(payload)))[0] == int(payload[:2], 16)
 
 
-# -- one end -------------------------------------------------------------------------------------------------------------------------------
+# -- one end -----------------------------------------------------------------------------------------------------------
 
 
 def said(end: PortalEnd) -> list[PortalMessage]:
@@ -244,7 +244,7 @@ def test_credit_of_a_peer_never_shrinks() -> None:
     assert end.sendable == MAX_DATA
 
 
-# -- two ends, and a carrier between them that keeps the order ----------------------------------------------------------------------------
+# -- two ends, and a carrier between them that keeps the order ---------------------------------------------------------
 
 
 class Side:

@@ -1,6 +1,4 @@
-"""Rules of portal connections (spec §13.3): which peers may send, what an untrusted peer or an error can cause, and
-what both programs observe.
-"""
+"""Rules of portal connections (spec §13.3): which peers may send, and what an untrusted peer can cause."""
 
 import logging
 import socket
@@ -103,7 +101,8 @@ async def test_connection_admits_only_the_identity_of_its_ping() -> None:
                 for way in (Route(mallory, last), Route(at, last)):
                     await alice.send(way, encode(Payload(b"injected")))
                     await alice.send(way, encode(Disconnect()))
-                # The bare link and the other channel deliver in order with this one: an answer shows that those messages have come.
+                # The bare link and the other channel deliver in order with this one: an answer shows that those
+                # messages have come.
                 await trio.testing.wait_all_tasks_blocked()
                 while bob.counters[DropReason.ACCESS_DENIED] < 4:
                     await trio.testing.wait_all_tasks_blocked()

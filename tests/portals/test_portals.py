@@ -1,4 +1,4 @@
-"""Inlets and outlets over real sockets: bytes intact in both directions, ends heard, and nobody held up by a reader that stops (spec §13.3)."""
+"""Inlets and outlets over real sockets: bytes and ends in both directions, and stopped readers (spec §13.3)."""
 
 import hashlib
 import random
@@ -312,7 +312,7 @@ async def is_over(stream: trio.SocketStream) -> None:
             pass
 
 
-# -- peers that speak no credit, as Rust's: played by hand ------------------------------------------------------------------------------
+# -- peers that speak no credit, as Rust's: played by hand -------------------------------------------------------------
 
 
 async def received(mailbox: Mailbox) -> object:

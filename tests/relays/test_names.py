@@ -1,4 +1,4 @@
-"""Whose a relay's name is, how many there may be, and what nobody gets at through a relay (spec §13.2, threats 19 to 22)."""
+"""Owners and limits of relay names, and attacks through a relay (spec §13.2, threats 19 to 22)."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -213,12 +213,14 @@ async def test_links_and_relays_reach_nothing_else_of_the_hub(scene: Scene, auto
         await holder.open_relay(HUB, "bob")
         await caller.ask(through("bob", "look"), "hi")
         links = [link.encoded for link in scene.hub._links._all]
-        # The owner sees an alias as the return route and none of the hub's links. No link accepts unauthenticated messages.
+        # The owner sees an alias as the return route and none of the hub's links. No link accepts unauthenticated
+        # messages.
         assert not {hop.encoded for hop in seen[0]} & set(links)
         for link in scene.hub._links._all:
             with pytest.raises(AnswerTimeout):
                 await caller.ask(Route(HUB, link.address, "look"), "hi", timeout=1)
-        # A registration can't make a relay lead to a worker of the hub: its way back begins with the link that it came by.
+        # A registration can't make a relay lead to a worker of the hub: its way back begins with the link that it came
+        # by.
         with pytest.raises(AnswerTimeout):
             await caller.ask(Route(HUB, "forward_to_bob", "private"), "hi", timeout=1)
         assert not told

@@ -1,4 +1,4 @@
-"""Relays as conversations: holders and callers who meet on a hub that forwards nothing else, and those who would misuse it (spec §13.2)."""
+"""Relays on a hub that forwards nothing else: owners, clients, and attacks (spec §13.2)."""
 
 import secrets
 from collections.abc import AsyncIterator
@@ -444,7 +444,8 @@ async def test_links_of_the_hub_are_unreachable_even_by_their_address(autojump_c
 
 
 async def test_clients_cannot_use_the_identity_of_the_hub(autojump_clock: MockClock) -> None:
-    """Threat 22: a relayed message is unauthenticated to the owner, even if the owner trusts the identity of the hub."""
+    """Threat 22: a relayed message is unauthenticated to the owner, even if the owner trusts the identity of the hub.
+    """
     async with open_scene() as scene:
         await serve_channels(scene.hub)
         await scene.holder.start_worker("for channels", echoer)

@@ -133,7 +133,8 @@ async def test_splicing_two_conversations_is_refused_threat_10(autojump_clock: t
         def splice_into(stream: str, opposite: str) -> Tamper:
             def tamper(record: bytes) -> Sequence[bytes]:
                 (decryptor,), _, _ = CURRENT.decode(record)
-                # Unchanged, and with the address of the channel that reads the stream; and the same in the other direction.
+                # Unchanged, and with the address of the channel that reads the stream; and the same in the other
+                # direction.
                 store.plant(opposite, changed(record, onward=(reverse[decryptor],)))
                 store.plant(stream, changed(record, onward=(addresses[decryptor],)))
                 return [record]
@@ -459,7 +460,8 @@ async def converse_over_a_hostile_hub(seed: int) -> None:
         for stream in (parties.alice_to_bob, parties.bob_to_alice):
             store.pushed[stream] = mixed(random)
             store.reading[stream] = any_reading
-        # Without the faults that starve a reader, and those that give a client the other's records (false indexes in its stream).
+        # Without the faults that starve a reader, and those that give a client the other's records (false indexes in
+        # its stream).
         changes = [
             make() for name, make in ANSWERS.items() if name not in {"never", "under a wrong id", "again and again"}
         ]

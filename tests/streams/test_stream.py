@@ -545,7 +545,8 @@ async def test_a_position_is_saved_only_after_the_mailbox_has_the_message(
         await bob.open_stream(HUB, sends="to_alice", receives="to_bob", client_id="bob")
         await send_all(alice, Route(ours, "sleepy"), numbered(200))
         await trio.sleep(100)
-        # The mailbox holds nine or ten and the one that filled it. The stream waits without a timeout, and drops nothing.
+        # The mailbox holds nine or ten and the one that filled it. The stream waits without a timeout, and drops
+        # nothing.
         assert await store.position("bob", "to_bob") in {9, 10}
         opened.set()
         await trio.sleep(1)

@@ -331,7 +331,8 @@ async def test_a_worker_with_a_full_mailbox_that_asks_over_its_own_link_blocks_n
                 nursery.start_soon(flood)
                 await others_go_on(scene)
             await trio.sleep(100)
-        # The reader waits for the mailbox, with the answer behind it, until the stall timeout. Then it drops, and the answer arrives.
+        # The reader waits for the mailbox, with the answer behind it, until the stall timeout. Then it drops, and the
+        # answer arrives.
         assert worker.answered + scene.bob.counters[DropReason.MAILBOX_STALLED] == count
         assert worker.answered > 0
 

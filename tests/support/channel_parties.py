@@ -1,4 +1,4 @@
-"""Alice, Bob and what lies between them, for the tests of channels: who they are, and what reached them."""
+"""Alice, Bob and the network between them, for the tests of channels."""
 
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager

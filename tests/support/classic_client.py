@@ -90,7 +90,10 @@ class Scanner:
 
 
 class Connection:
-    """A program's one connection to its hub. The first frame opens it, and the first frame after its end opens it again (spec §4.2)."""
+    """A program's one connection to its hub.
+
+    The first frame opens it, and the first frame after its end opens it again (spec §4.2).
+    """
 
     def __init__(self, nursery: trio.Nursery, port: int, heard: Callable[[bytes], None]) -> None:
         self._nursery = nursery
@@ -134,7 +137,9 @@ class Connection:
 
 
 class Program:
-    """The streams of one program: a consumer, a producer, and the received payloads. Like the original it never asks twice.
+    """The streams of one program: a consumer, a producer, and the received payloads.
+
+    Like the original it never asks twice.
 
     An assertion fails where the original would panic, send twice, or wait without end.
     """

@@ -1,4 +1,4 @@
-"""A TCP proxy that sends data frames twice, as a hostile way may, in the framing of either protocol version (spec §3.1, §3.2)."""
+"""A TCP proxy that sends each data frame twice, in the framing of either protocol version (spec §3.1, §3.2)."""
 
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
@@ -15,7 +15,8 @@ class Framing:
     #: Bytes of the preface, and of a length.
     preface: int
     length: int
-    #: The frames that an initiator sends before its data: messages 1 and 3 of the handshake, and in classic its identity.
+    #: The frames that an initiator sends before its data: messages 1 and 3 of the handshake, and in classic its
+    #: identity.
     handshake: int
     #: The second byte of a message without an onward route, a heartbeat: it belongs to no channel.
     empty_route: int
@@ -70,7 +71,9 @@ class Doubling:
 
 @asynccontextmanager
 async def open_doubling(target: str, framing: Framing = CURRENT) -> AsyncIterator[Doubling]:
-    """A proxy in front of `HOST:PORT` that sends every data frame of whoever connects twice; the handshake it leaves alone."""
+    """A proxy in front of `HOST:PORT` that sends every data frame of whoever connects twice; the handshake it leaves
+    alone.
+    """
     host, _, port = target.rpartition(":")
     doubling = Doubling((host, int(port)), framing)
     async with trio.open_nursery() as nursery:

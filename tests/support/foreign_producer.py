@@ -10,7 +10,10 @@ class _NotUtf8(str):
 
 
 def write_foreign_record(bootstrap: str, topic: str, *, compressed: bool) -> None:
-    """Write one record that trionode never writes: 512 KiB compressed, or with a header name that is not UTF-8. It blocks."""
+    """Write one record that trionode never writes: 512 KiB compressed, or with a header name that is not UTF-8.
+
+    It blocks.
+    """
     from kafka import KafkaProducer  # its import warns; `trionode_kafka` silences that
 
     producer = KafkaProducer(bootstrap_servers=bootstrap, compression_type="gzip" if compressed else None)

@@ -48,7 +48,9 @@ class Sighting:
 
 @attrs.define(eq=False)
 class Recorder:
-    """Records all frames, all messages within nodes, all records of streams, and what workers took; can change what passes."""
+    """Records all frames, all messages within nodes, all records of streams, and what workers took; can change what
+    passes.
+    """
 
     names: frozenset[bytes] = frozenset()
     seen: dict[Observer, Sighting] = attrs.Factory(dict)

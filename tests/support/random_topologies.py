@@ -1,4 +1,4 @@
-"""Random topologies: nodes on mixed transports, with links, relays, streams, channels within channels, and workers that pass messages on."""
+"""Random topologies: mixed transports, links, relays, streams, nested channels, and workers that forward."""
 
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType

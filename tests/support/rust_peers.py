@@ -1,4 +1,4 @@
-"""Rust peers in processes of their own: built once a session from `tests/interop/rust`, started with pipes, gone when the test ends."""
+"""Rust peers as processes: built once a session from `tests/interop/rust`, and ended with the test."""
 
 import faulthandler
 import os
@@ -23,7 +23,9 @@ BUILD_SECONDS = 1800.0
 
 @cache
 def build(protocol_version: str) -> Path | str:
-    """The program `peer` of a protocol version, "current" or "classic"; or one line that says why there is none, and what to do."""
+    """The program `peer` of a protocol version, "current" or "classic"; or one line that says why there is none, and
+    what to do.
+    """
     cargo = shutil.which("cargo")
     if cargo is None:
         return "no Rust peers: cargo is not on the PATH; install Rust from https://rustup.rs and run again"

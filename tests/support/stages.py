@@ -1,4 +1,4 @@
-"""Topologies in which between them everything occurs: what lies are told about, and what pictures and reports are made of."""
+"""Topologies that together contain every feature, for mutations, pictures and reports."""
 
 HUB = """
 [nodes.hub]

@@ -1,4 +1,4 @@
-"""What secure channels, streams and portals promise, on a network that drops, doubles, reorders, delays and changes what they send."""
+"""Promises of channels, streams and portals on a network that drops, duplicates, reorders, delays and corrupts."""
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress

@@ -1,4 +1,4 @@
-"""The fixture `topology`: topologies on other transports and stores, on a network with faults, and as the command line says."""
+"""The fixture `topology`: on other transports and stores, with faults, and with command-line options."""
 
 import asyncio
 import re

@@ -41,7 +41,7 @@ async def taken(*texts: str) -> None:
             await trio.testing.wait_all_tasks_blocked(0.01)
 
 
-# -- everything is up when the block begins --------------------------------------------------------------------------------------------
+# -- everything is up when the block begins ----------------------------------------------------------------------------
 
 
 async def test_alice_and_bob_are_up_at_once(autojump_clock: trio.testing.MockClock) -> None:
@@ -232,7 +232,7 @@ async def test_inlet_that_cannot_listen_is_reported_with_its_keys() -> None:
     assert "port" not in problem.text
 
 
-# -- who is who ------------------------------------------------------------------------------------------------------------------------
+# -- who is who --------------------------------------------------------------------------------------------------------
 
 
 async def test_access_and_ownership_go_by_the_names_of_nodes(autojump_clock: trio.testing.MockClock) -> None:
@@ -333,7 +333,7 @@ async def test_streams_that_belong_to_another_are_not_taken(tmp_path: Path) -> N
             raise AssertionError
 
 
-# -- one part of it --------------------------------------------------------------------------------------------------------------------
+# -- one part of it ----------------------------------------------------------------------------------------------------
 
 
 async def test_trusted_node_elsewhere_needs_an_identifier() -> None:
@@ -425,7 +425,7 @@ async def test_first_node_retries_until_the_other_is_there(
     ]
 
 
-# -- what was lost comes back ----------------------------------------------------------------------------------------------------------
+# -- what was lost comes back ------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("end", ["crash", "stop"])
@@ -498,7 +498,7 @@ async def test_a_reconnected_link_gets_its_name_again(autojump_clock: trio.testi
         assert (await topology["alice"].ask(["bob", "echoer"], "hello")).text == "hello"
 
 
-# -- dialled on demand -----------------------------------------------------------------------------------------------------------------
+# -- dialled on demand -------------------------------------------------------------------------------------------------
 
 ON_DEMAND = """
 [nodes.bob]
@@ -555,7 +555,7 @@ async def test_messages_that_wait_for_a_failed_dial_are_dropped_and_the_address_
         ]
 
 
-# -- workers ---------------------------------------------------------------------------------------------------------------------------
+# -- workers -----------------------------------------------------------------------------------------------------------
 
 
 async def test_workers_get_their_arguments_and_the_routes_by_which_they_send(
@@ -618,7 +618,7 @@ async def test_all_workers_that_cannot_be_started_are_reported_at_once() -> None
     ]
 
 
-# -- transports ------------------------------------------------------------------------------------------------------------------------
+# -- transports --------------------------------------------------------------------------------------------------------
 
 
 async def test_a_transport_may_be_made_for_each_node_by_its_name(autojump_clock: trio.testing.MockClock) -> None:

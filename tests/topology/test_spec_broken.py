@@ -1,4 +1,4 @@
-"""Broken files and all that is said of them; TRIONODE_REWRITE=1 writes the texts anew, to be read before they are kept."""
+"""Broken files and their error texts. TRIONODE_REWRITE=1 rewrites the texts; read them before you commit them."""
 
 import os
 import re

@@ -1,4 +1,5 @@
-"""The log and the reasons of one supervised part; tests/topology/test_running.py tests supervision in whole topologies."""
+"""The log and the reasons of one supervised part; tests/topology/test_running.py tests supervision in whole topologies.
+"""
 
 from itertools import count
 

@@ -1,4 +1,4 @@
-"""The analysis of random topologies against what happens when they run: what each observer sees, what arrives, what can be injected."""
+"""The analysis of random topologies compared with their run: what opens, arrives, is seen and can be injected."""
 
 import re
 import sys
@@ -147,7 +147,10 @@ class _Forger:
         return (data.replace(MARKER, EVIL),) if MARKER in data else self._forged(data)
 
     def _forged(self, data: bytes) -> tuple[bytes, ...]:
-        """Return the injected messages beside the original one. The answer to a pull is replaced: there can be only one."""
+        """Return the injected messages beside the original one.
+
+        The answer to a pull is replaced: there can be only one.
+        """
         onward, back, payload = CURRENT.decode(data)
         try:
             push = decode_request(payload)

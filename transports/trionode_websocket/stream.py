@@ -1,4 +1,4 @@
-"""The stream under trio-websocket: it bounds incomplete messages, hands data on in small pieces, and never blocks a write."""
+"""The stream under trio-websocket: it bounds incomplete messages, splits input, and never blocks a write."""
 
 from collections.abc import Awaitable, Callable
 from typing import Never, TypeVar

@@ -79,7 +79,10 @@ class ChannelHops:
         return None if self._max_plaintext is None else self._max_plaintext - self._overhead
 
     def encrypt(self, message: Message) -> ByteBudget | None:
-        """Encrypt a message and deliver it towards the peer. A message that can't be sent is refused before a nonce is used (spec §7.2)."""
+        """Encrypt a message and deliver it towards the peer.
+
+        A message that can't be sent is refused before a nonce is used (spec §7.2).
+        """
         onward = message.onward[1:]
         if not onward:
             # For example the reply to a message with an empty return route. Classic Rust peers panic on it (spec §8).
@@ -131,12 +134,16 @@ class ChannelHops:
         return None
 
     def _peer_origin(self, outer: Origin) -> Origin:
-        # One object for all messages of one origin. It changes only when the peer moves to a new link, or presents credentials.
+        # One object for all messages of one origin. It changes only when the peer moves to a new link, or presents
+        # credentials.
         self._origin = {outer: PeerOrigin.through(outer, self.peer)}
         return self._origin[outer]
 
     def _take_credentials(self, refresh: RefreshCredentials) -> None:
-        """Accept credentials of the same identity. Like Rust, keep the older ones: the newest that verifies counts (spec §10.2)."""
+        """Accept credentials of the same identity.
+
+        Like Rust, keep the older ones: the newest that verifies counts (spec §10.2).
+        """
         try:
             history = verify_history(refresh.history)
             credentials = tuple(map(PresentedCredential.decode, refresh.credentials[: MAX_CREDENTIALS + 1]))

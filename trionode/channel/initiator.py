@@ -35,7 +35,10 @@ async def open_secure_channel(
     known_peers: KnownPeers,
     deadline: float,
 ) -> SecureChannel:
-    """Open a channel (spec §7.1, §8). Each handshake has its own address and fresh keys; the first that is answered counts."""
+    """Open a channel (spec §7.1, §8).
+
+    Each handshake has its own address and fresh keys; the first that is answered counts.
+    """
     handshakes = _Handshakes(router, route, handshaker)
     try:
         with trio.CancelScope(deadline=deadline):
@@ -66,7 +69,10 @@ class _Attempt:
 
 
 class _Handshakes:
-    """The handshakes of one initiator. The first that proves the peer's identity counts, even if a newer one has begun."""
+    """The handshakes of one initiator.
+
+    The first that proves the peer's identity counts, even if a newer one has begun.
+    """
 
     def __init__(self, router: Router, route: tuple[Encoded, ...], handshaker: Handshaker) -> None:
         self._router = router
@@ -140,7 +146,8 @@ class _Handshakes:
         )
         router.replace(attempt.address, hops.decrypt, allow=from_anywhere)
         self._send(attempt, last)
-        # The peer learns of a new route only from messages that reach it by the old one. Without it the channel is over.
+        # The peer learns of a new route only from messages that reach it by the old one. Without it the channel is
+        # over.
         router.on_close(attempt.route[0], hops.abort)
         return SecureChannel(hops)
 

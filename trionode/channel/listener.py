@@ -1,4 +1,4 @@
-"""The listener of secure channels: a bounded number of handshakes, each with a deadline, and the channels that they open."""
+"""The listener of secure channels: a bounded number of handshakes with deadlines, and the channels that they open."""
 
 import time
 from collections import OrderedDict
@@ -51,7 +51,8 @@ class _Pending:
     deadline: float
     #: The route to the peer: the return route of message 3, and of no later one (spec §8).
     back: tuple[Encoded, ...] = ()
-    #: While the trust policy decides: the messages that arrive after the last handshake message. Closed at the stall timeout.
+    #: While the trust policy decides: the messages that arrive after the last handshake message. Closed at the stall
+    #: timeout.
     held: MemoryChannel[Message] | None = None
 
     def close_held(self) -> None:
@@ -81,8 +82,8 @@ class SecureChannelListener(Service):
         self._trust = trust
         self._pending: OrderedDict[Encoded, _Pending] = OrderedDict()
         self._not_idle = trio.Event()
-        # Never full: waiting for it lets other tasks run. A handshake message costs as much as a hundred others, and one read
-        # of a link can bring 700 of them.
+        # Never full: waiting for it lets other tasks run. A handshake message costs as much as a hundred others, and
+        # one read of a link can bring 700 of them.
         self._yield_budget = ByteBudget()
 
     @property
@@ -202,7 +203,8 @@ class SecureChannelListener(Service):
             try:
                 trusted = await is_trusted(exchange.peer, self._trust, self._identity.vault.known_peers)
             except VaultError as error:
-                # The vault's file is locked, or its disk is full. As in `_first`, a peer's message must not end the node.
+                # The vault's file is locked, or its disk is full. As in `_first`, a peer's message must not end the
+                # node.
                 log.error("can't look up a peer: %s", error)
         if not trusted:
             self._drop(pending)

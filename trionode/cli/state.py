@@ -43,7 +43,10 @@ class Conversation:
 
 @attrs.frozen
 class State:
-    """The state file of a program. Without a path nothing is stored; without a passphrase the keys are not encrypted."""
+    """The state file of a program.
+
+    Without a path nothing is stored; without a passphrase the keys are not encrypted.
+    """
 
     path: Path | None
     passphrase: str | None = attrs.field(repr=False)

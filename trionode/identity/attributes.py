@@ -113,7 +113,8 @@ def from_attributes(
     proves = _proves(authority, attributes, schema)
 
     def rule(origin: Origin) -> bool:
-        # A relay removes the identifier of an outer channel from the origin: then the peer does not speak for this message.
+        # A relay removes the identifier of an outer channel from the origin: then the peer does not speak for this
+        # message.
         return isinstance(origin, PeerOrigin) and origin.identifier is not None and proves(origin.peer)
 
     return rule

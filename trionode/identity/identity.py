@@ -17,8 +17,8 @@ from trionode.protocol.identity.identity import ChangeHistory, Identifier, creat
 from trionode.protocol.identity.keys import KeyHandle, KeyKind, Vault
 from trionode.protocol.identity.payload import MAX_CREDENTIALS, IdentityPayload
 
-#: Seconds that an attestation of our purpose key lasts; it is renewed when half of them are over. A thief of that key can
-#: use it for thirty days if the identity's own key is safe. Rust attests for five years; verifiers accept any time.
+#: Seconds that an attestation of our purpose key lasts; it is renewed when half of them are over. A thief of that key
+#: can use it for thirty days if the identity's own key is safe. Rust attests for five years; verifiers accept any time.
 ATTESTATION_LIFETIME = 30 * 86_400
 #: Seconds that a credential lasts unless its issuer says otherwise, as in Rust: thirty days.
 CREDENTIAL_LIFETIME = 30 * 86_400
@@ -30,7 +30,8 @@ MAX_NAME = 100
 
 @attrs.frozen
 class ClassicIdentity:
-    """The classic identity that belongs to an identity, made by `Identity.classic`: it has its own identifier and key."""
+    """The classic identity that belongs to an identity, made by `Identity.classic`: it has its own identifier and key.
+    """
 
     vault: IdentityVault = attrs.field(repr=False)
     name: str
@@ -122,7 +123,9 @@ class Identity:
 
     @classmethod
     async def import_(cls, vault: IdentityVault, exported: str, name: str = "default") -> Self:
-        """Store the identity of an exported history whose latest key is in this vault already. It gets a new purpose key.
+        """Store the identity of an exported history whose latest key is in this vault already.
+
+        It gets a new purpose key.
 
         Args:
           vault: Where its key is.
@@ -294,7 +297,8 @@ class Identity:
         if current is None or (
             (current.expires_at - now) * 2 < ATTESTATION_LIFETIME and current.expires_at < expires_at
         ):
-            # Valid from the change on, not from now: a peer whose clock is minutes behind would refuse one that begins now.
+            # Valid from the change on, not from now: a peer whose clock is minutes behind would refuse one that begins
+            # now.
             self._attestation = current = PurposeKeyAttestation.make(
                 self.history,
                 self.vault,
@@ -331,7 +335,8 @@ class Identity:
             with _new_keys(self.vault, KeyKind.ED25519) as (signing_key,):
                 await self._save(attrs.evolve(before, classic=create_classic_history(self.vault, signing_key).encoded))
         except VaultError:
-            # Another task may have created the classic identity just now. Every other change is an error for the caller.
+            # Another task may have created the classic identity just now. Every other change is an error for the
+            # caller.
             for found in await self.vault.identities.all():
                 if found.classic is not None and attrs.evolve(found, classic=None) == before:
                     self._stored = found
@@ -339,7 +344,9 @@ class Identity:
             raise
 
     async def rotate(self, *, revoke_purpose_key: bool = False) -> None:
-        """Give the identity a new key and forget the old one. The identifier, the classic identity and the credentials stay.
+        """Give the identity a new key and forget the old one.
+
+        The identifier, the classic identity and the credentials stay.
 
         Args:
           revoke_purpose_key: Also replace the key that handshakes use. Handshakes in progress with it fail.

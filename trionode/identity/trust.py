@@ -8,12 +8,15 @@ from trionode.log import log
 from trionode.protocol.handshake.exchange import Peer
 from trionode.protocol.identity.identity import Identifier
 
-#: Returns True to let the channel open, False to end the handshake in silence. The deadline of the handshake bounds its time.
+#: Returns True to let the channel open, False to end the handshake in silence. The deadline of the handshake bounds its
+#: time.
 TrustPolicy = Callable[[Peer], Awaitable[bool]]
 
 
 async def trust_everyone(_peer: Peer) -> bool:
-    """Trust every peer that proves an identity. The channel is private, but the application has to check with which peer.
+    """Trust every peer that proves an identity.
+
+    The channel is private, but the application has to check with which peer.
 
     Args:
       _peer: The peer.

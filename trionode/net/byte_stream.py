@@ -109,7 +109,10 @@ class ByteStream(Protocol):
 
 
 class TCPStream:
-    """A connected TCP socket as a ByteStream, with no delay (Nagle) and keepalive. Half-open connections end in 30 s."""
+    """A connected TCP socket as a ByteStream, with no delay (Nagle) and keepalive.
+
+    Half-open connections end in 30 s.
+    """
 
     def __init__(self, sock: socket.socket, name: str) -> None:
         """Take over a connected socket.

@@ -70,7 +70,9 @@ class Link(Protocol):
         ...
 
     async def send_eof(self) -> None:
-        """Signal the end of this direction to the peer, if the transport can. `receive` continues until the peer's own end.
+        """Signal the end of this direction to the peer, if the transport can.
+
+        `receive` continues until the peer's own end.
 
         Call it after the last `send`. It raises nothing if the peer has disconnected, and does nothing the second time.
 

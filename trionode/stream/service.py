@@ -142,7 +142,9 @@ class StreamService(Service):
             self._clients.close()
 
     async def finish(self) -> None:
-        """Answer every pull, so no consumer waits without end (spec §11.6, 7). Close links only after this has returned.
+        """Answer every pull, so no consumer waits without end (spec §11.6, 7).
+
+        Close links only after this has returned.
 
         Further pulls are answered at once, and pushes are stored until `aclose`.
 
@@ -229,7 +231,10 @@ class StreamService(Service):
         self._router.answer(message, worker, encode(response))
 
     def _refuse(self, message: Message, reason: str) -> None:
-        """Answer why a client can't have a stream. Classic clients get no answer: they would push it as data (spec §11.6, 6)."""
+        """Answer why a client can't have a stream.
+
+        Classic clients get no answer: they would push it as data (spec §11.6, 6).
+        """
         if _resends(message):
             self._answer(message, self._service, ErrorResponse(reason))
         elif self._log_throttle.is_due(reason, trio.current_time()):
@@ -332,8 +337,8 @@ class StreamService(Service):
         limit = self._router.limit(message.back[0]) if message.back else None
         routes = sum(map(len, message.back)) + len(message.onward[0]) + FRAME_HEADS
         if limit is not None and records and len(payload) + routes > limit:
-            # Only an absurdly long return route leaves no space for one record. Its consumer gets no records, but always an
-            # answer.
+            # Only an absurdly long return route leaves no space for one record. Its consumer gets no records, but
+            # always an answer.
             payload = encode(PullResponse(request.request_id, ()))
         self._router.answer(message, message.onward[0], payload)
         if not message.origin.resends:

@@ -19,7 +19,7 @@ def demand(held: object, what: str) -> None:
 
 @attrs.frozen
 class Held:
-    """Counts of tasks and open files (if the system reports them), and the threads, without the idle ones that Trio keeps."""
+    """Counts of tasks and open files (if the system reports them), and the threads, without Trio's idle ones."""
 
     tasks: int
     files: int

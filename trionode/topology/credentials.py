@@ -18,7 +18,7 @@ def wanted(spec: AccessSpec | TrustSpec) -> Mapping[str, str | None]:
 
 
 def is_held(spec: AccessSpec | TrustSpec, identity: IdentitySpec) -> bool:
-    """Whether a credential in the topology gives this identity what the spec requires, at some time of the credential's life."""
+    """Whether a credential in the topology gives this identity the required attributes, before it expires."""
     if spec.authority is None:
         return False
     return any(

@@ -55,7 +55,8 @@ class VaultFile:
 
     def _prepare(self, *, created: bool) -> None:
         with self._translated():
-            # FULL: an acknowledged key survives a power cut. Secure delete: a forgotten one does not survive in free pages.
+            # FULL: an acknowledged key survives a power cut. Secure delete: a forgotten one does not survive in free
+            # pages.
             self._database.execute("PRAGMA synchronous = FULL")
             self._database.execute("PRAGMA secure_delete = ON")
             (verdict,) = self._database.execute("PRAGMA quick_check(1)").fetchone()
@@ -144,7 +145,10 @@ class VaultFile:
 
 
 def _require_private(path: Path) -> bool:
-    """Create the file if there is none, private to its owner; return whether it was created. VaultError if others may use it."""
+    """Create the file if there is none, private to its owner; return whether it was created.
+
+    VaultError if others may use it.
+    """
     try:
         try:
             made = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, _MODE)

@@ -168,7 +168,8 @@ class SqliteIdentities:
         return [self._stored(*row) for row in rows]
 
     async def save(self, identity: StoredIdentity, *, replaces: StoredIdentity | None = None) -> None:
-        """Store the identity under its name, in one transaction; VaultError if the stored identity is not `replaces`."""
+        """Store the identity under its name, in one transaction; VaultError if the stored identity is not `replaces`.
+        """
         credentials = [PresentedCredential.decode(each).item for each in identity.credentials]
         row = (
             identity.name,
@@ -236,7 +237,10 @@ class SqliteKnownPeers:
 
 
 def _open_seal(file: VaultFile, passphrase: str | None) -> SecretBox | None:
-    """Return the box that encrypts the secrets of this file, None if they are in the clear. A new file becomes as the caller wants."""
+    """Return the box that encrypts the secrets of this file, None if they are in the clear.
+
+    A new file becomes as the caller wants.
+    """
     with file.transaction() as database:
         row = database.execute("SELECT salt, operations, memory, proof FROM seal").fetchone()
         if row is None:

@@ -193,7 +193,10 @@ class Claim:
             self._lose()
 
     def _announce(self) -> None:
-        """Announce that this listener listens. One record answers all that ask while it is on its way, and one more any that missed it."""
+        """Announce that this listener listens.
+
+        One record answers all that ask while it is on its way, and one more any that missed it.
+        """
         if self._is_announcing:
             self._announce_again = True
             return

@@ -1,4 +1,5 @@
-"""Findings about peers without a key of the topology: the addresses that they reach, and the actions that they cause."""
+"""Findings about peers without a key of the topology: the addresses that they reach, and the actions that they cause.
+"""
 
 from collections.abc import Iterator
 
