@@ -1,5 +1,4 @@
-"""Measure everything in alternating rounds and print one table: `python -m benchmarks [--quick] [--kafka HOST:PORT]`.
-"""
+"""Measure in alternating rounds and print one table: `python -m benchmarks [--quick] [--kafka HOST:PORT]`."""
 
 import argparse
 import logging

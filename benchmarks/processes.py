@@ -32,8 +32,7 @@ def pin(core: int, process: int = 0) -> None:
 
 @asynccontextmanager
 async def open_peer(module: str, *arguments: str) -> AsyncIterator[str]:
-    """Run `benchmarks.MODULE.serve` in another process for the length of a block, and yield the line that it announced.
-    """
+    """Run `benchmarks.MODULE.serve` in another process for a block, and yield the line that it announced."""
     command = [sys.executable, "-m", "benchmarks.processes", module, *arguments]
     process = await trio.lowlevel.open_process(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     pin(1, process.pid)

@@ -81,7 +81,7 @@ async def test_channel_in_a_channel_can_have_another_protocol_version(
         assert answer.origin.identifier == within.peer.identifier.value != channel.peer.identifier.value
 
 
-# -- which generation --------------------------------------------------------------------------------------------------
+# -- protocol versions --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("speaks", "answers"), [("classic", "current"), ("current", "classic")])
@@ -214,8 +214,8 @@ async def test_message_that_ends_at_the_channel_is_not_sent(autojump_clock: trio
         alices, bobs = await parties.open()
         before = alices._hops.cipher.session._next, bobs._hops.cipher.session._next
         with trio.fail_after(STALL_TIMEOUT):
-            await parties.alice.send(Route(alices), b"for nobody")
-            # A node's own messages have no return route: the echo would be for nobody.
+            await parties.alice.send(Route(alices), b"for no address")
+            # A node's own messages have no return route: the echo would have no address.
             await parties.alice.send(Route(alices, "echoer"), b"no answer wanted")
             await parties.alice.send(Route(alices, "handler"), b"after")
             await parties.bob_handler.until(b"after")
@@ -272,7 +272,7 @@ async def test_closing_ends_this_side_alone_and_there_is_nothing_to_refresh(
         assert alices._hops.cipher.session._next == before
         assert alices.closed.is_set()
         assert not bobs.closed.is_set()
-        # What still comes is for an address that is gone; Bob's side ends with its way, as soon as somebody looks.
+        # What still comes is for an address that is gone; Bob's side ends with its route, at the next sweep.
         await parties.bob.send(Route(bobs, "handler"), b"late")
         await parties.alice.aclose_links()
         with trio.fail_after(3 * SWEEP_SECONDS):

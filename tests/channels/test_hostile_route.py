@@ -30,7 +30,7 @@ PAYLOADS = [b"message %d" % n for n in range(1000)]
 
 @attrs.frozen(eq=False)
 class Direction:
-    """One direction of a channel: who sends, who reads, and whose side refuses."""
+    """One direction of a channel: its sender, its reader, and the side that refuses."""
 
     sender: Node
     sends_by: SecureChannel
@@ -180,7 +180,7 @@ async def test_messages_of_an_earlier_channel_are_refused_by_a_later_one_threat_
             tap.accepted = honest
             await earlier.aclose()
             await trio.testing.wait_all_tasks_blocked()
-            await bobs_earlier.aclose()  # a classic peer is not told
+            await bobs_earlier.aclose()  # a classic peer is not notified
             later, bobs_later = await parties.open()
 
             def replay(frame: bytes) -> Sequence[bytes]:

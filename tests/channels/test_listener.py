@@ -291,7 +291,7 @@ async def test_our_own_reflected_handshake_messages_are_refused_threat_12(
         assert parties.alice.counters[DropReason.HANDSHAKE_REFUSED] == 1
 
 
-# -- whom we know ------------------------------------------------------------------------------------------------------
+# -- known peers ------------------------------------------------------------------------------------------------------
 
 
 def two_ages(node: Node) -> tuple[Identity, Identity]:
@@ -334,10 +334,10 @@ async def test_an_initiator_refuses_a_listener_whose_history_was_rolled_back_thr
 async def test_the_history_of_a_peer_that_the_policy_refuses_is_not_remembered(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
-    async def nobody(_peer: Peer) -> bool:
+    async def refuse(_peer: Peer) -> bool:
         return False
 
-    async with open_parties(trust=nobody) as parties:
+    async with open_parties(trust=refuse) as parties:
         young, grown = two_ages(parties.alice)
         await parties.alice.open_secure_channel(parties.route, grown, trust=trust_everyone)
         await trio.testing.wait_all_tasks_blocked()

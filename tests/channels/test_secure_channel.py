@@ -137,10 +137,10 @@ async def test_an_initiator_that_refuses_names_the_identity_of_its_peer_threat_1
 
 
 async def test_a_responder_that_refuses_sends_nothing_threat_25(autojump_clock: trio.testing.MockClock) -> None:
-    async def nobody(_peer: Peer) -> bool:
+    async def refuse(_peer: Peer) -> bool:
         return False
 
-    async with open_parties(trust=nobody) as parties:
+    async with open_parties(trust=refuse) as parties:
         # Message 3 is the last one, so the initiator learns of the refusal by silence only.
         channel = await parties.alice.open_secure_channel(parties.route, parties.alices, trust=trust_everyone)
         with pytest.raises(AnswerTimeout):
@@ -605,7 +605,7 @@ async def test_nothing_is_delivered_behind_a_close_that_came_while_the_policy_de
         assert len(parties.bob._router._table) == entries - 1
 
 
-# -- who waits ---------------------------------------------------------------------------------------------------------
+# -- backpressure ---------------------------------------------------------------------------------------------------------
 
 
 async def test_a_channel_that_feeds_a_hung_worker_lets_the_links_other_flows_go_on_threat_18(
@@ -629,7 +629,7 @@ async def test_a_channel_that_feeds_a_hung_worker_lets_the_links_other_flows_go_
                 for n in range(20):
                     body = b"%d" % n
                     assert (await parties.alice.ask(Route(channel, "echoer"), body)).payload == body
-                # The worker's own patience, once: not once a message.
+                # The stall timeout of the worker, once: not once a message.
                 assert trio.current_time() - begun <= 10
         assert parties.bob.counters[DropReason.MAILBOX_STALLED] > 0
         # Dropped at the mailbox, where the channel has opened it already: nothing between encryptor and decryptor was.

@@ -77,9 +77,9 @@ def test_the_guide_has_a_reason_for_each_check() -> None:
 
 @needs_guide
 def test_the_guide_names_the_public_modules() -> None:
-    (told,) = re.findall(r"^Import from .*?\n\n", GUIDE.read_text(), re.MULTILINE | re.DOTALL)
+    (named,) = re.findall(r"^Import from .*?\n\n", GUIDE.read_text(), re.MULTILINE | re.DOTALL)
     for module in PUBLIC:
-        assert f"`{module.removeprefix('trionode.protocol.')}`" in told, module
+        assert f"`{module.removeprefix('trionode.protocol.')}`" in named, module
 
 
 def blocks() -> list[tuple[str, str]]:
@@ -100,5 +100,5 @@ def test_each_block_of_the_guide_is_in_its_source_file() -> None:
 )
 def test_the_guide_shows_the_whole_plugin_in_order(name: str) -> None:
     path = PLUGIN / name
-    shown = "".join(code for told, code in blocks() if ROOT / told == path)
+    shown = "".join(code for named, code in blocks() if ROOT / named == path)
     assert shown.replace("\n", "") == path.read_text().replace("\n", "")

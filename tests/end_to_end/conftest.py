@@ -24,7 +24,7 @@ def signals_that_programs_hear() -> Iterator[None]:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Print which combinations of transport, store and generation passed (✓), failed (✗) or were skipped (–)."""
+    """Print which combinations of transport, store and protocol version passed (✓), failed (✗) or were skipped (–)."""
     cells: dict[tuple[str, str], str] = {}
     for outcome, sign in SIGNS.items():
         for report in terminalreporter.getreports(outcome):
@@ -36,7 +36,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     rows = sorted({row for row, _ in cells})
     columns = sorted({column for _, column in cells})
     width = max(map(len, rows))
-    terminalreporter.section("swap matrix: transport × store and generation")
+    terminalreporter.section("swap matrix: transport × store and protocol version")
     terminalreporter.line(" " * width + "  " + "  ".join(columns))
     for row in rows:
         signs = (cells.get((row, column), " ").center(len(column)) for column in columns)

@@ -44,8 +44,8 @@ from trionode.testing import KafkaBroker
 #: Seconds within which every command ends, whatever hangs.
 END_SECONDS = 2.0
 
-TELLING = "a text that must not be found in the store"
-MESSAGES = [TELLING, "", "Ünïcødé: Привет, 你好, שלום ✨", "x" * 60_000, "the last one"]
+SECRET_TEXT = "a text that must not be found in the store"
+MESSAGES = [SECRET_TEXT, "", "Ünïcødé: Привет, 你好, שלום ✨", "x" * 60_000, "the last one"]
 
 
 async def converse_over(folder: Path, *store: str) -> list[str]:
@@ -69,7 +69,7 @@ def beginning_with(folder: Path, name: str) -> list[Path]:
     return [file for file in folder.iterdir() if file.name.startswith(name)]
 
 
-def holders(files: list[Path], *texts: str) -> list[tuple[str, str]]:
+def files_with(files: list[Path], *texts: str) -> list[tuple[str, str]]:
     """Which of some texts are in which of some files."""
     assert files
     return [(text, file.name) for file in files for text in texts if text.encode() in file.read_bytes()]
@@ -78,19 +78,19 @@ def holders(files: list[Path], *texts: str) -> list[tuple[str, str]]:
 async def test_three_processes_echo_over_sqlite_and_its_file_holds_ciphertext_only(tmp_path: Path) -> None:
     assert await converse_over(tmp_path, f"sqlite:{tmp_path / 'streams.db'}") == MESSAGES
     files = beginning_with(tmp_path, "streams.db")
-    assert holders(files, "alice_to_bob") != []
-    assert holders(files, TELLING, "echoer", "Привет", "x" * 64) == []
+    assert files_with(files, "alice_to_bob") != []
+    assert files_with(files, SECRET_TEXT, "echoer", "Привет", "x" * 64) == []
 
 
 async def test_while_the_hub_runs_its_file_and_its_log_hold_ciphertext_only(tmp_path: Path) -> None:
     with trio.fail_after(60):
         async with scene(tmp_path, f"sqlite:{tmp_path / 'streams.db'}") as (_, hub, _, alice):
-            await alice.write(TELLING)
-            assert await alice.line() == f"Alice received an echo: {TELLING}"
+            await alice.write(SECRET_TEXT)
+            assert await alice.line() == f"Alice received an echo: {SECRET_TEXT}"
             hub.process.kill()
             await hub.process.wait()
             assert (tmp_path / "streams.db-wal").exists()
-            assert holders(beginning_with(tmp_path, "streams.db"), TELLING, "echoer") == []
+            assert files_with(beginning_with(tmp_path, "streams.db"), SECRET_TEXT, "echoer") == []
 
 
 @pytest.mark.kafka
@@ -104,14 +104,14 @@ async def test_three_processes_echo_over_kafka_and_its_topics_hold_ciphertext_on
         if file.parent.name.startswith(("trionode_alice_to_bob_", "trionode_bob_to_alice_"))
     ]
     assert sum(file.stat().st_size for file in segments) > 120_000
-    assert holders(segments, TELLING, "echoer", "Привет", "x" * 64) == []
+    assert files_with(segments, SECRET_TEXT, "echoer", "Привет", "x" * 64) == []
 
 
 async def test_alice_does_not_wait_for_an_echo_before_she_sends_the_next_line(tmp_path: Path) -> None:
     numbers = [str(number) for number in range(2000)]
     with trio.fail_after(60):
         async with scene(tmp_path, "memory") as (_, _, bob, alice), trio.open_nursery() as nursery:
-            # Nobody reads what Bob prints at first: he stands still, and Alice goes on reading.
+            # At first no task reads the output of Bob: he blocks, and Alice continues to read.
             bob.process.send_signal(signal.SIGSTOP)
             await alice.write(*numbers)
             await alice.close_input()
@@ -226,7 +226,7 @@ async def test_wrong_addresses_are_one_clear_error(tmp_path: Path) -> None:
 
 async def test_no_hub_is_one_clear_error(tmp_path: Path) -> None:
     with socket.socket() as held, trio.fail_after(60):
-        held.bind(("127.0.0.1", 0))  # bound, but not listening: nobody else takes it meanwhile
+        held.bind(("127.0.0.1", 0))  # bound, but not listening: no other program takes it meanwhile
         at = f"tcp:127.0.0.1:{held.getsockname()[1]}"
         async with Commands(tmp_path) as commands:
             alice, bob = await commands.start("alice", "--hub", at), await commands.start("bob", "--hub", at)

@@ -60,7 +60,7 @@ async def test_the_demo_reports_an_unreachable_kafka(tmp_path: Path) -> None:
 
 
 class Terminal:
-    """A terminal with a demo in it, and somebody who types."""
+    """A terminal with a demo in it, and scripted input."""
 
     def __init__(self) -> None:
         self.ours, self.theirs = pty.openpty()

@@ -94,9 +94,9 @@ async def test_nodes_of_one_file_run_in_processes_of_their_own_and_come_in_any_o
         code, seconds = await hub.stopped_by(signal.SIGTERM)
         assert (code, seconds < 2) == (143, True)
         assert hub.complaints == ""
-        told = [line.partition(":")[0] for line in alice.complaints.splitlines()]
-        assert told[0] == "nodes.alice.streams.hub is not open, and is retried"
-        assert "nodes.alice.streams.hub is open" in told
+        logged = [line.partition(":")[0] for line in alice.complaints.splitlines()]
+        assert logged[0] == "nodes.alice.streams.hub is not open, and is retried"
+        assert "nodes.alice.streams.hub is open" in logged
 
 
 async def test_all_nodes_of_a_file_run_in_one_process(tmp_path: Path) -> None:

@@ -232,7 +232,7 @@ async def test_concurrent_tasks_get_the_same_classic_identity(vault: IdentityVau
             nursery.start_soon(ask, identity)
     assert len(found) == 4
     assert len({each.identifier for each in found}) == 1
-    assert len(vault.keys()) == 3, "the keys of those who came second are forgotten"
+    assert len(vault.keys()) == 3, "the keys of the later tasks are forgotten"
 
 
 async def test_refused_or_cancelled_classic_identity_leaves_no_key(vault: IdentityVault) -> None:

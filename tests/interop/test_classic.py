@@ -8,10 +8,10 @@ import attrs
 import pytest
 import trio
 
-from tests.interop.test_current import COUNT, NOBODY, REFUSED_SECONDS, STALL_TIMEOUT, Echoer, texts
+from tests.interop.test_current import COUNT, REFUSED_SECONDS, STALL_TIMEOUT, UNKNOWN, Echoer, texts
 from tests.support.doubling import CLASSIC, open_doubling
 from tests.support.processes import Commands, Running, addresses
-from tests.support.rust_peers import Peers, open_peers, told
+from tests.support.rust_peers import Peers, open_peers, reports
 from trionode import Identity, Node, Route, open_node, trust_everyone, trust_only
 from trionode.counters import DropReason
 from trionode.errors import AnswerTimeout, HandshakeError
@@ -22,17 +22,17 @@ from trionode.testing import KafkaBroker
 
 pytestmark = pytest.mark.interop
 
-#: An identifier that nobody has.
-NO_P = "P" + NOBODY[1:]
+#: An identifier that no peer has.
+NO_P = "P" + UNKNOWN[1:]
 
 
 @attrs.define(eq=False)
 class Scene:
-    """Our node, listening, with an identity, its classic face and an echoer; and Rust peers to start."""
+    """Our node, listening, with an identity, its classic and an echoer; and Rust peers to start."""
 
     node: Node
     ours: Identity
-    face: ClassicIdentity
+    classic: ClassicIdentity
     echoer: Echoer
     peers: Peers
     endpoint: str
@@ -54,9 +54,9 @@ async def test_a_rust_initiator_receives_every_echo_from_us(scene: Scene) -> Non
             "listener", scene.ours, trust=trust_everyone, protocol_versions=("current", "classic")
         )
         initiator = await scene.peers.start(
-            "initiate", scene.endpoint, "--count", str(COUNT), "--trust", str(scene.face.identifier)
+            "initiate", scene.endpoint, "--count", str(COUNT), "--trust", str(scene.classic.identifier)
         )
-        identifier, _, echoed = await told(initiator, "identity", "established", "echoed")
+        identifier, _, echoed = await reports(initiator, "identity", "established", "echoed")
         assert echoed == str(COUNT)
         assert await initiator.end() == 0, initiator.complaints
         assert len(scene.echoer.messages) == COUNT
@@ -66,7 +66,7 @@ async def test_a_rust_initiator_receives_every_echo_from_us(scene: Scene) -> Non
 async def test_a_rust_initiator_receives_every_echo_over_plain_tcp(scene: Scene) -> None:
     with trio.fail_after(STALL_TIMEOUT):
         initiator = await scene.peers.start("initiate", scene.endpoint, "--plain", "--count", str(COUNT))
-        await told(initiator, "identity", "echoed")
+        await reports(initiator, "identity", "echoed")
         assert await initiator.end() == 0, initiator.complaints
 
 
@@ -74,7 +74,7 @@ async def test_a_listener_for_current_channels_does_not_answer_a_classic_initiat
     with trio.fail_after(STALL_TIMEOUT):
         listener = await scene.node.serve_secure_channels("listener", scene.ours, trust=trust_everyone)
         initiator = await scene.peers.start("initiate", scene.endpoint)
-        await told(initiator, "identity")
+        await reports(initiator, "identity")
         with trio.move_on_after(REFUSED_SECONDS):
             await initiator.line()
             raise AssertionError("it was answered")
@@ -89,7 +89,7 @@ async def test_duplicate_frames_of_a_rust_initiator_are_delivered_once(scene: Sc
         )
         async with open_doubling(scene.endpoint, CLASSIC) as doubling:
             initiator = await scene.peers.start("initiate", doubling.endpoint, "--count", "70")
-            await told(initiator, "identity", "established", "echoed")
+            await reports(initiator, "identity", "established", "echoed")
             assert await initiator.end() == 0, initiator.complaints
             assert doubling.doubled >= 70
         assert len(scene.echoer.messages) == 70
@@ -98,8 +98,8 @@ async def test_duplicate_frames_of_a_rust_initiator_are_delivered_once(scene: Sc
 
 async def test_we_receive_every_echo_from_a_rust_responder(scene: Scene) -> None:
     with trio.fail_after(STALL_TIMEOUT):
-        responder = await scene.peers.start("respond", "--trust", str(scene.face.identifier))
-        endpoint, identifier = await told(responder, "listening", "identity")
+        responder = await scene.peers.start("respond", "--trust", str(scene.classic.identifier))
+        endpoint, identifier = await reports(responder, "listening", "identity")
         channel = await scene.node.open_secure_channel(
             Route(f"tcp_classic:{endpoint}", "listener"),
             scene.ours,
@@ -108,13 +108,13 @@ async def test_we_receive_every_echo_from_a_rust_responder(scene: Scene) -> None
         )
         for text in texts(COUNT):
             assert (await scene.node.ask(Route(channel, "echoer"), text)).text == text
-            assert await told(responder, "received") == [str(len(text.encode()))]
+            assert await reports(responder, "received") == [str(len(text.encode()))]
 
 
 async def test_we_receive_every_echo_from_a_rust_responder_over_plain_tcp(scene: Scene) -> None:
     with trio.fail_after(STALL_TIMEOUT):
         responder = await scene.peers.start("respond")
-        endpoint, _ = await told(responder, "listening", "identity")
+        endpoint, _ = await reports(responder, "listening", "identity")
         for text in texts(COUNT):
             assert (await scene.node.ask(Route(f"tcp_classic:{endpoint}", "echoer"), text)).text == text
 
@@ -123,7 +123,7 @@ async def test_our_duplicate_frames_are_delivered_twice_by_a_rust_responder(scen
     """What our documents warn of: a classic peer has no protection of its own."""
     with trio.fail_after(STALL_TIMEOUT):
         responder = await scene.peers.start("respond")
-        endpoint, identifier = await told(responder, "listening", "identity")
+        endpoint, identifier = await reports(responder, "listening", "identity")
         async with open_doubling(endpoint, CLASSIC) as doubling:
             channel = await scene.node.open_secure_channel(
                 Route(f"tcp_classic:{doubling.endpoint}", "listener"),
@@ -134,13 +134,13 @@ async def test_our_duplicate_frames_are_delivered_twice_by_a_rust_responder(scen
             for n in range(10):
                 assert (await scene.node.ask(Route(channel, "echoer"), "x" * n)).text == "x" * n
             assert doubling.doubled == 10
-            assert await told(responder, *["received"] * 20) == [str(n) for n in range(10) for _ in "12"]
+            assert await reports(responder, *["received"] * 20) == [str(n) for n in range(10) for _ in "12"]
 
 
 async def test_we_refuse_an_untrusted_rust_responder_and_it_refuses_us(scene: Scene) -> None:
     with trio.fail_after(STALL_TIMEOUT):
         responder = await scene.peers.start("respond", "--trust", NO_P)
-        endpoint, identifier = await told(responder, "listening", "identity")
+        endpoint, identifier = await reports(responder, "listening", "identity")
         route = Route(f"tcp_classic:{endpoint}", "listener")
         with pytest.raises(HandshakeError, match=identifier):
             await scene.node.open_secure_channel(route, scene.ours, trust=trust_only(NO_P), protocol_version="classic")

@@ -10,7 +10,7 @@ import trio
 
 from tests.support.doubling import open_doubling
 from tests.support.processes import Running
-from tests.support.rust_peers import Peers, open_peers, told
+from tests.support.rust_peers import Peers, open_peers, reports
 from trionode import (
     Identity,
     Mailbox,
@@ -42,8 +42,8 @@ REFUSED_SECONDS = 2
 #: As many as a Rust initiator sends: the keys change six times each way.
 COUNT = 200
 
-#: An identifier that nobody has.
-NOBODY = "I" + "0" * 64
+#: An identifier that no peer has.
+UNKNOWN = "I" + "0" * 64
 
 #: Both kinds of identity that a Rust peer can make.
 CURVES = pytest.mark.parametrize("curve", [(), ("--p256",)], ids=["ed25519", "p256"])
@@ -107,7 +107,7 @@ async def _open_scene(program: Path) -> AsyncIterator[Scene]:
 
 
 class OnlyOne:
-    """The policy that trusts one peer, who is named after the listener was opened: a Rust peer makes its identity when
+    """The policy that trusts one peer, which is named after the listener was opened: a Rust peer makes its identity when
     it starts.
     """
 
@@ -135,10 +135,10 @@ async def test_a_rust_initiator_receives_every_echo_from_us(scene: Scene, curve:
         initiator = await scene.peers.start(
             "initiate", scene.endpoint, "--count", str(COUNT), "--trust", str(scene.ours.identifier), "--linger", *curve
         )
-        (identifier,) = await told(initiator, "identity")
+        (identifier,) = await reports(initiator, "identity")
         trust.name(identifier)
-        await told(initiator, "established")
-        assert await told(initiator, "echoed") == [str(COUNT)]
+        await reports(initiator, "established")
+        assert await reports(initiator, "echoed") == [str(COUNT)]
         assert len(scene.echoer.messages) == COUNT
         assert {"I" + (message.origin.identifier or b"").hex() for message in scene.echoer.messages} == {identifier}
         # It closes the channel, and so does our side then.
@@ -153,18 +153,18 @@ async def test_a_rust_initiator_receives_every_echo_from_us(scene: Scene, curve:
 async def test_a_rust_initiator_receives_every_echo_over_plain_tcp(scene: Scene) -> None:
     with trio.fail_after(STALL_TIMEOUT):
         initiator = await scene.peers.start("initiate", scene.endpoint, "--plain", "--count", str(COUNT))
-        await told(initiator, "identity")
-        assert await told(initiator, "echoed") == [str(COUNT)]
+        await reports(initiator, "identity")
+        assert await reports(initiator, "echoed") == [str(COUNT)]
         assert await initiator.end() == 0, initiator.complaints
         assert {message.origin.identifier for message in scene.echoer.messages} == {None}
 
 
 async def test_a_refused_rust_initiator_gets_no_answer(scene: Scene) -> None:
     with trio.fail_after(STALL_TIMEOUT):
-        listener = await scene.listen(trust_only(NOBODY))
+        listener = await scene.listen(trust_only(UNKNOWN))
         initiator = await scene.peers.start("initiate", scene.endpoint, "--timeout", str(REFUSED_SECONDS))
         # Message 3 is the last one: it learns of the refusal by silence only.
-        await told(initiator, "identity", "established")
+        await reports(initiator, "identity", "established")
         assert await initiator.end() == 1
         assert "imeout" in initiator.complaints
         assert not listener.channels
@@ -175,9 +175,9 @@ async def test_a_rust_initiator_that_refuses_us_opens_nothing(scene: Scene) -> N
     with trio.fail_after(STALL_TIMEOUT):
         listener = await scene.listen()
         initiator = await scene.peers.start(
-            "initiate", scene.endpoint, "--trust", NOBODY, "--timeout", str(REFUSED_SECONDS)
+            "initiate", scene.endpoint, "--trust", UNKNOWN, "--timeout", str(REFUSED_SECONDS)
         )
-        await told(initiator, "identity")
+        await reports(initiator, "identity")
         assert await initiator.end() == 1
         assert await initiator.rest() == []
         assert not listener.channels
@@ -189,7 +189,7 @@ async def test_duplicate_frames_of_a_rust_initiator_are_delivered_once(scene: Sc
         await scene.listen()
         async with open_doubling(scene.endpoint) as doubling:
             initiator = await scene.peers.start("initiate", doubling.endpoint, "--count", "70")
-            await told(initiator, "identity", "established", "echoed")
+            await reports(initiator, "identity", "established", "echoed")
             assert await initiator.end() == 0, initiator.complaints
             assert doubling.doubled >= 70
         assert len(scene.echoer.messages) == 70
@@ -203,7 +203,7 @@ async def test_duplicate_frames_of_a_rust_initiator_are_delivered_once(scene: Sc
 async def test_we_receive_every_echo_from_a_rust_responder(scene: Scene, curve: tuple[str, ...]) -> None:
     with trio.fail_after(STALL_TIMEOUT):
         responder = await scene.peers.start("respond", "--trust", str(scene.ours.identifier), *curve)
-        endpoint, identifier = await told(responder, "listening", "identity")
+        endpoint, identifier = await reports(responder, "listening", "identity")
         channel = await scene.node.open_secure_channel(
             Route(f"tcp:{endpoint}", "listener"), scene.ours, trust=trust_only(identifier)
         )
@@ -212,14 +212,14 @@ async def test_we_receive_every_echo_from_a_rust_responder(scene: Scene, curve: 
             echo = await scene.node.ask(Route(channel, "echoer"), text)
             assert echo.text == text
             assert echo.origin.identifier == channel.peer.identifier.value
-            assert await told(responder, "received") == [str(len(text.encode()))]
+            assert await reports(responder, "received") == [str(len(text.encode()))]
         assert not +scene.node.counters
 
 
 async def test_we_receive_every_echo_from_a_rust_responder_over_plain_tcp(scene: Scene) -> None:
     with trio.fail_after(STALL_TIMEOUT):
         responder = await scene.peers.start("respond")
-        (endpoint, _) = await told(responder, "listening", "identity")
+        (endpoint, _) = await reports(responder, "listening", "identity")
         for text in texts(COUNT):
             assert (await scene.node.ask(Route(f"tcp:{endpoint}", "echoer"), text)).text == text
 
@@ -227,7 +227,7 @@ async def test_we_receive_every_echo_from_a_rust_responder_over_plain_tcp(scene:
 async def test_unacknowledged_messages_keep_their_order_to_a_rust_responder_and_back(scene: Scene) -> None:
     with trio.fail_after(STALL_TIMEOUT):
         responder = await scene.peers.start("respond")
-        endpoint, _ = await told(responder, "listening", "identity")
+        endpoint, _ = await reports(responder, "listening", "identity")
         channel = await scene.node.open_secure_channel(
             Route(f"tcp:{endpoint}", "listener"), scene.ours, trust=trust_everyone
         )
@@ -241,17 +241,17 @@ async def test_unacknowledged_messages_keep_their_order_to_a_rust_responder_and_
 async def test_we_refuse_an_untrusted_rust_responder(scene: Scene) -> None:
     with trio.fail_after(STALL_TIMEOUT):
         responder = await scene.peers.start("respond")
-        endpoint, identifier = await told(responder, "listening", "identity")
+        endpoint, identifier = await reports(responder, "listening", "identity")
         with pytest.raises(HandshakeError, match=identifier):
             await scene.node.open_secure_channel(
-                Route(f"tcp:{endpoint}", "listener"), scene.ours, trust=trust_only(NOBODY)
+                Route(f"tcp:{endpoint}", "listener"), scene.ours, trust=trust_only(UNKNOWN)
             )
 
 
 async def test_a_rust_responder_that_refuses_us_sends_nothing(scene: Scene) -> None:
     with trio.fail_after(STALL_TIMEOUT):
-        responder = await scene.peers.start("respond", "--trust", NOBODY)
-        endpoint, identifier = await told(responder, "listening", "identity")
+        responder = await scene.peers.start("respond", "--trust", UNKNOWN)
+        endpoint, identifier = await reports(responder, "listening", "identity")
         # Message 3 is the last one: we learn of the refusal by silence only.
         channel = await scene.node.open_secure_channel(
             Route(f"tcp:{endpoint}", "listener"), scene.ours, trust=trust_only(identifier)
@@ -265,7 +265,7 @@ async def test_a_rust_responder_that_refuses_us_sends_nothing(scene: Scene) -> N
 async def test_our_duplicate_frames_are_delivered_once_by_a_rust_responder(scene: Scene) -> None:
     with trio.fail_after(STALL_TIMEOUT):
         responder = await scene.peers.start("respond")
-        endpoint, identifier = await told(responder, "listening", "identity")
+        endpoint, identifier = await reports(responder, "listening", "identity")
         async with open_doubling(endpoint) as doubling:
             channel = await scene.node.open_secure_channel(
                 Route(f"tcp:{doubling.endpoint}", "listener"), scene.ours, trust=trust_only(identifier)
@@ -273,7 +273,7 @@ async def test_our_duplicate_frames_are_delivered_once_by_a_rust_responder(scene
             for n in range(70):
                 assert (await scene.node.ask(Route(channel, "echoer"), "x" * n)).text == "x" * n
             assert doubling.doubled == 70
-            assert await told(responder, *["received"] * 70) == [*map(str, range(70))]
+            assert await reports(responder, *["received"] * 70) == [*map(str, range(70))]
             responder.process.kill()
             assert await responder.rest() == []
 
@@ -281,7 +281,7 @@ async def test_our_duplicate_frames_are_delivered_once_by_a_rust_responder(scene
 async def test_a_channel_that_we_close_leaves_the_rust_responder_and_the_link_in_order(scene: Scene) -> None:
     with trio.fail_after(STALL_TIMEOUT):
         responder = await scene.peers.start("respond")
-        endpoint, identifier = await told(responder, "listening", "identity")
+        endpoint, identifier = await reports(responder, "listening", "identity")
         for n in range(3):
             channel = await scene.node.open_secure_channel(
                 Route(f"tcp:{endpoint}", "listener"), scene.ours, trust=trust_only(identifier)
@@ -307,18 +307,18 @@ class RustAuthority:
     @classmethod
     async def start(cls, peers: Peers) -> "RustAuthority":
         running = await peers.start("authority")
-        (history,) = await told(running, "history")
+        (history,) = await reports(running, "history")
         return cls(running, history)
 
     async def issue(self, history: str, *attributes: str) -> str:
         await self.running.write(" ".join([history, *attributes]))
-        (credential,) = await told(self.running, "credential")
+        (credential,) = await reports(self.running, "credential")
         return credential
 
 
 async def present(peer: Running, authority: RustAuthority | Identity, role: str) -> None:
     """Let a Rust peer present a credential with that role."""
-    (history,) = await told(peer, "history")
+    (history,) = await reports(peer, "history")
     if isinstance(authority, RustAuthority):
         credential = await authority.issue(history, f"role={role}", "team=blue")
     else:
@@ -348,12 +348,12 @@ async def test_a_rust_initiator_is_trusted_by_its_credential(
             "initiate", scene.endpoint, "--count", "3", "--present", "--linger", "--timeout", str(REFUSED_SECONDS)
         )
         await present(initiator, authority, role)
-        await told(initiator, "identity", "established")
+        await reports(initiator, "identity", "established")
         if role == "guest":
             assert await initiator.end() == 1
             assert not scene.echoer.messages
             return
-        assert await told(initiator, "echoed") == ["3"]
+        assert await reports(initiator, "echoed") == ["3"]
         for message in scene.echoer.messages:
             assert from_attributes(history_of(authority), {"role": "member", "team": None})(message.origin)
             assert not from_attributes(history_of(authority), {"team": "red"})(message.origin)
@@ -373,7 +373,7 @@ async def test_a_rust_responder_is_trusted_by_its_credential_and_asks_for_ours(
             "respond", "--present", "--authority", history_of(authority), "--require", "role=member"
         )
         await present(responder, authority, role)
-        endpoint, identifier = await told(responder, "listening", "identity")
+        endpoint, identifier = await reports(responder, "listening", "identity")
         to_listener = Route(f"tcp:{endpoint}", "listener")
         trust = trust_attributes(history_of(authority), {"role": "member"})
         if role == "guest":

@@ -1,4 +1,4 @@
-"""Portals and relays with real Rust peers of both generations (spec §13.2, §13.3)."""
+"""Portals and relays with real Rust peers of both protocol versions (spec §13.2, §13.3)."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -9,7 +9,7 @@ import trio
 
 from tests.interop.test_current import STALL_TIMEOUT
 from tests.portals.test_portals import echo, parts, service_at
-from tests.support.rust_peers import Peers, open_peers, program_of, told
+from tests.support.rust_peers import Peers, open_peers, program_of, reports
 from trionode import Identity, Node, Route, open_node, trust_everyone
 
 pytestmark = pytest.mark.interop
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.interop
 
 @attrs.define(eq=False)
 class Scene:
-    """Our node, which answers channels of one generation, and Rust peers of it."""
+    """Our node, which answers channels of one protocol version, and Rust peers of it."""
 
     node: Node
     ours: Identity
@@ -65,7 +65,7 @@ async def test_a_rust_inlet_reaches_our_outlet(scene: Scene) -> None:
         async with service_at(echo) as target:
             await scene.node.serve_outlet("outlet", target)
             inlet = await scene.peers.start("inlet", "127.0.0.1:0", scene.endpoint)
-            *_, at = await told(inlet, "identity", "established", "listening")
+            *_, at = await reports(inlet, "identity", "established", "listening")
             for _ in range(3):
                 await echoes(at)
 
@@ -74,7 +74,7 @@ async def test_our_inlet_reaches_a_rust_outlet(scene: Scene) -> None:
     with trio.fail_after(STALL_TIMEOUT):
         async with service_at(echo) as target:
             outlet = await scene.peers.start("outlet", target)
-            endpoint, _ = await told(outlet, "listening", "identity")
+            endpoint, _ = await reports(outlet, "listening", "identity")
             channel = await scene.node.open_secure_channel(
                 Route(f"{scene.scheme}:{endpoint}", "listener"),
                 scene.ours,
@@ -97,7 +97,7 @@ async def test_a_rust_node_behind_our_relay_is_reached_through_a_channel(scene: 
         await scene.node.serve_relays()
         # A classic program keeps its name by asking again; the answer has to be what it asked for.
         relay = await scene.peers.start("relay", scene.endpoint, "inside")
-        address, identifier = await told(relay, "relay", "identity")
+        address, identifier = await reports(relay, "relay", "identity")
         assert address.endswith("inside")
         async with open_node(scene.scheme) as caller:
             me = await Identity.create(caller.vault)
@@ -117,7 +117,7 @@ async def test_our_node_behind_a_rust_relay_service_is_reached(scene: Scene) -> 
         pytest.skip("a classic Rust relay service does not forward between two TCP connections from 0.78 on")
     with trio.fail_after(STALL_TIMEOUT):
         service = await scene.peers.start("relay-service")
-        (endpoint,) = await told(service, "listening")
+        (endpoint,) = await reports(service, "listening")
         relay = await scene.node.open_relay(Route(f"tcp:{endpoint}"), "ours")
         async with open_node("tcp") as caller:
             me = await Identity.create(caller.vault)

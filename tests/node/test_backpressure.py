@@ -1,6 +1,6 @@
-"""The cases of docs/architecture.md, "Who waits", in which waiting for ever would deadlock; memory is bounded in all of them.
+"""The cases of docs/architecture.md, "Backpressure". Memory is bounded in all of them.
 
-The case of a decryptor that feeds a hung worker stands with the secure channels.
+The case of a decryptor that feeds a hung worker is in the tests of secure channels.
 """
 
 from collections.abc import Callable, Sequence
@@ -46,13 +46,13 @@ class Watch:
         monkeypatch.setattr(MemoryChannel, "put", watched)
 
     def assert_bounded(self, *, owing: int) -> None:
-        """Every queue held its bound and one message for each who owes."""
+        """Every queue held its bound and one message for each waiting task."""
         assert self.highest
         for channel, highest in self.highest.items():
             assert highest <= channel.bound + owing * COST
 
     def assert_hard_bounded(self, *, owing: int) -> None:
-        """Every queue held at most its hard bound and one message for each who owes."""
+        """Every queue held at most its hard bound and one message for each waiting task."""
         assert self.highest
         for channel, highest in self.highest.items():
             assert highest <= channel.hard_bound + owing * COST
@@ -153,7 +153,7 @@ async def test_a_hub_with_a_fast_a_slow_and_a_stopped_receiver(
         assert mute.ended.is_set()
         assert not tardy.counters + quick.counters
         assert hub.counters[DropReason.UNKNOWN_ADDRESS] > 0
-        # The sender was held up once for the silent one's patience, and no longer than the slow one takes anyway.
+        # The sender was held up once for the stall timeout of the stopped worker, and no longer than the slow one takes anyway.
         assert trio.current_time() < LINK_STALL_TIMEOUT + rounds * pause + 60
         nursery.cancel_scope.cancel()
     watch.assert_bounded(owing=2)
@@ -162,7 +162,7 @@ async def test_a_hub_with_a_fast_a_slow_and_a_stopped_receiver(
 # 3
 
 
-@pytest.mark.parametrize("reader", [silent, None], ids=["into mailboxes that nobody reads", "to no address"])
+@pytest.mark.parametrize("reader", [silent, None], ids=["into unread mailboxes", "to no address"])
 async def test_two_nodes_that_only_send(reader: Worker | None, watch: Watch, autojump_clock: MockClock) -> None:
     network, count, done = Loopback(), 3000, 0
     async with open_node(network) as one, open_node(network) as other:
@@ -266,7 +266,7 @@ async def test_a_client_that_never_reads_is_closed_and_others_are_served(
     watch.assert_hard_bounded(owing=2)
 
 
-@pytest.mark.parametrize("drop_when_full", [False, True], ids=["leaf", "drop_when_full"])
+@pytest.mark.parametrize("drop_when_full", [False, True], ids=["default", "drop_when_full"])
 async def test_peer_that_never_reads_its_own_echoes_is_bounded(
     watch: Watch, autojump_clock: MockClock, *, drop_when_full: bool
 ) -> None:
@@ -337,7 +337,7 @@ async def test_two_hubs_with_u_turn_flows(pause: float, watch: Watch, autojump_c
         to_west = await west_sender.connect(str(await west.listen("loopback:west")))
         to_east = await east_sender.connect(str(await east.listen("loopback:east_too")))
         senders = [
-            # Each flow goes over the trunk and back again, out by the link that it came by.
+            # Each flow goes over the link between hubs and back again, out by the link that it came by.
             (west_sender, Route(to_west, "east", eastern.address, "client", "sink")),
             (east_sender, Route(to_east, eastern.address, "east", "client", "sink")),
         ]
@@ -389,15 +389,15 @@ async def test_a_ring_of_three_hubs(pause: float, watch: Watch, autojump_clock: 
     ):
         hubs, clients = (hub0, hub1, hub2), (client0, client1, client2)
         for i, hub in enumerate(hubs):
-            await hub.listen(f"loopback:trunk{i}", drop_when_full=True)
-            await hub.listen(f"loopback:leaf{i}")
+            await hub.listen(f"loopback:hub{i}", drop_when_full=True)
+            await hub.listen(f"loopback:client{i}")
             await hub.start_worker("sink", counter(counted[i], pause=pause), allow=from_anywhere)
         trunks = [
-            await hub.connect(f"loopback:trunk{(i + 1) % 3}", name="next", drop_when_full=True)
+            await hub.connect(f"loopback:hub{(i + 1) % 3}", name="next", drop_when_full=True)
             for i, hub in enumerate(hubs)
         ]
         senders = [
-            (client, Route(await client.connect(f"loopback:leaf{i}"), "next", "next", "next", "next", "sink"))
+            (client, Route(await client.connect(f"loopback:client{i}"), "next", "next", "next", "next", "sink"))
             for i, client in enumerate(clients)
         ]
         with trio.fail_after(count * pause + 100):

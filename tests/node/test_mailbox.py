@@ -16,7 +16,7 @@ from trionode.routing.memory_channel import FAIR_BURST, ITEM_OVERHEAD, MemoryCha
 from trionode.routing.router import MAX_DELIVERIES, Router
 
 AFAR = Origin(link=local("link"))
-TRUNK = Origin(link=local("link"), drop_when_full=True)
+HUB_LINK = Origin(link=local("link"), drop_when_full=True)
 BOX = local("box")
 
 
@@ -27,7 +27,7 @@ def a_mailbox(router: Router, name: str = "box", *, bound: int = 256 * 1024, sta
 
 
 def a_queue(router: Router, name: str, items: int) -> MemoryChannel[Message]:
-    """An address whose hop owes after so many messages, as a link's does."""
+    """An address whose hop returns a budget after so many messages, as a link's does."""
     queue: MemoryChannel[Message] = MemoryChannel(items * ITEM_OVERHEAD)
     router.register(local(name), lambda message: queue.put(message, 0), allow=from_anywhere)
     return queue
@@ -122,7 +122,7 @@ async def test_forwarding_and_replying_share_the_count_of_local_deliveries() -> 
     assert router.counters == {DropReason.DELIVERY_LOOP: 1}
 
 
-# Who owes, waits
+# Waiting for capacity
 
 
 async def test_sender_waits_only_before_the_next_message_on_the_same_path() -> None:
@@ -366,7 +366,7 @@ def test_drop_when_full_link_fills_a_mailbox_to_its_hard_limit_then_drops() -> N
     router = Router()
     box = a_mailbox(router, bound=4 * (ITEM_OVERHEAD + len(BOX)))
     for _ in range(100):
-        router.deliver(Message((box.encoded,), (), b"", TRUNK))
+        router.deliver(Message((box.encoded,), (), b"", HUB_LINK))
     assert len(box._inbox) == 4 * 16
     assert router.counters == {DropReason.MAILBOX_FULL: 36}
 

@@ -135,40 +135,40 @@ async def test_stall_timeout_starts_again_whenever_an_item_is_taken(autojump_clo
 
 
 async def test_on_stall_is_called_after_the_stall_timeout_and_not_before(autojump_clock: MockClock) -> None:
-    told: list[float] = []
+    stalled: list[float] = []
     channel: MemoryChannel[bytes] = MemoryChannel(
-        ITEM_OVERHEAD, stall_timeout=3, on_stall=lambda: told.append(trio.current_time())
+        ITEM_OVERHEAD, stall_timeout=3, on_stall=lambda: stalled.append(trio.current_time())
     )
     channel.put(b"", 0)
     await channel.wait_or_stall()
-    assert not told
+    assert not stalled
     channel.put(b"", 0)
     await channel.wait_or_stall()
-    assert told == [pytest.approx(3, abs=0.01)]
+    assert stalled == [pytest.approx(3, abs=0.01)]
 
 
 async def test_byte_budget_works_without_a_queue() -> None:
-    room = ByteBudget(100)
-    assert room.add(60) is None
-    assert room.add(60) is room
+    budget = ByteBudget(100)
+    assert budget.add(60) is None
+    assert budget.add(60) is budget
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(room.wait_for_capacity)
+        nursery.start_soon(budget.wait_for_capacity)
         await wait_all_tasks_blocked()
-        room.release(60)
+        budget.release(60)
         await wait_all_tasks_blocked()
         assert nursery.child_tasks
-        room.release(60)
+        budget.release(60)
 
 
-@pytest.mark.parametrize("wait", ["room", "room with patience", "send"])
+@pytest.mark.parametrize("wait", ["wait_for_capacity", "wait_or_stall", "send"])
 async def test_cancelled_wait_for_capacity_changes_nothing(wait: str, autojump_clock: MockClock) -> None:
     channel = full()
     before = len(channel), channel.size
     with trio.move_on_after(1) as scope:
         match wait:
-            case "room":
+            case "wait_for_capacity":
                 await channel.wait_for_capacity()
-            case "room with patience":
+            case "wait_or_stall":
                 await channel.wait_for_capacity(10)
             case _:
                 await channel.send(b"never", 5)
@@ -215,7 +215,7 @@ async def test_senders_wait_for_the_receiver_and_everything_arrives_once_and_in_
         received.extend([await channel.receive() for _ in range(senders * count)])
     for sender in range(senders):
         assert [i for s, i in received if s == sender] == list(range(count))
-    assert highest <= 8 + senders, "a channel holds its bound and one item for each who sends"
+    assert highest <= 8 + senders, "a channel holds its bound and one item for each sender"
 
 
 async def test_receivers_share_the_items() -> None:

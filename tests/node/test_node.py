@@ -216,11 +216,11 @@ async def test_unauthenticated_peers_reach_a_mailbox_by_its_random_address_only(
         open_node() as node,
         node.open_mailbox() as nameless,
         node.open_mailbox("named") as named,
-        node.open_mailbox("told", allow=from_anywhere) as told,
+        node.open_mailbox("open", allow=from_anywhere) as open_box,
     ):
-        for box in (nameless, named, told):
+        for box in (nameless, named, open_box):
             node._router.deliver(Message((box.encoded,), (), b"", Origin(link=local("link"))))
-        assert [len(box._inbox) for box in (nameless, named, told)] == [1, 0, 1]
+        assert [len(box._inbox) for box in (nameless, named, open_box)] == [1, 0, 1]
 
 
 async def test_after_its_block_a_node_opens_nothing_more_and_leaves_no_socket_behind() -> None:

@@ -119,7 +119,7 @@ async def test_lost_connection_is_dialled_again_by_the_next_message(
 
 
 @pytest.mark.parametrize(
-    ("error", "told"),
+    ("error", "logged"),
     [
         (LocalError("expected host:port, and got \x1b"), r"expected host:port, and got \x1b"),
         (UnicodeError("label too long"), "UnicodeError('label too long')"),
@@ -128,7 +128,7 @@ async def test_lost_connection_is_dialled_again_by_the_next_message(
     ids=lambda value: type(value).__name__,
 )
 async def test_failed_dial_drops_the_message_and_the_node_lives(
-    error: Exception, told: str, autojump_clock: trio.testing.MockClock, caplog: pytest.LogCaptureFixture
+    error: Exception, logged: str, autojump_clock: trio.testing.MockClock, caplog: pytest.LogCaptureFixture
 ) -> None:
     network = Dialler(error=error)
     async with client_at_a_hub(network) as (hub, at, client):
@@ -139,7 +139,7 @@ async def test_failed_dial_drops_the_message_and_the_node_lives(
             assert +hub.counters == {DropReason.DIAL_FAILED: count}
         assert link.is_open
     assert caplog.text.count("dropped a message for loopback:bob") == 1
-    assert told in caplog.text
+    assert logged in caplog.text
 
 
 async def test_changing_error_texts_do_not_fill_the_log(
@@ -236,7 +236,7 @@ async def test_peer_that_takes_nothing_is_hung_up_and_its_address_stays(
         assert first._outgoing.is_closed
         is_stuck = False
         await trio.sleep(2 * STALL_TIMEOUT)
-        link._on_stall()  # the second has taken nothing either, but nobody waited for it any more
+        link._on_stall()  # the second has taken nothing either, but no task waited for it any more
         await trio.testing.wait_all_tasks_blocked()
         assert second._outgoing.is_closed
         taken.clear()

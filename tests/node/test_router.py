@@ -20,16 +20,16 @@ def message(*onward: bytes, origin: Origin = LOCAL) -> Message:
 
 
 def test_message_goes_to_the_hop_of_its_first_address_which_returns_a_queue() -> None:
-    router, room = Router(), MemoryChannel[object]()
+    router, queue = Router(), MemoryChannel[object]()
     got: list[Message] = []
 
     def hop(message: Message) -> ByteBudget | None:
         got.append(message)
-        return room
+        return queue
 
     router.register(A, hop, allow=from_anywhere)
     sent = message(A, B)
-    assert router.deliver(sent) is room
+    assert router.deliver(sent) is queue
     assert got == [sent]
     assert A in router
     assert B not in router
@@ -103,25 +103,25 @@ def test_limit_of_a_path_is_that_of_its_first_address() -> None:
     router = Router()
     router.register(A, lambda _: None, allow=from_anywhere, limit=65_000)
     router.register(B, lambda _: None, allow=from_anywhere)
-    assert [router.limit(address) for address in (A, B, local("nobody"))] == [65_000, None, None]
+    assert [router.limit(address) for address in (A, B, local("unknown"))] == [65_000, None, None]
 
 
 def test_prefix_takes_all_addresses_that_begin_with_it_and_have_no_hop() -> None:
-    router, room = Router(), MemoryChannel[object]()
-    family: list[Message] = []
+    router, queue = Router(), MemoryChannel[object]()
+    prefixed: list[Message] = []
     own: list[Message] = []
 
     def serve(message: Message) -> ByteBudget | None:
-        family.append(message)
-        return room
+        prefixed.append(message)
+        return queue
 
     router.register_prefix(b"ST_", serve, allow=from_local)
     router.register(local("ST_own"), own.append, allow=from_anywhere)
-    assert router.deliver(message(local("ST_1"))) is room
+    assert router.deliver(message(local("ST_1"))) is queue
     router.deliver(message(local("ST_own")))
     router.deliver(message(local("ST_2"), origin=AFAR))
     router.deliver(message(encode_address(1, b"ST_1"), origin=AFAR))
-    assert (len(family), len(own)) == (1, 1)
+    assert (len(prefixed), len(own)) == (1, 1)
     assert router.counters == {DropReason.ACCESS_DENIED: 1, DropReason.UNKNOWN_ADDRESS: 1}
     with pytest.raises(AddressInUseError, match="addresses that overlap"):
         router.register_prefix(b"ST_x", serve, allow=from_local)

@@ -90,7 +90,7 @@ def state_of(end: PortalEnd) -> State:
 
 
 def opened(*, window: int | None = 1000) -> PortalEnd:
-    """An inlet's end that an outlet has answered, which speaks credit unless its window is None."""
+    """An inlet's end that an outlet has answered, which supports credit unless its window is None."""
     end = PortalEnd.inlet(1000)
     end.receive(Pong(window))
     assert said(end) == [Ping(1000)]
@@ -164,7 +164,7 @@ def test_a_peer_without_credit_has_a_mebibyte_and_then_the_connection_ends() -> 
     assert state_of(end) is State.OPEN
     end.written(100)
     end.receive(Payload(bytes(100)))
-    assert state_of(end) is State.OPEN, "what the socket took has made room"
+    assert state_of(end) is State.OPEN, "what the socket took has freed capacity"
     end.receive(Payload(b"!"))
     assert state_of(end) is State.CLOSED
     assert end.is_broken
@@ -297,8 +297,8 @@ def test_two_ends_carry_both_streams_whole_within_their_windows(
     outlet.connected()
     sides = Side(inlet, sources[0]), Side(outlet, sources[1])
 
-    def step(who: int, action: int, size: int) -> bool:
-        side, other = sides[who], sides[1 - who]
+    def step(index: int, action: int, size: int) -> bool:
+        side, other = sides[index], sides[1 - index]
         if action < 4:
             done = side.act(action, size)
         else:
@@ -310,10 +310,10 @@ def test_two_ends_carry_both_streams_whole_within_their_windows(
             assert not each.end.is_broken
         return done
 
-    for who, action, size in steps:
-        step(who, action, size)
+    for index, action, size in steps:
+        step(index, action, size)
     # Whatever the order was: as long as anybody can do anything, it goes on, and in the end all has arrived.
-    while any(step(who, action, 60) for who in (0, 1) for action in range(5)):
+    while any(step(index, action, 60) for index in (0, 1) for action in range(5)):
         pass
     for side, other in (sides, sides[::-1]):
         assert state_of(side.end) is State.CLOSED

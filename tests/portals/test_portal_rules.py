@@ -70,7 +70,7 @@ async def read_out(stream: trio.SocketStream) -> bytes:
     return b"".join([data async for data in stream])
 
 
-async def told(mailbox: Mailbox) -> PortalMessage:
+async def next_message(mailbox: Mailbox) -> PortalMessage:
     return decode((await mailbox.receive()).payload)
 
 
@@ -132,7 +132,7 @@ async def test_return_routes_of_later_messages_are_ignored() -> None:
                 await other.reply(pong, encode(Payload(b"from another address, as classic does")))
                 assert await served.receive_some(100)
                 await served.send_all(b"answer")
-                assert await told(inlet) == Payload(b"answer")
+                assert await next_message(inlet) == Payload(b"answer")
 
 
 async def test_an_outlet_bounds_the_connections_of_one_client_and_of_all() -> None:
@@ -145,9 +145,9 @@ async def test_an_outlet_bounds_the_connections_of_one_client_and_of_all() -> No
             for channel in (channels[0], channels[0], channels[0], channels[1], channels[1]):
                 async with alice.open_mailbox() as inlet:
                     await inlet.send(Route(channel, "outlet"), encode(Ping()))
-                    answers.append([await told(inlet)])
+                    answers.append([await next_message(inlet)])
                     if len(answers) in (3, 5):
-                        answers[-1].append(await told(inlet))
+                        answers[-1].append(await next_message(inlet))
             assert answers == [[Pong()], [Pong()], [Pong(), Disconnect()], [Pong()], [Pong(), Disconnect()]]
             assert outlet.connections == 3
 
@@ -246,7 +246,7 @@ async def test_client_without_an_answer_is_reset_and_a_late_answer_gets_a_discon
                 ping = await outlet.receive()
                 await assert_reset(client)
                 await outlet.reply(ping, encode(Pong()))
-                assert await told(outlet) == Disconnect()
+                assert await next_message(outlet) == Disconnect()
 
 
 async def test_broken_socket_is_reported_to_a_peer_without_credit() -> None:
@@ -256,12 +256,12 @@ async def test_broken_socket_is_reported_to_a_peer_without_credit() -> None:
             for end in ("orderly", "reset"):
                 async with node.open_mailbox() as inlet:
                     await inlet.send(Route("outlet"), encode(Ping()))
-                    assert await told(inlet) == Pong()
+                    assert await next_message(inlet) == Pong()
                     served = await target.accepted.receive()
                     if end == "reset":
                         served.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
                     await served.aclose()
-                    assert await told(inlet) == Disconnect()
+                    assert await next_message(inlet) == Disconnect()
 
 
 async def test_truncated_connection_is_no_end_of_file() -> None:
@@ -287,7 +287,7 @@ async def test_inlet_sends_within_its_credit_and_the_smallest_payload_size() -> 
                 await outlet.reply(ping, encode(Pong(100_000)))
                 total = 0
                 while total < 100_000:
-                    payload = await told(outlet)
+                    payload = await next_message(outlet)
                     assert isinstance(payload, Payload)
                     assert len(payload.data) <= MAX_DATA
                     total += len(payload.data)
@@ -310,12 +310,12 @@ async def test_payloads_fit_a_path_with_smaller_frames() -> None:
             await node.serve_outlet("outlet", target.at)
             way = Message((Route("outlet").encoded[0],), (narrow_address, inlet.encoded), encode(Ping(2**20)))
             node._router.deliver(way)
-            assert isinstance(await told(inlet), Pong)
+            assert isinstance(await next_message(inlet), Pong)
             served = await target.accepted.receive()
             await served.send_all(bytes(10_000))
             total = 0
             while total < 10_000:
-                payload = await told(inlet)
+                payload = await next_message(inlet)
                 assert isinstance(payload, Payload)
                 total += len(payload.data)
             assert 900 < max(sizes) <= 1000

@@ -446,7 +446,7 @@ def test_our_own_identity_is_refused_at_either_end_threat_12(role: Role) -> None
         alice, bob = ALICE.initiate(), ALICE.respond()
         refuses(alice, up_to(4, alice, bob), ends=True)
     else:
-        # The initiator that does not mind: it accepts whom it should not.
+        # The initiator that does not mind: it accepts a peer that it should refuse.
         alice, bob = ALICE.initiate(), ALICE.respond()
         up_to(4, alice, bob)
         own = CLASSIC.encode((BOBS,), (ALICES,), _good(ALICE, alice.handshake_hash, IdentityKind.RESPONSE))

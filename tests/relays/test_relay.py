@@ -215,7 +215,7 @@ async def test_a_relay_reaches_the_node_behind_its_owner_again(autojump_clock: M
 async def test_a_relay_to_a_node_that_is_not_there_raises_at_once(autojump_clock: MockClock) -> None:
     async with open_scene() as scene:
         with pytest.raises(ConnectionLost):
-            await scene.holder.open_relay(HUB, "bob", to=Route("loopback:nobody"))
+            await scene.holder.open_relay(HUB, "bob", to=Route("loopback:unreachable"))
         with pytest.raises(LocalError, match="`to` begins with a transport address"):
             await scene.holder.open_relay(HUB, "bob", to=Route("echoer"))
 
@@ -256,10 +256,10 @@ async def test_name_of_an_identity_is_reserved_while_it_is_away(autojump_clock: 
         with pytest.raises(AnswerTimeout):
             await scene.holder.open_relay(HUB, "bob", timeout=3)
 
-        async def bobs_way() -> Route:
+        async def route_to_bob() -> Route:
             return Route(await scene.holder.open_secure_channel(at_hub, bob, trust=trust_everyone))
 
-        relay = await scene.holder.open_relay(bobs_way, "bob")
+        relay = await scene.holder.open_relay(route_to_bob, "bob")
         assert (await scene.caller.ask(Route(HUB, relay.remote, "echoer"), b"Bob")).payload == b"Bob"
 
 
@@ -309,7 +309,7 @@ async def test_return_paths_end_with_their_link_and_with_the_service(autojump_cl
         before = len(scene.hub._router._table)
         relay = await scene.holder.open_relay(HUB, "bob")
         await scene.caller.ask(Route(HUB, relay.remote, "echoer"), b"?")
-        # Two links with a passage each, and the relay.
+        # Two links with an alias each, and the relay.
         assert len(scene.hub._router._table) == before + 5
         await (await scene.caller.connect("loopback:hub")).aclose()
         await wait_all_tasks_blocked()
@@ -327,12 +327,12 @@ async def test_hub_without_relay_service_times_out(autojump_clock: MockClock) ->
         with pytest.raises(AnswerTimeout, match="may not offer the service 0#static_forwarding_service"):
             await holder.open_relay(HUB, "bob", timeout=3)
         with pytest.raises(ConnectionLost):
-            await holder.open_relay(Route("loopback:nobody"), "bob")
+            await holder.open_relay(Route("loopback:unreachable"), "bob")
 
 
 async def test_a_second_hub_is_tried_when_the_first_is_away(autojump_clock: MockClock) -> None:
     async with open_scene() as scene:
-        relay = await scene.holder.open_relay([Route("loopback:nobody"), HUB], "bob")
+        relay = await scene.holder.open_relay([Route("loopback:unreachable"), HUB], "bob")
         assert (await scene.caller.ask(Route(HUB, relay.remote, "echoer"), b"hello")).payload == b"hello"
 
 
@@ -425,7 +425,7 @@ async def test_forged_return_route_leads_back_to_its_sender_only(autojump_clock:
             await say(mallory, (local(f"forward_to_{name}"), aim), (aim,), b"aimed")
             onward, back, payload = await heard(mallory)
             assert (onward, payload) == ((aim, aim), b"aimed")
-            # Its own passage, by which it reaches nobody but itself.
+            # Its own alias, by which it reaches only itself.
             await say(mallory, (back[0], aim), (), b"again")
             assert (await heard(mallory))[0] == (aim,)
         assert not reached
@@ -444,8 +444,7 @@ async def test_links_of_the_hub_are_unreachable_even_by_their_address(autojump_c
 
 
 async def test_clients_cannot_use_the_identity_of_the_hub(autojump_clock: MockClock) -> None:
-    """Threat 22: a relayed message is unauthenticated to the owner, even if the owner trusts the identity of the hub.
-    """
+    """Threat 22: a relayed message is unauthenticated to the owner, even if the owner trusts the identity of the hub."""
     async with open_scene() as scene:
         await serve_channels(scene.hub)
         await scene.holder.start_worker("for channels", echoer)
@@ -473,7 +472,7 @@ async def test_only_answers_pass_into_the_channel_of_a_client(autojump_clock: Mo
                 assert (await asker.receive()).payload == b"answer"
             hops = message.return_route.hops
             await mallory.send(Route(*hops[:-1], "for channels"), b"as the hub")
-            await mallory.send(Route(*hops[:-1]), b"to nobody")
+            await mallory.send(Route(*hops[:-1]), b"unread")
             await wait_all_tasks_blocked()
         assert scene.hub.counters[DropReason.RELAY_RECEIVER_UNKNOWN] == 2
 
@@ -529,15 +528,15 @@ async def test_owner_that_reads_nothing_loses_its_link_and_the_client_continues(
 
 async def test_drop_when_full_link_never_waits_for_a_relay(autojump_clock: MockClock) -> None:
     async with open_scene() as scene, open_node(scene.network) as far:
-        await scene.hub.listen("loopback:trunk", drop_when_full=True)
+        await scene.hub.listen("loopback:hub2", drop_when_full=True)
         hung = await raw(scene.network)
         await say(hung, (local(STATIC),), (local("hung"),), bare.string("hung"))
         await heard(hung)
         good = await scene.holder.open_relay(HUB, "bob")
         began = trio.current_time()
         for _ in range(400):
-            await far.send(Route("loopback:trunk", "forward_to_hung"), bytes(20_000))
-        answer = await far.ask(Route("loopback:trunk", good.remote, "echoer"), b"on")
+            await far.send(Route("loopback:hub2", "forward_to_hung"), bytes(20_000))
+        answer = await far.ask(Route("loopback:hub2", good.remote, "echoer"), b"on")
         assert answer.payload == b"on"
         assert trio.current_time() - began < 1
         assert scene.hub.counters[DropReason.RELAY_PATH_FULL]
@@ -565,12 +564,12 @@ def test_only_the_reader_of_another_ordinary_link_waits_for_a_relay(
     holder: Origin, caller: Origin, waits: bool
 ) -> None:
     router = Router()
-    room = ByteBudget()
+    budget = ByteBudget()
     seen: list[Message] = []
 
     def hop(message: Message) -> ByteBudget | None:
         seen.append(message)
-        return room.add(room.hard_bound // 4)
+        return budget.add(budget.hard_bound // 4)
 
     for first in ("holder", "caller"):
         router.register(local(first), hop, allow=from_local)
@@ -580,7 +579,7 @@ def test_only_the_reader_of_another_ordinary_link_waits_for_a_relay(
         over_budget = return_paths.pass_on(
             Message((local("x"),), (local("caller"), local("app")), b"", caller), entry, ()
         )
-        assert over_budget is (room if waits else None)
+        assert over_budget is (budget if waits else None)
     assert len(seen) == (8 if waits else 4)
     # What did not begin here would be an answer of its hub to a stream.
     assert all(message.origin.is_local for message in seen) == (
@@ -611,7 +610,7 @@ async def test_the_captured_client_is_answered_and_reached(autojump_clock: MockC
         await say(node, *steps[0])
         onward, back, payload = await heard(node)
         assert (onward, back) == steps[1][:2]
-        assert payload == steps[0][2]  # the name as it came, which clients of both generations take
+        assert payload == steps[0][2]  # the name as it came, which clients of both protocol versions take
         await say(caller, *steps[2])
         onward, back, payload = await heard(node)
         # The client's own address stays in front: it takes itself away.

@@ -258,7 +258,7 @@ async def test_a_classic_and_a_current_peer_talk_at_one_port(open_store: OpenSto
         nursery.cancel_scope.cancel()
 
 
-# -- facts, on virtual time --------------------------------------------------------------------------------------------
+# -- with virtual time --------------------------------------------------------------------------------------------
 
 
 @attrs.define

@@ -279,8 +279,8 @@ async def test_a_rolled_back_position_delivers_nothing_twice_threat_6(
 # -- what a hub answers ------------------------------------------------------------------------------------------------
 
 
-def _also(lies: Callable[[Response], Sequence[Response]]) -> Callable[[Response], Sequence[Response]]:
-    return lambda response: [*lies(response), response]
+def _also(false_answers: Callable[[Response], Sequence[Response]]) -> Callable[[Response], Sequence[Response]]:
+    return lambda response: [*false_answers(response), response]
 
 
 def _another_id(response: Response) -> Sequence[Response]:

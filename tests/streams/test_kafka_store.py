@@ -215,7 +215,7 @@ async def test_resend_to_another_hub_gets_the_first_index(kafka_broker: KafkaBro
         await a.create(stream)
         indexes = await append(a, stream, producer, messages)
         async with open_kafka_store(kafka_broker.bootstrap) as b:
-            # b was never told of the stream, nor of the producer.
+            # b has never seen the stream or the producer.
             assert await append(b, stream, producer, [*messages[500:], b"new"], first=500) == [*indexes[500:], 600]
             assert await append(b, stream, producer, messages[:3]) == indexes[:3]
         assert await append(a, stream, a_producer(), [b"other"]) == [601]

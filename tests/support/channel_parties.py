@@ -72,7 +72,7 @@ class Parties:
     route: Route
     alice_handler: Handler
     bob_handler: Handler
-    #: What lies between them, if anything does.
+    #: The network between them, if any.
     hub: Node | None = None
     #: The names of the two streams, if there are any.
     alice_to_bob: str = ""
@@ -118,7 +118,7 @@ async def open_parties(
 ) -> AsyncIterator[Parties]:
     """Alice and Bob, joined by "loopback", "tcp", "a hub", "two hubs" or "streams"; `tap` is the transport of the first hub.
 
-    Alice's channels are of a protocol version, and Bob's listener answers it alone, unless he is told otherwise.
+    Alice's channels are of a protocol version, and Bob's listener answers it alone, unless the test says otherwise.
     """
     transport: str | Transport = "tcp" if way == "tcp" else Loopback() if tap is None else tap
     network: str | Transport = getattr(tap, "_inner", transport)

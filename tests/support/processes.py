@@ -21,7 +21,7 @@ WAIT_SECONDS = 20.0
 
 
 class Running:
-    """One process: what it prints is read line by line, what it says on standard error lies in a file."""
+    """One process: standard output is read line by line, standard error goes to a file."""
 
     def __init__(self, process: trio.Process, complaints: Path) -> None:
         self.process = process

@@ -87,7 +87,7 @@ async def open_peers(program: Path) -> AsyncIterator[Peers]:
             await peers.end()
 
 
-async def told(peer: Running, *words: str) -> Sequence[str]:
+async def reports(peer: Running, *words: str) -> Sequence[str]:
     """What a peer's next lines say after these words, in this order."""
     said = []
     for word in words:

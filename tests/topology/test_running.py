@@ -48,7 +48,7 @@ async def test_alice_and_bob_are_up_at_once(autojump_clock: trio.testing.MockClo
     began, began_really = trio.current_time(), time.perf_counter()
     async with running(ALICE_BOB) as topology:
         answer = await topology["alice"].ask(["@bob", "echoer"], "hello")
-        assert trio.current_time() == began  # nobody has slept, nor waited for a time-out
+        assert trio.current_time() == began  # no task has slept or waited for a timeout
         assert time.perf_counter() - began_really < 5
         assert answer.text == "hello"
         assert answer.origin.identifier == topology["bob"].identity.identifier.value
@@ -148,8 +148,10 @@ async def test_inlets_and_outlets_carry_connections() -> None:
 
 
 async def test_timeout_is_raised_without_a_group_and_names_the_reason(autojump_clock: trio.testing.MockClock) -> None:
-    spec = DIRECT.replace('["loopback:bob", "api"]', '["loopback:nobody", "api"]')
-    with pytest.raises(AnswerTimeout, match=r"nodes\.alice\.secure_channels\.bob: nothing listens at loopback:nobody"):
+    spec = DIRECT.replace('["loopback:bob", "api"]', '["loopback:unreachable", "api"]')
+    with pytest.raises(
+        AnswerTimeout, match=r"nodes\.alice\.secure_channels\.bob: nothing listens at loopback:unreachable"
+    ):
         async with running(spec):
             raise AssertionError
 
@@ -232,7 +234,7 @@ async def test_inlet_that_cannot_listen_is_reported_with_its_keys() -> None:
     assert "port" not in problem.text
 
 
-# -- who is who --------------------------------------------------------------------------------------------------------
+# -- identities --------------------------------------------------------------------------------------------------------
 
 
 async def test_access_and_ownership_go_by_the_names_of_nodes(autojump_clock: trio.testing.MockClock) -> None:
@@ -354,7 +356,7 @@ async def test_an_untrusted_peer_at_the_address_of_a_remote_node_is_retried(
     async with open_sqlite_vault(path, unencrypted=True) as vault:
         bob = (await Identity.create(vault)).identifier
     spec = DIRECT.replace('trust.nodes = "alice"', 'trust = "everyone"')
-    told = spec + f'[nodes.bob.identity]\nvault = "sqlite:{path}"\nunencrypted = true\nidentifier = "{bob}"\n'
+    reported = spec + f'[nodes.bob.identity]\nvault = "sqlite:{path}"\nunencrypted = true\nidentifier = "{bob}"\n'
     network = {"loopback": Loopback()}
     comes, refused = trio.Event(), trio.Event()
 
@@ -367,7 +369,7 @@ async def test_an_untrusted_peer_at_the_address_of_a_remote_node_is_retried(
         async with running(spec, nodes=["bob"], transports=network):
             comes.set()
             await refused.wait()
-        async with running(told, nodes=["bob"], transports=network):
+        async with running(reported, nodes=["bob"], transports=network):
             await trio.sleep_forever()
 
     caplog.handler.addFilter(notice)
@@ -376,7 +378,7 @@ async def test_an_untrusted_peer_at_the_address_of_a_remote_node_is_retried(
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(come_first)
                 await comes.wait()
-                async with running(told, nodes=["alice"], transports=network) as topology:
+                async with running(reported, nodes=["alice"], transports=network) as topology:
                     assert topology["alice"].channel("bob").peer.identifier == bob
                 nursery.cancel_scope.cancel()
     finally:

@@ -20,7 +20,7 @@ def test_there_are_more_than_twenty_broken_files() -> None:
 def test_error_text_of_a_broken_file(path: Path) -> None:
     with pytest.raises(SpecError) as caught:
         parse_topology(path.read_text(), path.name)
-    # Who has more plugins installed is told of them, too.
+    # The text lists all installed plugins, which differ between machines.
     said = re.sub(r"(installed are): [\w, ]+", r"\1: …", str(caught.value), flags=re.IGNORECASE) + "\n"
     golden = path.with_suffix(".txt")
     if os.environ.get("TRIONODE_REWRITE"):

@@ -49,7 +49,7 @@ def test_options_that_a_plugin_takes_are_no_problem(options: Mapping[str, Option
 
 
 @pytest.mark.parametrize(
-    ("option", "value", "told"),
+    ("option", "value", "reported"),
     [
         ("size", True, "expected a whole number; this is true"),
         ("size", 1.5, "expected a whole number; this is the number 1.5"),
@@ -62,8 +62,8 @@ def test_options_that_a_plugin_takes_are_no_problem(options: Mapping[str, Option
         ("clock", "utc", 'expected a value that only a Python program can give; this is the text "utc"'),
     ],
 )
-def test_an_option_of_another_type_is_a_problem_of_its_value(option: str, value: Option, told: str) -> None:
-    assert list(wrong_options(TRANSPORTS, "made", {option: value})) == [(option, told, False)]
+def test_an_option_of_another_type_is_a_problem_of_its_value(option: str, value: Option, reported: str) -> None:
+    assert list(wrong_options(TRANSPORTS, "made", {option: value})) == [(option, reported, False)]
 
 
 def test_an_unknown_option_is_a_problem_of_its_key_and_only_options_of_files_are_proposed() -> None:
@@ -80,8 +80,8 @@ def test_an_unknown_option_is_a_problem_of_its_key_and_only_options_of_files_are
 
 
 def test_address_of_a_store_is_not_an_option() -> None:
-    ((_, told, _),) = wrong_options(STREAM_STORES, "made", {"size": 2})
-    assert told.startswith('unknown option of the stream store "made"')
+    ((_, reported, _),) = wrong_options(STREAM_STORES, "made", {"size": 2})
+    assert reported.startswith('unknown option of the stream store "made"')
 
 
 def test_types_that_can_not_be_read_are_left_to_the_plugin() -> None:

@@ -114,8 +114,8 @@ def test_problems_of_several_files_come_in_the_order_of_the_files(tmp_path: Path
     (tmp_path / "alice.toml").write_text(ALICE + '[[assert]]\nflow = "hallo"\nsender_authenticated_to = "rob"\n' + BOB)
     with pytest.raises(SpecError) as caught:
         load_topology(tmp_path / "bob.toml", tmp_path / "alice.toml")
-    told = str(caught.value).replace(f"{tmp_path}/", "").split("\n")
-    assert told == [
+    reported = str(caught.value).replace(f"{tmp_path}/", "").split("\n")
+    assert reported == [
         'bob.toml:6:27: assert[0].sender_authenticated_to: there is no node "nobody"; known are: alice, bob',
         'alice.toml:13:8: assert[2].flow: there is no flow "hallo"; did you mean "hello"? known are: hello',
         'alice.toml:14:27: assert[2].sender_authenticated_to: there is no node "rob"; did you mean "bob"? known are: alice, bob',
@@ -127,8 +127,8 @@ def test_a_missing_file_and_a_file_that_is_not_text_are_separate_problems(tmp_pa
     (tmp_path / "bytes.toml").write_bytes(b"a = '\xff'")
     with pytest.raises(SpecError) as caught:
         load_topology(tmp_path / "none.toml", tmp_path / "bytes.toml", tmp_path)
-    told = str(caught.value).replace(str(tmp_path), "TMP").split("\n")
-    assert sorted(told) == [
+    reported = str(caught.value).replace(str(tmp_path), "TMP").split("\n")
+    assert sorted(reported) == [
         "TMP/bytes.toml:1:1: is not UTF-8 at byte 5: save it as UTF-8",
         "TMP/none.toml:1:1: can't be read: No such file or directory",
         "TMP:1:1: can't be read: Is a directory",
@@ -152,7 +152,7 @@ def test_columns_count_characters() -> None:
 
 def test_broken_value_is_not_reported_as_missing() -> None:
     text = BOB.replace('"alice"', "5") + "[[assert]]\nsender_authenticated_to = 5\n[[assert]]\nproved_to = 5\n"
-    assert [told.split(": ")[1] for told in problems_of(text)] == [
+    assert [reported.split(": ")[1] for reported in problems_of(text)] == [
         "nodes.bob.secure_channel_listeners.api.trust.nodes",
         "assert[0].sender_authenticated_to",
         "assert[1].proved_to",

@@ -1,5 +1,4 @@
-"""The log and the reasons of one supervised part; tests/topology/test_running.py tests supervision in whole topologies.
-"""
+"""The log and the reasons of one supervised part; tests/topology/test_running.py tests supervision in whole topologies."""
 
 from itertools import count
 

@@ -48,7 +48,7 @@ def test_swap_to_loopback_and_back_changes_only_addresses(spec: TopologySpec) ->
     back = swap(in_memory, loopback="tcp")
     assert {endpoint.transport for endpoint in endpoints(back)} <= {"tcp"}
     assert without_places(in_memory) == without_places(back) == without_places(spec)
-    # Whoever was reached is reached, and nobody else.
+    # The same addresses are reached, and no others.
     before, between, after = endpoints(spec), endpoints(in_memory), endpoints(back)
     for one in range(len(before)):
         for other in range(len(before)):

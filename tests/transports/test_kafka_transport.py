@@ -70,7 +70,7 @@ ALONE = {
 
 def harness(broker: KafkaBroker, prefix: str = "trionode-link-") -> Harness:
     served, small = KafkaTransport(prefix=prefix), KafkaTransport(prefix=prefix, max_frame=SMALL)
-    return Harness(served, broker.bootstrap, f"{broker.bootstrap}/nobody", small)
+    return Harness(served, broker.bootstrap, f"{broker.bootstrap}/unreachable", small)
 
 
 @asynccontextmanager

@@ -29,11 +29,11 @@ async def test_loopback_keeps_the_contract_in_virtual_time(
 ) -> None:
     network = Network()
     small = Loopback(max_frame=SMALL, network=network)
-    await run_check(check, Harness(Loopback(network=network), "hub:0", "nobody", small))
+    await run_check(check, Harness(Loopback(network=network), "hub:0", "unreachable", small))
 
 
 async def test_check_transport_runs_the_whole_contract(autojump_clock: trio.testing.MockClock) -> None:
-    await check_transport(Loopback, at="", unreachable="nobody")
+    await check_transport(Loopback, at="", unreachable="unreachable")
 
 
 async def test_all_nodes_of_a_process_can_connect_unless_they_have_their_own_network() -> None:

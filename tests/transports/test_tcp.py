@@ -26,16 +26,16 @@ from trionode_tcp import TCP
 from trionode_tcp.link import TCPLink
 
 #: Port 1 of the loopback interface: nothing listens there on any machine that runs tests.
-NOBODY = "127.0.0.1:1"
+UNREACHABLE = "127.0.0.1:1"
 
 
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
 async def test_tcp_keeps_the_contract(check: Check) -> None:
-    await run_check(check, Harness(TCP(), "127.0.0.1:0", NOBODY, small=TCP(max_frame=SMALL)))
+    await run_check(check, Harness(TCP(), "127.0.0.1:0", UNREACHABLE, small=TCP(max_frame=SMALL)))
 
 
 async def test_tcp_keeps_the_contract_with_small_frames() -> None:
-    await run_check(the_largest_frame_arrives_whole, Harness(TCP(max_frame=1000), "127.0.0.1:0", NOBODY))
+    await run_check(the_largest_frame_arrives_whole, Harness(TCP(max_frame=1000), "127.0.0.1:0", UNREACHABLE))
 
 
 async def test_tcp_supports_ipv6_addresses_in_brackets() -> None:

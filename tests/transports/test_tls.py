@@ -42,7 +42,7 @@ from trionode.workers import echoer
 from trionode_tcp import TCP, TLS
 
 #: Port 1 of the loopback interface: nothing listens there on any machine that runs tests.
-NOBODY = "127.0.0.1:1"
+UNREACHABLE = "127.0.0.1:1"
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +63,7 @@ def certificate(authority: Authority) -> str:
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
 async def test_tls_keeps_the_contract(check: Check, authority: Authority, certificate: str) -> None:
     make = partial(TLS, certificate=certificate, ca_file=authority.path)
-    await run_check(check, Harness(make(), "127.0.0.1:0", NOBODY, small=make(max_frame=SMALL)))
+    await run_check(check, Harness(make(), "127.0.0.1:0", UNREACHABLE, small=make(max_frame=SMALL)))
 
 
 @pytest.mark.parametrize(
@@ -74,7 +74,7 @@ async def test_each_direction_ends_separately_in_tls_1_2_too(
 ) -> None:
     tls = TLS(certificate=certificate, ca_file=authority.path)
     tls._contexts.client.maximum_version = ssl.TLSVersion.TLSv1_2
-    await run_check(check, Harness(tls, "127.0.0.1:0", NOBODY))
+    await run_check(check, Harness(tls, "127.0.0.1:0", UNREACHABLE))
 
 
 @asynccontextmanager
@@ -193,7 +193,7 @@ class Memory(TCPStream):
         self.chance = random.Random(1)
         self.other: Memory = self
         #: Bytes that leave without waiting.
-        self.room: int | None = None
+        self.capacity: int | None = None
 
     async def receive(self) -> bytes:
         await trio.lowlevel.checkpoint()
@@ -209,9 +209,9 @@ class Memory(TCPStream):
         if self._unsent:
             self._unsent.append(memoryview(data))
             return
-        self.other._waiting += data[: self.room]
-        if self.room is not None and len(data) > self.room:
-            self._unsent.append(memoryview(data)[self.room :])
+        self.other._waiting += data[: self.capacity]
+        if self.capacity is not None and len(data) > self.capacity:
+            self._unsent.append(memoryview(data)[self.capacity :])
 
     async def flush(self) -> None:
         await trio.lowlevel.checkpoint()
@@ -284,13 +284,13 @@ async def pair_with_keys(
 async def test_key_updates_are_answered_without_a_send(authority: Authority, certificate: str, tmp_path: Path) -> None:
     client, server, below, keys = await pair_with_keys(authority, certificate, tmp_path)
     with trio.fail_after(5):
-        for room in (None, 10):  # all answers leave at once, or a part of them, and the rest with the next send
-            below.room = room
+        for capacity in (None, 10):  # all answers leave at once, or a part of them, and the rest with the next send
+            below.capacity = capacity
             for _ in range(20):
                 below._waiting += keys.update() + keys.update()
                 below._waiting += keys.data(b"data")
                 assert await server.receive() == b"data"
-            assert (server._outgoing.pending == 0) == (room is None)
+            assert (server._outgoing.pending == 0) == (capacity is None)
         await server.send(b"answer")
         assert server._outgoing.pending == 0
         assert await client.receive() == b"answer"
@@ -299,7 +299,7 @@ async def test_key_updates_are_answered_without_a_send(authority: Authority, cer
 async def test_unread_key_update_answers_are_bounded(authority: Authority, certificate: str, tmp_path: Path) -> None:
     _, server, below, keys = await pair_with_keys(authority, certificate, tmp_path)
     with trio.fail_after(5):
-        below.room = 0
+        below.capacity = 0
         below._waiting += keys.data(b"data")
         below._waiting += b"".join(keys.update() for _ in range(200))
         assert await server.receive() == b"data"

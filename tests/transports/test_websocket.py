@@ -27,7 +27,7 @@ from trionode_websocket import BURSTS, SecureWebSocket, WebSocket, handshake, li
 from trionode_websocket import stream as counting
 
 #: Port 1 of the loopback interface: nothing listens there on any machine that runs tests.
-NOBODY = "127.0.0.1:1"
+UNREACHABLE = "127.0.0.1:1"
 
 ASK = CURRENT.encode((local("echoer"),), (local("app"),), b"payload")
 ANSWER = CURRENT.encode((local("app"),), (local("echoer"),), b"payload")
@@ -46,12 +46,12 @@ def secure(authority: Authority) -> SecureWebSocket:
 
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
 async def test_ws_keeps_the_contract(check: Check) -> None:
-    await run_check(check, Harness(WebSocket(), "127.0.0.1:0", NOBODY, WebSocket(max_frame=SMALL)))
+    await run_check(check, Harness(WebSocket(), "127.0.0.1:0", UNREACHABLE, WebSocket(max_frame=SMALL)))
 
 
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
 async def test_wss_keeps_the_contract(check: Check, secure: SecureWebSocket) -> None:
-    await run_check(check, Harness(secure, "127.0.0.1:0/a/node", f"{NOBODY}/a/node"))
+    await run_check(check, Harness(secure, "127.0.0.1:0/a/node", f"{UNREACHABLE}/a/node"))
 
 
 async def drop(link: Link) -> None:
@@ -571,7 +571,7 @@ async def test_a_ping_is_answered_while_the_other_direction_is_busy() -> None:
 # Dialing other servers
 
 
-async def meet(
+async def error_of_dialing(
     transport: WebSocket,
     first_bytes: bytes,
     *,
@@ -644,17 +644,17 @@ OTHER_SERVERS = {
 
 @pytest.mark.parametrize(("first_bytes", "reason"), OTHER_SERVERS.values(), ids=OTHER_SERVERS.keys())
 async def test_connecting_to_another_server_is_connection_lost_with_a_reason(first_bytes: bytes, reason: str) -> None:
-    assert reason in await meet(WebSocket(), first_bytes)
+    assert reason in await error_of_dialing(WebSocket(), first_bytes)
 
 
 async def test_connecting_to_a_silent_server_times_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(trionode_websocket, "HANDSHAKE_TIMEOUT", 0.1)
-    error = await meet(WebSocket(), b"", hang_up=False)
+    error = await error_of_dialing(WebSocket(), b"", hang_up=False)
     assert "opened no WebSocket within 0.1 s: is it a trionode node?" in error
 
 
 async def test_only_the_logged_part_of_a_refusal_is_read() -> None:
-    error = await meet(
+    error = await error_of_dialing(
         WebSocket(),
         answering("400 No", "Content-Type: text/plain", "Content-Length: 9999", body="x" * 5000),
         hang_up=False,
@@ -663,7 +663,7 @@ async def test_only_the_logged_part_of_a_refusal_is_read() -> None:
     assert len(error) < 500
 
 
-@pytest.mark.parametrize("peer", [NOBODY, "localhost:1/node"])
+@pytest.mark.parametrize("peer", [UNREACHABLE, "localhost:1/node"])
 async def test_connection_refused_is_reported_with_the_text_of_the_system(peer: str) -> None:
     with pytest.raises(ConnectionLost, match=rf"can't connect to ws:{peer}: .*Connection refused\. Is the node there"):
         await WebSocket().connect(peer)
@@ -766,7 +766,7 @@ async def test_another_https_server_is_reported(authority: Authority) -> None:
     own = authority.sign()
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     context.load_cert_chain(own.certificate, own.key)
-    error = await meet(SecureWebSocket(ca_file=authority.path), answering("404 No"), context=context)
+    error = await error_of_dialing(SecureWebSocket(ca_file=authority.path), answering("404 No"), context=context)
     assert "HTTP 404: is the path right?" in error
 
 

@@ -69,7 +69,6 @@ def require_protocol_versions(protocol_versions: Iterable[str]) -> tuple[str, ..
 
 
 async def handshaker(identity: Identity, protocol_version: str) -> Handshaker:
-    """Return the handshaker for a protocol version; ConfigError if it is unknown, VaultError as for `Identity.classic`.
-    """
+    """Return the handshaker for a protocol version; ConfigError if unknown, VaultError as for `Identity.classic`."""
     (name,) = require_protocol_versions([protocol_version])
     return await _HANDSHAKERS[name](identity)

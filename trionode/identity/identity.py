@@ -30,8 +30,7 @@ MAX_NAME = 100
 
 @attrs.frozen
 class ClassicIdentity:
-    """The classic identity that belongs to an identity, made by `Identity.classic`: it has its own identifier and key.
-    """
+    """The classic identity of an identity, made by `Identity.classic`: it has its own identifier and key."""
 
     vault: IdentityVault = attrs.field(repr=False)
     name: str

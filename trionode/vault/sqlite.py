@@ -168,8 +168,7 @@ class SqliteIdentities:
         return [self._stored(*row) for row in rows]
 
     async def save(self, identity: StoredIdentity, *, replaces: StoredIdentity | None = None) -> None:
-        """Store the identity under its name, in one transaction; VaultError if the stored identity is not `replaces`.
-        """
+        """Store the identity in one transaction; VaultError if the stored identity is not `replaces`."""
         credentials = [PresentedCredential.decode(each).item for each in identity.credentials]
         row = (
             identity.name,

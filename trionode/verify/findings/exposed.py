@@ -1,5 +1,4 @@
-"""Findings about peers without a key of the topology: the addresses that they reach, and the actions that they cause.
-"""
+"""Findings about peers without a key of the topology: the addresses that they reach, and their effects."""
 
 from collections.abc import Iterator
 

@@ -1,5 +1,4 @@
-"""Links over Unix domain sockets, `unix:/run/hub.sock`, between nodes on one machine; a file's permissions guard them.
-"""
+"""Links over Unix domain sockets, `unix:/run/hub.sock`, on one machine; a file's permissions guard them."""
 
 import errno
 import fcntl

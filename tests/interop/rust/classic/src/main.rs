@@ -1,4 +1,4 @@
-//! A peer of the classic generation: one subcommand for each part that a Rust node plays in trionode's interop tests.
+//! A peer of the classic protocol version: one subcommand for each part that a Rust node plays in trionode's interop tests.
 //!
 //! Every line on standard output is one fact: a word, then what belongs to it. What fails says so on standard error, exit code 1.
 
@@ -181,7 +181,7 @@ impl Peer {
 
     async fn relay_service(&self) -> Outcome {
         self.serve().await?;
-        // This generation's Rust service listens at one address, for names and for `register`.
+        // This version's Rust service listens at one address, for names and for `register`.
         ForwardingService::create(&self.ctx, "forwarding_service", AllowAll, AllowAll).await?;
         println!("listening {}", self.tcp.listen("127.0.0.1:0").await?);
         println!("identity {}", self.identity.identifier());
@@ -298,7 +298,7 @@ fn extended(way: &Route, hop: impl Into<Address>) -> Route {
     way.clone().modify().append(hop).into()
 }
 
-/// The n-th text: empty, short, long and as long as this generation can send, in turn, and two that are not ASCII.
+/// The n-th text: empty, short, long and as long as this version can send, in turn, and two that are not ASCII.
 fn sample(n: usize) -> String {
     let pattern = format!("{n} ");
     match n % 7 {
