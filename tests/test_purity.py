@@ -49,9 +49,7 @@ def modules(package: str) -> dict[str, Path]:
 
 
 def imports(path: Path) -> Iterator[Import]:
-    """Every import in a file, wherever it stands; what stands under TYPE_CHECKING too, for a signature is a promise as
-    well.
-    """
+    """Return every import in a file, also under TYPE_CHECKING, because signatures depend on it."""
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             yield from (Import(alias.name, "", node.lineno) for alias in node.names)

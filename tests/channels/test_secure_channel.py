@@ -431,7 +431,7 @@ def nonces(channel: SecureChannel) -> int:
 
 
 async def longest(node: Node, channel: SecureChannel, limit: int) -> int:
-    """The longest payload that a channel takes for `handler`, by halving; what is too long must use no nonce."""
+    """Find the longest payload that a channel accepts for `handler`, by bisection. A longer one must use no nonce."""
     low, high = 0, limit
     while low < high:
         middle = (low + high + 1) // 2

@@ -86,7 +86,7 @@ class Through:
         self.inner._outgoing.put(frames, sum(map(len, frames)))
 
     def take(self) -> list[bytes]:
-        """Take what waits, past all rules."""
+        """Take the queued frames, against the rules."""
         return [frame for burst in self.inner._incoming.take_all() for frame in burst]
 
 

@@ -49,7 +49,7 @@ MESSAGES = [SECRET_TEXT, "", "Ünïcødé: Привет, 你好, שלום ✨", 
 
 
 async def converse_over(folder: Path, *store: str) -> list[str]:
-    """Send MESSAGES through three processes; what Bob said to have received, without how each line begins."""
+    """Send MESSAGES through three processes; return the lines that Bob printed, without their prefixes."""
     with trio.fail_after(60):
         async with scene(folder, *store) as (_, hub, bob, alice):
             await alice.write(*MESSAGES)

@@ -1,4 +1,4 @@
-"""The demo: what a newcomer sees first, scripted, typed, on SQLite and on Kafka."""
+"""The demo, scripted and typed, on SQLite and on Kafka."""
 
 import os
 import pty

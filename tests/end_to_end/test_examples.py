@@ -1,4 +1,4 @@
-"""The examples do what the commands do."""
+"""The examples behave like the commands."""
 
 from pathlib import Path
 

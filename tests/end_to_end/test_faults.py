@@ -192,7 +192,7 @@ class Client:
             assert (answer.request_id, answer.ok) == (request_id, True)
 
     async def read(self, hub: HubProcess, stream: str, count: int) -> list[bytes]:
-        """All records from the beginning, at least so many, and what a pull after them brings."""
+        """Return all records from the beginning, at least `count`, and the answer to the next pull."""
         records: list[bytes] = []
         index = 0
         while len(records) < count:

@@ -37,9 +37,7 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 
 async def converse(port: int, while_they_talk: Callable[[], Awaitable[None]]) -> None:
-    """Let a pair exchange messages, with pauses in which only polls go on; nothing is lost, nothing comes twice, nobody
-    gets stuck.
-    """
+    """Let a pair exchange messages with pauses. Nothing is lost or repeated, and no program gets stuck."""
     async with open_pair(port) as (alice, bob):
         alice.say(b"first")
         bob.say(b"first")

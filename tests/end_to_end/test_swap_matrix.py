@@ -72,7 +72,7 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Optio
 
 @pytest.fixture
 def parse_endpoint(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[str], str]:
-    """Where a transport or a store of that name is, as `swap` is told."""
+    """Return the address of a transport or a store of that name, for `swap`."""
 
     def parse_endpoint(name: str) -> str:
         if name == "kafka":

@@ -1,4 +1,4 @@
-"""The topologies in examples/ do what they say."""
+"""The topologies in examples/ run as described."""
 
 import importlib.util
 import re

@@ -65,7 +65,7 @@ def texts(count: int) -> Iterator[str]:
 
 
 class Echoer:
-    """Sends every payload back, and keeps what it was sent."""
+    """Sends every payload back, and records it."""
 
     def __init__(self) -> None:
         self.messages: list[Message] = []

@@ -69,7 +69,7 @@ async def silent(_: Mailbox) -> None:
 
 
 def counter(counted: list[int], *, pause: float = 0) -> Worker:
-    """A worker that counts in `counted[0]` what comes, and sleeps in between if it is to be a slow one."""
+    """A worker that counts messages in `counted[0]`, and sleeps between them if it is slow."""
 
     async def work(mailbox: Mailbox) -> None:
         async for _ in mailbox:

@@ -11,7 +11,7 @@ from trionode.routing.memory_channel import ITEM_OVERHEAD, MemoryChannel
 
 
 class Model(RuleBasedStateMachine):
-    """The synchronous half against a list: what is put comes out in order, and the size is what waits."""
+    """Compare the synchronous methods with a list: items leave in order, and the size is that of the queued items."""
 
     def __init__(self) -> None:
         super().__init__()

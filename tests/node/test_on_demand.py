@@ -60,9 +60,7 @@ async def serve(node: Node) -> None:
 
 @asynccontextmanager
 async def accepting(network: Loopback, accept: Callable[[Link], Awaitable[None]]) -> AsyncIterator[None]:
-    """A peer at loopback:bob that does with its connections what a test wants, and takes up to the end what it does not
-    close.
-    """
+    """A peer at loopback:bob that handles its connections with `accept`, and closes the rest at the end."""
     async with trio.open_nursery() as nursery:
 
         async def listen(*, task_status: trio.TaskStatus[str]) -> None:

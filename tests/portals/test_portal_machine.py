@@ -257,10 +257,10 @@ class Side:
         self.has_ended = False
         self.sink = bytearray()
         self.held = bytearray()
-        self.way: deque[PortalMessage] = deque()
+        self.path: deque[PortalMessage] = deque()
 
     def act(self, action: int, size: int) -> bool:
-        """Do one of the things that a socket or a way does; whether there was anything to do."""
+        """Do one action of a socket or a path; return whether there was anything to do."""
         end = self.end
         match action:
             case 0 if end.can_send and self.read < len(self.source) and end.sendable:
@@ -271,7 +271,7 @@ class Side:
                 self.has_ended = True
                 end.input_ended()
             case 2 if end.outgoing:
-                self.way.append(end.outgoing.popleft())
+                self.path.append(end.outgoing.popleft())
             case 3 if self.held or end.waiting:
                 self.held += end.take()
                 self.sink += self.held[:size]
@@ -302,9 +302,9 @@ def test_two_ends_carry_both_streams_whole_within_their_windows(
         if action < 4:
             done = side.act(action, size)
         else:
-            done = bool(other.way)
+            done = bool(other.path)
             if done:
-                side.end.receive(other.way.popleft())
+                side.end.receive(other.path.popleft())
         for each, window in zip(sides, windows, strict=True):
             assert each.end.waiting <= window
             assert not each.end.is_broken
@@ -312,7 +312,7 @@ def test_two_ends_carry_both_streams_whole_within_their_windows(
 
     for index, action, size in steps:
         step(index, action, size)
-    # Whatever the order was: as long as anybody can do anything, it goes on, and in the end all has arrived.
+    # Whatever the order was: the ends continue until neither can act, and then all data have arrived.
     while any(step(index, action, 60) for index in (0, 1) for action in range(5)):
         pass
     for side, other in (sides, sides[::-1]):

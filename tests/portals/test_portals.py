@@ -114,7 +114,7 @@ def parts(size: int, seed: int = 1) -> Iterator[bytes]:
 
 
 async def digest_through(tunnel: Tunnel, size: int) -> None:
-    """Send so many bytes, end, and compare what the other side says it got."""
+    """Send `size` bytes, end, and compare with the report of the other side."""
     digest = hashlib.sha256()
     async with await tunnel.connect() as client:
         for part in parts(size):

@@ -1,4 +1,4 @@
-"""CBOR: what is sent, what is read, and what is refused before it costs anything."""
+"""CBOR: encoding, decoding, and input that is refused before it costs anything."""
 
 import tracemalloc
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""The classic codec: the vectors byte for byte, round trips, and what is refused (spec §2, §3.1)."""
+"""The classic codec: the vectors byte for byte, round trips, and refused input (spec §2, §3.1)."""
 
 import pytest
 from hypothesis import given

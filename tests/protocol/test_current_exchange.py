@@ -217,7 +217,7 @@ def test_points_of_small_order_are_refused(point: bytes) -> None:
 
 
 def says(sender: Party, payload: bytes) -> Callable[[CurrentExchange], bytes]:
-    """Return what makes message 2 for an initiator: good Noise by that party's keys around any payload."""
+    """Return a function that makes message 2 for an initiator: valid Noise with that party's keys, any payload."""
 
     def answer(alice: CurrentExchange) -> bytes:
         ephemeral = sender.vault.generate(KeyKind.X25519, ephemeral=True)

@@ -1,4 +1,4 @@
-"""The public vectors, each file whole: what is ours runs, what is not is counted by the reason for which it is not."""
+"""The public vectors, each file whole: supported ones run, the others are counted by the reason."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -19,7 +19,7 @@ from trionode.vault import MemoryVault
 
 
 def wycheproof(name: str) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
-    """Each test with the group it stands in."""
+    """Yield each test with its group."""
     for group in load(name)["testGroups"]:
         for test in group["tests"]:
             yield group, test

@@ -579,8 +579,8 @@ class Hub:
         return answers
 
 
-class World:
-    """Producer, consumer, hub and a network in virtual time; `connection` loses only what is under way, and says so."""
+class Simulation:
+    """Producer, consumer, hub and a network in virtual time. `connection` loses only messages in flight, and reports it."""
 
     def __init__(self, random: Random, count: int, *, gapless: bool, connection: bool) -> None:
         self.random, self.count, self.connection = random, count, connection
@@ -697,36 +697,36 @@ class World:
             assert self.serial < 100_000, "more messages than there is reason for"
 
 
-def _check_delivery(world: World) -> None:
-    assert [record.message for record in world.delivered] == [record.message for record in world.hub.records]
-    assert all(earlier.index < later.index for earlier, later in pairwise(world.delivered))
-    assert sorted(world.pushed) == sorted(record.message for record in world.hub.records)
+def _check_delivery(simulation: Simulation) -> None:
+    assert [record.message for record in simulation.delivered] == [record.message for record in simulation.hub.records]
+    assert all(earlier.index < later.index for earlier, later in pairwise(simulation.delivered))
+    assert sorted(simulation.pushed) == sorted(record.message for record in simulation.hub.records)
 
 
 @settings(max_examples=60, deadline=None)
 @given(st.integers(0, 2**32), st.integers(0, 40))
 def test_a_lossy_network_loses_and_repeats_nothing_if_the_hub_refuses_gaps(seed: int, count: int) -> None:
-    world = World(Random(seed), count, gapless=True, connection=False)
-    world.run()
-    _check_delivery(world)
-    assert [record.message for record in world.hub.records] == world.pushed
+    simulation = Simulation(Random(seed), count, gapless=True, connection=False)
+    simulation.run()
+    _check_delivery(simulation)
+    assert [record.message for record in simulation.hub.records] == simulation.pushed
 
 
 @settings(max_examples=60, deadline=None)
 @given(st.integers(0, 2**32), st.integers(0, 40))
 def test_cut_connections_lose_repeat_and_reorder_nothing(seed: int, count: int) -> None:
-    world = World(Random(seed), count, gapless=False, connection=True)
-    world.run()
-    _check_delivery(world)
-    assert [record.message for record in world.hub.records] == world.pushed
+    simulation = Simulation(Random(seed), count, gapless=False, connection=True)
+    simulation.run()
+    _check_delivery(simulation)
+    assert [record.message for record in simulation.hub.records] == simulation.pushed
 
 
 @settings(max_examples=60, deadline=None)
 @given(st.integers(0, 2**32), st.integers(0, 40))
 def test_a_reordering_network_loses_and_repeats_nothing_even_if_the_hub_accepts_gaps(seed: int, count: int) -> None:
-    world = World(Random(seed), count, gapless=False, connection=False)
-    world.run()
-    _check_delivery(world)
+    simulation = Simulation(Random(seed), count, gapless=False, connection=False)
+    simulation.run()
+    _check_delivery(simulation)
 
 
 @given(st.lists(st.one_of(RESPONSES, st.floats(0, 50), st.integers(0, 9)), max_size=40))

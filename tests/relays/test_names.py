@@ -53,26 +53,28 @@ def through(name: str, *rest: str) -> Route:
     return Route(HUB, f"forward_to_{name}", *rest)
 
 
-def telling(told: list[str]) -> Worker:
+def recording(recorded: list[str]) -> Worker:
     async def tell(mailbox: Mailbox) -> None:
         async for message in mailbox:
-            told.append(message.text)  # noqa: PERF401  # it is looked at before the iteration ends
+            recorded.append(message.text)  # noqa: PERF401  # it is looked at before the iteration ends
 
     return tell
 
 
 async def secured(node: Node) -> tuple[Route, Identity]:
-    """A way to the hub through a channel of its own."""
+    """Return a route to the hub through a channel of its own."""
     me = await Identity.create(node.vault)
     return Route(await node.open_secure_channel(Route(HUB, "listener"), me, trust=trust_everyone)), me
 
 
 async def test_a_classic_channel_runs_through_a_relay(scene: Scene, autojump_clock: MockClock) -> None:
-    async with scene.node() as holder, scene.node() as caller:
-        theirs, ours = await Identity.create(holder.vault), await Identity.create(caller.vault)
-        await holder.start_worker("echoer", echoer)
-        await holder.serve_secure_channels("listener", theirs, trust=trust_everyone, protocol_versions=("classic",))
-        await holder.open_relay(HUB, "bob")
+    async with scene.node() as relay_owner, scene.node() as caller:
+        theirs, ours = await Identity.create(relay_owner.vault), await Identity.create(caller.vault)
+        await relay_owner.start_worker("echoer", echoer)
+        await relay_owner.serve_secure_channels(
+            "listener", theirs, trust=trust_everyone, protocol_versions=("classic",)
+        )
+        await relay_owner.open_relay(HUB, "bob")
         channel = await caller.open_secure_channel(
             through("bob", "listener"), ours, trust=trust_everyone, protocol_version="classic"
         )
@@ -82,12 +84,12 @@ async def test_a_classic_channel_runs_through_a_relay(scene: Scene, autojump_clo
 
 async def test_owner_and_client_behind_channels_with_the_hub(scene: Scene, autojump_clock: MockClock) -> None:
     await scene.serve_channels()
-    async with scene.node() as holder, scene.node() as caller:
-        theirs_way, theirs = await secured(holder)
+    async with scene.node() as relay_owner, scene.node() as caller:
+        their_route, theirs = await secured(relay_owner)
         ours_way, ours = await secured(caller)
-        await holder.start_worker("echoer", echoer)
-        await holder.serve_secure_channels("inner", theirs, trust=trust_everyone)
-        await holder.open_relay(theirs_way, "bob")
+        await relay_owner.start_worker("echoer", echoer)
+        await relay_owner.serve_secure_channels("inner", theirs, trust=trust_everyone)
+        await relay_owner.open_relay(their_route, "bob")
         channel = await caller.open_secure_channel(
             Route(ours_way, "forward_to_bob", "inner"), ours, trust=trust_everyone
         )
@@ -96,14 +98,14 @@ async def test_owner_and_client_behind_channels_with_the_hub(scene: Scene, autoj
 
 
 async def test_message_by_a_relay_counts_as_unauthenticated(scene: Scene, autojump_clock: MockClock) -> None:
-    async with scene.node() as holder, scene.node() as caller:
-        told: list[str] = []
-        await holder.start_worker("private", telling(told))
-        await holder.open_relay(HUB, "bob")
+    async with scene.node() as relay_owner, scene.node() as caller:
+        recorded: list[str] = []
+        await relay_owner.start_worker("private", recording(recorded))
+        await relay_owner.open_relay(HUB, "bob")
         with pytest.raises(AnswerTimeout):
             await caller.ask(through("bob", "private"), "let me in")
-        assert not told
-        assert holder.counters[DropReason.ACCESS_DENIED] == 1
+        assert not recorded
+        assert relay_owner.counters[DropReason.ACCESS_DENIED] == 1
 
 
 async def test_name_without_an_identity_belongs_to_the_first_link(
@@ -125,8 +127,8 @@ async def test_name_without_an_identity_belongs_to_the_first_link(
 async def test_name_of_an_identity_stays_reserved(scene: Scene, autojump_clock: MockClock) -> None:
     await scene.serve_channels()
     async with scene.node() as owner:
-        way, me = await secured(owner)
-        first = await owner.open_relay(way, "bob")
+        route, me = await secured(owner)
+        first = await owner.open_relay(route, "bob")
         await first.aclose()
         await owner.aclose_links()
         async with scene.node() as thief:
@@ -139,10 +141,10 @@ async def test_name_of_an_identity_stays_reserved(scene: Scene, autojump_clock: 
 
 
 async def test_an_owner_registers_again_when_its_link_was_lost(scene: Scene, autojump_clock: MockClock) -> None:
-    async with scene.node() as holder, scene.node() as caller:
-        await holder.start_worker("echoer", echoer, allow=from_anywhere)
-        await holder.open_relay(HUB, "bob")
-        await (await holder.connect("loopback:hub")).aclose()
+    async with scene.node() as relay_owner, scene.node() as caller:
+        await relay_owner.start_worker("echoer", echoer, allow=from_anywhere)
+        await relay_owner.open_relay(HUB, "bob")
+        await (await relay_owner.connect("loopback:hub")).aclose()
         answers: list[str] = []
         with trio.fail_after(60):
             while not answers:
@@ -155,8 +157,8 @@ async def test_an_owner_registers_again_when_its_link_was_lost(scene: Scene, aut
 
 async def test_messages_for_a_lost_owner_are_dropped(scene: Scene, autojump_clock: MockClock) -> None:
     async with scene.node() as caller:
-        async with scene.node() as holder:
-            await holder.open_relay(HUB, "bob")
+        async with scene.node() as relay_owner:
+            await relay_owner.open_relay(HUB, "bob")
         with pytest.raises(AnswerTimeout):
             await caller.ask(through("bob", "echoer"), "hi")
         assert scene.hub.counters[DropReason.UNKNOWN_ADDRESS] == 1
@@ -199,9 +201,9 @@ async def test_limits_of_a_client_and_of_the_hub(scene: Scene, autojump_clock: M
 
 
 async def test_links_and_relays_reach_nothing_else_of_the_hub(scene: Scene, autojump_clock: MockClock) -> None:
-    told: list[str] = []
-    await scene.hub.start_worker("private", telling(told))
-    async with scene.node() as holder, scene.node() as caller:
+    recorded: list[str] = []
+    await scene.hub.start_worker("private", recording(recorded))
+    async with scene.node() as relay_owner, scene.node() as caller:
         seen: list[Route] = []
 
         async def look(mailbox: Mailbox) -> None:
@@ -209,8 +211,8 @@ async def test_links_and_relays_reach_nothing_else_of_the_hub(scene: Scene, auto
                 seen.append(message.return_route)
                 await mailbox.reply(message, message.payload)
 
-        await holder.start_worker("look", look, allow=from_anywhere)
-        await holder.open_relay(HUB, "bob")
+        await relay_owner.start_worker("look", look, allow=from_anywhere)
+        await relay_owner.open_relay(HUB, "bob")
         await caller.ask(through("bob", "look"), "hi")
         links = [link.encoded for link in scene.hub._links._all]
         # The owner sees an alias as the return route and none of the hub's links. No link accepts unauthenticated
@@ -219,11 +221,11 @@ async def test_links_and_relays_reach_nothing_else_of_the_hub(scene: Scene, auto
         for link in scene.hub._links._all:
             with pytest.raises(AnswerTimeout):
                 await caller.ask(Route(HUB, link.address, "look"), "hi", timeout=1)
-        # A registration can't make a relay lead to a worker of the hub: its way back begins with the link that it came
+        # A registration can't make a relay lead to a worker of the hub: its route back begins with the link that it came
         # by.
         with pytest.raises(AnswerTimeout):
             await caller.ask(Route(HUB, "forward_to_bob", "private"), "hi", timeout=1)
-        assert not told
+        assert not recorded
 
 
 async def test_a_ring_through_a_relay_ends(scene: Scene, autojump_clock: MockClock) -> None:
@@ -272,10 +274,10 @@ async def test_answers_of_the_service_suit_rust_peers_of_both_protocol_versions(
     assert wanted
     async with scene.node() as node:
         link = await node.connect("loopback:hub")
-        async with node.open_mailbox() as holder:
+        async with node.open_mailbox() as relay_owner:
             for payload in sorted(wanted):
-                await holder.send(Route(link, "static_forwarding_service"), payload)
-                answer = await holder.receive()
+                await relay_owner.send(Route(link, "static_forwarding_service"), payload)
+                answer = await relay_owner.receive()
                 assert answer.payload == payload
                 name = bare.Reader(payload).string()
                 assert answer.back[-1] == local(f"forward_to_{name}") or name == "register"

@@ -34,27 +34,27 @@ STATIC, EPHEMERAL = "static_forwarding_service", "forwarding_service"
 
 @attrs.define(eq=False)
 class Scene:
-    """A hub that forwards nothing but what its relays do, a holder and a caller, each on a link of its own."""
+    """A hub that forwards only for its relays, an owner and a client, each on a link of its own."""
 
     network: Loopback
     hub: Node
     relays: RelayService
-    holder: Node
+    owner: Node
     caller: Node
 
 
 @asynccontextmanager
 async def open_scene(limits: RelayLimits = LIMITS) -> AsyncIterator[Scene]:
     network = Loopback()
-    async with open_node(network) as hub, open_node(network) as holder, open_node(network) as caller:
+    async with open_node(network) as hub, open_node(network) as owner, open_node(network) as caller:
         await hub.listen("loopback:hub")
         relays = await hub.serve_relays(limits=limits)
-        await holder.start_worker("echoer", echo, allow=from_anywhere)
-        yield Scene(network, hub, relays, holder, caller)
+        await owner.start_worker("echoer", echo, allow=from_anywhere)
+        yield Scene(network, hub, relays, owner, caller)
 
 
 async def secured(node: Node) -> Route:
-    """A way to the hub through a secure channel with it, each time with an identity of its own."""
+    """Return a route to the hub through a secure channel with it, with a new identity each time."""
     identity = await Identity.create(node.vault, secrets.token_hex(4))
     return Route(await node.open_secure_channel(Route(HUB, "listener"), identity, trust=trust_everyone))
 
@@ -65,10 +65,10 @@ async def serve_channels(node: Node) -> Identity:
     return identity
 
 
-def register(node: Node, way: tuple[Encoded, ...], name: str, *, back: tuple[str, ...] = ("worker",)) -> None:
+def register(node: Node, route: tuple[Encoded, ...], name: str, *, back: tuple[str, ...] = ("worker",)) -> None:
     """Send a registration as a client that makes up its return route."""
     payload = bare.string(name)
-    node._router.deliver(Message((*way, local(STATIC)), tuple(map(local, back)), payload))
+    node._router.deliver(Message((*route, local(STATIC)), tuple(map(local, back)), payload))
 
 
 async def raw(network: Loopback) -> Link:
@@ -89,7 +89,7 @@ async def heard(link: Link) -> tuple[tuple[Encoded, ...], tuple[Encoded, ...], b
 
 async def test_an_echo_goes_through_a_relay_of_a_hub_that_forwards_nothing(autojump_clock: MockClock) -> None:
     async with open_scene() as scene:
-        relay = await scene.holder.open_relay(HUB, "bob")
+        relay = await scene.owner.open_relay(HUB, "bob")
         assert str(relay.remote) == "0#forward_to_bob"
         answer = await scene.caller.ask(Route(HUB, relay.remote, "echoer"), b"hello")
         assert answer.payload == b"hello"
@@ -97,7 +97,7 @@ async def test_an_echo_goes_through_a_relay_of_a_hub_that_forwards_nothing(autoj
 
 async def test_name_that_the_hub_chooses_is_random(autojump_clock: MockClock) -> None:
     async with open_scene() as scene:
-        one, other = await scene.holder.open_relay(HUB), await scene.holder.open_relay(HUB)
+        one, other = await scene.owner.open_relay(HUB), await scene.owner.open_relay(HUB)
         assert one.remote != other.remote
         assert len(one.remote.value) == len("forward_to_") + 32
         assert (await scene.caller.ask(Route(HUB, other.remote, "echoer"), b"hello")).payload == b"hello"
@@ -105,9 +105,9 @@ async def test_name_that_the_hub_chooses_is_random(autojump_clock: MockClock) ->
 
 async def test_a_whole_secure_channel_runs_over_the_hub_past_the_relay(autojump_clock: MockClock) -> None:
     async with open_scene() as scene:
-        await serve_channels(scene.holder)
-        await scene.holder.start_worker("for channels", echoer)
-        relay = await scene.holder.open_relay(HUB, "bob")
+        await serve_channels(scene.owner)
+        await scene.owner.start_worker("for channels", echoer)
+        relay = await scene.owner.open_relay(HUB, "bob")
         alice = await Identity.create(scene.caller.vault)
         channel = await scene.caller.open_secure_channel(
             Route(HUB, relay.remote, "listener"), alice, trust=trust_everyone
@@ -120,7 +120,7 @@ async def test_a_whole_secure_channel_runs_over_the_hub_past_the_relay(autojump_
 
 async def test_a_worker_of_the_hub_itself_reaches_the_owner(autojump_clock: MockClock) -> None:
     async with open_scene() as scene:
-        relay = await scene.holder.open_relay(HUB, "bob")
+        relay = await scene.owner.open_relay(HUB, "bob")
         assert (await scene.hub.ask(Route(relay.remote, "echoer"), b"from here")).payload == b"from here"
 
 
@@ -139,18 +139,18 @@ async def test_a_worker_of_the_hub_itself_can_own_a_relay(autojump_clock: MockCl
 async def test_owner_and_client_connect_through_channels_with_the_hub(autojump_clock: MockClock) -> None:
     async with open_scene() as scene:
         await serve_channels(scene.hub)
-        await serve_channels(scene.holder)
-        await scene.holder.start_worker("for channels", echoer)
+        await serve_channels(scene.owner)
+        await scene.owner.start_worker("for channels", echoer)
 
         async def holders_way() -> Route:
-            return await secured(scene.holder)
+            return await secured(scene.owner)
 
-        relay = await scene.holder.open_relay(holders_way, "bob")
-        way = await secured(scene.caller)
-        assert (await scene.caller.ask(Route(way, relay.remote, "echoer"), b"hello")).payload == b"hello"
+        relay = await scene.owner.open_relay(holders_way, "bob")
+        route = await secured(scene.caller)
+        assert (await scene.caller.ask(Route(route, relay.remote, "echoer"), b"hello")).payload == b"hello"
         alice = await Identity.create(scene.caller.vault)
         channel = await scene.caller.open_secure_channel(
-            Route(way, relay.remote, "listener"), alice, trust=trust_everyone
+            Route(route, relay.remote, "listener"), alice, trust=trust_everyone
         )
         for n in range(100):
             assert (await scene.caller.ask(Route(channel, "for channels"), b"%d" % n)).payload == b"%d" % n
@@ -161,17 +161,17 @@ async def test_owner_and_client_connect_through_channels_with_the_hub(autojump_c
 async def test_flood_back_out_by_its_own_link_blocks_no_other(in_a_channel: bool, autojump_clock: MockClock) -> None:
     async with open_scene() as scene:
         await serve_channels(scene.hub)
-        node = scene.holder
-        way = await secured(node) if in_a_channel else HUB
+        node = scene.owner
+        route = await secured(node) if in_a_channel else HUB
 
         async def hub() -> Route:
-            return way
+            return route
 
         relay = await node.open_relay(hub, "bob")
         with trio.fail_after(60):
             async with trio.open_nursery() as nursery:
                 for _ in range(4):
-                    nursery.start_soon(_flood, node, Route(way, relay.remote, "nowhere"))
+                    nursery.start_soon(_flood, node, Route(route, relay.remote, "nowhere"))
         other = await scene.caller.open_relay(HUB, "alice")
         await scene.caller.start_worker("echoer", echo, allow=from_anywhere)
         assert (await scene.caller.ask(Route(HUB, other.remote, "echoer"), b"alive")).payload == b"alive"
@@ -187,7 +187,7 @@ async def test_a_relay_leads_to_a_node_behind_its_owner(autojump_clock: MockCloc
         await inside.listen("loopback:inside")
         await serve_channels(inside)
         await inside.start_worker("for channels", echoer)
-        relay = await scene.holder.open_relay(HUB, "bob", to=Route("loopback:inside"))
+        relay = await scene.owner.open_relay(HUB, "bob", to=Route("loopback:inside"))
         alice = await Identity.create(scene.caller.vault)
         channel = await scene.caller.open_secure_channel(
             Route(HUB, relay.remote, "listener"), alice, trust=trust_everyone
@@ -202,12 +202,12 @@ async def test_a_relay_reaches_the_node_behind_its_owner_again(autojump_clock: M
     async with open_scene() as scene, open_node(scene.network) as inside:
         await inside.listen("loopback:inside")
         await inside.start_worker("echoer", echo, allow=from_anywhere)
-        relay = await scene.holder.open_relay(HUB, "bob", to=Route("loopback:inside"))
+        relay = await scene.owner.open_relay(HUB, "bob", to=Route("loopback:inside"))
         there = Route(HUB, relay.remote, "echoer")
-        await (await scene.holder.connect("loopback:inside")).aclose()
+        await (await scene.owner.connect("loopback:inside")).aclose()
         with pytest.raises(AnswerTimeout):
             await scene.caller.ask(there, b"too soon", timeout=0.01)
-        assert scene.holder.counters[DropReason.RELAY_TARGET_AWAY] == 1
+        assert scene.owner.counters[DropReason.RELAY_TARGET_AWAY] == 1
         await trio.sleep(1)  # virtual: longer than the first pause
         assert (await scene.caller.ask(there, b"again")).payload == b"again"
 
@@ -215,9 +215,9 @@ async def test_a_relay_reaches_the_node_behind_its_owner_again(autojump_clock: M
 async def test_a_relay_to_a_node_that_is_not_there_raises_at_once(autojump_clock: MockClock) -> None:
     async with open_scene() as scene:
         with pytest.raises(ConnectionLost):
-            await scene.holder.open_relay(HUB, "bob", to=Route("loopback:unreachable"))
+            await scene.owner.open_relay(HUB, "bob", to=Route("loopback:unreachable"))
         with pytest.raises(LocalError, match="`to` begins with a transport address"):
-            await scene.holder.open_relay(HUB, "bob", to=Route("echoer"))
+            await scene.owner.open_relay(HUB, "bob", to=Route("echoer"))
 
 
 # Whose a name is
@@ -225,8 +225,8 @@ async def test_a_relay_to_a_node_that_is_not_there_raises_at_once(autojump_clock
 
 async def test_a_name_without_a_channel_is_free_once_its_link_is_gone(autojump_clock: MockClock) -> None:
     async with open_scene() as scene:
-        link = await scene.holder.connect("loopback:hub")
-        register(scene.holder, (link.encoded,), "bob")
+        link = await scene.owner.connect("loopback:hub")
+        register(scene.owner, (link.encoded,), "bob")
         await wait_all_tasks_blocked()
         assert len(scene.relays) == 1
         await link.aclose()
@@ -238,10 +238,10 @@ async def test_a_name_without_a_channel_is_free_once_its_link_is_gone(autojump_c
 async def test_name_of_an_identity_is_reserved_while_it_is_away(autojump_clock: MockClock) -> None:
     async with open_scene() as scene:
         await serve_channels(scene.hub)
-        bob = await Identity.create(scene.holder.vault)
+        bob = await Identity.create(scene.owner.vault)
         at_hub = Route(HUB, "listener")
-        channel = await scene.holder.open_secure_channel(at_hub, bob, trust=trust_everyone)
-        register(scene.holder, (channel._hops.encryptor,), "bob")
+        channel = await scene.owner.open_secure_channel(at_hub, bob, trust=trust_everyone)
+        register(scene.owner, (channel._hops.encryptor,), "bob")
         await wait_all_tasks_blocked()
         await channel.aclose()
         await wait_all_tasks_blocked()
@@ -250,25 +250,25 @@ async def test_name_of_an_identity_is_reserved_while_it_is_away(autojump_clock: 
         async def mallorys_way() -> Route:
             return await secured(scene.caller)
 
-        for way in (HUB, mallorys_way):
+        for route in (HUB, mallorys_way):
             with pytest.raises(AnswerTimeout):
-                await scene.caller.open_relay(way, "bob", timeout=3)
+                await scene.caller.open_relay(route, "bob", timeout=3)
         with pytest.raises(AnswerTimeout):
-            await scene.holder.open_relay(HUB, "bob", timeout=3)
+            await scene.owner.open_relay(HUB, "bob", timeout=3)
 
         async def route_to_bob() -> Route:
-            return Route(await scene.holder.open_secure_channel(at_hub, bob, trust=trust_everyone))
+            return Route(await scene.owner.open_secure_channel(at_hub, bob, trust=trust_everyone))
 
-        relay = await scene.holder.open_relay(route_to_bob, "bob")
+        relay = await scene.owner.open_relay(route_to_bob, "bob")
         assert (await scene.caller.ask(Route(HUB, relay.remote, "echoer"), b"Bob")).payload == b"Bob"
 
 
 async def test_the_same_link_moves_its_relay(autojump_clock: MockClock) -> None:
     async with open_scene() as scene:
-        link = await scene.holder.connect("loopback:hub")
+        link = await scene.owner.connect("loopback:hub")
         for worker in ("first", "second"):
-            async with scene.holder.open_mailbox(worker, allow=from_anywhere) as mailbox:
-                register(scene.holder, (link.encoded,), "bob", back=(worker,))
+            async with scene.owner.open_mailbox(worker, allow=from_anywhere) as mailbox:
+                register(scene.owner, (link.encoded,), "bob", back=(worker,))
                 assert (await mailbox.receive()).text == "bob"
                 await scene.caller.send(Route(HUB, "forward_to_bob"), worker)
                 assert (await mailbox.receive()).text == worker
@@ -280,9 +280,9 @@ async def test_the_same_link_moves_its_relay(autojump_clock: MockClock) -> None:
 
 async def test_an_owner_registers_again_when_its_link_was_lost(autojump_clock: MockClock) -> None:
     async with open_scene() as scene:
-        relay = await scene.holder.open_relay(HUB, "bob")
+        relay = await scene.owner.open_relay(HUB, "bob")
         for n in range(3):
-            await (await scene.holder.connect("loopback:hub")).aclose()
+            await (await scene.owner.connect("loopback:hub")).aclose()
             await trio.sleep(10)  # virtual: the longest pause before it connects again is half of it
             assert (await scene.caller.ask(Route(HUB, relay.remote, "echoer"), b"%d" % n)).payload == b"%d" % n
 
@@ -301,13 +301,13 @@ async def test_client_gets_its_name_when_the_hub_notices_the_end_of_its_old_link
                 await old.aclose()
 
             nursery.start_soon(end)
-            await scene.holder.open_relay(HUB, "bob")
+            await scene.owner.open_relay(HUB, "bob")
 
 
 async def test_return_paths_end_with_their_link_and_with_the_service(autojump_clock: MockClock) -> None:
     async with open_scene() as scene:
         before = len(scene.hub._router._table)
-        relay = await scene.holder.open_relay(HUB, "bob")
+        relay = await scene.owner.open_relay(HUB, "bob")
         await scene.caller.ask(Route(HUB, relay.remote, "echoer"), b"?")
         # Two links with an alias each, and the relay.
         assert len(scene.hub._router._table) == before + 5
@@ -322,17 +322,17 @@ async def test_return_paths_end_with_their_link_and_with_the_service(autojump_cl
 
 async def test_hub_without_relay_service_times_out(autojump_clock: MockClock) -> None:
     network = Loopback()
-    async with open_node(network) as hub, open_node(network) as holder:
+    async with open_node(network) as hub, open_node(network) as owner:
         await hub.listen("loopback:hub")
         with pytest.raises(AnswerTimeout, match="may not offer the service 0#static_forwarding_service"):
-            await holder.open_relay(HUB, "bob", timeout=3)
+            await owner.open_relay(HUB, "bob", timeout=3)
         with pytest.raises(ConnectionLost):
-            await holder.open_relay(Route("loopback:unreachable"), "bob")
+            await owner.open_relay(Route("loopback:unreachable"), "bob")
 
 
 async def test_a_second_hub_is_tried_when_the_first_is_away(autojump_clock: MockClock) -> None:
     async with open_scene() as scene:
-        relay = await scene.holder.open_relay([Route("loopback:unreachable"), HUB], "bob")
+        relay = await scene.owner.open_relay([Route("loopback:unreachable"), HUB], "bob")
         assert (await scene.caller.ask(Route(HUB, relay.remote, "echoer"), b"hello")).payload == b"hello"
 
 
@@ -356,7 +356,7 @@ BAD = [
 async def test_invalid_registration_gets_no_answer(payload: bytes, autojump_clock: MockClock) -> None:
     async with open_scene() as scene:
         with pytest.raises(AnswerTimeout):
-            await scene.holder.ask(Route(HUB, STATIC), payload, timeout=1)
+            await scene.owner.ask(Route(HUB, STATIC), payload, timeout=1)
         assert scene.hub.counters == {DropReason.REGISTRATION_REFUSED: 1}
         assert len(scene.relays) == 0
 
@@ -365,14 +365,14 @@ async def test_relays_of_a_client_and_of_all_are_limited(
     autojump_clock: MockClock,
 ) -> None:
     async with open_scene(limits=RelayLimits(relays_per_client=3, relays=5)) as scene:
-        for node in (scene.holder, scene.caller):
+        for node in (scene.owner, scene.caller):
             link = await node.connect("loopback:hub")
             for n in range(10):
                 register(node, (link.encoded,), f"{n}-{id(node)}")
                 register(node, (link.encoded,), "register")
         await wait_all_tasks_blocked()
         assert len(scene.relays) == 5
-        await (await scene.holder.connect("loopback:hub")).aclose()
+        await (await scene.owner.connect("loopback:hub")).aclose()
         await (await scene.caller.connect("loopback:hub")).aclose()
         await wait_all_tasks_blocked()
         assert len(scene.relays) == 0
@@ -381,8 +381,8 @@ async def test_relays_of_a_client_and_of_all_are_limited(
 
 async def test_too_long_return_route_is_refused(autojump_clock: MockClock) -> None:
     async with open_scene() as scene:
-        link = await scene.holder.connect("loopback:hub")
-        register(scene.holder, (link.encoded,), "bob", back=("x" * MAX_PATH_SIZE,))
+        link = await scene.owner.connect("loopback:hub")
+        register(scene.owner, (link.encoded,), "bob", back=("x" * MAX_PATH_SIZE,))
         await wait_all_tasks_blocked()
         assert len(scene.relays) == 0
 
@@ -391,7 +391,7 @@ async def test_name_of_a_worker_is_refused(autojump_clock: MockClock) -> None:
     async with open_scene() as scene:
         await scene.hub.start_worker("forward_to_bob", echo, allow=from_local)
         with pytest.raises(AnswerTimeout):
-            await scene.holder.open_relay(HUB, "bob", timeout=3)
+            await scene.owner.open_relay(HUB, "bob", timeout=3)
         assert len(scene.relays) == 0
 
 
@@ -434,39 +434,39 @@ async def test_forged_return_route_leads_back_to_its_sender_only(autojump_clock:
 
 async def test_links_of_the_hub_are_unreachable_even_by_their_address(autojump_clock: MockClock) -> None:
     async with open_scene() as scene:
-        relay = await scene.holder.open_relay(HUB, "bob")
+        relay = await scene.owner.open_relay(HUB, "bob")
         (link,) = scene.hub._links._all
-        for way in (Route(HUB), Route(HUB, relay.remote)):
+        for route in (Route(HUB), Route(HUB, relay.remote)):
             with pytest.raises(AnswerTimeout):
-                await scene.caller.ask(Route(way, link.address, "echoer"), b"?", timeout=1)
+                await scene.caller.ask(Route(route, link.address, "echoer"), b"?", timeout=1)
         assert scene.hub.counters[DropReason.ACCESS_DENIED] == 1
-        assert scene.holder.counters[DropReason.UNKNOWN_ADDRESS] == 1
+        assert scene.owner.counters[DropReason.UNKNOWN_ADDRESS] == 1
 
 
 async def test_clients_cannot_use_the_identity_of_the_hub(autojump_clock: MockClock) -> None:
     """Threat 22: a relayed message is unauthenticated to the owner, even if the owner trusts the identity of the hub."""
     async with open_scene() as scene:
         await serve_channels(scene.hub)
-        await scene.holder.start_worker("for channels", echoer)
+        await scene.owner.start_worker("for channels", echoer)
 
-        async def way() -> Route:
-            return await secured(scene.holder)
+        async def route() -> Route:
+            return await secured(scene.owner)
 
-        relay = await scene.holder.open_relay(way, "bob")
+        relay = await scene.owner.open_relay(route, "bob")
         with pytest.raises(AnswerTimeout):
             await scene.caller.ask(Route(HUB, relay.remote, "for channels"), b"?", timeout=1)
-        assert scene.holder.counters[DropReason.ACCESS_DENIED] == 1
+        assert scene.owner.counters[DropReason.ACCESS_DENIED] == 1
 
 
 async def test_only_answers_pass_into_the_channel_of_a_client(autojump_clock: MockClock) -> None:
     async with open_scene() as scene:
         await serve_channels(scene.hub)
         await scene.caller.start_worker("for channels", echoer)
-        way = await secured(scene.caller)
-        async with scene.holder.open_mailbox("mallory", allow=from_anywhere) as mallory:
-            relay = await scene.holder.open_relay(HUB, "mallory")
+        route = await secured(scene.caller)
+        async with scene.owner.open_mailbox("mallory", allow=from_anywhere) as mallory:
+            relay = await scene.owner.open_relay(HUB, "mallory")
             async with scene.caller.open_mailbox() as asker:
-                await asker.send(Route(way, relay.remote, "mallory"), b"hello")
+                await asker.send(Route(route, relay.remote, "mallory"), b"hello")
                 message = await mallory.receive()
                 await mallory.reply(message, b"answer")
                 assert (await asker.receive()).payload == b"answer"
@@ -479,11 +479,11 @@ async def test_only_answers_pass_into_the_channel_of_a_client(autojump_clock: Mo
 
 async def test_forged_answer_does_not_move_the_relay(autojump_clock: MockClock) -> None:
     async with open_scene() as scene:
-        relay = await scene.holder.open_relay(HUB, "bob")
+        relay = await scene.owner.open_relay(HUB, "bob")
         await scene.caller.send(Route(HUB, relay.remote), "mallory is not bob")
         await wait_all_tasks_blocked()
         assert str(relay.remote) == "0#forward_to_bob"
-        assert scene.holder.counters[DropReason.REGISTRATION_ANSWER_UNEXPECTED] == 1
+        assert scene.owner.counters[DropReason.REGISTRATION_ANSWER_UNEXPECTED] == 1
 
 
 async def test_a_ring_of_relays_ends_when_the_route_is_full(autojump_clock: MockClock) -> None:
@@ -518,7 +518,7 @@ async def test_owner_that_reads_nothing_loses_its_link_and_the_client_continues(
         hung = await raw(scene.network)
         await say(hung, (local(STATIC),), (local("hung"),), bare.string("hung"))
         await heard(hung)
-        good = await scene.holder.open_relay(HUB, "bob")
+        good = await scene.owner.open_relay(HUB, "bob")
         with trio.fail_after(120):
             for _ in range(100):
                 await scene.caller.send(Route(HUB, "forward_to_hung"), bytes(20_000))
@@ -532,7 +532,7 @@ async def test_drop_when_full_link_never_waits_for_a_relay(autojump_clock: MockC
         hung = await raw(scene.network)
         await say(hung, (local(STATIC),), (local("hung"),), bare.string("hung"))
         await heard(hung)
-        good = await scene.holder.open_relay(HUB, "bob")
+        good = await scene.owner.open_relay(HUB, "bob")
         began = trio.current_time()
         for _ in range(400):
             await far.send(Route("loopback:hub2", "forward_to_hung"), bytes(20_000))
@@ -548,7 +548,7 @@ LINK, OTHER = Origin(link=local("a link")), Origin(link=local("another"))
 
 
 @pytest.mark.parametrize(
-    ("holder", "caller", "waits"),
+    ("owner", "caller", "waits"),
     [
         (LINK, OTHER, True),
         (LINK, LOCAL, True),
@@ -560,9 +560,7 @@ LINK, OTHER = Origin(link=local("a link")), Origin(link=local("another"))
         (Origin(stream=local("a stream"), identifier=bytes(32)), OTHER, False),
     ],
 )
-def test_only_the_reader_of_another_ordinary_link_waits_for_a_relay(
-    holder: Origin, caller: Origin, waits: bool
-) -> None:
+def test_only_the_reader_of_another_ordinary_link_waits_for_a_relay(owner: Origin, caller: Origin, waits: bool) -> None:
     router = Router()
     budget = ByteBudget()
     seen: list[Message] = []
@@ -571,10 +569,10 @@ def test_only_the_reader_of_another_ordinary_link_waits_for_a_relay(
         seen.append(message)
         return budget.add(budget.hard_bound // 4)
 
-    for first in ("holder", "caller"):
+    for first in ("owner", "caller"):
         router.register(local(first), hop, allow=from_local)
     return_paths = ReturnPaths(router)
-    entry = return_paths.enter(local("holder"), holder)
+    entry = return_paths.enter(local("owner"), owner)
     for _ in range(8):
         over_budget = return_paths.pass_on(
             Message((local("x"),), (local("caller"), local("app")), b"", caller), entry, ()
@@ -583,7 +581,7 @@ def test_only_the_reader_of_another_ordinary_link_waits_for_a_relay(
     assert len(seen) == (8 if waits else 4)
     # What did not begin here would be an answer of its hub to a stream.
     assert all(message.origin.is_local for message in seen) == (
-        caller is LOCAL or (holder.stream is not None and holder.identifier is None)
+        caller is LOCAL or (owner.stream is not None and owner.identifier is None)
     )
 
 
@@ -602,7 +600,7 @@ def test_the_least_recently_active_sender_is_forgotten_first() -> None:
 
 
 async def test_the_captured_client_is_answered_and_reached(autojump_clock: MockClock) -> None:
-    """A transcript of a Rust service, replayed against ours: the client and the caller say what they said there."""
+    """Replay a transcript of a Rust service against ours: both clients send the recorded messages."""
     transcript = next(each for each in load("wire/relays.json") if each["kind"].endswith("transcript"))
     steps = [CURRENT.decode(bytes.fromhex(each["hex"])[4:]) for each in transcript["steps"]]
     async with open_scene() as scene:
@@ -630,7 +628,7 @@ async def test_our_client_takes_the_captured_answers(
     transcript = load("wire/relays.json")[1]
     steps = [CURRENT.decode(bytes.fromhex(each["hex"])[4:]) for each in transcript["steps"]]
     network = Loopback()
-    async with open_node(network) as holder, open_node(network) as hub:
+    async with open_node(network) as owner, open_node(network) as hub:
         await hub.listen("loopback:hub")
         service = steps[request_at][0][0]
 
@@ -640,7 +638,7 @@ async def test_our_client_takes_the_captured_answers(
             hub._router.answer(message, back[0], payload)
 
         hub._router.register(service, answer, allow=from_anywhere)
-        relay = await holder.open_relay(HUB, "rusty" if named else None)
+        relay = await owner.open_relay(HUB, "rusty" if named else None)
         assert relay.remote == Address.from_encoded(steps[answer_at][1][-1])
 
 
@@ -649,14 +647,14 @@ async def test_our_client_takes_the_captured_answers(
 async def test_both_protocol_versions_use_one_hub_over_tcp(scheme: str, callers: str) -> None:
     transports = ("tcp", "tcp_classic")
     with trio.fail_after(20):
-        async with open_node("tcp") as hub, open_node(*transports) as holder, open_node(*transports) as caller:
+        async with open_node("tcp") as hub, open_node(*transports) as owner, open_node(*transports) as caller:
             endpoint = (await hub.listen("tcp:127.0.0.1:0")).value.decode()
             await hub.serve_relays()
-            await serve_channels(holder)
-            await holder.start_worker("echoer", echo, allow=from_anywhere)
-            relay = await holder.open_relay(Route(f"{scheme}:{endpoint}"), "bob")
-            way = Route(f"{callers}:{endpoint}", relay.remote)
-            assert (await caller.ask(Route(way, "echoer"), b"plain")).payload == b"plain"
+            await serve_channels(owner)
+            await owner.start_worker("echoer", echo, allow=from_anywhere)
+            relay = await owner.open_relay(Route(f"{scheme}:{endpoint}"), "bob")
+            route = Route(f"{callers}:{endpoint}", relay.remote)
+            assert (await caller.ask(Route(route, "echoer"), b"plain")).payload == b"plain"
             alice = await Identity.create(caller.vault)
-            channel = await caller.open_secure_channel(Route(way, "listener"), alice, trust=trust_everyone)
+            channel = await caller.open_secure_channel(Route(route, "listener"), alice, trust=trust_everyone)
             assert (await caller.ask(Route(channel, "echoer"), b"sealed")).payload == b"sealed"

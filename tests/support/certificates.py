@@ -1,4 +1,4 @@
-"""Certificates for tests: throwaway CAs and what they sign, as PEM files for the options of transports."""
+"""Certificates for tests: throwaway CAs and the certificates that they sign, as PEM files."""
 
 from datetime import UTC, datetime, timedelta
 from ipaddress import ip_address

@@ -34,7 +34,7 @@ STALL_TIMEOUT = 120.0
 
 
 class Handler:
-    """A worker that keeps what reaches it."""
+    """A worker that records its messages."""
 
     def __init__(self) -> None:
         self.messages: list[Message] = []
@@ -61,7 +61,7 @@ class Handler:
 
 @attrs.define(eq=False)
 class Parties:
-    """Two nodes with a way from Alice to Bob's listener; each has an echoer and a handler that channels reach."""
+    """Two nodes with a route from Alice to Bob's listener; each has an echoer and a handler that channels reach."""
 
     alice: Node
     bob: Node
@@ -84,7 +84,7 @@ class Parties:
     bobs_identifier: Identifier = attrs.field(kw_only=True)
 
     async def open(self, *, trust: TrustPolicy = trust_everyone) -> tuple[SecureChannel, SecureChannel]:
-        """A channel that has carried a message each way: Alice's side of it, and Bob's."""
+        """A channel that has carried a message in each direction: Alice's side of it, and Bob's."""
         channel = await self.alice.open_secure_channel(
             self.route, self.alices, trust=trust, protocol_version=self.protocol_version
         )

@@ -71,9 +71,7 @@ class Doubling:
 
 @asynccontextmanager
 async def open_doubling(target: str, framing: Framing = CURRENT) -> AsyncIterator[Doubling]:
-    """A proxy in front of `HOST:PORT` that sends every data frame of whoever connects twice; the handshake it leaves
-    alone.
-    """
+    """A proxy in front of `HOST:PORT` that sends every data frame of its clients twice, and the handshake once."""
     host, _, port = target.rpartition(":")
     doubling = Doubling((host, int(port)), framing)
     async with trio.open_nursery() as nursery:

@@ -288,7 +288,7 @@ class Harness:
 
 @asynccontextmanager
 async def run(spec: TopologySpec, unopened: Collection[tuple[str, str, str]]) -> AsyncIterator[Harness]:
-    """Run a topology without what the analysis says cannot be opened; then try to open that too."""
+    """Run a topology without the parts that the analysis says cannot be opened; then try to open those too."""
     network = Loopback()
     RECORDER.__init__()  # type: ignore[misc]
     _DIALLERS.clear()
@@ -407,7 +407,7 @@ def names_of(spec: TopologySpec) -> frozenset[bytes]:
 
 
 def predicted(spec: TopologySpec, path: Path) -> dict[Observer, Sighting]:
-    """Return what each observer of a path sees, according to the analysis."""
+    """Return the view of each observer of a path, according to the analysis."""
     names = names_of(spec)
     return {each.at: _predicted(names, path, each) for each in path.observations if each.at.kind != "outsider"}
 

@@ -127,7 +127,7 @@ class Commands:
 
 
 async def end_all(running: Sequence[Running]) -> None:
-    """End all processes that still run, and close what led to them."""
+    """End all processes that still run, and close their pipes."""
     for each in running:
         if each.process.returncode is None:
             each.process.kill()

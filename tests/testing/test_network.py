@@ -37,7 +37,7 @@ async def joined(network: FaultyNetwork, one: str = "alice", other: str = "bob")
 
 
 async def arrived(link: Link, sender: Link) -> list[bytes]:
-    """All that comes until the end of what was sent."""
+    """Return everything that arrives until all sent messages were delivered."""
     await sender.send_eof()
     frames: list[bytes] = []
     while burst := await link.receive():

@@ -1,4 +1,4 @@
-"""The plugin for pytest as its users have it: what it loads, its options, and its fixtures."""
+"""The plugin for pytest: its imports, its options, and its fixtures."""
 
 import subprocess
 import sys

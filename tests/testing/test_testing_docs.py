@@ -1,4 +1,4 @@
-"""docs/testing.md says what is so: its tests run."""
+"""The tests in docs/testing.md run."""
 
 import re
 from pathlib import Path

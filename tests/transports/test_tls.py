@@ -1,4 +1,4 @@
-"""TLS under a link: the contract, ends that TLS proves, and error texts for every way in which two ends disagree."""
+"""TLS under a link: the contract, proven ends, and an error text for each mismatch of the two ends."""
 
 import logging
 import random
@@ -269,7 +269,7 @@ async def test_close_notify_between_the_peers_records_loses_nothing(
 async def pair_with_keys(
     authority: Authority, certificate: str, folder: Path
 ) -> tuple[TLSStream, TLSStream, Memory, Keys]:
-    """A client, a server, what is below the server, and the keys that the client's next records are sealed with."""
+    """A client, a server, the stream below the server, and the keys that encrypt the client's next records."""
     below, other = Memory("memory:client"), Memory("memory:server")
     below.other, other.other = other, below
     context = logging_to(folder / "keys.log", client_context(ca_file=authority.path))

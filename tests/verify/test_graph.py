@@ -1,4 +1,4 @@
-"""Drawings of topologies: well-formed, and with what each hop sees."""
+"""Drawings of topologies: well-formed, and with the view of each hop."""
 
 from pathlib import Path
 from xml.etree import ElementTree as ET

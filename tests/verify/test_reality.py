@@ -121,7 +121,7 @@ def _carriers(observer: Observer, path: Path) -> set[Observer]:
 
 
 def _steps_behind(trail: Sequence[Step], observer: Observer) -> Iterator[tuple[Step, int]]:
-    """Yield the steps at which what an observer forwards can be changed, and how many messages passed there before."""
+    """Yield the steps at which an observer can change a forwarded message, and how many messages passed before."""
     for index, step in enumerate(trail):
         if observer not in {at for at, _ in observers_of(step)}:
             continue
@@ -295,7 +295,7 @@ OCCURS = (
 
 
 def compare_many(number: int, start: int) -> "Counter[str]":
-    """Compare a number of random topologies, the same ones each time; return what occurred in them."""
+    """Compare a number of random topologies, always the same ones; return how often each feature occurred."""
     tally: Counter[str] = Counter()
 
     @seed(start)

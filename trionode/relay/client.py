@@ -146,7 +146,7 @@ class Relay(Service):
     async def _keep_target_connected(self, open_target: OpenPath) -> None:
         """Keep a link to the node behind the relay.
 
-        Messages that arrive while there is none are dropped and counted.
+        Messages that arrive without a path are dropped and counted.
         """
 
         async def use(path: tuple[Encoded, ...]) -> bool:

@@ -181,11 +181,11 @@ def expected(type_: FieldType) -> str:
     """Return a phrase for the values of a type."""
     match type_:
         case Record():
-            ways = [quoted(word) for word in type_.keywords]
+            alternatives = [quoted(word) for word in type_.keywords]
             if type_.text_key is not None:
-                ways.append(expected(type_.keys[type_.text_key].type))
+                alternatives.append(expected(type_.keys[type_.text_key].type))
             table = 'a table such as { nodes = ["bob"] }' if type_.keywords else "a table"
-            return ", ".join([*ways, f"or {table}"]) if ways else table
+            return ", ".join([*alternatives, f"or {table}"]) if alternatives else table
         case TableOf():
             return "a table"
         case ListOf(value_kind=ValueKind.ROUTE):
