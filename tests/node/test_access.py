@@ -26,7 +26,7 @@ RULES: dict[str, tuple[Access, set[str]]] = {
         from_identities(ALICE, BOB),
         {"channel over a link", "channel over a stream", "channel within the node"},
     ),
-    "from_identities of nobody": (from_identities(), set()),
+    "from_identities without identifiers": (from_identities(), set()),
 }
 
 

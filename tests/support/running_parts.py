@@ -39,7 +39,7 @@ to = ["@hub", "api"]
 trust.nodes = "bob"
 """
 
-#: Alice and Bob without anybody between.
+#: Alice and Bob, directly connected.
 DIRECT = """
 [nodes.bob]
 listen = "loopback:bob"

@@ -22,7 +22,7 @@ async def test_log_line_holds_the_whole_reason(
 ) -> None:
     async def open_(_: int) -> int:
         await trio.lowlevel.checkpoint()
-        raise AnswerTimeout("nobody answered. " * 40 + "Or the peer refuses this identity")
+        raise AnswerTimeout("no node answered. " * 40 + "Or the peer refuses this identity")
 
     with trio.move_on_after(1):
         await Supervised(PART, open_, never).run()

@@ -40,7 +40,7 @@ def certificate_options(*, dials: bool, listens: bool) -> Callable[[C], C]:
     """Add the options for TLS: the command gets `certificates`.
 
     Args:
-      dials: Whether the command connects, and so can choose whom to trust.
+      dials: Whether the command connects, and so can choose the CAs that it trusts.
       listens: Whether the command listens, and so can require certificates.
     """
     options = [

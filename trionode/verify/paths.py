@@ -333,7 +333,7 @@ def _would_trust(network: SymbolicNetwork, observer: Observer, sealed: Sealed) -
     channel = sealed.channel
     if observer.kind == "node" and observer.name in {channel.initiator, channel.responder}:
         return False  # it is an end of it
-    identity = network.nodes[observer.name].identity if observer.kind == "node" else f"{RANDOM}anybody"
+    identity = network.nodes[observer.name].identity if observer.kind == "node" else f"{RANDOM}any identity"
     if not network.trusts(channel.spec.trust, identity):
         return False
     # The responder answers the peer that opened the channel. To stand between the two, the observer needs its trust

@@ -15,7 +15,7 @@ from trionode.verify.model.network import CannotOpenError, SymbolicNetwork
 #: message.
 PROBE = f"{RANDOM}probe"
 #: The identity of the peer where a listener trusts everyone.
-ANYBODY = f"{RANDOM}anybody"
+ANY_IDENTITY = f"{RANDOM}any identity"
 #: The peer's own address, in its return routes.
 _PEER = f"{RANDOM}peer"
 
@@ -142,7 +142,7 @@ class _Search:
             self._reach(node.name, address, position.manner, trace)
             match entry.kind:
                 case "listener" if node.spec.secure_channel_listeners[address].trust.everyone:
-                    origin = attrs.evolve(position.origin, identifier=ANYBODY)
+                    origin = attrs.evolve(position.origin, identifier=ANY_IDENTITY)
                     self.enter(_Position(node.name, origin, (*trace, "opens a secure channel with any identity")))
                 case "outlet":
                     self._note_outlet(node.name, address, trace)
