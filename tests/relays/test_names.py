@@ -86,12 +86,12 @@ async def test_owner_and_client_behind_channels_with_the_hub(scene: Scene, autoj
     await scene.serve_channels()
     async with scene.node() as relay_owner, scene.node() as caller:
         their_route, theirs = await secured(relay_owner)
-        ours_way, ours = await secured(caller)
+        our_route, ours = await secured(caller)
         await relay_owner.start_worker("echoer", echoer)
         await relay_owner.serve_secure_channels("inner", theirs, trust=trust_everyone)
         await relay_owner.open_relay(their_route, "bob")
         channel = await caller.open_secure_channel(
-            Route(ours_way, "forward_to_bob", "inner"), ours, trust=trust_everyone
+            Route(our_route, "forward_to_bob", "inner"), ours, trust=trust_everyone
         )
         for number in range(40):
             assert (await caller.ask(Route(channel, "echoer"), f"{number}")).text == f"{number}"

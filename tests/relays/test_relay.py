@@ -142,10 +142,10 @@ async def test_owner_and_client_connect_through_channels_with_the_hub(autojump_c
         await serve_channels(scene.owner)
         await scene.owner.start_worker("for channels", echoer)
 
-        async def holders_way() -> Route:
+        async def route_of_owner() -> Route:
             return await secured(scene.owner)
 
-        relay = await scene.owner.open_relay(holders_way, "bob")
+        relay = await scene.owner.open_relay(route_of_owner, "bob")
         route = await secured(scene.caller)
         assert (await scene.caller.ask(Route(route, relay.remote, "echoer"), b"hello")).payload == b"hello"
         alice = await Identity.create(scene.caller.vault)
@@ -247,10 +247,10 @@ async def test_name_of_an_identity_is_reserved_while_it_is_away(autojump_clock: 
         await wait_all_tasks_blocked()
         assert len(scene.relays) == 1
 
-        async def mallorys_way() -> Route:
+        async def route_of_mallory() -> Route:
             return await secured(scene.caller)
 
-        for route in (HUB, mallorys_way):
+        for route in (HUB, route_of_mallory):
             with pytest.raises(AnswerTimeout):
                 await scene.caller.open_relay(route, "bob", timeout=3)
         with pytest.raises(AnswerTimeout):

@@ -193,8 +193,8 @@ class Identity:
     ) -> str:
         """Issue a credential: as an authority, say which attributes another identity has.
 
-        Peers that know this identity as an authority accept it (`trust_attributes`, `from_attributes`). A rotation of this
-        identity invalidates the credentials that it issued before, once peers know the new history.
+        Peers that know this identity as an authority accept it (`trust_attributes`, `from_attributes`). A rotation of
+        this identity invalidates the credentials that it issued before, once peers know the new history.
 
         Args:
           subject: The identifier of the identity that has the attributes.

@@ -95,8 +95,8 @@ async def serve_byte_streams(
     Args:
       address: The listener's address behind the transport's name, such as "tcp:127.0.0.1:4000", for logs.
       listeners: From `open_listeners`.
-      handshake: Makes a link of a new stream, whose TLS handshake is still to be done. The stream is closed if it raises; a
-          RemoteError is logged.
+      handshake: Makes a link of a new stream, whose TLS handshake is still to be done. The stream is closed if it
+          raises; a RemoteError is logged.
       accept: Takes the link over. Cancelling it does not close the link.
       context: A TLS context from `server_context`; None for no TLS.
 

@@ -129,7 +129,8 @@ class Node:
 
         So a message of a peer makes this node dial, but only an address that this program named. After a loss, or after
         the peer took nothing for too long, the next message dials again, with a pause if the connection did not last.
-        A message that can't be sent, or waits too long, is dropped and counted. The link speaks the current protocol version.
+        A message that can't be sent, or waits too long, is dropped and counted. The link speaks the current protocol
+        version.
 
         Args:
           peer: Such as `tcp:HOST:PORT`.
@@ -303,8 +304,8 @@ class Node:
           trust: Decides about the peer's identity. There is no default.
           timeout: Seconds for all tries together.
           protocol_version: "current"; or "classic" for a peer that speaks nothing else. That peer sees the classic
-            identity, may accept replayed messages, and is not notified when the channel closes. There is no fallback from
-            one to the other.
+            identity, may accept replayed messages, and is not notified when the channel closes. There is no fallback
+            from one to the other.
 
         Returns:
           The channel, which can stand in a route. It lives until either side closes it, or the node ends.

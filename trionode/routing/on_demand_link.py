@@ -26,8 +26,8 @@ class OnDemandLink:
     """A link of the current protocol version that connects with the first burst, and with the next one after a loss.
 
     It ends only when this side closes it. Messages that can't be sent are dropped and counted: those that waited for a
-    dial that failed, those that arrive within the pause after that, and those in flight when the connection broke. The pauses are
-    those of `Backoff`, so a peer that sends much makes this node dial seldom.
+    dial that failed, those that arrive within the pause after that, and those in flight when the connection broke. The
+    pauses are those of `Backoff`, so a peer that sends much makes this node dial seldom.
     """
 
     def __init__(self, peer: str, connect: Callable[[], Awaitable[Link]], counters: Counters) -> None:

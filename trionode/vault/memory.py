@@ -91,7 +91,8 @@ class MemoryVault:
           The shared secret, 32 bytes.
 
         Raises:
-          HandshakeError: If `public` does not have 32 bytes, or is a point of small order (the secret would be all zero).
+          HandshakeError: If `public` does not have 32 bytes, or is a point of small order (the secret would be all
+              zero).
           VaultError: If the key is not in this vault, or of another kind.
         """
         secret = self._secret(handle, KeyKind.X25519)

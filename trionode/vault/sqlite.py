@@ -73,9 +73,9 @@ class SqliteVault:
 
     Keys are used in memory. A new or forgotten key is written at once, in a synchronous transaction of a few
     milliseconds: `Vault` is synchronous because handshakes call it, and durable keys are created only a few times in a
-    program's life. So a crash can't orphan a handle. Ephemeral keys are never written. Identities and known peers, which
-    handshakes write, are written in a thread. A handle is valid while its vault is open; the file knows a key by its
-    public bytes.
+    program's life. So a crash can't orphan a handle. Ephemeral keys are never written. Identities and known peers,
+    which handshakes write, are written in a thread. A handle is valid while its vault is open; the file knows a key by
+    its public bytes.
     """
 
     def __init__(self, path: Path, passphrase: str | None) -> None:

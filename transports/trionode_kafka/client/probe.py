@@ -1,7 +1,8 @@
 """The first connection to a Kafka, made like all others. It reports within seconds, in one line, what is wrong.
 
 kafka-python's clients retry for as long as their options say, and then report a timeout. kafka-python 3.0.12 also loses
-what a broker sends directly before it hangs up, so the probe derives the reason from the stage at which the broker hung up.
+what a broker sends directly before it hangs up, so the probe derives the reason from the stage at which the broker hung
+up.
 """
 
 import contextlib

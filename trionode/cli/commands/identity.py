@@ -136,7 +136,8 @@ async def issue(
 ) -> None:
     """Issue a credential as an authority, and print it in hex.
 
-    The subject stores it with `trionode identity add-credential`. Peers accept it if they know this authority by --authority.
+    The subject stores it with `trionode identity add-credential`. Peers accept it if they know this authority by
+    --authority.
     """
     values = {key: value for key, value in attributes if value is not None}
     if len(values) < len(attributes):

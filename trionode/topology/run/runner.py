@@ -296,8 +296,8 @@ class NodeRunner:
 
         A stream first confirms what was sent.
 
-        What leads through a channel or stream closes before it, so the peer at the other end is notified. If other nodes
-        stay, the channels that they have opened with this node are closed, too.
+        Parts that lead through a channel or stream close before it, so the peer at the other end is notified. If other
+        nodes stay, the channels that they have opened with this node are closed, too.
         """
         if self._supervisors is None:
             return  # the node has ended meanwhile
