@@ -1,4 +1,7 @@
-"""The contract of a StreamStore, as checks that any store can run against itself."""
+"""The contract of a StreamStore, as checks that any store can run against itself.
+
+The file is long because it is one list: each function is one promise, and the order is that of `CHECKS`.
+"""
 
 import os
 from collections.abc import Awaitable, Callable, Sequence

@@ -3,6 +3,8 @@
 Each class is a table of the topology file, and each attribute is a key of the table; its `Doc` describes it.
 Constructors accept what the file accepts: one item in place of a list with one item (except for routes), and a text in
 place of a table if the class has KEYWORDS or TEXT_KEY.
+
+The file is long because it is one list of tables, and most of its lines are the documentation of their keys.
 """
 
 from collections.abc import Iterable, Mapping
