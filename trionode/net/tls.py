@@ -77,7 +77,9 @@ class TLSContexts:
           ConfigError: A file can't be read or does not hold what it should; the text names it.
         """
         self.client = client_context(ca_file=ca_file, certificate=certificate, key=key)
-        self._server = certificate and server_context(certificate=certificate, key=key, client_ca_file=client_ca_file)
+        self._server: ssl.SSLContext | None = None
+        if certificate:
+            self._server = server_context(certificate=certificate, key=key, client_ca_file=client_ca_file)
 
     def server(self, address: str) -> ssl.SSLContext:
         """Return the context to listen with.

@@ -203,6 +203,7 @@ class Transport(ABC):
 
         If cancelled, the address is free for the next listener.
         """
+        ...  # pyright takes only this body for one without an implementation
 
 
 @cache

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from itertools import takewhile
-from typing import Literal
+from typing import Literal, TypeVar
 
 import attrs
 
@@ -34,6 +34,12 @@ Injection = Literal["as the sender", "unauthenticated"]
 _VISIBILITIES: Sequence[Visibility] = ("nothing", "ciphertext", "plaintext")
 _INJECTIONS: Sequence[Injection | None] = (None, "unauthenticated", "as the sender")
 
+T = TypeVar("T")
+
+
+def _greater(order: Sequence[T], one: T, other: T) -> T:
+    return order[max(order.index(one), order.index(other))]
+
 
 def _union(one: Iterable[str], other: Iterable[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys((*one, *other)))
@@ -48,7 +54,7 @@ class Visible:
     addresses: tuple[str, ...]
 
     def __or__(self, other: "Visible") -> "Visible":
-        payload = max(self.payload, other.payload, key=_VISIBILITIES.index)
+        payload: Visibility = _greater(_VISIBILITIES, self.payload, other.payload)
         return Visible(payload, _union(self.addresses, other.addresses))
 
 
@@ -118,7 +124,7 @@ class Observation:
             self.visible | other.visible,
             _union(self.events, other.events),
             self.can_drop or other.can_drop,
-            max(self.can_inject, other.can_inject, key=_INJECTIONS.index),
+            _greater(_INJECTIONS, self.can_inject, other.can_inject),
             _union(self.can_impersonate, other.can_impersonate),
             self.can_decrypt or other.can_decrypt,
             self.can_learn | other.can_learn,
