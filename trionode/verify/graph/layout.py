@@ -160,8 +160,8 @@ def _activity(report: Report, observer: Observer) -> tuple[tuple[str, ...], Role
         reads = each.visible.payload == "plaintext" or each.can_decrypt
         roles.add("end" if is_end else "reads" if reads else "carries")
     by_gravity: tuple[Role, ...] = ("reads", "carries", "end")
-    gravest: Role = next((role for role in by_gravity if role in roles), "idle")
-    return tuple(lines), gravest
+    found = [role for role in by_gravity if role in roles]
+    return tuple(lines), found[0] if found else "idle"
 
 
 def _box(report: Report, name: str, kind: BoxKind, offers: tuple[str, ...] = ()) -> Box:
