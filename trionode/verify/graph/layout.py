@@ -150,6 +150,10 @@ def _observations(report: Report, observer: Observer) -> Iterator[tuple[str, Obs
                 yield flow.name, each, observer.kind == "node" and observer.name in ends
 
 
+#: The roles of an observer of flows, the gravest first.
+_BY_GRAVITY: tuple[Role, ...] = ("reads", "carries", "end")
+
+
 def _activity(report: Report, observer: Observer) -> tuple[tuple[str, ...], Role]:
     """Return what an observer sees of each flow, and its role."""
     lines = []
@@ -159,9 +163,10 @@ def _activity(report: Report, observer: Observer) -> tuple[tuple[str, ...], Role
         lines.append(f"{flow}: {sees(each)}" + ("" if ability == "-" else f"; can {ability}"))
         reads = each.visible.payload == "plaintext" or each.can_decrypt
         roles.add("end" if is_end else "reads" if reads else "carries")
-    by_gravity: tuple[Role, ...] = ("reads", "carries", "end")
-    found = [role for role in by_gravity if role in roles]
-    return tuple(lines), found[0] if found else "idle"
+    for role in _BY_GRAVITY:
+        if role in roles:
+            return tuple(lines), role
+    return tuple(lines), "idle"
 
 
 def _box(report: Report, name: str, kind: BoxKind, offers: tuple[str, ...] = ()) -> Box:
