@@ -377,7 +377,7 @@ def _new_keys(vault: Vault, *kinds: KeyKind) -> Iterator[list[KeyHandle]]:
     keys = [vault.generate(kind) for kind in kinds]
     try:
         yield keys
-    except BaseException:
+    except BaseException:  # whatever it is, cancellation too
         for key in keys:
             vault.forget(key)
         raise

@@ -1,5 +1,6 @@
 """The queue behind every mailbox and every outbox: a deque, two parking lots and a byte budget."""
 
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable
 from typing import Generic, Self, TypeVar
@@ -18,14 +19,14 @@ ITEM_OVERHEAD = 512
 FAIR_BURST = 64
 
 
-class Receiver(Generic[T]):
+class Receiver(ABC, Generic[T]):
     """Iteration by `receive`, until it raises EndOfChannel."""
 
     __slots__ = ()
 
+    @abstractmethod
     async def receive(self) -> T:
         """Wait for the next item and return it."""
-        raise NotImplementedError
 
     def __aiter__(self) -> Self:
         return self
