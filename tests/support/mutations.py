@@ -13,7 +13,7 @@ from trionode.protocol.wire.address import local
 from trionode.protocol.wire.message import Message, Origin
 from trionode.relay import client, return_path
 from trionode.routing import link, mailbox, router
-from trionode.stream import owners
+from trionode.stream import hub_client, owners
 from trionode.topology.endpoints import Endpoint
 from trionode.verify import paths
 from trionode.verify.model import build, channels, messages, network, relays, streams
@@ -261,6 +261,12 @@ def relay_makes_no_aliases() -> Iterator[None]:
         )
 
     with patch.object(return_path.ReturnPaths, "pass_on", pass_on):
+        yield
+
+
+@mutation
+def stream_believes_only_answers_without_aliases() -> Iterator[None]:
+    with patch.object(hub_client, "is_by_way_to_hub", lambda back, path: bool(path) and back[: len(path)] == path):
         yield
 
 

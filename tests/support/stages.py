@@ -181,4 +181,44 @@ from = "carol"
 to = ["@hub", "forward_to_rl-bob", "wk-bob"]
 """
 
-STAGES = {"hub": HUB, "chain": CHAIN, "tenants": TENANTS}
+#: The hub of the streams accepts no connections: a relay leads to it.
+HIDDEN_HUB = """
+[nodes.gate]
+listen = ["tcp:127.0.0.1:4000"]
+[nodes.gate.relay_service]
+
+[nodes.hub.relays.rl-hub]
+via = ["tcp:127.0.0.1:4000"]
+[nodes.hub.stream_services.sv-hub]
+store = "memory"
+
+[nodes.bob.workers]
+wk-open = { run = "tests.support.harness:noting_worker", arguments = { node = "bob", name = "wk-open" }, allow = "anyone" }
+wk-bob = { run = "tests.support.harness:noting_worker", arguments = { node = "bob", name = "wk-bob" } }
+[nodes.bob.secure_channel_listeners.ls-bob]
+trust = { nodes = ["alice"] }
+[nodes.bob.streams.alice]
+via = ["tcp:127.0.0.1:4000", "forward_to_rl-hub"]
+service = "sv-hub"
+index_service = "sv-hub_index"
+sends = "st-back"
+receives = "st-there"
+
+[nodes.alice.streams.bob]
+via = ["tcp:127.0.0.1:4000", "forward_to_rl-hub"]
+service = "sv-hub"
+index_service = "sv-hub_index"
+sends = "st-there"
+receives = "st-back"
+[nodes.alice.secure_channels]
+streamed = { to = ["@bob", "ls-bob"], trust = { nodes = ["bob"] } }
+
+[flows.bare]
+from = "alice"
+to = ["@bob", "wk-open"]
+[flows.streamed]
+from = "alice"
+to = ["@streamed", "wk-bob"]
+"""
+
+STAGES = {"hub": HUB, "chain": CHAIN, "tenants": TENANTS, "hidden hub": HIDDEN_HUB}

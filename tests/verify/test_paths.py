@@ -271,6 +271,33 @@ def test_answer_into_a_stream_without_reader_does_not_come_back() -> None:
     assert found.reply.trouble == "no node reads the stream elsewhere of memory of hub"
 
 
+HIDDEN_HUB = """
+[nodes.gate]
+listen = "tcp:127.0.0.1:4000"
+relay_service = {}
+[nodes.hub]
+relays.hub = { via = ["tcp:127.0.0.1:4000"] }
+stream_services.hub = { store = "memory" }
+[nodes.bob]
+workers.open = { run = "echoer", allow = "anyone" }
+streams.alice = { via = ["tcp:127.0.0.1:4000", "forward_to_hub"], service = "hub", index_service = "hub_index", sends = "back", receives = "there" }
+[nodes.alice]
+streams.bob = { via = ["tcp:127.0.0.1:4000", "forward_to_hub"], service = "hub", index_service = "hub_index", sends = "there", receives = "back" }
+"""
+
+
+def test_stream_opens_through_a_relay_which_sees_and_can_inject_its_records() -> None:
+    found = path(HIDDEN_HUB, "alice", "@bob", "open")
+    assert found.arrives
+    assert found.returns
+    for node in ("gate", "hub"):
+        assert seen(found, node) == "plaintext"
+        observation = found.request.at(Observer("node", node))
+        assert observation is not None
+        assert observation.can_inject == "as the sender"
+        assert observation.can_drop
+
+
 @pytest.mark.parametrize(
     ("listening", "dialled", "takes"),
     [

@@ -21,6 +21,7 @@ from trionode.errors import (
 )
 from trionode.log import LogThrottle, log, sanitize
 from trionode.protocol.rules.access import from_anywhere
+from trionode.protocol.rules.stream import is_by_way_to_hub, is_from_worker
 from trionode.protocol.stream.consumer import PULL_LIMIT, Consumer
 from trionode.protocol.stream.machine import Machine
 from trionode.protocol.stream.messages import (
@@ -225,15 +226,18 @@ class HubClient(Service):
             case _:
                 return direction.machine.worker
 
-    def _response(self, message: Message) -> Response | None:
-        path = self._hub.path
-        if not path or message.back[: len(path)] != path:
+    def _response(self, direction: _Direction, message: Message) -> Response | None:
+        if not is_by_way_to_hub(message.back, self._hub.path):
             self._router.counters[DropReason.STREAM_ANSWER_NOT_FROM_HUB] += 1
             return None
         try:
             response = decode_response(message.payload)
         except WireError:
             self._router.counters[DropReason.STREAM_ANSWER_UNDECODABLE] += 1
+            return None
+        is_workers = isinstance(response, PushResponse | PullResponse)
+        if is_workers and not is_from_worker(message.back, direction.machine.worker):
+            self._router.counters[DropReason.STREAM_ANSWER_NOT_FROM_HUB] += 1
             return None
         self._unanswered = 0
         self._hub.has_answered = True
@@ -265,7 +269,7 @@ class HubClient(Service):
                 return self._queued.put(record, len(record))
             self._push(record)
             return None
-        response = self._response(message)
+        response = self._response(self._sending, message)
         now = trio.current_time()
         if isinstance(response, CreateResponse):
             self._send(self._sending, self.producer.created(response, message.back, now))
@@ -285,7 +289,7 @@ class HubClient(Service):
 
     def _on_consumer(self, message: Message) -> None:
         """The consumer's hop: answers of the hub go to the machine, and its records to the task that delivers them."""
-        response = self._response(message)
+        response = self._response(self._receiving, message)
         now = trio.current_time()
         requests: Sequence[Request] = ()
         match response:

@@ -8,7 +8,7 @@ from functools import partial
 import attrs
 
 from trionode.protocol.rules.access import client_of
-from trionode.protocol.rules.stream import may_open_another, may_use_stream
+from trionode.protocol.rules.stream import is_by_way_to_hub, is_from_worker, may_open_another, may_use_stream
 from trionode.topology.spec import StreamServiceSpec, StreamSpec
 from trionode.verify.model.messages import (
     LOCAL,
@@ -137,8 +137,9 @@ class _Stream:
         self._name = name
         self.address = network.random(f"stream {name} at", node.name)
         self._consumer = network.random(f"reader of {name} at", node.name)
-        #: The route to the stream that this one writes, once the hub has answered.
+        #: The routes to the streams that this one writes and reads, once the hub has answered.
         self._writes: tuple[str, ...] = ()
+        self._reads: tuple[str, ...] = ()
         #: The return routes of the hub's answers to the last request.
         self._answers: list[tuple[str, ...]] = []
         node.add(self.address, "stream", self._on_producer)
@@ -149,9 +150,9 @@ class _Stream:
         spec = self._spec
         service, index = (*self._hub, spec.service), (*self._hub, spec.index_service)
         self._writes = self._ask(service, self.address, Request("create", spec.sends))
-        reads = self._ask(service, self._consumer, Request("create", spec.receives))
+        self._reads = self._ask(service, self._consumer, Request("create", spec.receives))
         self._ask(index, self._consumer, Request("index", spec.receives))
-        self._ask(reads, self._consumer, Request("pull", spec.receives))
+        self._ask(self._reads, self._consumer, Request("pull", spec.receives))
 
     def _ask(self, onward: tuple[str, ...], source: str, request: Request) -> tuple[str, ...]:
         """Send a request to the hub, and return the return route of its answer."""
@@ -165,7 +166,7 @@ class _Stream:
         self._network.drop(self._node, message, why)
 
     def _is_from_hub(self, message: SymbolicMessage) -> bool:
-        return message.back[: len(self._hub)] == self._hub
+        return is_by_way_to_hub(message.back, self._hub)
 
     def _on_producer(self, message: SymbolicMessage) -> None:
         if message.origin.is_local and self._writes:
@@ -177,15 +178,15 @@ class _Stream:
         elif self._is_from_hub(message) and isinstance(message.body, Request):
             self._answers.append(message.back)
         else:
-            self._drop(message, "a stream accepts answers of its hub only, by the route to it")
+            self._drop(message, "a stream accepts answers of its hub only, by the way to it")
 
     def _on_consumer(self, message: SymbolicMessage) -> None:
         record = message.body
         if not self._is_from_hub(message):
-            self._drop(message, "a stream accepts answers of its hub only, by the route to it")
+            self._drop(message, "a stream accepts answers of its hub only, by the way to it")
         elif isinstance(record, Request):
             self._answers.append(message.back)
-        elif isinstance(record, Record):
+        elif isinstance(record, Record) and is_from_worker(message.back, self._reads):
             self._deliver(message, record)
         else:
             self._drop(message, "a stream accepts records and answers of its hub only")
