@@ -1,7 +1,7 @@
 """The faults of a faulty network, and the log of those that occurred."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from random import Random
 from typing import TypeVar
 
@@ -152,6 +152,11 @@ class Faults:
     latency: float = attrs.field(default=0.0, validator=_not_negative)
     #: Bytes a second.
     rate: float = attrs.field(default=math.inf, validator=_positive)
+    _is_random: bool = attrs.field(init=False, repr=False, eq=False)
+
+    def __attrs_post_init__(self) -> None:
+        is_random = any((self.drop, self.duplicate, self.reorder, self.delay, self.corrupt))
+        object.__setattr__(self, "_is_random", is_random)  # the class is frozen
 
     def fate(self, frame: Frame, random: Random) -> Fate | None:
         """Decide what becomes of a frame.
@@ -165,9 +170,15 @@ class Faults:
         Returns:
           The fate; None if nothing happens to the frame.
         """
+        return self._fate(frame, lambda: [random.random() for _ in range(8)])
+
+    def _fate(self, frame: Frame, numbers: Callable[[], Sequence[float]]) -> Fate | None:
+        """Decide by eight numbers from 0 to 1, which are made only if they are needed."""
         if self.rule is not None and (fate := self.rule(frame)) is not None:
             return fate
-        drop, duplicate, reorder, delay, corrupt, by, late, bit = (random.random() for _ in range(8))
+        if not self._is_random:
+            return None
+        drop, duplicate, reorder, delay, corrupt, by, late, bit = numbers()
         if drop < self.drop:
             return frame.dropped()
         if duplicate < self.duplicate:

@@ -4,7 +4,8 @@ import heapq
 import itertools
 import math
 from collections.abc import Callable, Sequence
-from random import Random
+from hashlib import blake2b
+from struct import Struct
 
 import attrs
 import trio
@@ -18,6 +19,10 @@ from trionode.testing.faults import OVERTAKEN_WITHIN, Event, Fate, Faults, Frame
 
 #: Bytes in flight in one direction before a writer waits, about the size of the socket buffers of a real connection.
 WINDOW = 256 * 1024
+
+
+#: The 64 bytes of a hash as eight integers.
+_EIGHT = Struct("<8Q")
 
 
 @attrs.define
@@ -60,6 +65,8 @@ class FrameQueue(ByteBudget):
         self._latest = self._free = -math.inf
         self._eof_sent = self._receiver_closed = False
         self._changed = trio.lowlevel.ParkingLot()
+        #: The scope of the receiver that waits; its deadline is when the next frame is due.
+        self._waiting_scope = trio.CancelScope()
 
     @property
     def is_blocked(self) -> bool:
@@ -73,7 +80,7 @@ class FrameQueue(ByteBudget):
         self._sent += 1
         faults = self._conditions.faults()
         frame = Frame(*self._ends, self._link, self._sent, data)
-        fate = faults.fate(frame, Random(f"{self._seed} {self._sent}"))  # noqa: S311  # random numbers that can be repeated
+        fate = faults._fate(frame, self._numbers)
         if fate is None:
             fate = Fate("", (data,))
         else:
@@ -95,7 +102,12 @@ class FrameQueue(ByteBudget):
                 if not held.left:
                     self._push(due, held.data)
         self._held += [held for held in overtaken if held.left]
-        self.wake()
+        self._hasten()
+
+    def _numbers(self) -> list[float]:
+        """Return eight numbers from 0 to 1 for the frame that is sent now; a hash is faster than a new generator."""
+        digest = blake2b(f"{self._seed} {self._sent}".encode()).digest()
+        return [number / 2**64 for number in _EIGHT.unpack(digest)]
 
     def finish(self) -> None:
         """End the direction in good order."""
@@ -125,10 +137,12 @@ class FrameQueue(ByteBudget):
 
     async def receive(self) -> list[bytes]:
         """Return all frames that are due, at least one; [] at the end. ConnectionLost if the link was lost."""
-        await trio.lowlevel.checkpoint()
+        if self._next_due() > trio.current_time():
+            await self._wait()
+        else:
+            await trio.lowlevel.checkpoint()
         while not self.is_over:
-            blocked = self.is_blocked and not self.lost
-            if not blocked:
+            if not self.is_blocked or self.lost:
                 if frames := self._take(trio.current_time()):
                     return frames
                 if self.lost:
@@ -137,10 +151,32 @@ class FrameQueue(ByteBudget):
                 if self._eof_sent and not self._in_flight and not self._held:
                     self.is_over = True
                     break
-            due = [each[0] for each in self._in_flight[:1]] + [each.until for each in self._held]
-            with trio.move_on_at(math.inf if blocked else min(due, default=math.inf)):
-                await self._changed.park()
+            await self._wait()
         return []
+
+    def _next_due(self) -> float:
+        """Return when the receiver has to look again: when a frame is due, or now at the end of the link."""
+        if self.is_over or self.lost:
+            return -math.inf
+        if self.is_blocked:
+            return math.inf
+        due = self._in_flight[0][0] if self._in_flight else math.inf
+        if self._held:
+            return min(due, *(each.until for each in self._held))
+        return -math.inf if self._eof_sent and not self._in_flight else due
+
+    async def _wait(self) -> None:
+        with trio.CancelScope(deadline=self._next_due()) as self._waiting_scope:
+            await self._changed.park()
+
+    def _hasten(self) -> None:
+        """Let a receiver that waits look again when the next frame is due, without waking it before."""
+        if self._changed:
+            due = self._next_due()
+            if due <= trio.current_time():
+                self._changed.unpark_all()
+            elif due < self._waiting_scope.deadline:
+                self._waiting_scope.deadline = due
 
     def stop_receiving(self) -> None:
         """Discard all frames. The sender notices once nothing blocks the link."""

@@ -111,7 +111,7 @@ class RunningTopology:
         return made
 
     async def _open(self, runner: NodeRunner, part: Part) -> None:
-        for other in self._dependencies.get(part, ()):
+        for other in sorted(self._dependencies.get(part, ()), key=str):  # the same order in every run
             if other.node in self._runners:
                 await self._runners[other.node].parts[other].tried.wait()
         await runner.supervise(part)
