@@ -16,6 +16,7 @@ from trionode.cli.commands.inlet import inlet
 from trionode.cli.commands.outlet import outlet
 from trionode.cli.commands.relay import relay
 from trionode.cli.commands.run import run
+from trionode.cli.commands.simulate import simulate
 
 
 @click.group()
@@ -32,5 +33,5 @@ def main(*, verbose: bool) -> None:
     logging.basicConfig(stream=sys.stderr, level=logging.INFO if verbose else logging.WARNING, format="%(message)s")
 
 
-for _command in (demo, hub, bob, alice, inlet, outlet, relay, run, check, graph, identity):
+for _command in (demo, hub, bob, alice, inlet, outlet, relay, run, check, graph, simulate, identity):
     main.add_command(_command)

@@ -246,6 +246,14 @@ class FaultyNetwork:
             for end in pair.ends:
                 end.incoming.wake()
 
+    def linked(self) -> list[tuple[str, str]]:
+        """Return the pairs of nodes with a link between them now.
+
+        Returns:
+          The pairs, in the order of their names: first the node that connected.
+        """
+        return sorted({pair.nodes for pair in self._pairs if not pair.is_over})
+
     def is_partitioned(self, one: str, other: str) -> bool:
         """Return whether a partition separates two nodes.
 
