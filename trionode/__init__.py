@@ -40,6 +40,7 @@ from trionode.protocol.rules.access import (
     from_local_or_channels,
     from_local_or_links,
 )
+from trionode.protocol.rules.verdicts import Rollback, Truncated, Verdict
 from trionode.protocol.wire.address import Address
 from trionode.protocol.wire.message import Message, Origin
 from trionode.protocol.wire.route import Routable, Route, RouteLike
@@ -89,6 +90,7 @@ __all__ = [
     "RelayLimits",
     "RelayService",
     "RemoteError",
+    "Rollback",
     "Routable",
     "Route",
     "RouteLike",
@@ -102,9 +104,11 @@ __all__ = [
     "StreamStore",
     "Transport",
     "TrionodeError",
+    "Truncated",
     "TrustPolicy",
     "UnknownAddressError",
     "VaultError",
+    "Verdict",
     "WireError",
     "Worker",
     "from_anywhere",

@@ -5,6 +5,7 @@ from hypothesis import strategies as st
 from trionode.counters import DropReason
 from trionode.errors import AddressInUseError, UnknownAddressError
 from trionode.protocol.rules.access import from_anywhere, from_local
+from trionode.protocol.rules.verdicts import Truncated, Verdict
 from trionode.protocol.wire.address import encode_address, local
 from trionode.protocol.wire.message import LOCAL, Message, Origin
 from trionode.routing.byte_budget import ByteBudget
@@ -128,3 +129,30 @@ def test_prefix_takes_all_addresses_that_begin_with_it_and_have_no_hop() -> None
     router.unregister_prefix(b"ST_")
     with pytest.raises(UnknownAddressError):
         router.deliver(message(local("ST_1")))
+
+
+def test_a_verdict_reaches_those_who_asked_for_those_of_its_address() -> None:
+    router, verdict = Router(), Truncated("s", 0, 1)
+    got: list[tuple[str, Verdict]] = []
+
+    def first(found: Verdict) -> None:
+        got.append(("first", found))
+        router.ignore_verdicts(A, first)  # while it is called
+
+    def second(found: Verdict) -> None:
+        got.append(("second", found))
+
+    router.on_verdict(A, second)  # the address does not exist: nothing is kept
+    router.register(A, lambda _: None, allow=from_anywhere)
+    router.report(A, verdict)
+    assert not got
+    router.on_verdict(A, first)
+    router.on_verdict(A, second)
+    router.report(local("other"), verdict)
+    router.report(A, verdict)
+    router.report(A, verdict)
+    assert got == [("first", verdict), ("second", verdict), ("second", verdict)]
+    router.unregister(A)
+    router.report(A, verdict)
+    assert len(got) == 3
+    assert not router._verdict_callbacks

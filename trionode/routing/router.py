@@ -8,6 +8,7 @@ import attrs
 from trionode.counters import Counters, DropReason
 from trionode.errors import AddressInUseError, MessageTooLargeError, UnknownAddressError
 from trionode.protocol.rules.access import Access
+from trionode.protocol.rules.verdicts import Verdict
 from trionode.protocol.wire.address import LOCAL_TYPE, Address, Encoded, decode_address, local
 from trionode.protocol.wire.message import LOCAL, Message
 from trionode.routing.byte_budget import ByteBudget
@@ -37,12 +38,13 @@ def random_address() -> Encoded:
 class Router:
     """Delivers messages to hops by the first address of their onward route."""
 
-    __slots__ = ("_close_callbacks", "_prefixes", "_table", "counters", "is_ending")
+    __slots__ = ("_close_callbacks", "_prefixes", "_table", "_verdict_callbacks", "counters", "is_ending")
 
     def __init__(self) -> None:
         self._table: dict[Encoded, Entry] = {}
         self._prefixes: dict[bytes, Entry] = {}
         self._close_callbacks: dict[Encoded, dict[Callable[[], None], None]] = {}
+        self._verdict_callbacks: dict[Encoded, dict[Callable[[Verdict], None], None]] = {}
         #: Messages dropped, by reason.
         self.counters: Counters = Counters()
         #: Whether the node is closing its links, so a lost link is no event to log.
@@ -67,6 +69,7 @@ class Router:
     def unregister(self, address: Encoded) -> None:
         """Remove an address, if it exists, and call the callbacks of `on_close`."""
         self._table.pop(address, None)
+        self._verdict_callbacks.pop(address, None)
         for callback in self._close_callbacks.pop(address, ()):
             callback()
 
@@ -83,6 +86,26 @@ class Router:
         callbacks.pop(callback, None)
         if not callbacks:
             self._close_callbacks.pop(address, None)
+
+    def on_verdict(self, address: Encoded, callback: Callable[[Verdict], None]) -> None:
+        """Call `callback` with each verdict on what passes an address, until it is removed; never if it is not there.
+
+        A channel through a stream uses it: the stream knows what its hub lost, and the channel what that means.
+        """
+        if address in self._table:
+            self._verdict_callbacks.setdefault(address, {})[callback] = None
+
+    def ignore_verdicts(self, address: Encoded, callback: Callable[[Verdict], None]) -> None:
+        """Remove a callback of `on_verdict`, so the address does not keep an object alive that ends before it."""
+        callbacks = self._verdict_callbacks.get(address, {})
+        callbacks.pop(callback, None)
+        if not callbacks:
+            self._verdict_callbacks.pop(address, None)
+
+    def report(self, address: Encoded, verdict: Verdict) -> None:
+        """Call the callbacks of `on_verdict`; the hop behind an address reports what it found out."""
+        for callback in list(self._verdict_callbacks.get(address, ())):
+            callback(verdict)
 
     def register_prefix(self, prefix: bytes, hop: Hop, *, allow: Access) -> None:
         """Put a hop behind all local addresses that begin with `prefix` and have no hop of their own.

@@ -1,7 +1,9 @@
 """The `Stream` object of programs: an address for routes, and an iterator of received messages (spec §11)."""
 
 import secrets
+from collections.abc import AsyncIterator
 
+from trionode.protocol.rules.verdicts import Verdict
 from trionode.protocol.stream import names
 from trionode.protocol.wire.address import Address
 from trionode.protocol.wire.message import Message
@@ -62,6 +64,24 @@ class Stream(Receiver[Message]):
     def skipped_records(self) -> int:
         """Records that were not delivered: not decodable, or for addresses that no longer exist on this node."""
         return self._client.skipped_records
+
+    @property
+    def dropped_verdicts(self) -> int:
+        """Verdicts that were dropped, because 64 newer ones waited for `verdicts`."""
+        return self._client.verdicts.dropped
+
+    def verdicts(self) -> AsyncIterator[Verdict]:
+        """Return an iterator of what this stream finds out about records that its hub lost.
+
+        Each verdict is also a line in the log, at most one of a kind in a minute. The newest 64 are kept for you. Each
+        comes out once, whoever iterates, and the iteration ends once the stream is closed.
+
+        Returns:
+          The iterator: `Truncated` if records that were not read are gone, `Rollback` if the stream was deleted,
+          created again, or restored from a copy. They are the hub's word. A secure channel through this stream decides
+          what they mean for its messages.
+        """
+        return self._client.verdicts
 
     async def receive(self) -> Message:
         """Return the next message whose route ends at this stream.

@@ -22,6 +22,7 @@ from trionode.errors import (
 from trionode.log import LogThrottle, log, sanitize
 from trionode.protocol.rules.access import from_anywhere
 from trionode.protocol.rules.stream import is_by_way_to_hub, is_from_worker
+from trionode.protocol.rules.verdicts import Verdict
 from trionode.protocol.stream.consumer import PULL_LIMIT, Consumer
 from trionode.protocol.stream.machine import Machine
 from trionode.protocol.stream.messages import (
@@ -52,6 +53,7 @@ from trionode.routing.hub_connection import HubConnection, OpenPath
 from trionode.routing.memory_channel import MemoryChannel
 from trionode.routing.router import Router, random_address
 from trionode.routing.service import Service
+from trionode.routing.verdict_queue import VerdictQueue
 
 #: Requests in a row that a hub leaves unanswered before the client turns to the next hub, or opens a new path to the
 #: same one.
@@ -105,6 +107,8 @@ class HubClient(Service):
         self.address = local(producer_name(time.time_ns() // 1_000_000, secrets.token_bytes(10)))
         #: Records that were read and not delivered.
         self.skipped_records = 0
+        #: What was found out about records that the hub lost.
+        self.verdicts = VerdictQueue()
         self.producer = Producer(sends)
         self.consumer = Consumer(receives, client_id, start=start)
         self._sending = _Direction(self.producer, self.address)
@@ -142,6 +146,7 @@ class HubClient(Service):
             router.unregister(self._receiving.address)
             self._queued.close()
             self._inbox.close()
+            self.verdicts.close()
 
     async def wait_ready(self, deadline: float) -> None:
         """Wait until the hub knows both streams and the position; raise a RemoteError if it does not by then."""
@@ -359,6 +364,11 @@ class HubClient(Service):
                 self.consumer.stream,
                 sanitize(reason),
             )
+
+    def _report(self, verdict: Verdict) -> None:
+        self.verdicts.put(verdict)
+        self._log_throttle.log_warning(type(verdict).__name__, "%s", sanitize(verdict, 600))
+        self._router.report(self.address, verdict)
 
     # Time
 
