@@ -17,6 +17,7 @@ from trionode.errors import (
     RemoteError,
     ServiceError,
     TrionodeError,
+    UndecodableText,
     UnknownAddressError,
     VaultError,
     WireError,
@@ -48,6 +49,7 @@ from trionode.relay.client import Relay
 from trionode.relay.service import RelayLimits, RelayService
 from trionode.routing.link import NodeLink
 from trionode.routing.mailbox import Mailbox, Worker
+from trionode.routing.supervision import DeadLetter, DeadLetters, OnError
 from trionode.stream.client import Stream, unique
 from trionode.stream.clients import StreamLimits
 from trionode.stream.service import StreamService
@@ -65,6 +67,8 @@ __all__ = [
     "ConnectionLost",
     "Counters",
     "Credential",
+    "DeadLetter",
+    "DeadLetters",
     "DecryptError",
     "DropReason",
     "HandshakeError",
@@ -82,6 +86,7 @@ __all__ = [
     "MessageTooLargeError",
     "Node",
     "NodeLink",
+    "OnError",
     "Origin",
     "Outlet",
     "Peer",
@@ -106,6 +111,7 @@ __all__ = [
     "TrionodeError",
     "Truncated",
     "TrustPolicy",
+    "UndecodableText",
     "UnknownAddressError",
     "VaultError",
     "Verdict",

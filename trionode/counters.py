@@ -27,6 +27,16 @@ class DropReason(enum.StrEnum):
     #: The mailbox is at its hard limit, and the message came by a link that drops when full.
     MAILBOX_FULL = "mailbox_full"
 
+    # Workers
+    #: The worker asked for the text of a message that has none. The worker was called again.
+    WORKER_TEXT_UNDECODABLE = "worker_text_undecodable"
+    #: The worker raised an exception while it handled the message. It was called again.
+    WORKER_RAISED = "worker_raised"
+    #: The worker raised an exception while it handled the message, which is among the dead letters.
+    WORKER_SET_ASIDE = "worker_set_aside"
+    #: As before, but the dead letters were at their bound, and the message was dropped.
+    DEAD_LETTERS_FULL = "dead_letters_full"
+
     # Links
     #: The listener holds as many links as it may.
     TOO_MANY_LINKS = "too_many_links"

@@ -16,6 +16,13 @@ class WireError(RemoteError):
     """A peer sent bytes that the wire specification does not allow."""
 
 
+class UndecodableText(WireError):
+    """The payload of a message is no text, and the program asked for its text.
+
+    If it leaves a worker, the message is dropped and counted, and the worker is called again.
+    """
+
+
 class DecryptError(RemoteError):
     """An encrypted message has a wrong tag, a wrong or used nonce, or an unknown key.
 

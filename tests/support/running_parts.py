@@ -100,6 +100,13 @@ async def passing(mailbox: Mailbox, *, sends: Sequence[Callable[[], Route]]) -> 
             await mailbox.send(route(), message.payload)
 
 
+async def strict(mailbox: Mailbox) -> None:
+    async for message in mailbox:
+        if message.text == "wrong":
+            raise ValueError(message.text)
+        TAKEN.append(message.text)
+
+
 async def failing(mailbox: Mailbox) -> Never:
     message = await mailbox.receive()
     raise ValueError(message.text)

@@ -16,6 +16,7 @@ from trionode import Identity, Route, open_node
 from trionode.counters import DropReason
 from trionode.errors import AnswerTimeout, ConnectionLost, HandshakeError, LocalError, ServiceError, UnknownAddressError
 from trionode.net.backoff import FIRST_DELAY, LONGEST_DELAY, STEADY_SECONDS
+from trionode.routing.supervision import MAX_RESTARTS
 from trionode.stream.store.base import load_store
 from trionode.topology import RunningNode, SpecError, parse_topology
 from trionode.topology.run.resolve import raised_by
@@ -583,6 +584,53 @@ async def test_workers_get_their_arguments_and_the_routes_by_which_they_send(
     async with running(spec) as topology:
         await topology["alice"].send(["passing"], "hello")
         await taken("bob: hello", "hello", "mine: hello")
+
+
+async def test_a_worker_that_sets_messages_aside_goes_on(autojump_clock: trio.testing.MockClock) -> None:
+    spec = f"""
+        [nodes.bob]
+        workers.strict = {{ run = "{LOCAL}:strict", on_error = "set_aside" }}
+    """
+    async with running(spec) as topology:
+        bob = topology["bob"]
+        for text in ("one", "wrong", "two"):
+            await bob.send(["strict"], text)
+        await taken("one", "two")
+        letter = await bob.node.dead_letters.receive()
+        assert (str(letter.worker), letter.message.text) == ("0#strict", "wrong")
+        assert "nodes.bob.workers.strict" in letter.error
+        assert bob.node.counters == {DropReason.WORKER_SET_ASIDE: 1}
+
+
+async def test_a_worker_that_is_restarted_is_named_when_its_restarts_are_used_up(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    spec = f"""
+        [nodes.bob]
+        workers.strict = {{ run = "{LOCAL}:strict", on_error = "restart" }}
+    """
+
+    def named(error: BaseException) -> bool:
+        return raised_by(error) == "nodes.bob.workers.strict"
+
+    with pytest.RaisesGroup(pytest.RaisesExc(ValueError, match="wrong", check=named), flatten_subgroups=True):
+        async with running(spec) as topology:
+            await topology["bob"].send(["strict"], "wrong")
+            await topology["bob"].send(["strict"], "right")
+            await trio.sleep(1)
+            assert TAKEN == ["right"]
+            for _ in range(MAX_RESTARTS):
+                await topology["bob"].send(["strict"], "wrong")
+            await trio.sleep(STALL_TIMEOUT)
+
+
+async def test_a_payload_without_text_ends_no_topology(autojump_clock: trio.testing.MockClock) -> None:
+    spec = DIRECT.replace('workers.echoer = "echoer"', f'workers.noting = "{LOCAL}:noting"')
+    async with running(spec) as topology:
+        await topology["alice"].send(["@bob", "noting"], b"\xff\xff")
+        await topology["alice"].send(["@bob", "noting"], "a text")
+        await taken("a text")
+        assert topology["bob"].node.counters == {DropReason.WORKER_TEXT_UNDECODABLE: 1}
 
 
 @pytest.mark.parametrize(

@@ -35,6 +35,7 @@ from trionode.routing.hub_connection import OpenPath
 from trionode.routing.link import NodeLink
 from trionode.routing.mailbox import STALL_TIMEOUT, Mailbox, Sender, Worker
 from trionode.routing.router import Router, random_address
+from trionode.routing.supervision import DeadLetters, OnError, Supervisor
 from trionode.stream.client import Stream
 from trionode.stream.clients import StreamLimits
 from trionode.stream.hub_client import HubClient
@@ -73,6 +74,9 @@ class Node:
         self._nursery = nursery
         self._links = Links(self._router, nursery, transports, allow=link_access(forwards=forwards))
         self._sender = Sender(self._router, random_address())
+        #: The messages that workers with `on_error="set_aside"` could not handle. They can be read after the node's end,
+        #: too.
+        self.dead_letters = DeadLetters()
 
     @property
     def counters(self) -> Counters:
@@ -165,8 +169,12 @@ class Node:
         allow: Access = from_local_or_channels,
         bound: int = DEFAULT_BOUND,
         stall_timeout: float = STALL_TIMEOUT,
+        on_error: OnError = "end_node",
     ) -> Address:
-        """Run a worker at an address until it returns or the node ends. An exception that it raises ends the node.
+        """Run a worker at an address until it returns or the node ends.
+
+        A worker that is called again has the same mailbox, with all messages that wait there, and none of its local
+        variables. Whatever `on_error` says, it is called again if it raised `UndecodableText`, which is a peer's fault.
 
         Args:
           name: The address.
@@ -175,19 +183,27 @@ class Node:
           bound: How many bytes may wait in the mailbox before senders wait.
           stall_timeout: Seconds that links wait for a full mailbox of which nothing is taken, before its messages are
             dropped.
+          on_error: What happens when the worker raises an exception. "end_node": it leaves the `open_node` block in an
+            ExceptionGroup. "restart": the worker is called again after 0.1 s, and each further time in a row after
+            twice as long; the message that it handled is dropped and counted; after 10 restarts within 60 s the next
+            exception ends the node. "set_aside": the message that it handled is put among the `dead_letters`, and the
+            worker is called again at once; without such a message it is restarted.
 
         Returns:
           The address.
 
         Raises:
           AddressInUseError: The name is taken.
-          ConfigError: `worker` is no async function.
+          ConfigError: `worker` is no async function, or `on_error` is something else.
 
         If cancelled, the worker was not started.
         """
         await trio.lowlevel.checkpoint()  # before anything is done
         self._links.require_open()
         mailbox = Mailbox(self._router, local(name), bound=bound, stall_timeout=stall_timeout)
+        supervisor = Supervisor(
+            mailbox, on_error, stall_timeout=stall_timeout, counters=self.counters, dead_letters=self.dead_letters
+        )
         with ExitStack() as stack:
             stack.enter_context(self._registered(mailbox, allow))
             running = _call_worker(worker, mailbox)
@@ -195,7 +211,7 @@ class Node:
 
         async def run() -> None:
             with at_end:
-                await running
+                await supervisor.run(running, partial(_call_worker, worker, mailbox))
 
         self._nursery.start_soon(run, name=f"worker {name}")
         return mailbox.address
@@ -693,8 +709,8 @@ async def open_node(
     """Open a node for the length of a block.
 
     Use it as `async with open_node("tcp") as node:`. Everything that you start in the block ends with it. At its end
-    the links are flushed and closed. An exception of a worker leaves the block in an ExceptionGroup. A message of a
-    peer never raises in your program.
+    the links are flushed and closed. An exception of a worker leaves the block in an ExceptionGroup, unless
+    `start_worker(on_error=...)` says otherwise. A message of a peer never raises in your program.
 
     Args:
       transports: Names of installed transports, or `Transport` objects.
@@ -724,4 +740,5 @@ async def open_node(
             await node.aclose_links()
         finally:
             node._links.is_closed = True
+            node.dead_letters._close()
         nursery.cancel_scope.cancel()

@@ -70,7 +70,7 @@ class Mailbox(Receiver[Message]):
     Iteration takes what waits without letting other tasks run, except for every 64th message.
     """
 
-    __slots__ = ("_inbox", "_is_stalled", "_router", "_sender", "_stall_timeout", "_turn", "encoded")
+    __slots__ = ("_current", "_inbox", "_is_stalled", "_router", "_sender", "_stall_timeout", "_turn", "encoded")
 
     def __init__(
         self, router: Router, encoded: Encoded, *, bound: int = DEFAULT_BOUND, stall_timeout: float = STALL_TIMEOUT
@@ -82,6 +82,8 @@ class Mailbox(Receiver[Message]):
         self._is_stalled = False
         self._stall_timeout = stall_timeout
         self._turn = 0
+        #: The message that was handed out last, until the next one is asked for: the one that the worker handles.
+        self._current: Message | None = None
 
     @property
     def address(self) -> Address:
@@ -127,10 +129,17 @@ class Mailbox(Receiver[Message]):
             await trio.lowlevel.checkpoint()
         message = self._inbox.take()
         while message is None:
+            self._current = None
             self._turn = self._sender.turn = 0
             if not await self._inbox.ready():
                 raise trio.EndOfChannel
             message = self._inbox.take()
+        self._current = message
+        return message
+
+    def _take_current(self) -> Message | None:
+        """Return the message that the worker was handling when it raised, and forget it."""
+        message, self._current = self._current, None
         return message
 
     async def send(self, route: RouteLike, body: bytes | str) -> None:
@@ -216,5 +225,5 @@ class Mailbox(Receiver[Message]):
         self._inbox.close()
 
 
-#: A worker: an async function that gets its mailbox. An exception that it raises ends its node.
+#: A worker: an async function that gets its mailbox. `Node.start_worker` says what an exception of it leads to.
 Worker = Callable[[Mailbox], Awaitable[None]]

@@ -19,6 +19,7 @@ from trionode.portal import PortalLimits
 from trionode.relay.service import PREFIX, RelayLimits
 from trionode.routing.byte_budget import DEFAULT_BOUND
 from trionode.routing.mailbox import STALL_TIMEOUT
+from trionode.routing.supervision import OnError
 from trionode.stream.clients import StreamLimits
 from trionode.stream.service import INDEX_SERVICE, SERVICE
 
@@ -408,6 +409,10 @@ class WorkerSpec:
     stall_timeout: Annotated[
         float, ValueKind.POSITIVE, Doc("Seconds that a link waits while the worker takes no message.")
     ] = STALL_TIMEOUT
+    on_error: Annotated[
+        OnError,
+        Doc("When it raises an exception: end the node, call it again after a delay, or set the message aside."),
+    ] = "end_node"
 
     TEXT_KEY: ClassVar = "run"
 

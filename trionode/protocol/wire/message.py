@@ -2,7 +2,7 @@
 
 import attrs
 
-from trionode.errors import ConfigError
+from trionode.errors import ConfigError, UndecodableText, WireError
 from trionode.protocol.wire import bare
 from trionode.protocol.wire.address import Encoded
 from trionode.protocol.wire.route import Route
@@ -83,11 +83,15 @@ class Message:
         """The payload, decoded as a BARE string (spec §5).
 
         Raises:
-          WireError: The payload is not exactly one BARE string.
+          UndecodableText: The payload is not exactly one BARE string. You need not catch it in a worker: the message is
+            then dropped and counted, and the worker is called again.
         """
-        reader = bare.Reader(self.payload)
-        text = reader.string()
-        reader.end()
+        try:
+            reader = bare.Reader(self.payload)
+            text = reader.string()
+            reader.end()
+        except WireError as error:
+            raise UndecodableText(f"the payload is no text: {error}") from error
         return text
 
     def __repr__(self) -> str:

@@ -228,7 +228,12 @@ class NodeRunner:
         for key, worker in spec.workers.items():
             allow = resolve_access(worker.allow, known)
             await node.start_worker(
-                key, self._workers[key], allow=allow, bound=worker.bound, stall_timeout=worker.stall_timeout
+                key,
+                self._workers[key],
+                allow=allow,
+                bound=worker.bound,
+                stall_timeout=worker.stall_timeout,
+                on_error=worker.on_error,
             )
         self.endpoints = tuple([await self._listen(node, index) for index in range(len(spec.listen))])
 

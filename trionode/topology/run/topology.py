@@ -185,8 +185,8 @@ async def run_topology(
     """Run the nodes of a topology for the length of a block. Everything in them is open when the block begins.
 
     Links, channels, streams and relays that are lost are opened again. At the end of the block all nodes end in order.
-    An exception of a worker ends all nodes, and leaves the block in an exception group, with a note that names the
-    worker.
+    An exception of a worker, unless its `on_error` says otherwise, ends all nodes, and leaves the block in an exception
+    group, with a note that names the worker.
 
     Args:
       spec: The topology.
