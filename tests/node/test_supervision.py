@@ -169,6 +169,24 @@ async def test_an_answer_without_text_does_not_end_the_node_either(autojump_cloc
         assert not node.counters  # no message of the worker's was dropped
 
 
+async def test_a_missing_text_does_not_make_the_end_of_a_node_fail(autojump_clock: MockClock) -> None:
+    """The worker asks for the text while its node cancels it, and so raises a group with a cancellation."""
+
+    async def asking_late(mailbox: Mailbox) -> None:
+        message = await mailbox.receive()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(trio.sleep_forever)
+            try:
+                await trio.sleep_forever()
+            finally:
+                assert message.text
+
+    async with supervised(asking_late, "end_node") as node:
+        await send_all(node, NO_TEXT)
+        await wait_all_tasks_blocked()
+    assert node.counters == {DropReason.WORKER_TEXT_UNDECODABLE: 1}
+
+
 async def test_another_error_of_a_peer_ends_the_node_by_default(autojump_clock: MockClock) -> None:
     async def dialling(mailbox: Mailbox) -> None:
         await mailbox.receive()

@@ -100,7 +100,7 @@ class Supervisor:
     """Calls one worker, and again when it has raised an exception, until it returns or its exception ends the node.
 
     Only an `Exception` is handled: cancellation, KeyboardInterrupt and SystemExit pass. A group of exceptions counts as
-    one.
+    one. From a group with a cancellation UndecodableText is taken out, since a peer must not make the node's end fail.
     """
 
     __slots__ = ("_backoff", "_counters", "_dead_letters", "_mailbox", "_on_error", "_restarts", "_throttle")
@@ -142,6 +142,12 @@ class Supervisor:
                 delay = self._failed(error, trio.current_time() - since)
                 if delay is None:
                     raise
+            except BaseExceptionGroup as group:  # with a cancellation or an interrupt, so the worker ends
+                undecodable, rest = group.split(UndecodableText)
+                if undecodable is None or rest is None:
+                    raise
+                self._failed(undecodable, 0.0)
+                raise rest from None
             else:
                 return
             await trio.sleep(delay)
