@@ -47,7 +47,7 @@ class FaultMix:
       partitions: How often in an hour nothing passes between some nodes for a while.
       crashes: How often in an hour a node ends abruptly; it starts again with the keys and stores that it has.
       crashing: The names of the nodes that crash; () for all.
-      clock_jumps: How often in an hour the wall clock of all nodes jumps, by up to two hours in either direction.
+      clock_jumps: How often in an hour the wall clock of all nodes jumps, to up to two hours before or after the time.
 
     Raises:
       ConfigError: For a probability outside of 0 to 1, or a negative rate.
@@ -118,7 +118,7 @@ class Outage:
     kind: OutageKind
     #: A number from 0 to 1 that chooses the link or the node.
     choice: float
-    #: Seconds that it lasts, or by which the clock jumps.
+    #: Seconds that it lasts, or by which the wall clock is wrong from then on.
     seconds: float = 0.0
     #: Whether the peers of a crashed node do not notice.
     is_silent: bool = False

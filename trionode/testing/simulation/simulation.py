@@ -21,12 +21,13 @@ from trionode.log import log
 from trionode.protocol.wire.address import Address
 from trionode.protocol.wire.route import Route
 from trionode.routing.mailbox import Mailbox
+from trionode.stream.client import Stream
 from trionode.testing.network import FaultyNetwork
 from trionode.testing.simulation.mix import STANDARD_MIX, Burst, FaultMix, Outage, plan_bursts, plan_outages
 from trionode.testing.simulation.oracle import Flow, Oracle, payload_of
 from trionode.testing.simulation.outcome import Outcome
 from trionode.testing.simulation.scene import ORACLE, flows_of, ledgers_of, mission, with_counters
-from trionode.testing.simulation.virtual_time import VirtualClock, run_in_virtual_time
+from trionode.testing.simulation.virtual_time import EPOCH, LivelockError, VirtualClock, run_in_virtual_time
 from trionode.topology.run.node import RunningNode
 from trionode.topology.run.topology import RunningTopology, run_topology
 from trionode.topology.spec import FlowSpec, TopologySpec
@@ -110,7 +111,10 @@ class Simulation:
                     f"sqlite:{stack.enter_context(tempfile.TemporaryDirectory(prefix='trionode-simulate-'))}/{{}}.db"
                 )
             run = _Run(self, seed, store)
-            run_in_virtual_time(run.main, seed)
+            try:
+                run_in_virtual_time(run.main, seed)
+            except LivelockError as error:
+                run.oracle.find("stuck", str(error))
             return run.outcome(lines if trace else None)
 
     def faultless(self) -> "Simulation":
@@ -202,7 +206,7 @@ class _Run:
         flows = flows_of(simulation.topology, simulation.sender, simulation.to)
         self._spec = with_counters(simulation.topology, flows, store)
         self._flows = self._spec.flows
-        self._oracle = Oracle(ledgers_of(self._spec))
+        self.oracle = Oracle(ledgers_of(self._spec))
         self._network = FaultyNetwork(seed)
         self._clock: VirtualClock
         self._topology: RunningTopology
@@ -212,14 +216,20 @@ class _Run:
     async def main(self, clock: VirtualClock) -> None:
         """Run the topology. What should not happen is a finding, and never raises."""
         self._clock = clock
-        ORACLE.set(self._oracle)
+        ORACLE.set(self.oracle)
         try:
-            async with run_topology(self._spec, transports={"loopback": self._network.transport}) as topology:
+            transports = {"loopback": self._network.transport}
+            async with run_topology(self._spec, transports=transports, on_listening=self._end_head_start) as topology:
                 self._topology = topology
                 await self._live()
         except* Exception as group:  # noqa: BLE001  # a run reports what it finds, mistakes of the library included
-            self._oracle.find("error", "".join(traceback.format_exception(group)))
-        self._oracle.conclude()
+            self.oracle.find("error", "".join(traceback.format_exception(group)))
+        self.oracle.conclude()
+
+    async def _end_head_start(self, _: RunningNode) -> None:
+        """Let the wall clock show a time long after the identities were made: a jump back must not lead to before it."""
+        await trio.lowlevel.checkpoint()
+        self._clock.epoch = EPOCH
 
     async def _live(self) -> None:
         """Send messages under faults, end all faults, and wait until everything has arrived."""
@@ -228,7 +238,7 @@ class _Run:
         sendings = {
             name: _Sending(
                 flow,
-                self._oracle.flows[name],
+                self.oracle.flows[name],
                 deque(
                     plan_bursts(
                         self._simulation.messages,
@@ -244,19 +254,26 @@ class _Run:
         self._network.set_faults(self._simulation.mix.faults())
         async with trio.open_nursery() as nursery:
             for node in self._topology:
-                for part in node.spec.secure_channels:
-                    nursery.start_soon(self._programs[node.name].run, partial(self._watch, node.name, part))
+                run = self._programs[node.name].run
+                for name in node.spec.secure_channels:
+                    nursery.start_soon(run, partial(self._watch_channel, node.name, name))
+                for name in node.spec.streams:
+                    nursery.start_soon(run, partial(self._watch_stream, node.name, name))
             for sending in sendings.values():
                 nursery.start_soon(self._programs[sending.spec.node].run, partial(self._send, sending))
-            async with trio.open_nursery() as causing:
-                await self._cause_outages(causing)
+            with trio.CancelScope(deadline=self._end_of_faults + SETTLE_SECONDS):
+                async with trio.open_nursery() as causing:
+                    await self._cause_outages(causing)
+            for name, program in self._programs.items():
+                if not program.is_ready:
+                    self.oracle.find("stuck", f"{name} could not open again what it had open before its crash")
             with trio.move_on_after(SETTLE_SECONDS):
                 for sending in sendings.values():
                     await sending.done.wait()
-                await self._oracle.wait_settled()
+                await self.oracle.wait_settled()
             for sending in sendings.values():
                 if not sending.done.is_set():
-                    self._oracle.find("stuck", f"{sending.flow.there.name} {sending.flow.there.next_number}")
+                    self.oracle.find("stuck", f"{sending.flow.there.name} {sending.flow.there.next_number}")
             await trio.sleep(WATCH_SECONDS)
             self._ended = trio.current_time()
             nursery.cancel_scope.cancel()
@@ -289,7 +306,7 @@ class _Run:
             try:
                 await mailbox.send(await _open_route(node, sending.spec.to), payload)
             except (RemoteError, UnknownAddressError, ClosedError) as error:
-                self._oracle.report(node.name, type(error).__name__)
+                self.oracle.report(node.name, type(error).__name__)
                 await trio.sleep(RETRY_SECONDS)
             else:
                 ledger.accept(number, trio.current_time())
@@ -297,17 +314,23 @@ class _Run:
 
     async def _take_answers(self, mailbox: Mailbox, node: str) -> None:
         async for message in mailbox:
-            self._oracle.take_answer(message.payload, node)
+            self.oracle.take_answer(message.payload, node)
 
-    async def _watch(self, node: str, name: str) -> None:
-        """Note what a channel reports."""
+    async def _watch_channel(self, node: str, name: str) -> None:
+        """Note what the channel of a name reports, and the one that follows it."""
         supervised = self._topology[node]._runner.part("secure_channels", name, "secure channel")
         opened: SecureChannel | None = None
         while True:
             channel: SecureChannel = await supervised.wait_open(other_than=opened)
             opened = channel
             await channel.closed.wait()
-            self._oracle.report(node, "channel closed")
+            self.oracle.report(node, "channel closed")
+
+    async def _watch_stream(self, node: str, name: str) -> None:
+        supervised = self._topology[node]._runner.part("streams", name, "stream")
+        stream: Stream = await supervised.wait_open()
+        async for verdict in stream.verdicts():
+            self.oracle.report(node, type(verdict).__name__)
 
     # What goes wrong
 
@@ -324,7 +347,7 @@ class _Run:
                     nursery.start_soon(self._crash, outage)
                 case "clock":
                     self._network._note("clock jump", f"{outage.seconds:+.0f} s")
-                    self._clock.epoch += outage.seconds
+                    self._clock.epoch = EPOCH + outage.seconds
         await trio.sleep_until(self._end_of_faults)
         self._network.clear_faults()
 
@@ -341,7 +364,7 @@ class _Run:
         self._network.partition(names[int(outage.choice * len(names))])
         await trio.sleep(outage.seconds)
         self._network.heal()
-        self._oracle.outages.append((began, trio.current_time()))
+        self.oracle.outages.append((began, trio.current_time()))
 
     async def _crash(self, outage: Outage) -> None:
         """End a node abruptly, and start it again after a while; nothing if none of those that may crash runs."""
@@ -354,9 +377,9 @@ class _Run:
         program.end()
         network.crash(name, silent=outage.is_silent)
         await self._topology.crash(name)
-        self._oracle.crashed(name)
+        self.oracle.crashed(name)
         await trio.sleep(outage.seconds)
-        self._oracle.outages.append((began, trio.current_time()))
+        self.oracle.outages.append((began, trio.current_time()))
         network.revive(name)
         await self._topology.start(name, timeout=math.inf, on_listening=program.begin)
         program.is_ready = True
@@ -365,7 +388,7 @@ class _Run:
 
     def outcome(self, lines: list[tuple[float, str]] | None) -> Outcome:
         """Return what has become of the messages."""
-        oracle, events = self._oracle, self._network.log
+        oracle, events = self.oracle, self._network.log
         ledgers = list(oracle.ledgers())
         digest = sha256()
         for event in events:

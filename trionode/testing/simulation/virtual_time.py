@@ -11,12 +11,21 @@ from unittest.mock import patch
 import trio
 from trio._core import _run
 
-#: The wall clock at the start of a run, in seconds since 1970. A fixed value, so that a run is the same on any day.
+#: The wall clock at time 0, in seconds since 1970. A fixed value, so that a run is the same on any day.
 EPOCH = 1_800_000_000.0
+#: How much earlier it is while nodes make their identities.
+HEAD_START = 30 * 86400.0
+#: How often the time is asked for before it has to pass. A pass of the scheduler asks at least once, so tasks that run in
+#: circles come to an end.
+MOST_ASKED = 10_000_000
 #: Seconds that Trio may sleep if no task waits for a deadline. A run always has one, so this is never slept.
 FOREVER = 3600.0
 
 T = TypeVar("T")
+
+
+class LivelockError(Exception):
+    """Tasks run without end, and no time passes."""
 
 
 class VirtualClock(trio.abc.Clock):
@@ -28,13 +37,17 @@ class VirtualClock(trio.abc.Clock):
     def __init__(self) -> None:
         self.now = 0.0
         #: What the wall clock shows at time 0. It changes if the wall clock jumps.
-        self.epoch = EPOCH
+        self.epoch = EPOCH - HEAD_START
+        self._asked = 0
 
     def start_clock(self) -> None:
         """Do nothing: time begins at 0."""
 
     def current_time(self) -> float:
         """Return the virtual seconds since the start."""
+        self._asked += 1
+        if self._asked > MOST_ASKED:
+            raise LivelockError(f"no time passes after {self.now:.3f} s, and tasks run without end")
         return self.now
 
     def deadline_to_sleep_time(self, deadline: float) -> float:
@@ -42,6 +55,7 @@ class VirtualClock(trio.abc.Clock):
         if deadline == float("inf"):
             return FOREVER
         self.now = max(self.now, deadline)
+        self._asked = 0
         return 0.0
 
     def wall(self) -> float:
@@ -94,7 +108,15 @@ def run_in_virtual_time(main: Callable[[VirtualClock], Awaitable[T]], seed: int)
 
     Returns:
       What the function returns.
+
+    Raises:
+      LivelockError: If tasks run without end while no time passes.
     """
     clock = VirtualClock()
     with _deterministic(seed, clock):
-        return trio.run(main, clock, clock=clock, strict_exception_groups=True)
+        try:
+            return trio.run(main, clock, clock=clock, strict_exception_groups=True)
+        except trio.TrioInternalError as error:  # what the clock raises ends the scheduler
+            if isinstance(error.__cause__, LivelockError):
+                raise error.__cause__ from None
+            raise
