@@ -63,17 +63,21 @@ def test_json_has_the_same(tmp_path: Path) -> None:
 
 
 def test_the_replay_repeats_the_trace_whatever_the_number_of_processes() -> None:
-    def digests(*options: str) -> dict[str, str]:
-        """Run a process of its own, since `multiprocessing` leaves a tracker behind in this one."""
-        command = [sys.executable, "-m", "trionode", "simulate", "--json", "--drop", "0.03", "--cut", "20"]
-        small = ("--hours", "0.05", "--messages", "20")
-        result = subprocess.run([*command, *small, *options], check=True, capture_output=True, text=True, timeout=60)
-        found: dict[str, str] = json.loads(result.stdout)["digests"]
-        return found
-
-    both = digests("--seeds", "2", "--jobs", "2")
+    arguments = ["--json", "--drop", "0.03", "--cut", "20", "--hours", "0.05", "--messages", "20"]
+    # In a process of its own, since `multiprocessing` leaves a tracker behind in this one.
+    command = [sys.executable, "-m", "trionode", "simulate", *arguments, "--seeds", "2", "--jobs", "2"]
+    both = json.loads(subprocess.run(command, check=True, capture_output=True, timeout=60).stdout)["digests"]
     assert both.keys() == {"0", "1"}
-    assert digests("--seed", "1") == {"1": both["1"]}
+    assert json.loads(simulate(*arguments, "--seed", "1").stdout)["digests"] == {"1": both["1"]}
+
+
+def test_a_seed_of_the_campaign_is_repeated_as_a_seed_of_the_campaign() -> None:
+    result = simulate("--campaign", "--json", "--hours", "0.05", "--messages", "20", "--seed", "1")
+    report = json.loads(result.stdout)
+    assert report["schedules"] == 1
+    assert {"drop", "duplicate", "reorder", "delay", "corrupt"} <= report["faults"].keys()
+    for failing in report["failing"]:
+        assert failing["replay"] == "trionode simulate --hours 0.05 --messages 20 --campaign --seed 1"
 
 
 def test_a_trace_shows_the_faults() -> None:

@@ -26,8 +26,10 @@ from trionode.topology.load.loader import load_topology
 
 #: Seeds without --seed or --campaign.
 SEEDS = 10
-#: Seeds of the campaign: a thousand hours, with a thousand messages and their answers in each.
+#: The campaign: a thousand hours, together a million messages and answers, and more than 100,000 of each fault of frames.
 CAMPAIGN_SEEDS = 1000
+CAMPAIGN_OPTIONS: Mapping[str, Any] = {"messages": 500, "interval": 0.02}
+CAMPAIGN_MIX = attrs.evolve(STANDARD_MIX, drop=0.03, duplicate=0.03, reorder=0.03, delay=0.03, corrupt=0.03)
 #: Seeds that run a second time without faults, to compare the rate.
 COMPARED = 4
 #: Failing seeds that the report names.
@@ -35,7 +37,7 @@ NAMED = 20
 #: Failing seeds whose findings are printed.
 DETAILED = 3
 #: Options that don't change what happens in a run.
-_NOT_REPEATED = {"seed", "seeds", "jobs", "is_json", "trace", "campaign"}
+_NOT_REPEATED = {"seed", "seeds", "jobs", "is_json", "trace"}
 
 _PROBABILITIES = {
     "drop": "The probability that a frame is dropped.",
@@ -111,7 +113,10 @@ def _fault_options(command: Any) -> Any:
     help="The store of the streams.",
 )
 @click.option(
-    "--campaign", is_flag=True, help=f"Run {CAMPAIGN_SEEDS} seeds, which are {CAMPAIGN_SEEDS} hours by default."
+    "--campaign",
+    is_flag=True,
+    help=f"Run {CAMPAIGN_SEEDS} seeds: {CAMPAIGN_SEEDS} hours, a million messages and answers, and more than 100,000 of "
+    "each fault of frames.",
 )
 @click.option("--jobs", type=click.IntRange(1), metavar="N", help="Processes. By default one for each processor.")
 @click.option("--trace", is_flag=True, help="Print the faults, reports and log lines of each run.")
@@ -142,9 +147,11 @@ def simulate(
     Exit codes: 0 nothing was lost, undetected, doubled, reordered, wrong or stuck, 1 otherwise, 2 wrong options.
     """
     first = seed or 0
-    count = seeds or (CAMPAIGN_SEEDS if campaign else SEEDS if seed is None else 1)
+    count = seeds or (1 if seed is not None else CAMPAIGN_SEEDS if campaign else SEEDS)
+    if campaign:
+        options.update((name, value) for name, value in CAMPAIGN_OPTIONS.items() if not _is_given(context, name))
     try:
-        simulation = _simulation(files, **options)
+        simulation = _simulation(files, CAMPAIGN_MIX if campaign else STANDARD_MIX, **options)
         began = time.monotonic()
         processes = min(jobs or os.cpu_count() or 1, count)
         report = _Report(simulation, _replay(context))
@@ -167,6 +174,7 @@ def simulate(
 
 def _simulation(
     files: tuple[Path, ...],
+    default: FaultMix,
     *,
     crashing: tuple[str, ...],
     crash_rate: float | None,
@@ -182,7 +190,7 @@ def _simulation(
     given: dict[str, Any] = {RATES.get(name, name): value for name, value in faults.items() if value is not None}
     if crashing or crash_rate is not None:
         given.update(crashing=crashing, crashes=STANDARD_MIX.crashes if crash_rate is None else crash_rate)
-    mix = FaultMix(latency=latency, **given) if given else attrs.evolve(STANDARD_MIX, latency=latency)
+    mix = FaultMix(latency=latency, **given) if given else attrs.evolve(default, latency=latency)
     if files:
         for folder in dict.fromkeys(str(file.resolve().parent) for file in files):
             sys.path.append(folder)  # workers are imported from there, as `trionode run` does
@@ -191,14 +199,21 @@ def _simulation(
     return Simulation(mix=mix, sender=sender, to=route, **options)
 
 
+def _is_given(context: click.Context, name: str) -> bool:
+    return context.get_parameter_source(name) is ParameterSource.COMMANDLINE
+
+
 def _replay(context: click.Context) -> str:
     """Return the command line that repeats a run, without its seed."""
     words = ["trionode", "simulate"]
     for parameter in context.command.params:
         name = parameter.name or ""
-        if name in _NOT_REPEATED or context.get_parameter_source(name) is not ParameterSource.COMMANDLINE:
+        if name in _NOT_REPEATED or not _is_given(context, name):
             continue
         value = context.params[name]
+        if value is True:
+            words.append(parameter.opts[0])
+            continue
         for each in value if isinstance(value, tuple) else (value,):
             words += [str(each)] if isinstance(parameter, click.Argument) else [parameter.opts[0], str(each)]
     return shlex.join(words)

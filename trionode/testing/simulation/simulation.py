@@ -286,12 +286,12 @@ class _Run:
         async with node.node.open_mailbox() as mailbox, trio.open_nursery() as nursery:
             nursery.start_soon(self._take_answers, mailbox, node.name)
             while sending.bursts:
-                burst = sending.bursts.popleft()
+                burst = sending.bursts[0]
                 await trio.sleep_until(self._began + burst.at)
-                if burst.messages > 1:
-                    sending.bursts.appendleft(attrs.evolve(burst, messages=burst.messages - 1))
                 await self._send_one(node, mailbox, sending)
-                if burst.messages == 1:
+                sending.bursts[0] = burst = attrs.evolve(burst, messages=burst.messages - 1)
+                if not burst.messages:
+                    sending.bursts.popleft()
                     sending.flow.burst_ends.append(sending.flow.there.next_number)
                 await trio.sleep(self._simulation.interval)
             sending.done.set()
