@@ -91,7 +91,6 @@ async def test_record_value_is_the_message_and_headers_name_the_push(kafka_broke
     assert (found.value, found.producer, found.request_id) == (record, producer, 7)
 
 
-@pytest.mark.faults
 async def test_killed_broker_loses_and_doubles_no_push(
     kafka_broker: KafkaBroker,
 ) -> None:
@@ -121,7 +120,6 @@ async def test_killed_broker_loses_and_doubles_no_push(
     assert [record.message for record in pulled] == messages
 
 
-@pytest.mark.faults
 async def test_suspended_broker_delays_neither_cancellation_nor_closing(kafka_broker: KafkaBroker) -> None:
     stream, producer, before = a_name(), a_producer(), kafka_threads()
     answers: list[int] = []
@@ -235,7 +233,6 @@ async def test_hub_reads_what_others_wrote_when_its_knowledge_is_old(
         assert len(await everything_in(a, stream)) == 4
 
 
-@pytest.mark.faults
 async def test_push_of_a_hub_that_resumed_too_late_is_looked_up_and_stored_once(
     kafka_broker: KafkaBroker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -264,7 +261,6 @@ async def test_push_of_a_hub_that_resumed_too_late_is_looked_up_and_stored_once(
         assert [record.message for record in await read_all(b, stream, 0, 3)] == [b"0", b"1", b"2"]
 
 
-@pytest.mark.faults
 async def test_record_too_long_for_its_topic_is_refused_alone(kafka_broker: KafkaBroker) -> None:
     small, other, producer = a_name(), a_name(), a_producer()
     async with open_kafka_store(kafka_broker.bootstrap) as store:
@@ -289,7 +285,6 @@ async def test_record_too_long_for_its_topic_is_refused_alone(kafka_broker: Kafk
             assert await append(store, small, producer, [bytes(100)], first=3) == [1]
 
 
-@pytest.mark.faults
 async def test_deleted_stream_is_an_error_until_it_is_created_again(
     kafka_broker: KafkaBroker,
 ) -> None:

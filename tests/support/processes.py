@@ -5,7 +5,7 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -84,8 +84,9 @@ class Running:
 class Commands:
     """Starts commands; at the end of its block all of them are gone."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, env: Mapping[str, str] | None = None) -> None:
         self.folder = folder
+        self._env = {**os.environ, "XDG_STATE_HOME": str(folder), **(env or {})}
         self._running: list[Running] = []
 
     async def start(
@@ -106,7 +107,7 @@ class Commands:
                 stderr=file,
                 start_new_session=True,
                 pass_fds=pass_fds,
-                env={**os.environ, "XDG_STATE_HOME": str(self.folder)},
+                env=self._env,
             )
         running = Running(process, complaints)
         self._running.append(running)
@@ -190,6 +191,12 @@ class HubProcess:
     async def stop(self) -> int:
         """End it in good order (SIGTERM); its exit code."""
         return await self._ended_by(signal.SIGTERM)
+
+    @property
+    def pid(self) -> int:
+        """The number of its process."""
+        assert self._running is not None
+        return self._running.process.pid
 
     async def _ended_by(self, number: signal.Signals) -> int:
         assert self._running is not None

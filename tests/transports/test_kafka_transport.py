@@ -170,7 +170,6 @@ async def test_secure_channel_over_kafka_alone(kafka_broker: KafkaBroker) -> Non
 
 
 @pytest.mark.kafka
-@pytest.mark.faults
 async def test_killed_broker_loses_and_doubles_nothing(kafka_broker: KafkaBroker) -> None:
     frames = [b"%d " % number * 100 for number in range(1000)]
     halfway = trio.Event()

@@ -26,8 +26,6 @@ from trionode.protocol.stream.names import uuid7_hex
 from trionode.testing import KafkaBroker
 from trionode.workers import echoer
 
-pytestmark = pytest.mark.faults
-
 MESSAGES = 1000
 IN_FLIGHT = 64
 #: Seconds in which every echo has come, whatever was killed: a broker takes up to 7 s to be back, and pauses add up to
