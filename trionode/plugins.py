@@ -9,7 +9,7 @@ from trionode.net.endpoint import AddressParts, Exposure, parse_host_port_path
 from trionode.net.sockets import join_host_port, open_listeners, reason_of
 from trionode.net.tls import TLSContexts, client_context, reason_of_tls, server_context
 from trionode.net.transport import Link, Transport
-from trionode.protocol.stream.messages import MAX_RECORD, Record
+from trionode.protocol.stream.messages import MAX_LIFE, MAX_RECORD, Extent, Record
 from trionode.protocol.stream.names import uuid7_hex, uuid7_milliseconds, valid_stream_name
 from trionode.protocol.wire.address import parse_host_port
 from trionode.protocol.wire.classic_codec import CLASSIC
@@ -23,6 +23,7 @@ from trionode.stream.store.base import (
     FinalError,
     Position,
     Push,
+    RecordsGoneError,
     Stored,
     StoreError,
     StoreInfo,
@@ -34,6 +35,7 @@ from trionode.stream.store.base import (
 __all__ = [
     "CLASSIC",
     "CURRENT",
+    "MAX_LIFE",
     "MAX_RECORD",
     "MAX_STREAMS",
     "AddressParts",
@@ -42,6 +44,7 @@ __all__ = [
     "ConfigError",
     "ConnectionLost",
     "Exposure",
+    "Extent",
     "FinalError",
     "FrameDecoder",
     "Link",
@@ -53,6 +56,7 @@ __all__ = [
     "ProtocolVersion",
     "Push",
     "Record",
+    "RecordsGoneError",
     "RemoteError",
     "StoreError",
     "StoreInfo",

@@ -11,8 +11,16 @@ import trio
 import trio.testing
 
 from tests.support.failures import failures
-from trionode.protocol.stream.messages import Record
-from trionode.stream.store.base import Position, Push, Stored, StoreError, StreamStore, UnknownStreamError
+from trionode.protocol.stream.messages import Extent, Record
+from trionode.stream.store.base import (
+    Position,
+    Push,
+    RecordsGoneError,
+    Stored,
+    StoreError,
+    StreamStore,
+    UnknownStreamError,
+)
 from trionode.stream.store.memory import MemoryStore
 from trionode.testing.stream_store import (
     CHECKS,
@@ -24,6 +32,7 @@ from trionode.testing.stream_store import (
     a_read_begins_at_its_index,
     a_read_keeps_within_its_limits,
     a_read_waits_for_its_record,
+    a_reader_learns_that_it_lost_its_place,
     a_refused_push_harms_no_other,
     a_resend_is_stored_once,
     a_restart_loses_nothing,
@@ -51,8 +60,14 @@ class Memory(MemoryStore):
 
     async def read(self, stream: str, index: int, *, limit: int, max_bytes: int) -> Sequence[Record]:
         if index < self.first.get(stream, 0):
-            raise StoreError("retention removed it")
+            raise RecordsGoneError("retention removed it", self.first[stream])
         return await super().read(stream, index, limit=limit, max_bytes=max_bytes)
+
+    async def lost(self, stream: str, index: int, life: bytes) -> Extent | None:
+        extent = await super().lost(stream, -1, life)
+        assert extent is not None
+        extent = Extent(extent.life, self.first.get(stream, 0), extent.end)
+        return None if extent.contains(life, index) else extent
 
     def is_at_the_end(self, stream: str, index: int) -> bool:
         return stream in self._streams and index >= len(self._streams[stream].records)
@@ -243,6 +258,42 @@ class TakesAnEmptyStreamForNone(Memory):
             raise UnknownStreamError("gone") from error
 
 
+class DoesNotSayWhatIsLeft(Memory):
+    async def read(self, stream: str, index: int, *, limit: int, max_bytes: int) -> Sequence[Record]:
+        try:
+            return await super().read(stream, index, limit=limit, max_bytes=max_bytes)
+        except RecordsGoneError:
+            raise StoreError("gone") from None
+
+
+class TellsNothingOfRetention(Memory):
+    async def lost(self, stream: str, index: int, life: bytes) -> Extent | None:
+        return await MemoryStore.lost(self, stream, index, life)
+
+
+class HasNoLives(Memory):
+    async def life(self, stream: str) -> bytes:
+        await super().life(stream)
+        return b"always"
+
+
+class TellsNothing(Memory):
+    async def lost(self, stream: str, index: int, life: bytes) -> Extent | None:
+        await super().lost(stream, index, life)
+        return None
+
+
+class CriesWolf(Memory):
+    async def lost(self, stream: str, index: int, life: bytes) -> Extent | None:
+        extent = await super().lost(stream, -1, life)
+        return None if extent and index < extent.end else extent
+
+
+class KnowsEveryLife(Memory):
+    async def life(self, stream: str) -> bytes:
+        return self._streams[stream].life if stream in self._streams else b"?"
+
+
 class BeginsAnewWhenItExpires(Memory):
     async def expire(self, stream: str, index: int) -> None:
         await super().expire(stream, index)
@@ -282,13 +333,19 @@ BROKEN: tuple[tuple[type[Memory], Check, str], ...] = (
         "one index|below the index|still waiting",
     ),
     (RemembersBeforeItStores, a_cancelled_append_can_be_sent_again, "is stored once"),
+    (HasNoLives, a_reader_learns_that_it_lost_its_place, "a life of its own"),
+    (TellsNothing, a_reader_learns_that_it_lost_its_place, "behind the end of the stream has lost its place"),
+    (CriesWolf, a_reader_learns_that_it_lost_its_place, "has lost nothing"),
+    (KnowsEveryLife, a_reader_learns_that_it_lost_its_place, "raise UnknownStreamError"),
+    (DoesNotSayWhatIsLeft, reading_removed_records_is_an_error, "raises RecordsGoneError with the first"),
+    (TellsNothingOfRetention, reading_removed_records_is_an_error, "learns what is left"),
     (Forgets, a_restart_loses_nothing, "has its owner after a restart"),
-    (ReadsWhatIsLeft, reading_removed_records_is_an_error, "raises StoreError; it returned"),
-    (TakesAnEmptyStreamForNone, reading_removed_records_is_an_error, "does not raise UnknownStreamError"),
+    (ReadsWhatIsLeft, reading_removed_records_is_an_error, "raises RecordsGoneError; it returned"),
+    (TakesAnEmptyStreamForNone, reading_removed_records_is_an_error, "raises RecordsGoneError with the first"),
     (
         BeginsAnewWhenItExpires,
         reading_removed_records_is_an_error,
-        "is recognised|keep rising|is read as before|still",
+        "learns what is left|is recognised|keep rising|is read as before|still",
     ),
 )
 

@@ -12,10 +12,11 @@ import trio
 import trio.testing
 
 from tests.support.foreign_producer import write_foreign_record
+from tests.support.kafka_records import delete_records
 from trionode.errors import ConnectionLost, LocalError
 from trionode.protocol.stream.messages import Record
 from trionode.protocol.stream.names import unique, uuid7_hex
-from trionode.stream.store.base import Position, Push, Stored, StoreError, UnknownStreamError
+from trionode.stream.store.base import Position, Push, RecordsGoneError, Stored, StoreError, UnknownStreamError
 from trionode.testing import KafkaBroker
 from trionode.testing.stream_store import check_stream_store
 from trionode_kafka.client import FetchedRecord, OutgoingRecord
@@ -79,7 +80,8 @@ def kafka_threads() -> set[threading.Thread]:
 
 
 async def test_contract_of_stream_stores(kafka_broker: KafkaBroker) -> None:
-    await check_stream_store(functools.partial(open_kafka_store, kafka_broker.bootstrap), durable=True)
+    make = functools.partial(open_kafka_store, kafka_broker.bootstrap)
+    await check_stream_store(make, durable=True, expire=delete_records)
 
 
 async def test_record_value_is_the_message_and_headers_name_the_push(kafka_broker: KafkaBroker) -> None:
@@ -320,10 +322,8 @@ async def test_reading_below_retention_is_an_error(kafka_broker: KafkaBroker) ->
     async with open_kafka_store(kafka_broker.bootstrap) as store:
         await store.create(stream)
         await append(store, stream, a_producer(), [b"0", b"1", b"2"])
-        from kafka.structs import TopicPartition
-
-        store._client.admin._client.delete_records({TopicPartition("trionode_" + stream, 0): 2})
-        with pytest.raises(StoreError, match="below 2 are gone"):
+        await delete_records(store, stream, 2)
+        with pytest.raises(RecordsGoneError, match="below 2 are gone"):
             await store.read(stream, 1, limit=1, max_bytes=100)
         assert list(await store.read(stream, 2, limit=1, max_bytes=100)) == [Record(2, b"2")]
 

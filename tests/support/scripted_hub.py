@@ -9,7 +9,7 @@ import trio
 
 from trionode.errors import WireError
 from trionode.net.transport import Link, Transport
-from trionode.protocol.stream.messages import Record, Response, decode_response, encode
+from trionode.protocol.stream.messages import Extent, Record, Response, decode_response, encode
 from trionode.protocol.wire.address import Encoded, local
 from trionode.protocol.wire.current_codec import CLOSE_PLAINTEXT, CURRENT, RefreshCredentials, encode_refresh
 from trionode.protocol.wire.version import ProtocolVersion
@@ -158,6 +158,10 @@ class ScriptedStore(MemoryStore):
         records = await super().read(stream, index, limit=limit, max_bytes=max_bytes)
         reading = self.reading.get(stream)
         return records if reading is None else reading(records)
+
+    async def lost(self, stream: str, index: int, life: bytes) -> Extent | None:
+        # A hub that lies about positions does not say so.
+        return None if self.false_position is not None else await super().lost(stream, index, life)
 
     async def position(self, client_id: str, stream: str) -> int | None:
         position = await super().position(client_id, stream)

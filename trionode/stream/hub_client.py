@@ -38,6 +38,7 @@ from trionode.protocol.stream.messages import (
     Record,
     Request,
     Response,
+    StreamLife,
     decode_response,
     encode,
 )
@@ -301,10 +302,15 @@ class HubClient(Service):
             case CreateResponse():
                 self.consumer.limit = PULL_LIMIT if message.origin.resends else CLASSIC_PULL_LIMIT
                 requests = self.consumer.created(response, message.back, now)
+            case StreamLife():
+                self.consumer.announced(response)
+                return
             case IndexResponse():
                 requests = self.consumer.positioned(response, now)
             case PullResponse():
                 records, requests = self.consumer.pulled(response, now)
+                for verdict in self.consumer.take_verdicts():
+                    self._report(verdict)
                 if records:
                     self._arrived.put(records, sum(record.size for record in records))
             case _:

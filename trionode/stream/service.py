@@ -3,7 +3,7 @@
 import itertools
 import secrets
 import time
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import suppress
 from functools import partial
 
@@ -17,7 +17,6 @@ from trionode.protocol.rules.access import Access
 from trionode.protocol.rules.stream import owner_of, position_id
 from trionode.protocol.stream.messages import (
     LONG_POLL_SECONDS,
-    MAX_ANSWER,
     MAX_RECORD,
     CreateRequest,
     CreateResponse,
@@ -29,9 +28,9 @@ from trionode.protocol.stream.messages import (
     PullResponse,
     PushRequest,
     PushResponse,
-    Record,
     Request,
     Response,
+    StreamLife,
     decode_request,
     encode,
 )
@@ -45,19 +44,15 @@ from trionode.stream.clients import Clients, StreamLimits
 from trionode.stream.long_poll import LongPolls
 from trionode.stream.owners import Owners, StoreLog
 from trionode.stream.push_queue import PushQueue, WaitingPush
+from trionode.stream.reading import Found, read_for
 from trionode.stream.store.base import Position, Push, Stored, StoreError, StreamStore
 
 #: The names of the services, unless a hub and its clients agree on others (spec §11.2).
 SERVICE = "stream_kafka"
 INDEX_SERVICE = "stream_kafka_index"
 
-#: Bytes that a pull answer needs of its frame beside the records: addresses, heads, protocol name (spec §11.6, 9: about
-#: 150 bytes, and more in a channel).
-ANSWER_MARGIN = 600
 #: Bytes that a frame and its payload need beside routes and records: counts, lengths, protocol name, request id.
 FRAME_HEADS = 40
-#: Records in one answer, whatever the client asks for.
-MAX_PULL_LIMIT = 1000
 #: Positions that wait to be saved. A lost one only makes a client read records again.
 MAX_SAVES = 10_000
 #: Seconds that `aclose` waits for the store.
@@ -252,7 +247,17 @@ class StreamService(Service):
         elif (refusal := await self._owners.open(name, message.origin)) is not None:
             self._refuse(message, refusal)
         else:
+            await self._announce(message, name)
             self._answer(message, self._worker(name), CreateResponse(name))
+
+    async def _announce(self, message: Message, name: str) -> None:
+        """Tell a consumer the life of its stream, if it is one that drops what it does not know.
+
+        A producer would take it for data (spec §11.6, 6).
+        """
+        if message.origin.resends and message.back and not resends_pushes(decode_address(message.back[-1])[1]):
+            with suppress(StoreError):  # without a life the consumer is not told of lost records, as before
+                self._answer(message, self._service, StreamLife(name, await self._store.life(name)))
 
     # Pushes
 
@@ -313,33 +318,31 @@ class StreamService(Service):
         if self._start(message.origin, partial(self._pull, message, name, request, scope)):
             self._pulls.add((name, message.back), scope)
         else:
-            self._answer_pull(message, name, request, ())
+            self._answer_pull(message, name, request, Found())
 
     async def _pull(self, message: Message, name: str, request: PullRequest, scope: trio.CancelScope) -> None:
-        records: Sequence[Record] = ()
+        found = Found()
         origin = message.origin
         scope.deadline = trio.current_time() + LONG_POLL_SECONDS
         with scope:
             try:
                 is_known = name in self._owners or await self._owners.open(name, origin) is None
                 if is_known and self._owners.may_use(name, origin):
-                    limit = max(1, min(request.limit, MAX_PULL_LIMIT))
-                    max_bytes = MAX_ANSWER - ANSWER_MARGIN
-                    records = await self._store.read(name, request.index, limit=limit, max_bytes=max_bytes)
+                    found = await read_for(self._store, self._store_log, name, request)
             except StoreError as error:
                 self._store_log.failed("a pull of the stream %s failed: %s", name, error)
         await self._pulls.wait_may_answer()
-        self._answer_pull(message, name, request, records)
+        self._answer_pull(message, name, request, found)
         self._pulls.remove((name, message.back), scope)
 
-    def _answer_pull(self, message: Message, name: str, request: PullRequest, records: Sequence[Record]) -> None:
-        payload = encode(PullResponse(request.request_id, tuple(records)))
+    def _answer_pull(self, message: Message, name: str, request: PullRequest, found: Found) -> None:
+        payload = encode(PullResponse(request.request_id, tuple(found.records), found.extent))
         limit = self._router.limit(message.back[0]) if message.back else None
         routes = sum(map(len, message.back)) + len(message.onward[0]) + FRAME_HEADS
-        if limit is not None and records and len(payload) + routes > limit:
+        if limit is not None and found.records and len(payload) + routes > limit:
             # Only an absurdly long return route leaves no space for one record. Its consumer gets no records, but
             # always an answer.
-            payload = encode(PullResponse(request.request_id, ()))
+            payload = encode(PullResponse(request.request_id, (), found.extent))
         self._router.answer(message, message.onward[0], payload)
         if not message.origin.resends:
             self._pulls.expect_again((name, message.back))

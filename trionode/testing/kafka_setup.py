@@ -121,6 +121,8 @@ broker.session.timeout.ms=2000
 broker.heartbeat.interval.ms=500
 num.network.threads=2
 num.io.threads=2
+log.retention.check.interval.ms=500
+log.initial.task.delay.ms=500
 log.cleaner.dedupe.buffer.size=4194304
 """
 

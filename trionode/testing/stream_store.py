@@ -13,9 +13,17 @@ import attrs
 import trio
 import trio.testing
 
-from trionode.protocol.stream.messages import MAX_RECORD, RECORD_OVERHEAD, Record
+from trionode.protocol.stream.messages import MAX_LIFE, MAX_RECORD, RECORD_OVERHEAD, Extent, Record
 from trionode.protocol.stream.names import unique
-from trionode.stream.store.base import Position, Push, Stored, StoreError, StreamStore, UnknownStreamError
+from trionode.stream.store.base import (
+    Position,
+    Push,
+    RecordsGoneError,
+    Stored,
+    StoreError,
+    StreamStore,
+    UnknownStreamError,
+)
 from trionode.testing.contract import Held, cancelled_after, demand
 
 #: Seconds that one check may take. A store that lost a wake-up exceeds it; a slow store does not.
@@ -424,6 +432,31 @@ async def a_cancelled_append_can_be_sent_again(store: StreamStore) -> None:
     )
 
 
+@_with_store
+async def a_reader_learns_that_it_lost_its_place(store: StreamStore) -> None:
+    """`lost` returns None for a reader that has lost nothing; else the extent of the stream."""
+    stream, other = await _stream(store), await _stream(store)
+    life = await store.life(stream)
+    demand(0 < len(life) <= MAX_LIFE, f"a life has 1 to {MAX_LIFE} bytes, not {len(life)}")
+    demand(await store.life(other) != life, "each stream has a life of its own")
+    demand(await store.lost(stream, 0, life) is None, "a reader of a new stream has lost nothing")
+    indexes = await _append(store, _pushes(stream, _producer(), [b"0", b"1", b"2"]))
+    for index in (*indexes, indexes[-1] + 1):
+        demand(await store.lost(stream, index, life) is None, "a reader within the stream has lost nothing")
+    extent = await store.lost(stream, indexes[-1] + 5, life)
+    demand(extent is not None, "a reader behind the end of the stream has lost its place")
+    demand(
+        extent == Extent(life, indexes[0], indexes[-1] + 1) == await store.lost(stream, 0, b"another"),
+        f"lost returns life, first index and end of the stream; it returned {extent}",
+    )
+    for call in (partial(store.life, _name()), partial(store.lost, _name(), 0, life)):
+        try:
+            answer = await call()
+        except UnknownStreamError:
+            continue
+        raise AssertionError(f"life and lost raise UnknownStreamError for a stream that does not exist, not {answer!r}")
+
+
 async def a_restart_loses_nothing(harness: Harness) -> None:
     """Streams, owners, records, positions and the knowledge of resends survive, if the store is durable."""
     if not harness.durable:
@@ -434,7 +467,10 @@ async def a_restart_loses_nothing(harness: Harness) -> None:
         await store.create(stream, "alice")
         indexes = await _append(store, pushes[:2])
         await store.save_positions([Position(client, stream, indexes[1])])
+        life = await store.life(stream)
     async with harness.make() as store:
+        if await store.create(stream, "bob") == "alice":
+            demand(await store.lost(stream, indexes[1], life) is None, "a stream has its life after a restart")
         demand(await store.create(stream, "bob") == "alice", "a stream has its owner after a restart")
         demand(await store.position(client, stream) == indexes[1], "a position is there after a restart")
         demand(await _append(store, pushes[1:2]) == indexes[1:], "a resend is recognised after a restart")
@@ -449,7 +485,7 @@ async def a_restart_loses_nothing(harness: Harness) -> None:
 
 
 async def reading_removed_records_is_an_error(harness: Harness) -> None:
-    """A read below the first remaining index raises StoreError.
+    """A read below the first remaining index raises RecordsGoneError.
 
     It does not wait or return later records, which stay as they are.
     """
@@ -460,16 +496,23 @@ async def reading_removed_records_is_an_error(harness: Harness) -> None:
         pushes = _pushes(stream, producer, [b"%d" % number for number in range(6)])
         indexes = await _append(store, pushes[:5])
         await harness.expire(store, stream, indexes[2])
+        life = await store.life(stream)
         for index in (0, indexes[1]):
+            extent = await store.lost(stream, index, life)
+            demand(
+                extent == Extent(life, indexes[2], indexes[-1] + 1),
+                f"a reader of removed records learns what is left: {indexes[2]} to below {indexes[-1] + 1}, not {extent}",
+            )
             try:
                 got = await store.read(stream, index, limit=8, max_bytes=_PLENTY)
             except StoreError as error:
                 demand(
-                    not isinstance(error, UnknownStreamError),
-                    "reading removed records does not raise UnknownStreamError, since the stream exists",
+                    isinstance(error, RecordsGoneError) and error.first == indexes[2],
+                    f"reading removed records raises RecordsGoneError with the first index that is left, not {error!r}",
                 )
             else:
-                raise AssertionError(f"reading removed records raises StoreError; it returned {got!r}")
+                raise AssertionError(f"reading removed records raises RecordsGoneError; it returned {got!r}")
+        demand(await store.lost(stream, indexes[2], life) is None, "a reader of what is left has lost nothing")
         demand(
             await _append(store, pushes[4:5]) == indexes[4:],
             "a resend of a remaining record is recognised after an expiry",
@@ -497,6 +540,7 @@ CHECKS: tuple[Check, ...] = (
     concurrent_streams_do_not_mix,
     concurrent_writers_of_one_stream_get_different_indexes,
     a_cancelled_append_can_be_sent_again,
+    a_reader_learns_that_it_lost_its_place,
     a_restart_loses_nothing,
     reading_removed_records_is_an_error,
 )

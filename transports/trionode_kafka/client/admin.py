@@ -118,19 +118,25 @@ class Admin:
         """Return the names of all topics with this prefix."""
         return await self._request(lambda: [name for name in self._client.list_topics() if name.startswith(prefix)])
 
-    async def describe_topics(self, names: Iterable[str]) -> Mapping[str, TopicInfo]:
-        """Return what exists of these topics, without those that have no leader yet."""
+    async def describe_topics(self, names: Iterable[str], *, leaderless: bool = False) -> Mapping[str, TopicInfo]:
+        """Return what exists of these topics; unless `leaderless`, without those that have no leader now."""
         wanted = list(names)
 
         def describe() -> dict[str, TopicInfo]:
             answers = self._client.describe_topics(wanted)
             if any(topic["error_code"] == TopicAuthorizationFailedError.errno for topic in answers):
                 raise TopicAuthorizationFailedError
-            return {
-                topic["name"]: TopicInfo(topic["name"], str(topic["topic_id"]), len(topic["partitions"]))
+            found = [
+                TopicInfo(
+                    topic["name"],
+                    str(topic["topic_id"]),
+                    len(topic["partitions"]),
+                    has_leader=all(part["leader_id"] >= 0 for part in topic["partitions"]),
+                )
                 for topic in answers
-                if not topic["error_code"] and all(part["leader_id"] >= 0 for part in topic["partitions"])
-            }
+                if not topic["error_code"]
+            ]
+            return {topic.name: topic for topic in found if topic.has_leader or leaderless}
 
         return await self._request(describe)
 

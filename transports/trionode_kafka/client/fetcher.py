@@ -19,6 +19,8 @@ from trionode_kafka.client.threads import WorkerThreads, wait_for, wait_for_answ
 
 #: Seconds for one round of fetches of records that exist; readers that got nothing ask again.
 FETCH_SECONDS = 2.0
+#: Seconds of one poll, after which it is seen that there are only markers of transactions; records come at once.
+POLL_SECONDS = 0.1
 #: Topics of one round: their records are in memory together, FETCH_BYTES each.
 TOPICS_AT_ONCE = 32
 
@@ -40,7 +42,10 @@ class Fetcher:
         self._consumer = await wait_for(self.thread.run(lambda: self._clients.make(KafkaConsumer, CONSUMER)))
 
     async def fetch(self, topic: str, offset: int) -> FetchResult:
-        """Return the records from an offset below the topic's end on, FETCH_BYTES or one record at most."""
+        """Return the records from an offset below the topic's end on, FETCH_BYTES or one record at most.
+
+        There may be none before the result's `next`.
+        """
         future: Future[FetchResult] = Future()
         self._requests.append((TopicPartition(topic, 0), offset, future))
         # One job for each request: requests that one job leaves are served by the next.
@@ -51,7 +56,7 @@ class Fetcher:
         """Yield all records from `start` to below `end`, one fetch at a time: other readers are served in between."""
         while start < end:
             result = await self.fetch(topic, start)
-            start = result.records[-1].offset + 1
+            start = result.next
             yield [record for record in result.records if record.offset < end]
 
     def _serve(self) -> None:
@@ -90,7 +95,7 @@ class Fetcher:
         while waiting and (left := deadline - time.monotonic()) > 0:
             self._consumer.assign(list(waiting))
             try:
-                batches = self._consumer.poll(timeout_ms=int(left * 1000))
+                batches = self._consumer.poll(timeout_ms=int(min(left, POLL_SECONDS) * 1000))
             except OffsetOutOfRangeError as error:
                 for topic in out_of_range(error, waiting):
                     waiting.pop(topic)[1].set_exception(records_are_gone())
@@ -102,5 +107,12 @@ class Fetcher:
             for topic, records in batches.items():
                 if topic in waiting:
                     found = [fetched_record(record) for record in records]
-                    end = max(self._consumer.highwater(topic) or 0, found[-1].offset + 1)
-                    waiting.pop(topic)[1].set_result(FetchResult(found, end))
+                    following = found[-1].offset + 1
+                    end = max(self._consumer.highwater(topic) or 0, following)
+                    waiting.pop(topic)[1].set_result(FetchResult(found, following, end))
+            for topic, (offset, future) in list(waiting.items()):
+                # Markers of transactions, which other programs wrote, take offsets and are no records.
+                following = self._consumer.position(topic, timeout_ms=0) or offset
+                if following > offset:
+                    waiting.pop(topic)
+                    future.set_result(FetchResult((), following, max(self._consumer.highwater(topic) or 0, following)))

@@ -27,9 +27,14 @@ class FetchedRecord:
 
 @attrs.frozen
 class FetchResult:
-    """Consecutive records of a topic, at least one, and the topic's end offset at that time."""
+    """Consecutive records of a topic, and the topic's end offset at that time.
+
+    There may be none, if only markers of transactions stand between the offset that was asked for and `next`.
+    """
 
     records: Sequence[FetchedRecord]
+    #: The offset to fetch next.
+    next: int
     end: int
 
 
@@ -60,6 +65,7 @@ class TopicInfo:
     name: str
     topic_id: str
     partitions: int
+    has_leader: bool = True
 
 
 #: Called in the Trio thread with the record's offset, or with the error after which it is unknown whether the record

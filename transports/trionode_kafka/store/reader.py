@@ -3,12 +3,13 @@
 import contextlib
 import time
 from collections import OrderedDict, deque
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
+from typing import TypeVar
 
 import attrs
 import trio
 
-from trionode.plugins import Backoff, Record, StoreError, limit_records
+from trionode.plugins import Backoff, Extent, Record, RecordsGoneError, StoreError, limit_records
 from trionode_kafka.client import BrokerUnavailableError, FetchedRecord, FetchResult, KafkaClient
 from trionode_kafka.store.deduplicator import Deduplicator, deduplicator_at
 from trionode_kafka.store.streams import RETRY_SECONDS, Stream, Streams
@@ -23,6 +24,8 @@ MAX_CURSORS = 1024
 #: Seconds without a reader after which a topic is not followed any more: longer than the pause of a long poll, shorter
 #: than an absence.
 IDLE_SECONDS = 15.0
+
+T = TypeVar("T")
 
 
 @attrs.define(eq=False)
@@ -42,15 +45,16 @@ class _Cursor:
             if self.deduplicator.is_new(record) and record.offset >= self.index:
                 self.records.append(Record(record.offset, record.value))
                 self.size += self.records[-1].size
-        self.end = result.records[-1].offset + 1
+        self.end = result.next
 
     def take(self, *, limit: int, max_bytes: int) -> Sequence[Record]:
-        """Remove the records that fit into one answer, and advance."""
+        """Remove the records that fit into one answer, and advance; stay if there were only copies."""
         taken = limit_records(self.records, limit=limit, max_bytes=max_bytes)
         for record in taken:
             self.records.popleft()
             self.size -= record.size
-        self.index = taken[-1].index + 1 if taken else self.end
+        if taken:
+            self.index = taken[-1].index + 1
         return taken
 
 
@@ -109,24 +113,49 @@ class Reader:
 
     async def read(self, name: str, index: int, *, limit: int, max_bytes: int) -> Sequence[Record]:
         """Wait for records from an index on, also while the broker is away."""
+
+        async def read() -> Sequence[Record]:
+            stream = await self._streams.find(name)
+            followed = self._followed.get(stream)
+            if followed is not None and followed.start <= index:
+                return await self._read_end(stream, followed, index)
+            return await self._read_behind(stream, index, limit=limit, max_bytes=max_bytes)
+
+        while not (records := await self._until_available(name, read)):
+            pass
+        return limit_records(records, limit=limit, max_bytes=max_bytes)
+
+    async def lost(self, name: str, index: int, life: bytes) -> Extent | None:
+        """Return what the topic holds, unless it is in this life and holds what follows the index."""
+
+        async def compare() -> Extent | None:
+            stream = await self._streams.find(name)
+            followed = self._followed.get(stream)
+            is_near = (stream, index) in self._cursors or (
+                followed is not None and followed.start <= index <= followed.end
+            )
+            if is_near and life == stream.life:
+                return None
+            # The end before the first offset: retention may delete records in between.
+            end = await self._client.admin.end_offset(stream.topic)
+            first = await self._client.admin.first_offset(stream.topic)
+            extent = Extent(stream.life, first, max(first, end))
+            return None if extent.contains(life, index) else extent
+
+        return await self._until_available(name, compare)
+
+    async def _until_available(self, name: str, call: Callable[[], Awaitable[T]]) -> T:
+        """Call until the broker answers; UnknownStreamError if the topic was deleted."""
         backoff = Backoff(*RETRY_SECONDS)
         while True:
             try:
-                stream = await self._streams.find(name)
-                followed = self._followed.get(stream)
-                if followed is not None and followed.start <= index:
-                    records = await self._read_end(stream, followed, index)
-                else:
-                    records = await self._read_behind(stream, index, limit=limit, max_bytes=max_bytes)
+                return await call()
             except BrokerUnavailableError:
                 # Kafka also answers so for a topic that was deleted.
                 if (known := self._streams.get(name)) is not None:
                     with contextlib.suppress(BrokerUnavailableError):
                         await self._streams.check([known])
                 await trio.sleep(backoff.failed())
-            else:
-                if records:
-                    return limit_records(records, limit=limit, max_bytes=max_bytes)
 
     async def _read_end(self, stream: Stream, followed: _FollowedEnd, index: int) -> Sequence[Record]:
         """Wait for records at the end; returns none if the reader has to read elsewhere."""
@@ -169,12 +198,12 @@ class Reader:
             end = await self._client.admin.end_offset(stream.topic)
             first = await self._client.admin.first_offset(stream.topic)
             if index < first:
-                raise StoreError(
-                    f"the records of {stream.name} below {first} are gone: its topic's retention removed them"
+                raise RecordsGoneError(
+                    f"the records of {stream.name} below {first} are gone: its topic's retention removed them", first
                 )
             at = min(index, end)
             result = await self._client.fetcher.fetch(stream.topic, at) if at < end else None
-            timestamp = int(time.time() * 1000) if result is None else result.records[0].timestamp
+            timestamp = int(time.time() * 1000) if result is None or not result.records else result.records[0].timestamp
             deduplicator = await deduplicator_at(self._client, stream.topic, first, at, timestamp)
             cursor = _Cursor(index, at, deduplicator)
         else:

@@ -20,6 +20,7 @@ import trio
 
 from trionode.plugins import (
     ConfigError,
+    Extent,
     FinalError,
     Position,
     Push,
@@ -49,7 +50,7 @@ class KafkaStore:
     """The store that `open_kafka_store` opens. `StreamStore` documents its methods.
 
     While the broker is away, `append` and `read` wait, and the other methods raise StoreError after some seconds.
-    `read` below the first index that retention has left raises StoreError, and `read` of a deleted stream raises
+    `read` below the first index that retention has left raises RecordsGoneError, and `read` of a deleted stream raises
     UnknownStreamError, so that neither looks like an empty stream. Positions are committed offsets of the group
     `<prefix><client id>`. The broker forgets them when the client is away for `offsets.retention.minutes` (7 days).
     """
@@ -83,6 +84,14 @@ class KafkaStore:
     async def read(self, stream: str, index: int, *, limit: int, max_bytes: int) -> Sequence[Record]:
         """Wait for records from an index on, also while the broker is away."""
         return await self._reader.read(stream, index, limit=limit, max_bytes=max_bytes)
+
+    async def life(self, stream: str) -> bytes:
+        """Return the id of the stream's topic."""
+        return (await self._streams.find(stream)).life
+
+    async def lost(self, stream: str, index: int, life: bytes) -> Extent | None:
+        """Compare the reader's place with the offsets of the topic, unless the reader is where this hub reads."""
+        return await self._reader.lost(stream, index, life)
 
     async def position(self, client_id: str, stream: str) -> int | None:
         """Return the offset that the client's group committed."""

@@ -1,12 +1,13 @@
 """The streams that this hub has opened, each a topic: found at their first use, closed with their topic."""
 
 from collections.abc import Callable, Mapping, Sequence
+from uuid import UUID
 
 import attrs
 import trio
 
 from trionode.plugins import FinalError, UnknownStreamError, valid_stream_name
-from trionode_kafka.client import KafkaClient
+from trionode_kafka.client import BrokerUnavailableError, KafkaClient
 
 #: Seconds after which the broker refuses a record by its timestamp: how long an outage or a suspension may last before
 #: a hub reads again whether another one stored the push meanwhile.
@@ -32,6 +33,11 @@ class Stream:
     topic_id: str
     max_message_bytes: int
     deleted: bool = False
+
+    @property
+    def life(self) -> bytes:
+        """The topic's id, which the brokers make with the topic."""
+        return UUID(self.topic_id).bytes
 
     def error(self) -> UnknownStreamError:
         """Return the error for a deleted stream."""
@@ -85,7 +91,8 @@ class Streams:
 
     async def check(self, streams: Sequence[Stream]) -> None:
         """Close the streams whose topics were deleted: readers and pushes get UnknownStreamError."""
-        found = await self._client.admin.describe_topics([stream.topic for stream in streams])
+        # While its leader moves, a topic has none: then it is not deleted.
+        found = await self._client.admin.describe_topics([stream.topic for stream in streams], leaderless=True)
         for stream in streams:
             topic = found.get(stream.topic)
             if (topic is None or topic.topic_id != stream.topic_id) and self._open.get(stream.name) is stream:
@@ -97,9 +104,11 @@ class Streams:
 
     async def _find(self, name: str) -> Stream:
         topic = self._prefix + name
-        info = (await self._client.admin.describe_topics([topic])).get(topic)
+        info = (await self._client.admin.describe_topics([topic], leaderless=True)).get(topic)
         if info is None:
             raise UnknownStreamError(f"there is no stream {name!r:.100}")
+        if not info.has_leader:
+            raise BrokerUnavailableError(f"the topic {topic} has no leader now")
         if info.partitions != 1:
             raise FinalError(f"the topic {topic} has {info.partitions} partitions; a stream has one")
         await self._client.producer.load_metadata(topic)

@@ -4,10 +4,12 @@ from collections import deque
 from collections.abc import Sequence
 
 from trionode.errors import ConfigError
+from trionode.protocol.rules.verdicts import Rollback, Truncated, Verdict
 from trionode.protocol.stream.machine import Event, Machine, State, Table, require_name
 from trionode.protocol.stream.messages import (
     ANSWER_SECONDS,
     LONG_POLL_SECONDS,
+    Extent,
     IndexGet,
     IndexResponse,
     IndexSave,
@@ -15,6 +17,7 @@ from trionode.protocol.stream.messages import (
     PullResponse,
     Record,
     Request,
+    StreamLife,
 )
 from trionode.protocol.wire import bare
 
@@ -26,6 +29,9 @@ SAVE_SECONDS = 0.1
 PULL_LIMIT = 100
 #: Pull answers that were handed out and not handled yet: one in work, and one ahead of it.
 MAX_BATCHES = 2
+#: Lives of the stream whose position is remembered, so that a hub which goes back to one of them repeats no record. A
+#: stream is deleted rarely, so more of them are a hub's invention.
+MAX_LIVES = 8
 
 
 class Consumer(Machine):
@@ -33,18 +39,27 @@ class Consumer(Machine):
 
     Unexpected, late or repeated answers and records out of order change nothing. So a hub can starve the consumer, but
     it can't make it deliver a record twice or out of order. Only the start is up to the hub: see `hint`.
+
+    A hub of ours says when it does not hold what the consumer wants. The consumer then goes on with what the hub holds,
+    and adds a verdict. That is the hub's word too: by a new life of the stream, it can make the consumer begin again.
+    The consumer does so at most once in POLL_SECONDS, and within one life it goes back only behind a stream's end.
     """
 
     __slots__ = (
         "_asked",
         "_asked_at",
         "_batches",
+        "_life",
+        "_lives",
         "_next",
+        "_read",
         "_request",
         "_save_at",
         "_save_seconds",
         "_saved",
         "_taken",
+        "_takes_lives",
+        "_verdicts",
         "client_id",
         "hint",
         "limit",
@@ -76,6 +91,12 @@ class Consumer(Machine):
         #: what was skipped.
         self.hint: int | None = None
         self._next = start
+        # The index behind the last record that was handed out in this life of the stream.
+        self._read = start or 0
+        self._life: bytes | None = None
+        self._lives: dict[bytes, int] = {}
+        self._takes_lives = False
+        self._verdicts: list[Verdict] = []
         self._taken: int | None = None
         self._saved: int | None = None
         self._save_at = 0.0
@@ -110,6 +131,18 @@ class Consumer(Machine):
             return self._save_at if self._unsaved else None
         return self._deadline
 
+    def announced(self, answer: StreamLife) -> None:
+        """Take the life of the stream. From now on pulls carry it, until the consumer begins again."""
+        if answer.stream == self.stream:
+            self._takes_lives = True
+            if self._life is None:
+                self._life = answer.life
+
+    def take_verdicts(self) -> Sequence[Verdict]:
+        """Return what was found out about lost records since the last call."""
+        found, self._verdicts = self._verdicts, []
+        return found
+
     def positioned(self, answer: IndexResponse, now: float) -> Sequence[Request]:
         """Take the saved position. An unexpected answer, or one about another client or stream, changes nothing."""
         if (answer.client_id, answer.stream) != (self.client_id, self.stream) or self._state is not State.GETTING:
@@ -128,6 +161,8 @@ class Consumer(Machine):
         assert self._next is not None
         self._asked = None
         self._wait = ANSWER_SECONDS
+        if answer.extent is not None and not self._accept(answer.extent):
+            return (), self._fire(Event.EMPTY, now)
         records: list[Record] = []
         for record in answer.records[: self.limit]:
             # After the largest index there is no next one to ask for.
@@ -136,8 +171,41 @@ class Consumer(Machine):
                 self._next = record.index + 1
         if not records:
             return (), self._fire(Event.EMPTY, now)
+        self._read = self._next
         self._batches.append(records[-1].index)
         return records, self._fire(Event.PULLED, now)
+
+    def _accept(self, extent: Extent) -> bool:
+        """Move to what the hub holds; return False if the answer's records are of no use."""
+        assert self._next is not None
+        if self._life is None or not self._takes_lives or extent.contains(self._life, self._next):
+            return True
+        if extent.life == self._life and extent.first > self._next:
+            self._truncate(extent.first)
+            return True
+        # Records of before are handled first, so that none of them moves the new position. The next answer is the same.
+        if not self._batches:
+            self._go_back(self._life, extent)
+        return False
+
+    def _truncate(self, first: int) -> None:
+        assert self._next is not None
+        self._verdicts.append(Truncated(self.stream, self._next, first - 1))
+        self._next = first
+
+    def _go_back(self, life: bytes, extent: Extent) -> None:
+        assert self._next is not None
+        if self._next > 0:
+            self._verdicts.append(Rollback(self.stream, self._next, extent.end))
+        if extent.life != life:
+            self._lives.pop(life, None)
+            self._lives[life] = self._read
+            if len(self._lives) > MAX_LIVES:
+                del self._lives[next(iter(self._lives))]
+            self._life, self._read = extent.life, self._lives.get(extent.life, 0)
+        self._next = self._taken = self._read = min(self._read, extent.end)
+        if extent.first > self._next:
+            self._truncate(extent.first)
 
     def taken(self, index: int, now: float) -> Sequence[Request]:
         """Note that the records up to this index were handled. Their position is saved soon."""
@@ -177,6 +245,7 @@ class Consumer(Machine):
 
     def _create(self, now: float) -> Sequence[Request]:
         self._asked = None
+        self._takes_lives = False
         # Save again what was saved over the route that may be dead.
         self._saved = None
         return super()._create(now)
@@ -200,4 +269,4 @@ class Consumer(Machine):
         self._asked, self._asked_at = self._request, now
         self._request += 1
         self._deadline = now + LONG_POLL_SECONDS + self._wait
-        return (PullRequest(self._asked, self._next, self.limit),)
+        return (PullRequest(self._asked, self._next, self.limit, self._life if self._takes_lives else None),)

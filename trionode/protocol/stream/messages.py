@@ -16,6 +16,10 @@ MAX_RECORD = 64_000
 MAX_ANSWER = 65_000
 #: Bytes that a record adds to its message in a pull answer: the index (at most 10) and the length (at most 3).
 RECORD_OVERHEAD = 13
+#: Bytes in the longest life of a stream: a UUID has 16.
+MAX_LIFE = 32
+#: The life of a stream that does not exist.
+NO_LIFE = b""
 #: Seconds of a long poll: so long a hub delays the answer to a pull that has no records. Known peers accept 12 s
 #: (spec §11.6, rule 2).
 LONG_POLL_SECONDS = 10.0
@@ -41,6 +45,30 @@ class Record:
     def size(self) -> int:
         """Bytes in a pull answer, at most."""
         return len(self.message) + RECORD_OVERHEAD
+
+
+@attrs.frozen
+class Extent:
+    """What a hub holds of a stream.
+
+    Attributes:
+      life: Changes when the stream is deleted and created again; NO_LIFE means that it does not exist.
+      first: The index of the first record, or of the next one if none is left.
+      end: The index of the next record.
+    """
+
+    life: bytes
+    first: int
+    end: int
+
+    def contains(self, life: bytes, index: int) -> bool:
+        """Whether a reader has lost nothing.
+
+        Args:
+          life: The life in which it has read so far.
+          index: The index that it wants next.
+        """
+        return life == self.life and self.first <= index <= self.end
 
 
 @attrs.frozen
@@ -79,19 +107,39 @@ class PushResponse:
 
 @attrs.frozen
 class PullRequest:
-    """Asks for at most `limit` records, starting at `index`."""
+    """Asks for at most `limit` records, starting at `index`.
+
+    `life` is the life of the stream that the reader reads. Only hubs that have sent StreamLife understand it: it stands
+    behind what other hubs expect.
+    """
 
     request_id: int
     index: int
     limit: int
+    life: bytes | None = None
 
 
 @attrs.frozen
 class PullResponse:
-    """The records, in ascending order; none if the long poll ended."""
+    """The records, in ascending order; none if the long poll ended.
+
+    The extent is there only if the request had a life, and the hub does not hold what the reader wants.
+    """
 
     request_id: int
     records: tuple[Record, ...]
+    extent: Extent | None = None
+
+
+@attrs.frozen
+class StreamLife:
+    """The life of a stream, before the answer to a create; by it a hub also says that it takes lives in pulls.
+
+    It goes to consumers over links of the current version. Those that don't know it drop it (spec §11.6, 1).
+    """
+
+    stream: str
+    life: bytes
 
 
 @attrs.frozen
@@ -128,9 +176,10 @@ class ErrorResponse:
 
 
 Request = CreateRequest | PushRequest | PullRequest | IndexGet | IndexSave
-Response = CreateResponse | PushResponse | PullResponse | IndexResponse | ErrorResponse
+Response = CreateResponse | PushResponse | PullResponse | StreamLife | IndexResponse | ErrorResponse
 
 _CREATE, _PUSH, _PULL, _INDEX, _ERROR = "stream_create", "stream_push", "stream_pull", "stream_index", "error"
+_LIFE = "stream_life"
 
 
 def encode(message: Request | Response) -> bytes:
@@ -150,11 +199,15 @@ def _body(message: Request | Response) -> tuple[str, bytes]:
             return _PUSH, uint(request_id) + data(record)
         case PushResponse(request_id, ok, index):
             return _PUSH, uint(request_id) + uint(0 if ok else 1) + uint(index)
-        case PullRequest(request_id, index, limit):
-            return _PULL, uint(request_id) + uint(index) + uint(limit)
-        case PullResponse(request_id, records):
+        case PullRequest(request_id, index, limit, life):
+            return _PULL, uint(request_id) + uint(index) + uint(limit) + (b"" if life is None else data(life))
+        case PullResponse(request_id, records, extent):
             items = [uint(record.index) + data(record.message) for record in records]
-            return _PULL, uint(request_id) + uint(len(items)) + b"".join(items)
+            if extent is not None:
+                items.append(data(extent.life) + uint(extent.first) + uint(extent.end))
+            return _PULL, uint(request_id) + uint(len(records)) + b"".join(items)
+        case StreamLife(stream, life):
+            return _LIFE, string(stream) + data(life)
         case IndexGet(client_id, stream):
             return _INDEX, uint(0) + string(client_id) + string(stream)
         case IndexSave(client_id, stream, index):
@@ -169,10 +222,27 @@ def _body(message: Request | Response) -> tuple[str, bytes]:
 
 _M = TypeVar("_M")
 
+
+def _life(body: Reader) -> bytes:
+    life = body.data()
+    if len(life) > MAX_LIFE:
+        raise WireError(f"a stream's life of {len(life)} bytes")
+    return life
+
+
+def _extent(body: Reader) -> Extent | None:
+    if not body.left:
+        return None
+    extent = Extent(_life(body), body.uint(), body.uint())
+    if extent.first > extent.end:
+        raise WireError("a stream that ends before its first record")
+    return extent
+
+
 _REQUESTS: Final[Mapping[str, Callable[[Reader], Request]]] = {
     _CREATE: lambda body: CreateRequest(body.string() if body.optional() else None),
     _PUSH: lambda body: PushRequest(body.uint(), body.data()),
-    _PULL: lambda body: PullRequest(body.uint(), body.uint(), body.uint()),
+    _PULL: lambda body: PullRequest(body.uint(), body.uint(), body.uint(), _life(body) if body.left else None),
     _INDEX: lambda body: (
         IndexGet(body.string(), body.string())
         if body.variant(2) == 0
@@ -184,8 +254,9 @@ _RESPONSES: Final[Mapping[str, Callable[[Reader], Response]]] = {
     _PUSH: lambda body: PushResponse(body.uint(), body.variant(2) == 0, body.uint()),
     # The smallest record has an index and a length of one byte each.
     _PULL: lambda body: PullResponse(
-        body.uint(), tuple([Record(body.uint(), body.data()) for _ in range(body.count(2))])
+        body.uint(), tuple([Record(body.uint(), body.data()) for _ in range(body.count(2))]), _extent(body)
     ),
+    _LIFE: lambda body: StreamLife(body.string(), _life(body)),
     _INDEX: lambda body: IndexResponse(body.string(), body.string(), body.uint() if body.optional() else None),
     _ERROR: lambda body: ErrorResponse(body.string()),
 }

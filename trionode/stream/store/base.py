@@ -15,7 +15,7 @@ import attrs
 from trionode.errors import ConfigError, ServiceError
 from trionode.net.endpoint import Exposure
 from trionode.net.plugins import STREAM_STORES, load_plugin
-from trionode.protocol.stream.messages import Record
+from trionode.protocol.stream.messages import Extent, Record
 
 #: Streams in one store; further ones are refused. Peers choose the names, and each stream costs a row, a topic or a
 #: dictionary entry.
@@ -35,6 +35,19 @@ class FinalError(StoreError):
 
 class UnknownStreamError(FinalError):
     """The stream was never created in this store, or was deleted."""
+
+
+class RecordsGoneError(StoreError):
+    """The records that a reader asked for were removed.
+
+    Args:
+      message: The text of the error.
+      first: The index of the first record that remains, or of the next one if none does.
+    """
+
+    def __init__(self, message: str, first: int) -> None:
+        super().__init__(message)
+        self.first = first
 
 
 @attrs.frozen
@@ -138,7 +151,47 @@ class StreamStore(Protocol):
 
         Raises:
           UnknownStreamError: The stream does not exist.
-          StoreError: The records below the first remaining one were removed, or the store failed.
+          RecordsGoneError: The index is below the first remaining record.
+          StoreError: The store failed.
+
+        If cancelled, nothing has changed.
+        """
+        ...
+
+    async def life(self, stream: str) -> bytes:
+        """Return what distinguishes a stream from one of the same name before it was deleted, and after.
+
+        Args:
+          stream: The name of the stream.
+
+        Returns:
+          1 to MAX_LIFE bytes, such as a UUID that was made with the stream.
+
+        Raises:
+          UnknownStreamError: The stream does not exist.
+          StoreError: The store failed.
+
+        If cancelled, nothing has changed.
+        """
+        ...
+
+    async def lost(self, stream: str, index: int, life: bytes) -> Extent | None:
+        """Find out whether a reader has lost records, or its place.
+
+        A hub asks it before each read, so it should cost nothing for a reader that has lost nothing.
+
+        Args:
+          stream: The name of the stream.
+          index: The index that the reader wants next.
+          life: The life in which it has read so far.
+
+        Returns:
+          None if the stream is in this life, and the index is within its extent. Else its extent: another life, a first
+          record above the index, or an end below it.
+
+        Raises:
+          UnknownStreamError: The stream does not exist.
+          StoreError: The store failed.
 
         If cancelled, nothing has changed.
         """

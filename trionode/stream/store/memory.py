@@ -1,12 +1,13 @@
 """A stream store in memory: bounded, it refuses when full, and ends with the process."""
 
+import secrets
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
 import attrs
 import trio
 
-from trionode.protocol.stream.messages import MAX_RECORD, Record
+from trionode.protocol.stream.messages import MAX_RECORD, Extent, Record
 from trionode.stream.store.base import (
     LOCAL_STORE,
     MAX_POSITIONS,
@@ -32,6 +33,7 @@ RECORD_COST = 400
 @attrs.define(eq=False)
 class _Stream:
     owner: str
+    life: bytes = attrs.Factory(lambda: secrets.token_bytes(16))
     records: list[Record] = attrs.Factory(list)
     #: (producer, request id) -> index
     indexes: dict[tuple[bytes, int], int] = attrs.Factory(dict)
@@ -80,12 +82,28 @@ class MemoryStore:
         stream.arrived.unpark_all()
         return Stored(index)
 
-    async def read(self, stream: str, index: int, *, limit: int, max_bytes: int) -> Sequence[Record]:
-        """Wait for a record and return it with those that follow; see StreamStore."""
-        await trio.lowlevel.checkpoint()
+    def _find(self, stream: str) -> _Stream:
         found = self._streams.get(stream)
         if found is None:
             raise UnknownStreamError("the stream does not exist")
+        return found
+
+    async def life(self, stream: str) -> bytes:
+        """Return the random bytes that were made with the stream."""
+        await trio.lowlevel.checkpoint()
+        return self._find(stream).life
+
+    async def lost(self, stream: str, index: int, life: bytes) -> Extent | None:
+        """Find out whether a reader has lost records, or its place; see StreamStore."""
+        await trio.lowlevel.checkpoint()
+        found = self._find(stream)
+        extent = Extent(found.life, 0, len(found.records))
+        return None if extent.contains(life, index) else extent
+
+    async def read(self, stream: str, index: int, *, limit: int, max_bytes: int) -> Sequence[Record]:
+        """Wait for a record and return it with those that follow; see StreamStore."""
+        await trio.lowlevel.checkpoint()
+        found = self._find(stream)
         while index >= len(found.records):
             await found.arrived.park()
         end = min(index + max(limit, 1), len(found.records))

@@ -1,5 +1,6 @@
 """A stream store in one SQLite file: acknowledged records are on the disk, and a restart keeps everything."""
 
+import secrets
 import sqlite3
 import stat
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
@@ -11,7 +12,7 @@ import attrs
 import trio
 
 from trionode.errors import ConfigError
-from trionode.protocol.stream.messages import MAX_RECORD, Record
+from trionode.protocol.stream.messages import MAX_RECORD, Extent, Record
 from trionode.stream.store.base import (
     LOCAL_STORE,
     MAX_POSITIONS,
@@ -19,6 +20,7 @@ from trionode.stream.store.base import (
     FinalError,
     Position,
     Push,
+    RecordsGoneError,
     Stored,
     StoreError,
     StoreInfo,
@@ -34,14 +36,14 @@ MAX_BYTES = 16 << 30
 
 #: "trio": marks the file as ours (https://www.sqlite.org/pragma.html#pragma_application_id).
 _APPLICATION: Final = 0x7472696F
-_VERSION: Final = 1
+_VERSION: Final = 2
 _PAGE: Final = 4096
 # Request ids and positions are unsigned 64-bit numbers, and SQLite's integers are signed: so they are stored as 8
 # bytes, big endian.
 _SCHEMA: Final = f"""
 PRAGMA page_size = {_PAGE};
 BEGIN;
-CREATE TABLE streams (id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE, owner TEXT NOT NULL);
+CREATE TABLE streams (id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE, owner TEXT NOT NULL, life BLOB NOT NULL);
 CREATE TABLE records (
     stream INTEGER NOT NULL REFERENCES streams, at INTEGER NOT NULL,
     producer BLOB NOT NULL, request BLOB NOT NULL, message BLOB NOT NULL,
@@ -57,6 +59,15 @@ PRAGMA user_version = {_VERSION};
 COMMIT;
 """
 
+# Version 1 had no lives.
+_UPGRADE: Final = """
+BEGIN;
+ALTER TABLE streams ADD COLUMN life BLOB NOT NULL DEFAULT x'';
+UPDATE streams SET life = randomblob(16);
+PRAGMA user_version = 2;
+COMMIT;
+"""
+
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
 
@@ -65,6 +76,9 @@ Ts = TypeVarTuple("Ts")
 class _Stream:
     id: int
     owner: str
+    life: bytes
+    #: The index of the first record: 0, unless an operator has removed records while no hub had the file open.
+    first: int = 0
     #: The index of the next record. The worker thread raises it after each commit.
     end: int = 0
     arrived: trio.lowlevel.ParkingLot = attrs.Factory(trio.lowlevel.ParkingLot)
@@ -99,7 +113,8 @@ class SQLiteStore:
         # Nothing is written before it is known that the file is new or ours.
         (application,), (version,) = sql("PRAGMA application_id").fetchone(), sql("PRAGMA user_version").fetchone()
         (tables,) = sql("SELECT count(*) FROM sqlite_master").fetchone()
-        if (application, version) != (_APPLICATION, _VERSION) and (application, version, tables) != (0, 0, 0):
+        ours = application == _APPLICATION and version in (1, _VERSION)
+        if not ours and (application, version, tables) != (0, 0, 0):
             raise ConfigError(
                 f"{self._path} is a database, but no stream store of version {_VERSION}: choose another path"
             )
@@ -109,13 +124,16 @@ class SQLiteStore:
         sql("PRAGMA synchronous = FULL")
         if not tables:
             self._sql.executescript(_SCHEMA)
+        elif version == 1:
+            self._sql.executescript(_UPGRADE)
         sql("BEGIN IMMEDIATE")
         sql("COMMIT")
         sql(f"PRAGMA max_page_count = {max(1, self._max_bytes // _PAGE)}")
         rows = sql(
-            "SELECT id, name, owner, (SELECT coalesce(max(at) + 1, 0) FROM records WHERE stream = id) FROM streams"
+            "SELECT id, name, owner, life, (SELECT coalesce(min(at), 0) FROM records WHERE stream = id),"
+            " (SELECT coalesce(max(at) + 1, 0) FROM records WHERE stream = id) FROM streams"
         )
-        self._streams = {name: _Stream(key, owner, end) for key, name, owner, end in rows}
+        self._streams = {name: _Stream(key, owner, life, first, end) for key, name, owner, life, first, end in rows}
         self._positions, self._saves = sql("SELECT count(*), coalesce(max(saved), 0) FROM positions").fetchone()
 
     async def create(self, stream: str, owner: str = "") -> str:
@@ -132,9 +150,10 @@ class SQLiteStore:
         if len(self._streams) >= MAX_STREAMS:
             raise FinalError(f"the store holds {MAX_STREAMS} streams already")
         with self._transaction():
-            row = self._sql.execute("INSERT INTO streams (name, owner) VALUES (?, ?)", (stream, owner)).lastrowid
+            values = (stream, owner, life := secrets.token_bytes(16))
+            row = self._sql.execute("INSERT INTO streams (name, owner, life) VALUES (?, ?, ?)", values).lastrowid
         assert row is not None
-        self._streams[stream] = _Stream(row, owner)
+        self._streams[stream] = _Stream(row, owner, life)
 
     async def append(self, pushes: Sequence[Push]) -> Sequence[Stored | StoreError]:
         """Store a batch in one transaction; see StreamStore. If the file fails, the whole batch is refused."""
@@ -175,12 +194,30 @@ class SQLiteStore:
         ).fetchone()
         return Stored(index)
 
-    async def read(self, stream: str, index: int, *, limit: int, max_bytes: int) -> Sequence[Record]:
-        """Wait for a record and return it with those that follow; see StreamStore."""
-        await trio.lowlevel.checkpoint()
+    def _find(self, stream: str) -> _Stream:
         found = self._streams.get(stream)
         if found is None:
             raise UnknownStreamError("the stream does not exist")
+        return found
+
+    async def life(self, stream: str) -> bytes:
+        """Return the random bytes that were made with the stream."""
+        await trio.lowlevel.checkpoint()
+        return self._find(stream).life
+
+    async def lost(self, stream: str, index: int, life: bytes) -> Extent | None:
+        """Find out whether a reader has lost records, or its place; see StreamStore."""
+        await trio.lowlevel.checkpoint()
+        found = self._find(stream)
+        extent = Extent(found.life, found.first, found.end)
+        return None if extent.contains(life, index) else extent
+
+    async def read(self, stream: str, index: int, *, limit: int, max_bytes: int) -> Sequence[Record]:
+        """Wait for a record and return it with those that follow; see StreamStore."""
+        await trio.lowlevel.checkpoint()
+        found = self._find(stream)
+        if index < found.first:
+            raise RecordsGoneError(f"the records of {stream} below {found.first} were removed", found.first)
         while index >= found.end:
             await found.arrived.park()
         return await self._run(self._read, found.id, index, limit, max_bytes)
