@@ -72,7 +72,7 @@ def test_a_simulation_leaves_time_and_chance_as_they_were() -> None:
 # -- what is injected --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", FRAMES)
+@pytest.mark.parametrize("kind", [*FRAMES, "forget"])
 def test_each_kind_of_fault_is_injected_and_no_other(kind: str) -> None:
     mix: dict[str, Any] = {kind: 0.05}
     assert attrs.evolve(SMALL, mix=FaultMix(**mix)).run(1).faults.keys() == {kind}
@@ -80,7 +80,7 @@ def test_each_kind_of_fault_is_injected_and_no_other(kind: str) -> None:
 
 def test_the_standard_mix_injects_every_kind() -> None:
     total = combine(attrs.evolve(SMALL, hours=1.0, mix=STANDARD_MIX).run(seed) for seed in range(3))
-    assert total.faults.keys() == {*FRAMES, "cut", "partition", "heal", "crash", "restart", "clock jump"}
+    assert total.faults.keys() == {*FRAMES, "forget", "cut", "partition", "heal", "crash", "restart", "clock jump"}
 
 
 def test_only_the_named_nodes_crash() -> None:

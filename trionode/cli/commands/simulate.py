@@ -45,6 +45,7 @@ _PROBABILITIES = {
     "reorder": "The probability that other frames overtake a frame.",
     "delay": "The probability that a frame is late, by up to a second.",
     "corrupt": "The probability that a bit of a frame is flipped.",
+    "forget": "The probability that a hub confirms a record and does not keep it.",
 }
 _RATES = {
     "cut": "How often in an hour a link is lost.",
@@ -155,8 +156,11 @@ def simulate(
         began = time.monotonic()
         processes = min(jobs or os.cpu_count() or 1, count)
         report = _Report(simulation, _replay(context))
-        for outcome in _outcomes(simulation, range(first, first + count), processes, trace=trace):
+        progress = sys.stderr.isatty()
+        for done, outcome in enumerate(_outcomes(simulation, range(first, first + count), processes, trace=trace), 1):
             report.add(outcome, verbose=not is_json)
+            if progress:
+                click.echo(f"\r{done:,} of {count:,} seeds", err=True, nl=done == count)
         compared = list(_outcomes(simulation.faultless(), range(first, first + min(count, COMPARED)), processes))
         report.compare(compared)
         seconds = time.monotonic() - began

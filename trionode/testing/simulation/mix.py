@@ -8,7 +8,7 @@ from typing import Literal
 import attrs
 
 from trionode.errors import ConfigError
-from trionode.testing.faults import Faults
+from trionode.testing.faults import Faults, _probability
 
 #: What happens to links, nodes and clocks, beside the faults of frames.
 OutageKind = Literal["cut", "partition", "crash", "clock"]
@@ -42,6 +42,7 @@ class FaultMix:
       reorder: The probability that up to three others overtake it.
       delay: The probability that it is late, by up to one second.
       corrupt: The probability that one of its bits is flipped.
+      forget: The probability that a hub confirms a record of a stream and does not keep it.
       latency: Seconds that each frame takes.
       cuts: How often in an hour a link is lost.
       partitions: How often in an hour nothing passes between some nodes for a while.
@@ -58,6 +59,7 @@ class FaultMix:
     reorder: float = 0.0
     delay: float = 0.0
     corrupt: float = 0.0
+    forget: float = attrs.field(default=0.0, validator=_probability)
     latency: float = 0.01
     cuts: float = attrs.field(default=0.0, validator=_rate)
     partitions: float = attrs.field(default=0.0, validator=_rate)
@@ -99,6 +101,7 @@ STANDARD_MIX = FaultMix(
     reorder=0.02,
     delay=0.02,
     corrupt=0.02,
+    forget=0.01,
     cuts=4.0,
     partitions=2.0,
     crashes=2.0,

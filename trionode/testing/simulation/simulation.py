@@ -6,7 +6,7 @@ import tempfile
 import traceback
 from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import partial
 from hashlib import sha256
 from random import Random
@@ -23,6 +23,7 @@ from trionode.protocol.wire.route import Route
 from trionode.routing.mailbox import Mailbox
 from trionode.stream.client import Stream
 from trionode.testing.network import FaultyNetwork
+from trionode.testing.simulation.forgetful import forgetting
 from trionode.testing.simulation.mix import STANDARD_MIX, Burst, FaultMix, Outage, plan_bursts, plan_outages
 from trionode.testing.simulation.oracle import Flow, Oracle, payload_of
 from trionode.testing.simulation.outcome import Outcome
@@ -111,6 +112,7 @@ class Simulation:
                     f"sqlite:{stack.enter_context(tempfile.TemporaryDirectory(prefix='trionode-simulate-'))}/{{}}.db"
                 )
             run = _Run(self, seed, store)
+            stack.enter_context(run.forgetting())
             try:
                 run_in_virtual_time(run.main, seed)
             except LivelockError as error:
@@ -211,7 +213,14 @@ class _Run:
         self._clock: VirtualClock
         self._topology: RunningTopology
         self._programs: dict[str, _Program] = {}
-        self._began = self._ended = 0.0
+        self._began = self._ended = self._end_of_faults = 0.0
+        self._has_faults = False
+
+    def forgetting(self) -> AbstractContextManager[None]:
+        """Let the stores of the topology forget records while faults happen."""
+        random = Random(f"{self._seed} forget")  # noqa: S311  # random numbers that can be repeated
+        forget = self._simulation.mix.forget
+        return forgetting(lambda: forget if self._has_faults else 0.0, random, partial(self._network._note, "forget"))
 
     async def main(self, clock: VirtualClock) -> None:
         """Run the topology. What should not happen is a finding, and never raises."""
@@ -252,6 +261,7 @@ class _Run:
         }
         self._programs = {node.name: _Program() for node in self._topology}
         self._network.set_faults(self._simulation.mix.faults())
+        self._has_faults = True
         async with trio.open_nursery() as nursery:
             for node in self._topology:
                 run = self._programs[node.name].run
@@ -323,14 +333,21 @@ class _Run:
         while True:
             channel: SecureChannel = await supervised.wait_open(other_than=opened)
             opened = channel
-            await channel.closed.wait()
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._take_verdicts, node, channel)
+                await channel.closed.wait()
+                nursery.cancel_scope.cancel()
             self.oracle.report(node, "channel closed")
 
     async def _watch_stream(self, node: str, name: str) -> None:
         supervised = self._topology[node]._runner.part("streams", name, "stream")
-        stream: Stream = await supervised.wait_open()
-        async for verdict in stream.verdicts():
-            self.oracle.report(node, type(verdict).__name__)
+        await self._take_verdicts(node, await supervised.wait_open())
+
+    async def _take_verdicts(self, node: str, opened: Stream | SecureChannel) -> None:
+        """Note the verdicts of a stream or channel."""
+        if isinstance(opened, Stream):
+            async for verdict in opened.verdicts():
+                self.oracle.report(node, type(verdict).__name__)
 
     # What goes wrong
 
@@ -350,6 +367,7 @@ class _Run:
                     self._clock.epoch = EPOCH + outage.seconds
         await trio.sleep_until(self._end_of_faults)
         self._network.clear_faults()
+        self._has_faults = False
 
     def _cut(self, outage: Outage) -> None:
         """Lose the links between two nodes that have one."""
