@@ -39,7 +39,7 @@ from trionode.protocol.stream.messages import (
     encode,
 )
 from trionode.protocol.stream.names import unique, uuid7_hex, uuid7_milliseconds, valid_client_id, valid_stream_name
-from trionode.protocol.stream.producer import MAX_PUSH_BYTES, MAX_PUSHES, Producer
+from trionode.protocol.stream.producer import MAX_PUSH_BYTES, MAX_PUSHES, MIN_REORDERING, Producer
 from trionode.protocol.wire.bare import Reader, data, string
 
 # -- messages ----------------------------------------------------------------------------------------------------------
@@ -222,10 +222,14 @@ def test_other_addresses_contain_no_time() -> None:
 WORKER = (b"worker",)
 
 
-def _open_producer() -> Producer:
+def _open_producer(*, recognises: bool = True) -> Producer:
+    """A producer whose hub was asked and has answered at time 0, and has confirmed the push 0."""
     producer = Producer("s")
     assert producer.begin(0) == (CreateRequest("s"),)
+    producer.recognises = recognises
     assert not producer.created(CreateResponse("s"), WORKER, 0)
+    assert _ids(producer.push(b"first", 0)) == [0]
+    assert not producer.confirmed(PushResponse(0, ok=True, index=0), 0)
     return producer
 
 
@@ -238,9 +242,12 @@ def test_pushes_wait_for_create_and_then_leave_in_order() -> None:
     assert not producer.push(b"a", 0)
     producer.begin(0)
     assert not producer.push(b"b", 0)
-    assert producer.created(CreateResponse("s"), WORKER, 1) == [PushRequest(0, b"a"), PushRequest(1, b"b")]
+    # One alone, until the hub knows which one is the first.
+    assert producer.created(CreateResponse("s"), WORKER, 1) == [PushRequest(0, b"a")]
     assert producer.worker == WORKER
-    assert producer.push(b"c", 1) == (PushRequest(2, b"c"),)
+    assert not producer.push(b"c", 1)
+    assert producer.confirmed(PushResponse(0, ok=True, index=0), 1) == [PushRequest(1, b"b"), PushRequest(2, b"c")]
+    assert producer.push(b"d", 1) == [PushRequest(3, b"d")]
 
 
 def test_an_unexpected_answer_to_create_changes_nothing() -> None:
@@ -259,76 +266,180 @@ def test_confirmations_may_be_repeated_unknown_and_out_of_order() -> None:
     producer = _open_producer()
     for number in range(3):
         producer.push(b"%d" % number, 0)
-    for request_id, oldest in ((1, 0), (1, 0), (99, 0), (0, 2), (0, 2), (2, 3), (2, 3)):
+    for request_id, oldest in ((2, 1), (2, 1), (99, 1), (1, 3), (1, 3), (3, 4), (3, 4)):
         assert not producer.confirmed(PushResponse(request_id, ok=True, index=7), 0)
         assert producer.oldest == oldest
     assert producer.next_deadline() is None
-    assert producer.next_id == 3
+    assert producer.next_id == 4
+    assert producer.unconfirmed == 0
 
 
 def test_unconfirmed_pushes_are_resent_with_their_request_ids() -> None:
     producer = _open_producer()
-    for number in range(4):
+    for number in range(1, 5):
         producer.push(b"%d" % number, 0)
-    producer.confirmed(PushResponse(1, ok=True, index=1), 0)
+    producer.confirmed(PushResponse(2, ok=True, index=1), 0)
     assert producer.begin(1) == (CreateRequest("s"),)
-    assert producer.created(CreateResponse("s"), (b"moved",), 1) == [
-        PushRequest(0, b"0"),
-        PushRequest(2, b"2"),
-        PushRequest(3, b"3"),
-    ]
+    assert producer.created(CreateResponse("s"), (b"moved",), 1) == [PushRequest(1, b"1")]
     assert producer.worker == (b"moved",)
+    assert producer.confirmed(PushResponse(1, ok=True, index=0), 1) == [PushRequest(3, b"3"), PushRequest(4, b"4")]
 
 
-def test_without_answers_a_producer_creates_and_resends_with_growing_timeouts() -> None:
+def test_without_answers_a_producer_resends_the_oldest_push_ever_more_rarely_and_then_creates_again() -> None:
     producer = _open_producer()
     producer.push(b"a", 0)
     producer.push(b"b", 0)
-    now, waits = 0.0, list[float]()
-    for _ in range(6):
+    now, waits, sent = 0.0, list[float](), list[Request]()
+    while not sent or isinstance(sent[-1], PushRequest):
         deadline = producer.next_deadline()
         assert deadline is not None
         assert not producer.tick(deadline - 0.001)
         waits.append(deadline - now)
         now = deadline
+        sent += producer.tick(now)
+    assert waits == pytest.approx([0.2, 0.4, 0.8, 1.6, 3.2])
+    assert sent == [*4 * [PushRequest(1, b"a")], CreateRequest("s")]
+    assert producer.overdue_since == 0.2
+    assert _ids(producer.created(CreateResponse("s"), WORKER, now)) == [1]
+    assert _ids(producer.confirmed(PushResponse(1, ok=True, index=0), now)) == [2]
+
+
+def test_on_a_hub_that_stores_resends_twice_a_producer_is_patient_and_creates_before_it_resends() -> None:
+    producer = _open_producer(recognises=False)
+    producer.push(b"a", 0)
+    producer.push(b"b", 0)
+    assert not producer.confirmed(PushResponse(2, ok=True, index=0), 0)
+    now, waits = 0.0, list[float]()
+    for _ in range(6):
+        deadline = producer.next_deadline()
+        assert deadline is not None
+        waits.append(deadline - now)
+        now = deadline
         assert producer.tick(now) == (CreateRequest("s"),)
-        assert _ids(producer.created(CreateResponse("s"), WORKER, now)) == [0, 1]
+        assert _ids(producer.created(CreateResponse("s"), WORKER, now)) == [1]
     assert waits == [5, 10, 20, 30, 30, 30]
-    producer.confirmed(PushResponse(0, ok=True, index=0), now)
+    producer.confirmed(PushResponse(1, ok=True, index=0), now)
+    producer.push(b"c", now)
     assert producer.next_deadline() == now + ANSWER_SECONDS
+
+
+def test_a_push_is_resent_soon_after_a_later_one_was_confirmed() -> None:
+    producer = _open_producer()
+    for _ in range(3):
+        producer.push(b"", 0)
+    assert not producer.confirmed(PushResponse(2, ok=True, index=0), 0.1)
+    assert producer.next_deadline() == 0.1 + MIN_REORDERING
+    assert _ids(producer.tick(0.1 + MIN_REORDERING)) == [1]
+    # Only pushes that were sent before the confirmed one are late: 3 is not, nor is 1 a second time.
+    assert not producer.confirmed(PushResponse(3, ok=True, index=0), 0.12)
+    deadline = producer.next_deadline()
+    assert deadline is not None
+    assert deadline > 0.3
+
+
+def test_confirmations_that_change_places_cause_no_resend() -> None:
+    producer = _open_producer()
+    for _ in range(3):
+        producer.push(b"", 0)
+    for request_id in (3, 1, 2):
+        assert not producer.confirmed(PushResponse(request_id, ok=True, index=0), 0.1)
+    assert producer.next_deadline() is None
+
+
+def test_the_round_trip_is_measured_by_pushes_that_were_sent_once() -> None:
+    producer = _open_producer()
+    for _ in range(2):
+        producer.push(b"", 1)
+    producer.tick(1.2)  # resends the first one
+    before = producer.round_trip.smoothed
+    producer.confirmed(PushResponse(1, ok=True, index=0), 9)
+    assert producer.round_trip.smoothed == before
+    producer.confirmed(PushResponse(2, ok=True, index=0), 9)
+    assert producer.round_trip.smoothed == 1.0  # 8 s, weighed by 1/8
+
+
+def test_pushes_that_the_hub_refuses_since_an_earlier_one_is_missing_follow_that_one() -> None:
+    producer = _open_producer()
+    for number in range(1, 5):
+        producer.push(b"%d" % number, 0)
+    # 1 is on its way; the hub waits for it.
+    for request_id in (2, 3, 4):
+        assert not producer.confirmed(PushResponse(request_id, ok=False, index=0), 0.1)
+    assert producer.next_deadline() == 0.1 + MIN_REORDERING
+    assert _ids(producer.tick(0.11)) == [1]
+    assert not producer.confirmed(PushResponse(1, ok=True, index=0), 0.15)
+    # A hub that has kept them confirms them now; another one gets them again.
+    assert not producer.confirmed(PushResponse(2, ok=True, index=0), 0.15)
+    deadline = producer.next_deadline()
+    assert deadline is not None
+    assert deadline < 0.2
+    assert _ids(producer.tick(deadline)) == [3, 4]
+
+
+def test_refusals_in_turn_with_resends_come_to_an_end() -> None:
+    # Without time between: a hub that refuses all and answers at once makes a producer rest.
+    producer = _open_producer()
+    for _ in range(3):
+        producer.push(b"", 0)
+    sent = 0
+    now = 0.0
+    while now < 60:
+        pending = [1, 2, 3]
+        while pending:
+            for request_id in pending:
+                requests = producer.confirmed(PushResponse(request_id, ok=False, index=0), now)
+                pending = _ids(requests)
+                sent += len(pending)
+        deadline = producer.next_deadline()
+        assert deadline is not None
+        assert deadline > now
+        now = deadline
+        for request in producer.tick(now):
+            if isinstance(request, CreateRequest):
+                sent += len(producer.created(CreateResponse("s"), WORKER, now))
+    assert sent < 100
 
 
 def test_an_unanswered_create_is_sent_again() -> None:
     producer = Producer("s")
     producer.begin(0)
     now = 0.0
-    for wait in (5.0, 10.0, 20.0, MAX_ANSWER_SECONDS, MAX_ANSWER_SECONDS):
+    for wait in (1.0, 2.0, 4.0, 8.0, 16.0, MAX_ANSWER_SECONDS, MAX_ANSWER_SECONDS):
         assert producer.next_deadline() == now + wait
         now += wait
         assert producer.tick(now) == (CreateRequest("s"),)
+    assert producer.overdue_since == 1.0
 
 
-def test_the_timeout_starts_again_when_the_oldest_push_is_confirmed() -> None:
+def test_the_timeout_starts_again_with_each_confirmation() -> None:
     producer = _open_producer()
     producer.push(b"a", 0)
-    producer.push(b"b", 3)
-    assert producer.next_deadline() == 5
-    producer.confirmed(PushResponse(1, ok=True, index=0), 4)
-    assert producer.next_deadline() == 5
-    producer.push(b"c", 4)
-    producer.confirmed(PushResponse(0, ok=True, index=0), 4.5)
-    assert producer.next_deadline() == 9.5
+    producer.push(b"b", 0.1)
+    assert producer.next_deadline() == 0.2
+    producer.confirmed(PushResponse(1, ok=True, index=0), 0.15)
+    assert producer.next_deadline() == pytest.approx(0.15 + producer.round_trip.timeout)
 
 
-def test_after_a_refusal_nothing_is_sent_until_all_is_resent_in_order() -> None:
+def test_after_the_hub_could_not_store_a_push_nothing_is_sent_until_all_is_resent_in_order() -> None:
     producer = _open_producer()
-    for number in range(3):
+    for number in range(1, 4):
         producer.push(b"%d" % number, 0)
+    # The push 1 was the oldest when it was sent: the hub waits for no other.
     assert not producer.confirmed(PushResponse(1, ok=False, index=0), 1)
-    assert not producer.push(b"3", 1)
-    assert producer.next_deadline() == 6
-    assert producer.tick(6) == (CreateRequest("s"),)
-    assert _ids(producer.created(CreateResponse("s"), WORKER, 6)) == [0, 1, 2, 3]
+    assert not producer.push(b"4", 1)
+    now, rests = 1.0, list[float]()
+    for _ in range(8):
+        deadline = producer.next_deadline()
+        assert deadline is not None
+        rests.append(deadline - now)
+        now = deadline
+        assert producer.tick(now) == (CreateRequest("s"),)
+        assert _ids(producer.created(CreateResponse("s"), WORKER, now)) == [1]
+        assert not producer.confirmed(PushResponse(1, ok=False, index=0), now)
+    assert rests == [0.5, 1, 2, 4, 8, 16, 30, 30]
+    producer.tick(now + 30)
+    producer.created(CreateResponse("s"), WORKER, now)
+    assert _ids(producer.confirmed(PushResponse(1, ok=True, index=0), now)) == [2, 3, 4]
 
 
 def test_the_window_is_bounded_by_number() -> None:
@@ -449,23 +560,74 @@ def test_a_hub_without_long_polls_is_polled_slowly() -> None:
         assert list(consumer.tick(now)) == [PullRequest(request_id, 0, 8)]
 
 
-def test_an_unanswered_pull_is_sent_again_with_a_new_id() -> None:
+def test_an_unanswered_pull_is_sent_again_ever_more_rarely_with_a_new_id() -> None:
     consumer = _open_consumer()
+    now, waits = 0.0, list[float]()
+    for request_id in range(1, 8):
+        deadline = consumer.next_deadline()
+        assert deadline is not None
+        assert not consumer.tick(deadline - 0.001)
+        waits.append(deadline - now)
+        now = deadline
+        assert list(consumer.tick(now)) == [PullRequest(request_id, 0, 8)]
+        consumer.overdue_since = None  # our hubs answer the former pull at once, and any answer does that
+    assert waits == pytest.approx([0.2, 0.4, 0.8, 1.6, 3.2, 6.4, LONG_POLL_SECONDS + 0.2])
+    assert consumer.next_deadline() == pytest.approx(now + 0.2)
+    assert consumer.pulled(PullResponse(6, _records(0)), now) == ((), ())
+    assert consumer.pulled(PullResponse(7, _records(0)), now)[0] == list(_records(0))
+    assert consumer.next_deadline() == pytest.approx(now + 0.2)
+
+
+def test_a_consumer_that_hears_nothing_creates_again() -> None:
+    consumer = _open_consumer()
+    now, sent = 0.0, list[Request]()
+    while not sent or isinstance(sent[-1], PullRequest):
+        deadline = consumer.next_deadline()
+        assert deadline is not None
+        now = deadline
+        sent += consumer.tick(now)
+    assert sent[-1] == CreateRequest("s")
+    assert ANSWER_SECONDS <= now < 2 * ANSWER_SECONDS
+    pull = PullRequest(len(sent), 0, 8)
+    assert list(consumer.created(CreateResponse("s"), (b"moved",), now)) == [pull]
+    assert consumer.worker == (b"moved",)
+
+
+def test_a_quiet_hub_is_asked_once_a_long_poll() -> None:
+    consumer = _open_consumer()
+    now = 0.0
+    consumer.tick(0.2)
+    for request_id in range(1, 5):
+        now += LONG_POLL_SECONDS + (0.2 if request_id == 1 else 0)
+        assert consumer.pulled(PullResponse(request_id, ()), now) == ((), [])
+        assert list(consumer.tick(now)) == [PullRequest(request_id + 1, 0, 8)]
+        assert consumer.next_deadline() == pytest.approx(now + LONG_POLL_SECONDS + 0.2)
+
+
+def test_a_hub_whose_store_is_slow_is_given_the_time_that_full_answers_take() -> None:
+    consumer = _open_consumer()
+    assert consumer.pulled(PullResponse(0, _records(*range(8))), 0.15)[0]
+    consumer.taken(7, 0.15)
+    deadline = consumer.next_deadline()
+    assert deadline is not None
+    assert deadline > 0.15 + 2 * 0.15
+
+
+def test_a_hub_that_does_not_answer_replaced_pulls_is_asked_after_the_long_poll_only() -> None:
+    consumer = Consumer("s", "c", start=0)
+    consumer.begin(0)
+    consumer.recognises = False
+    consumer.created(CreateResponse("s"), WORKER, 0)
     deadline = LONG_POLL_SECONDS + ANSWER_SECONDS
     assert consumer.next_deadline() == deadline
-    assert not consumer.tick(deadline - 0.001)
     assert list(consumer.tick(deadline)) == [CreateRequest("s")]
-    assert list(consumer.created(CreateResponse("s"), (b"moved",), deadline)) == [PullRequest(1, 0, 8)]
-    assert consumer.worker == (b"moved",)
-    assert consumer.pulled(PullResponse(0, _records(0)), deadline) == ((), ())
-    assert consumer.pulled(PullResponse(1, _records(0)), deadline)[0] == list(_records(0))
 
 
 def test_unanswered_create_and_get_are_sent_again_with_growing_timeouts() -> None:
     consumer = Consumer("s", "c")
     consumer.begin(0)
     now = 0.0
-    for wait in (5.0, 10.0, 20.0, 30.0, 30.0):
+    for wait in (1.0, 2.0, 4.0, 8.0, 16.0, 30.0, 30.0):
         assert consumer.next_deadline() == now + wait
         now += wait
         assert list(consumer.tick(now)) == [CreateRequest("s")]
@@ -507,6 +669,7 @@ def test_saves_are_throttled_and_the_last_one_is_sent_at_the_end() -> None:
         saves += consumer.taken(index, 1.01)
     assert saves == [IndexSave("c", "s", 1)]
     deadline = 1.0 + streams.SAVE_SECONDS
+    assert list(consumer.tick(deadline - 0.01)) == [PullRequest(2, 8, 8)]  # the pull 1 was not answered
     assert consumer.next_deadline() == deadline
     assert list(consumer.tick(deadline)) == [IndexSave("c", "s", 5)]
     consumer.taken(6, 1.11)
@@ -531,12 +694,17 @@ CALM = 100.0
 
 @attrs.define
 class Hub:
-    """The rules of spec §11.6 over a list; `gapless` hubs refuse a push whose predecessor they have not stored."""
+    """The rules of spec §11.6 over a list.
+
+    `gapless` hubs refuse a push whose predecessor they have not stored. The first one that comes is the first one for
+    them: they don't know where the numbers of a producer begin.
+    """
 
     random: Random
     gapless: bool
     records: list[Record] = attrs.Factory(list)
     known: dict[int, int] = attrs.Factory(dict)
+    next_id: int | None = None
     position: int | None = None
     waiting: list[tuple[float, PullRequest]] = attrs.Factory(list)
 
@@ -559,8 +727,9 @@ class Hub:
     def push(self, request_id: int, record: bytes, now: float) -> PushResponse:
         if request_id not in self.known:
             refused = now < CALM and self.random.random() < 0.1
-            if self.gapless and (refused or request_id != len(self.known)):
+            if self.gapless and (refused or request_id != (request_id if self.next_id is None else self.next_id)):
                 return PushResponse(request_id, ok=False, index=0)
+            self.next_id = request_id + 1
             last = self.records[-1].index if self.records else -1
             self.known[request_id] = last + self.random.choice((1, 1, 3))
             self.records.append(Record(self.known[request_id], record))

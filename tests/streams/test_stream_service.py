@@ -40,6 +40,7 @@ from trionode.protocol.wire.current_codec import CURRENT
 from trionode.protocol.wire.message import Origin
 from trionode.routing.router import random_address
 from trionode.stream.clients import StreamLimits
+from trionode.stream.push_queue import STUCK_SECONDS
 from trionode.stream.service import StreamService
 from trionode.stream.store.base import Push, Stored, StoreError, StreamStore
 from trionode.stream.store.memory import MemoryStore
@@ -399,6 +400,43 @@ async def test_later_pushes_do_not_overtake_a_refused_push_of_a_producer_that_re
             assert len(records) == 4
         assert await push(3)
     assert "the disk is full" in caplog.text
+
+
+async def test_a_copy_of_a_stored_push_that_the_store_refuses_makes_no_later_push_wait(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    producer = uuid7_hex(1_700_000_000_000, bytes(10))
+    store = FailingStore()
+    async with open_scene(store) as scene:
+        client = await scene.client()
+        await client.ask(SERVICE, CreateRequest("s"))
+        for request_id, failing in ((0, False), (1, False), (0, True), (1, True), (2, False), (3, False)):
+            store.failing = failing
+            answer = await client.ask("stream_kafka.s", PushRequest(request_id, b"x"), back=(producer,))
+            assert isinstance(answer, PushResponse)
+            assert answer.ok is not failing
+
+
+async def test_a_producer_that_never_sends_the_missing_push_goes_on_after_a_while(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    # A false confirmation has told it that push 1 is stored.
+    producer = uuid7_hex(1_700_000_000_000, bytes(10))
+    async with open_scene() as scene:
+        client = await scene.client()
+        await client.ask(SERVICE, CreateRequest("s"))
+
+        async def push(request_id: int) -> bool:
+            answer = await client.ask("stream_kafka.s", PushRequest(request_id, b"x"), back=(producer,))
+            assert isinstance(answer, PushResponse)
+            return answer.ok
+
+        assert await push(0)
+        assert not await push(2)
+        await trio.sleep(STUCK_SECONDS - 0.1)
+        assert not await push(2)
+        await trio.sleep(0.2)
+        assert [await push(request_id) for request_id in (2, 3, 5)] == [True, True, False]
 
 
 async def test_late_pushes_of_a_lost_link_do_not_overtake_resends(

@@ -106,11 +106,8 @@ async def test_stream_delivers_everything_once_and_in_order(
         async with streaming(network) as (alice, alices, bob, _):
             inbox = Inbox()
             await bob.start_worker("inbox", inbox.work, allow=lambda origin: True)
-            # The first record of a writer tells its hub where his numbers begin: it has to be the first that comes.
-            await alice.send(Route(alices, "inbox"), MESSAGES[0])
-            await inbox.has(1)
             network.set_faults(HONEST)
-            for message in MESSAGES[1:]:
+            for message in MESSAGES:
                 await alice.send(Route(alices, "inbox"), message)
                 await trio.sleep(0.01)
             await inbox.has(len(MESSAGES))
@@ -134,8 +131,9 @@ async def test_channel_over_streams_delivers_only_what_was_sent_and_only_once(
             network.clear_faults()
             channel = await open_surely(alice, Route(alices, "listener"), identity)
             assert (await alice.ask(Route(channel, "echoer"), b"still there")).payload == b"still there"
-    assert inbox.payloads == sorted(set(inbox.payloads), key=MESSAGES.index)
-    assert len(inbox.payloads) > len(MESSAGES) // 3
+    # A changed bit in the address of a producer makes it another one for the hub, so it can change the order.
+    assert len(set(inbox.payloads)) == len(inbox.payloads) > len(MESSAGES) // 3
+    assert set(inbox.payloads) <= set(MESSAGES)
 
 
 @pytest.mark.parametrize("silent", [False, True])

@@ -21,6 +21,7 @@ from trionode.errors import (
 )
 from trionode.log import LogThrottle, log, sanitize
 from trionode.protocol.rules.access import from_anywhere
+from trionode.protocol.rules.round_trip import RoundTrip
 from trionode.protocol.rules.stream import is_by_way_to_hub, is_from_worker
 from trionode.protocol.rules.verdicts import Verdict
 from trionode.protocol.stream.consumer import PULL_LIMIT, Consumer
@@ -56,9 +57,10 @@ from trionode.routing.router import Router, random_address
 from trionode.routing.service import Service
 from trionode.routing.verdict_queue import VerdictQueue
 
-#: Requests in a row that a hub leaves unanswered before the client turns to the next hub, or opens a new path to the
-#: same one.
-MAX_UNANSWERED = 2
+#: Seconds without any answer, from when one was overdue, until the client turns to the next hub, or opens a new path to
+#: the same one. Enough to ask five times over a way that loses messages. An answer to a push is overdue after a round
+#: trip, and one to a pull at the latest after the long poll.
+SILENT_SECONDS = 8.0
 #: Seconds that `aclose` waits for pushes to be confirmed.
 CLOSE_GRACE = 1.0
 
@@ -111,7 +113,7 @@ class HubClient(Service):
         #: What was found out about records that the hub lost.
         self.verdicts = VerdictQueue()
         self.producer = Producer(sends)
-        self.consumer = Consumer(receives, client_id, start=start)
+        self.consumer = Consumer(receives, client_id, start=start, first_request=secrets.randbits(32))
         self._sending = _Direction(self.producer, self.address)
         self._receiving = _Direction(self.consumer, random_address())
         self._router = router
@@ -124,7 +126,7 @@ class HubClient(Service):
         self._inbox: MemoryChannel[Message] = MemoryChannel()
         self._is_read = False
         self._log_throttle = LogThrottle()
-        self._unanswered = 0
+        self._was_silent = False
         self._timer_at = float("inf")
         self._timer = trio.Event()
         self._ready = trio.Event()
@@ -178,13 +180,13 @@ class HubClient(Service):
     # The connection to the hub
 
     async def _begin(self) -> None:
-        self._unanswered = 0
-        now = trio.current_time()
+        self._was_silent = False
+        now, round_trip = trio.current_time(), RoundTrip()
         for direction in (self._sending, self._receiving):
-            self._send(direction, direction.machine.begin(now))
+            self._send(direction, direction.machine.begin(now, round_trip))
 
     def _log_loss(self) -> None:
-        if self._unanswered < MAX_UNANSWERED:
+        if not self._was_silent:
             what = "the link to the hub %s was lost, connecting again; unconfirmed pushes: %d"
         elif self._log_throttle.is_due(self._hub.name, trio.current_time()):
             what = "the hub %s does not answer, trying again; unconfirmed pushes: %d"
@@ -204,7 +206,7 @@ class HubClient(Service):
 
     @property
     def _unconfirmed(self) -> int:
-        return self.producer.next_id - self.producer.oldest + len(self._queued)
+        return self.producer.unconfirmed + len(self._queued)
 
     def _send(self, direction: _Direction, requests: Sequence[Request]) -> None:
         """Hand requests to the hub's link, if there is one, without waiting. The machines' windows bound their sum."""
@@ -245,7 +247,7 @@ class HubClient(Service):
         if is_workers and not is_from_worker(message.back, direction.machine.worker):
             self._router.counters[DropReason.STREAM_ANSWER_NOT_FROM_HUB] += 1
             return None
-        self._unanswered = 0
+        self.producer.overdue_since = self.consumer.overdue_since = None
         self._hub.has_answered = True
         if isinstance(response, ErrorResponse):
             reason = sanitize(response.reason)
@@ -278,6 +280,7 @@ class HubClient(Service):
         response = self._response(self._sending, message)
         now = trio.current_time()
         if isinstance(response, CreateResponse):
+            self.producer.recognises = message.origin.resends
             self._send(self._sending, self.producer.created(response, message.back, now))
             self._check_ready()
         elif isinstance(response, PushResponse):
@@ -300,6 +303,7 @@ class HubClient(Service):
         requests: Sequence[Request] = ()
         match response:
             case CreateResponse():
+                self.consumer.recognises = message.origin.resends
                 self.consumer.limit = PULL_LIMIT if message.origin.resends else CLASSIC_PULL_LIMIT
                 requests = self.consumer.created(response, message.back, now)
             case StreamLife():
@@ -382,16 +386,19 @@ class HubClient(Service):
         directions = (self._sending, self._receiving)
         while True:
             deadlines = [direction.machine.next_deadline() for direction in directions]
+            deadlines.append(self._silent_at())
             self._timer_at = min((each for each in deadlines if each is not None), default=float("inf"))
             self._timer = trio.Event()
             with trio.CancelScope(deadline=self._timer_at):
                 await self._timer.wait()
             now = trio.current_time()
             for direction in directions:
-                requests = direction.machine.tick(now)
-                if self._hub.path and any(isinstance(request, CreateRequest) for request in requests):
-                    self._unanswered += 1
-                    if self._unanswered >= MAX_UNANSWERED:
-                        self._hub.drop(next_hub=True)
-                        break
-                self._send(direction, requests)
+                self._send(direction, direction.machine.tick(now))
+            if (silent_at := self._silent_at()) is not None and now >= silent_at:
+                self._was_silent = True
+                self._hub.drop(next_hub=True)
+
+    def _silent_at(self) -> float | None:
+        """Return when to leave the hub if it says nothing until then; None while no answer is overdue."""
+        since = [each for each in (self.producer.overdue_since, self.consumer.overdue_since) if each is not None]
+        return min(since) + SILENT_SECONDS if since and self._hub.path and not self._was_silent else None

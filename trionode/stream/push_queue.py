@@ -19,6 +19,9 @@ MAX_BATCHES = 4
 #: Producers whose next request id is remembered. A forgotten one may, after a lost link, be overtaken by its own later
 #: pushes.
 MAX_PRODUCERS = 10_000
+#: Seconds for which all pushes of a producer were out of order until the next one counts as its first. A producer sends
+#: the missing one many times within that, unless a false confirmation has told it that it is stored.
+STUCK_SECONDS = 10.0
 #: What a waiting push costs beside its record, bytes.
 PUSH_OVERHEAD = 512
 
@@ -88,6 +91,11 @@ class PushQueue:
         # that the store refused it, or that the last bytes of a lost link are read after the first bytes of the next
         # one.
         self._next_ids: dict[tuple[str, bytes], int] = {}
+        # The request id behind the last stored push of each of them. A copy of a stored push that the store refuses
+        # makes no later push wait: its producer, which knows that it is stored, will not send it again.
+        self._stored_ids: dict[tuple[str, bytes], int] = {}
+        # Since when each of them has sent only pushes that were out of order.
+        self._stuck_since: dict[tuple[str, bytes], float] = {}
         self._batches = 0
 
     @property
@@ -126,21 +134,30 @@ class PushQueue:
     def refuse(self, waiting: WaitingPush, error: StoreError | None = None) -> None:
         """Answer a push that is not stored. Its request id stays the next one until its producer sends it again."""
         request_id = waiting.push.request_id
-        self._set_next_id(waiting, min(self._next_ids.get(waiting.producer, request_id), request_id))
+        next_id = min(self._next_ids.get(waiting.producer, request_id), request_id)
+        self._set_next_id(waiting, max(next_id, self._stored_ids.get(waiting.producer, 0)))
         self._answer(waiting, error)
 
     def _is_in_order(self, waiting: WaitingPush) -> bool:
         request_id = waiting.push.request_id
         next_id = self._next_ids.get(waiting.producer, request_id)
-        self._set_next_id(waiting, max(next_id, request_id + 1) if request_id <= next_id else next_id)
-        return request_id <= next_id
+        if request_id > next_id:
+            now = trio.current_time()
+            if now - self._stuck_since.setdefault(waiting.producer, now) < STUCK_SECONDS:
+                return False
+        self._stuck_since.pop(waiting.producer, None)
+        self._set_next_id(waiting, max(next_id, request_id + 1))
+        return True
 
     def _set_next_id(self, waiting: WaitingPush, next_id: int) -> None:
         if not waiting.resends or uuid7_milliseconds(waiting.push.producer) is None:
             return  # a producer that never sends again must not be waited for (spec §11.5)
         self._next_ids[waiting.producer] = next_id
         if len(self._next_ids) > MAX_PRODUCERS:
-            del self._next_ids[next(iter(self._next_ids))]
+            forgotten = next(iter(self._next_ids))
+            del self._next_ids[forgotten]
+            self._stored_ids.pop(forgotten, None)
+            self._stuck_since.pop(forgotten, None)
 
     def _start_batch(self) -> None:
         # A new task runs after the reader has delivered its whole burst: the batch is taken then, not now.
@@ -179,6 +196,9 @@ class PushQueue:
                     continue
                 waiting.budget.release(waiting.cost)
                 if isinstance(result, Stored):
+                    if waiting.producer in self._next_ids:
+                        stored = max(self._stored_ids.get(waiting.producer, 0), waiting.push.request_id + 1)
+                        self._stored_ids[waiting.producer] = stored
                     self._answer(waiting, result)
                 else:
                     self.refuse(waiting, result)

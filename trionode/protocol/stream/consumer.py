@@ -4,11 +4,13 @@ from collections import deque
 from collections.abc import Sequence
 
 from trionode.errors import ConfigError
+from trionode.protocol.rules.round_trip import RoundTrip
 from trionode.protocol.rules.verdicts import Rollback, Truncated, Verdict
 from trionode.protocol.stream.machine import Event, Machine, State, Table, require_name
 from trionode.protocol.stream.messages import (
     ANSWER_SECONDS,
     LONG_POLL_SECONDS,
+    MAX_ANSWER,
     Extent,
     IndexGet,
     IndexResponse,
@@ -37,6 +39,11 @@ MAX_LIVES = 8
 class Consumer(Machine):
     """Pulls the records of a stream in order, each once, at most MAX_BATCHES answers ahead of the program.
 
+    A hub answers a pull when there are records, or after a long poll. So a missing answer does not show that it was
+    lost, and the consumer pulls again, at first after a round trip (RFC 6298), then after twice as long each time, up
+    to the end of a long poll. The hub then answers the former pull at once. A lost answer thus delays records by no
+    more than the time since those before.
+
     Unexpected, late or repeated answers and records out of order change nothing. So a hub can starve the consumer, but
     it can't make it deliver a record twice or out of order. Only the start is up to the hub: see `hint`.
 
@@ -52,7 +59,9 @@ class Consumer(Machine):
         "_life",
         "_lives",
         "_next",
+        "_patience",
         "_read",
+        "_reads",
         "_request",
         "_save_at",
         "_save_seconds",
@@ -73,10 +82,12 @@ class Consumer(Machine):
         start: int | None = None,
         limit: int = PULL_LIMIT,
         save_seconds: float = SAVE_SECONDS,
+        first_request: int = 0,
     ) -> None:
         """`start` is the first index; None asks the hub for the position that this client saved.
 
-        `limit` is in records per pull.
+        `limit` is in records per pull. `first_request` is the request id of the first pull: a random one, below 2^32,
+        tells the answers to this client from those to others (threat 24).
         """
         super().__init__(stream)
         require_name(client_id)
@@ -102,9 +113,13 @@ class Consumer(Machine):
         self._save_at = 0.0
         self._save_seconds = save_seconds
         self._batches: deque[int] = deque()
-        self._request = 0
+        self._request = first_request
         self._asked: int | None = None
         self._asked_at = 0.0
+        # Seconds until the next pull if this one is not answered.
+        self._patience = 0.0
+        # The time that a pull takes whose records wait at the hub: more than the round trip if its store is slow.
+        self._reads = RoundTrip()
 
     def _make_table(self) -> Table:
         return {
@@ -116,7 +131,8 @@ class Consumer(Machine):
             (State.HOLDING, Event.CAPACITY): (self._pull, State.PULLING),
             (State.PULLING, Event.PULLED): (self._hold, State.HOLDING),
             (State.PULLING, Event.EMPTY): (self._pause, State.PAUSING),
-            (State.PULLING, Event.OVERDUE): (self._create_again, State.CREATING),
+            (State.PULLING, Event.OVERDUE): (self._pull_again, State.PULLING),
+            (State.PULLING, Event.STUCK): (self._create_again, State.CREATING),
             (State.PAUSING, Event.OVERDUE): (self._pull, State.PULLING),
         }
 
@@ -152,7 +168,7 @@ class Consumer(Machine):
         return self._fire(Event.POSITIONED, now)
 
     def pulled(self, answer: PullResponse, now: float) -> tuple[Sequence[Record], Sequence[Request]]:
-        """Take the answer to the pull; return the records to hand out, in order, and the requests to send.
+        """Take the answer to the newest pull; return the records to hand out, in order, and the requests to send.
 
         Another answer changes nothing.
         """
@@ -160,6 +176,7 @@ class Consumer(Machine):
             return (), ()
         assert self._next is not None
         self._asked = None
+        self.overdue_since = None
         self._wait = ANSWER_SECONDS
         if answer.extent is not None and not self._accept(answer.extent):
             return (), self._fire(Event.EMPTY, now)
@@ -169,11 +186,19 @@ class Consumer(Machine):
             if self._next <= record.index < bare.MAX_UINT:
                 records.append(record)
                 self._next = record.index + 1
-        if not records:
-            return (), self._fire(Event.EMPTY, now)
-        self._read = self._next
-        self._batches.append(records[-1].index)
-        return records, self._fire(Event.PULLED, now)
+        if records:
+            self._read = self._next
+            self._set_patience(answer, now)
+            self._batches.append(records[-1].index)
+            return records, self._fire(Event.PULLED, now)
+        if now - self._asked_at >= LONG_POLL_SECONDS:
+            self._patience = LONG_POLL_SECONDS + self._timeout
+        return (), self._fire(Event.EMPTY, now)
+
+    def _set_patience(self, answer: PullResponse, now: float) -> None:
+        if len(answer.records) >= self.limit or sum(record.size for record in answer.records) > MAX_ANSWER // 2:
+            self._reads.sample(now - self._asked_at)
+        self._patience = self._timeout if self._reads.smoothed is None else max(self._timeout, self._reads.timeout)
 
     def _accept(self, extent: Extent) -> bool:
         """Move to what the hub holds; return False if the answer's records are of no use."""
@@ -251,9 +276,10 @@ class Consumer(Machine):
         return super()._create(now)
 
     def _get(self, now: float) -> Sequence[Request]:
+        self._patience = self._timeout
         if self._next is not None:
             return self._fire(Event.POSITIONED, now)
-        self._deadline = now + self._wait
+        self._deadline = now + (self._timeout if self.recognises else self._wait)
         return (IndexGet(self.client_id, self.stream),)
 
     def _hold(self, now: float) -> Sequence[Request]:
@@ -268,5 +294,15 @@ class Consumer(Machine):
         assert self._next is not None
         self._asked, self._asked_at = self._request, now
         self._request += 1
-        self._deadline = now + LONG_POLL_SECONDS + self._wait
+        longest = LONG_POLL_SECONDS + (self._timeout if self.recognises else self._wait)
+        self._deadline = now + (min(self._patience, longest) if self.recognises else longest)
         return (PullRequest(self._asked, self._next, self.limit, self._life if self._takes_lives else None),)
+
+    def _pull_again(self, now: float) -> Sequence[Request]:
+        self._note_overdue(now)
+        assert self.overdue_since is not None
+        if not self.recognises or now - self.overdue_since >= ANSWER_SECONDS:
+            return self._fire(Event.STUCK, now)
+        # After a whole long poll the answer was lost. To the next pull the hub answers at once.
+        self._patience = 2 * self._patience if self._patience < LONG_POLL_SECONDS else self._timeout
+        return self._pull(now)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
 from trionode.errors import ConfigError
+from trionode.protocol.rules.round_trip import RoundTrip
 from trionode.protocol.stream.messages import ANSWER_SECONDS, MAX_ANSWER_SECONDS, CreateRequest, CreateResponse, Request
 from trionode.protocol.stream.names import valid_stream_name
 from trionode.protocol.wire.address import Encoded
@@ -32,8 +33,10 @@ class Event(enum.Enum):
     BEGUN = enum.auto()
     CREATED = enum.auto()
     OVERDUE = enum.auto()
+    STUCK = enum.auto()  #: answers were missing for so long that the stream's worker may have moved
     # Producer
     PUSHED = enum.auto()
+    CONFIRMED = enum.auto()
     REFUSED = enum.auto()
     # Consumer
     POSITIONED = enum.auto()
@@ -51,7 +54,18 @@ class Machine(ABC):
     Its methods take events, with the time in monotonic seconds, and return the requests to send now.
     """
 
-    __slots__ = ("_deadline", "_state", "_table", "_wait", "stream", "worker")
+    __slots__ = (
+        "_created_once",
+        "_deadline",
+        "_state",
+        "_table",
+        "_wait",
+        "overdue_since",
+        "recognises",
+        "round_trip",
+        "stream",
+        "worker",
+    )
 
     def __init__(self, stream: str) -> None:
         require_name(stream)
@@ -59,8 +73,17 @@ class Machine(ABC):
         self.stream: Final = stream
         #: The route to the stream's worker, from the newest answer to create; () before the first.
         self.worker: tuple[Encoded, ...] = ()
+        #: The round trip to the hub. Both machines of a client share one.
+        self.round_trip = RoundTrip()
+        #: Whether the hub recognises a push that it gets again, and answers a pull when the next one comes, as ours do.
+        #: Other hubs are asked again only after ANSWER_SECONDS, since they store such a push twice.
+        self.recognises = True
+        #: Since when an answer is overdue; None if none is. The owner sets it to None when the hub answers anything.
+        self.overdue_since: float | None = None
         self._state = State.IDLE
         self._wait = ANSWER_SECONDS
+        # When create was sent; None if it was sent again since, so that its answer shows no round trip.
+        self._created_once: float | None = None
         self._deadline: float | None = None
         self._table = self._make_table()
 
@@ -72,9 +95,11 @@ class Machine(ABC):
         """Return the time at which `tick` is due; None while nothing is awaited."""
         return self._deadline
 
-    def begin(self, now: float) -> Sequence[Request]:
-        """Start, or start again after the link was lost or the hub restarted."""
+    def begin(self, now: float, round_trip: RoundTrip | None = None) -> Sequence[Request]:
+        """Start, or start again after the link was lost or the hub restarted; `round_trip` is that of the new route."""
+        self.round_trip = round_trip or RoundTrip()
         self._wait = ANSWER_SECONDS
+        self.overdue_since = None
         return self._fire(Event.BEGUN, now)
 
     def created(self, answer: CreateResponse, worker: tuple[Encoded, ...], now: float) -> Sequence[Request]:
@@ -85,6 +110,9 @@ class Machine(ABC):
         if answer.name != self.stream or self._state is not State.CREATING:
             return ()
         self.worker = worker
+        self.overdue_since = None
+        if self._created_once is not None:
+            self.round_trip.sample(now - self._created_once)
         return self._fire(Event.CREATED, now)
 
     def tick(self, now: float) -> Sequence[Request]:
@@ -100,13 +128,27 @@ class Machine(ABC):
         action, self._state = row
         return action(now)
 
+    @property
+    def _timeout(self) -> float:
+        return min(self.round_trip.timeout, MAX_ANSWER_SECONDS)
+
+    def _note_overdue(self, now: float) -> None:
+        if self.overdue_since is None:
+            self.overdue_since = now
+
     def _create(self, now: float) -> Sequence[Request]:
-        self._deadline = now + self._wait
+        self._created_once = now
+        self._deadline = now + self._timeout
         return (CreateRequest(self.stream),)
 
     def _create_again(self, now: float) -> Sequence[Request]:
+        """Create without an answer to the last request: to an earlier create, or to the stream's worker."""
+        self._note_overdue(now)
+        self.round_trip.backoff()
         self._wait = min(2 * self._wait, MAX_ANSWER_SECONDS)
-        return self._create(now)
+        requests = self._create(now)
+        self._created_once = None
+        return requests
 
 
 def require_name(name: str) -> None:
