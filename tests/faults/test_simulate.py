@@ -16,7 +16,7 @@ from trionode import Message, Route
 from trionode.errors import ConfigError
 from trionode.routing.mailbox import Mailbox
 from trionode.testing import STANDARD_MIX, FaultMix, Outcome, Simulation
-from trionode.testing.simulation.oracle import Flow, Ledger, Oracle, number_of, payload_of
+from trionode.testing.simulation.oracle import REPORTED_WITHIN, Flow, Ledger, Oracle, number_of, payload_of
 from trionode.testing.simulation.outcome import combine
 from trionode.topology import load_topology, parse_topology
 
@@ -253,17 +253,18 @@ def test_a_crashed_receiver_may_see_again_what_it_had_received_and_nothing_after
     assert concluded(ledger) == {"doubled": 1}
 
 
-def test_a_loss_that_an_end_reports_later_is_detected_and_one_that_it_reported_before_is_not(ledger: Ledger) -> None:
+def test_a_loss_that_an_end_reports_in_time_is_detected_and_no_other(ledger: Ledger) -> None:
     async def main() -> dict[str, int]:
-        oracle = Oracle({"flow": Flow(ledger, None)})
-        ledger.accept(ledger.begin(), -1.0)
+        oracle, now = Oracle({"flow": Flow(ledger, None)}), trio.current_time()
+        ledger.accept(ledger.begin(), now - REPORTED_WITHIN - 1)
+        ledger.accept(ledger.begin(), now - 1)
         oracle.report("bob", "Gap")
-        ledger.accept(ledger.begin(), trio.current_time() + 1)
+        ledger.accept(ledger.begin(), now + 1)
         oracle.report("hub", "an event elsewhere")
         oracle.conclude()
         return dict(oracle.found)
 
-    assert trio.run(main) == {"lost": 2, "undetected": 1}
+    assert trio.run(main) == {"lost": 3, "undetected": 2}
 
 
 def test_a_message_that_arrives_before_its_sender_knows_is_received(ledger: Ledger) -> None:

@@ -19,7 +19,7 @@ from click.core import ParameterSource
 from trionode.cli.terminal import print_out, printable, say
 from trionode.errors import LocalError
 from trionode.testing import STANDARD_MIX, FaultMix, Outcome, Simulation
-from trionode.testing.simulation.mix import RATES
+from trionode.testing.simulation.mix import CAMPAIGN_MIX, RATES
 from trionode.testing.simulation.oracle import FINDINGS
 from trionode.testing.simulation.outcome import combine
 from trionode.topology.load.loader import load_topology
@@ -29,7 +29,6 @@ SEEDS = 10
 #: The campaign: a thousand hours, together a million messages and answers, and more than 100,000 of each fault of frames.
 CAMPAIGN_SEEDS = 1000
 CAMPAIGN_OPTIONS: Mapping[str, Any] = {"messages": 500, "interval": 0.02}
-CAMPAIGN_MIX = attrs.evolve(STANDARD_MIX, drop=0.03, duplicate=0.03, reorder=0.03, delay=0.03, corrupt=0.03)
 #: Seeds that run a second time without faults, to compare the rate.
 COMPARED = 4
 #: Failing seeds that the report names.

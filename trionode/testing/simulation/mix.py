@@ -109,6 +109,9 @@ STANDARD_MIX = FaultMix(
 )
 
 
+#: The mix of the campaign.
+CAMPAIGN_MIX = attrs.evolve(STANDARD_MIX, drop=0.03, duplicate=0.03, reorder=0.03, delay=0.03, corrupt=0.03)
+
 #: The attribute of a mix with the rate of each kind of outage.
 RATES: Mapping[str, str] = {"cut": "cuts", "partition": "partitions", "clock_jump": "clock_jumps"}
 

@@ -11,7 +11,7 @@ import trio
 
 #: What the oracle finds, in the order of a report:
 #: lost: accepted from its sender, and never received, although all faults have ended;
-#: undetected: lost, and neither end has reported anything since it was accepted;
+#: undetected: lost, and neither end has reported anything within REPORTED_WITHIN seconds;
 #: doubled: received twice, although the receiver has not crashed in between;
 #: reordered: received after a later one;
 #: wrong: received with content that nobody has sent;
@@ -20,6 +20,9 @@ import trio
 Finding = Literal["lost", "undetected", "doubled", "reordered", "wrong", "stuck", "error"]
 FINDINGS: Sequence[Finding] = ("lost", "undetected", "doubled", "reordered", "wrong", "stuck", "error")
 
+#: Seconds within which an end has to report a loss: two beacons of an idle channel, which are at most 10 minutes apart,
+#: and the longest outage.
+REPORTED_WITHIN = 1500.0
 #: Numbers of messages that a finding lists; the rest is counted.
 LISTED = 5
 #: The shortest and the longest filler of a message, in bytes.
@@ -247,7 +250,7 @@ class Oracle:
 
     def _is_reported(self, ledger: Ledger, since: float) -> bool:
         ends = ledger.senders | ledger.receivers
-        return any(report.node in ends and report.at >= since for report in self.reports)
+        return any(report.node in ends and since <= report.at <= since + REPORTED_WITHIN for report in self.reports)
 
     def slowest(self) -> float:
         """Return the longest time from acceptance to receipt, without the time that outages lasted."""
