@@ -50,11 +50,21 @@ class Network(Loopback):
     def __init__(self) -> None:
         super().__init__()
         self.links: list[LoopbackLink] = []
+        self._half_open: set[LoopbackLink] = set()
 
     async def connect(self, peer: str) -> Link:
         link = await super().connect(peer)
         assert isinstance(link, LoopbackLink)
         self.links.append(link)
+        send = link.send
+
+        async def send_or_swallow(frames: Sequence[bytes]) -> None:
+            if link in self._half_open:
+                await trio.lowlevel.checkpoint()
+            else:
+                await send(frames)
+
+        link.send = send_or_swallow  # type: ignore[method-assign]  # an instance of its own
         return link
 
     def cut(self) -> None:
@@ -63,6 +73,11 @@ class Network(Loopback):
                 channel.discard()
                 channel.close()
         self.links.clear()
+
+    def half_open(self) -> None:
+        """Let the links take everything and bring nothing, as a proxy does whose other side is gone."""
+
+        self._half_open.update(self.links)
 
 
 @asynccontextmanager
@@ -131,7 +146,8 @@ def good_manners(request: Request) -> Sequence[Response]:
 class ScriptedHub:
     """Answers every request by its script, all from one address. `heard` holds the requests with their times."""
 
-    def __init__(self, script: Script) -> None:
+    def __init__(self, node: Node, script: Script) -> None:
+        self.node = node
         self.script = script
         self.heard: list[tuple[float, Request]] = []
 
@@ -148,8 +164,8 @@ class ScriptedHub:
 
 @asynccontextmanager
 async def open_scripted(network: Loopback, script: Script, at: str = "loopback:hub") -> AsyncIterator[ScriptedHub]:
-    hub = ScriptedHub(script)
     async with open_node(network) as node:
+        hub = ScriptedHub(node, script)
         for name in (SERVICE, INDEX_SERVICE):
             await node.start_worker(name, hub.work, allow=from_anywhere)
         await node.listen(at)
@@ -492,6 +508,38 @@ async def test_a_hub_that_does_not_answer_for_long_is_retried_without_growth(
         hub.script = good_manners
         await trio.sleep(30)
         assert [request for _, request in hub.heard[-10:] if isinstance(request, PushRequest)]
+
+
+async def test_a_half_open_link_to_the_hub_is_replaced_without_loss(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    network, store = Network(), MemoryStore()
+    async with open_hub(network, store), open_node(network) as alice:
+        ours = await alice.open_stream(HUB, sends="echo", receives="echo")
+        for times in range(1, 4):
+            network.half_open()
+            bodies = numbered(30)
+            await send_all(alice, Route(ours), bodies)
+            with trio.fail_after(LONG_POLL_SECONDS + 4 * ANSWER_SECONDS):
+                assert await receive(ours, 30) == bodies
+            assert len(network.links) == 1 + times
+            assert len(alice._links._all) == 1
+
+
+async def test_an_unanswered_request_does_not_end_a_link_that_brings_other_messages(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    network = Network()
+    async with open_scripted(network, good_manners) as hub, open_node(network) as alice:
+        await hub.node.start_worker("echoer", echoer, allow=from_anywhere)
+        ours = await alice.open_stream(HUB, sends="echo", receives="echo")
+        (link,) = alice._links._all
+        hub.script = lambda _: ()
+        await alice.send(Route(ours), b"x")
+        for _ in range(60):
+            await trio.sleep(1)
+            await alice.ask(Route(link, "echoer"), b"")
+        assert link.is_open
 
 
 async def test_answers_that_do_not_come_from_the_hub_are_counted_and_change_nothing(

@@ -33,6 +33,8 @@ class HubConnection:
         self._hubs = hubs
         self._turn = 0
         self._next_hub = False
+        # By name. Only a hub that has answered before is suspected: one that refuses is silent too.
+        self._known: set[str] = set()
         self._scope = trio.CancelScope()
 
     def drop(self, *, next_hub: bool = False) -> None:
@@ -76,6 +78,10 @@ class HubConnection:
                 finally:
                     self.path = ()
                     self._router.forget(path[0], self._scope.cancel)  # the link may live on
+                    if self.has_answered:
+                        self._known.add(self.name)
+                    if self._next_hub and self.name in self._known:
+                        self._router.suspect(path[0])
             if not self._router.is_ending:
                 lost()
             # The same hub again, since it may only have restarted; the next one if this one never answered, or no

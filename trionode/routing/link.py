@@ -21,6 +21,9 @@ from trionode.routing.router import Router
 STALL_TIMEOUT = 10.0
 #: Seconds to flush the outbox, read what the peer still sends, and see its end, when a link is closed.
 GRACE = 1.0
+#: Seconds without a frame after which a link ends when answers are missing that should have come by it. Its connection
+#: may be half open: a proxy or a load balancer on the way can take all bytes, and never say that the peer is gone.
+SILENCE = 5.0
 
 
 class NodeLink:
@@ -63,7 +66,8 @@ class NodeLink:
         self._scope = trio.CancelScope()
         self._reason = "the peer ended it"
         self._close_by = math.inf
-        router.register(encoded, self._hop, allow=allow, limit=self._max_frame)
+        self._heard_at = trio.current_time()
+        router.register(encoded, self._hop, allow=allow, limit=self._max_frame, suspect=self._suspect)
 
     @property
     def address(self) -> Address:
@@ -109,6 +113,15 @@ class NodeLink:
             self._hang_up(reason)
             self._router.counters[DropReason.LINK_STALLED] += self._outbox.discard()
 
+    def _suspect(self) -> None:
+        if trio.current_time() - self._heard_at < SILENCE:
+            return
+        reason = f"requests by it were not answered, and nothing came by it for {SILENCE:g} s"
+        if self._hang_up is None:
+            self._end(reason)
+        else:
+            self._hang_up(reason)
+
     @property
     def is_open(self) -> bool:
         """Whether messages can still leave by this link."""
@@ -152,6 +165,7 @@ class NodeLink:
         returning: tuple[Encoded, ...] = (encoded,)
         try:
             while frames := await link.receive():
+                self._heard_at = trio.current_time()
                 for frame in frames:
                     try:
                         onward, back, payload = decode(frame)

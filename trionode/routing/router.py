@@ -28,6 +28,8 @@ class Entry:
     hop: Hop
     allow: Access
     limit: int | None = None
+    #: Called when answers that should have come by this address are missing; see `Router.suspect`.
+    suspect: Callable[[], None] | None = None
 
 
 def random_address() -> Encoded:
@@ -50,16 +52,24 @@ class Router:
         #: Whether the node is closing its links, so a lost link is no event to log.
         self.is_ending = False
 
-    def register(self, address: Encoded, hop: Hop, *, allow: Access, limit: int | None = None) -> None:
+    def register(
+        self,
+        address: Encoded,
+        hop: Hop,
+        *,
+        allow: Access,
+        limit: int | None = None,
+        suspect: Callable[[], None] | None = None,
+    ) -> None:
         """Put a hop behind an address; AddressInUseError if it is taken.
 
-        `limit` is the largest record or frame in bytes.
+        `limit` is the largest record or frame in bytes. `suspect` is called by the method of that name.
         """
         if address in self._table:
             raise AddressInUseError(
                 f"{Address.from_encoded(address)} is in use on this node: close its owner first, or choose another name"
             )
-        self._table[address] = Entry(hop, allow, limit)
+        self._table[address] = Entry(hop, allow, limit, suspect)
 
     def replace(self, address: Encoded, hop: Hop, *, allow: Access, limit: int | None = None) -> None:
         """Put another hop behind an existing address; the callbacks of `on_close` are not called."""
@@ -86,6 +96,15 @@ class Router:
         callbacks.pop(callback, None)
         if not callbacks:
             self._close_callbacks.pop(address, None)
+
+    def suspect(self, address: Encoded) -> None:
+        """Tell the hop behind an address that answers that should have come by it are missing.
+
+        A link by which nothing at all has come for a while ends then, so that the next path is over another connection.
+        """
+        entry = self._table.get(address)
+        if entry is not None and entry.suspect is not None:
+            entry.suspect()
 
     def on_verdict(self, address: Encoded, callback: Callable[[Verdict], None]) -> None:
         """Call `callback` with each verdict on what passes an address, until it is removed; never if it is not there.
