@@ -44,6 +44,7 @@ from trionode.testing.stream_store import (
     reading_removed_records_is_an_error,
     records_are_read_as_they_were_pushed,
     run_check,
+    the_last_push_of_a_producer_is_known,
 )
 
 
@@ -271,6 +272,12 @@ class TellsNothingOfRetention(Memory):
         return await MemoryStore.lost(self, stream, index, life)
 
 
+class KnowsNoProducers(Memory):
+    async def last_request(self, stream: str, producer: bytes) -> int | None:
+        await super().last_request(stream, producer)
+        return None
+
+
 class HasNoLives(Memory):
     async def life(self, stream: str) -> bytes:
         await super().life(stream)
@@ -333,6 +340,7 @@ BROKEN: tuple[tuple[type[Memory], Check, str], ...] = (
         "one index|below the index|still waiting",
     ),
     (RemembersBeforeItStores, a_cancelled_append_can_be_sent_again, "is stored once"),
+    (KnowsNoProducers, the_last_push_of_a_producer_is_known, "is the highest"),
     (HasNoLives, a_reader_learns_that_it_lost_its_place, "a life of its own"),
     (TellsNothing, a_reader_learns_that_it_lost_its_place, "behind the end of the stream has lost its place"),
     (CriesWolf, a_reader_learns_that_it_lost_its_place, "has lost nothing"),

@@ -2,6 +2,7 @@
 
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 
 import attrs
 import trio
@@ -22,6 +23,10 @@ MAX_PRODUCERS = 10_000
 #: Seconds for which all pushes of a producer were out of order until the next one counts as its first. A producer sends
 #: the missing one many times within that, unless a false confirmation has told it that it is stored.
 STUCK_SECONDS = 10.0
+#: Producers in one batch for which the store is asked what other hubs stored, and seconds until it is asked for the same
+#: one again. A producer that lost a push looks like one that comes back from another hub.
+MAX_ASKED = 16
+ASK_SECONDS = 1.0
 #: What a waiting push costs beside its record, bytes.
 PUSH_OVERHEAD = 512
 
@@ -96,6 +101,8 @@ class PushQueue:
         self._stored_ids: dict[tuple[str, bytes], int] = {}
         # Since when each of them has sent only pushes that were out of order.
         self._stuck_since: dict[tuple[str, bytes], float] = {}
+        # When the store was asked for the last push of a producer.
+        self._asked_at: dict[tuple[str, bytes], float] = {}
         self._batches = 0
 
     @property
@@ -158,6 +165,7 @@ class PushQueue:
             del self._next_ids[forgotten]
             self._stored_ids.pop(forgotten, None)
             self._stuck_since.pop(forgotten, None)
+            self._asked_at.pop(forgotten, None)
 
     def _start_batch(self) -> None:
         # A new task runs after the reader has delivered its whole burst: the batch is taken then, not now.
@@ -172,24 +180,30 @@ class PushQueue:
                 continue
             streams.add(stream)
             while queue and len(batch) < BATCH:
-                waiting = queue.popleft()
-                if self._is_allowed(waiting) and self._is_in_order(waiting):
-                    batch.append(waiting)
-                else:
-                    waiting.budget.release(waiting.cost)
-                    self.refuse(waiting)
+                batch.append(queue.popleft())
             if not queue:
                 del self._queues[stream]
         return batch, streams
 
     async def _append(self) -> None:
-        batch, streams = self._take_batch()
+        taken, streams = self._take_batch()
         self._held |= streams
         again: dict[str, list[WaitingPush]] = {}
-        done = 0
+        unanswered = dict.fromkeys(taken)
         try:
+            batch = [waiting for waiting in taken if self._is_allowed(waiting) and self._is_in_order(waiting)]
+            if len(batch) < len(taken):
+                in_order = set(batch)
+                others = [waiting for waiting in taken if waiting not in in_order and self._is_allowed(waiting)]
+                await self._ask_store(others)
+                batch += [waiting for waiting in others if self._is_in_order(waiting)]
+                in_order = set(batch)
+                for waiting in [waiting for waiting in taken if waiting not in in_order]:
+                    del unanswered[waiting]
+                    waiting.budget.release(waiting.cost)
+                    self.refuse(waiting)
             for waiting, result in zip(batch, await self._stored(batch), strict=True):
-                done += 1
+                del unanswered[waiting]
                 if isinstance(result, StoreError) and not waiting.resends and not isinstance(result, FinalError):
                     again.setdefault(waiting.push.stream, []).append(waiting)
                     self._log.failed("pushes to the stream %s wait for the store: %s", waiting.push.stream, result)
@@ -204,7 +218,7 @@ class PushQueue:
                     self.refuse(waiting, result)
         finally:
             self._batches -= 1
-            for waiting in batch[done:]:
+            for waiting in unanswered:
                 waiting.budget.release(waiting.cost)
             for stream, pushes in again.items():  # before those that came since
                 self._queues.setdefault(stream, deque()).extendleft(reversed(pushes))
@@ -213,6 +227,20 @@ class PushQueue:
         if again:
             self._start_soon(self._release_later, list(again))
         self._start_batch()
+
+    async def _ask_store(self, others: Sequence[WaitingPush]) -> None:
+        """Find out what other hubs stored meanwhile of producers whose pushes seem to have overtaken earlier ones."""
+        now = trio.current_time()
+        first = {waiting.producer: waiting for waiting in reversed(others)}
+        for producer, waiting in list(first.items())[:MAX_ASKED]:
+            if now - self._asked_at.get(producer, -ASK_SECONDS) < ASK_SECONDS:
+                continue
+            self._asked_at[producer] = now
+            with suppress(StoreError):  # the producer sends again
+                last = await self._store.last_request(*producer)
+                # If the stream has lost all that it held of the producer, that goes on where it is.
+                next_id = waiting.push.request_id if last is None else last + 1
+                self._set_next_id(waiting, max(next_id, self._next_ids.get(producer, 0)))
 
     async def _stored(self, batch: list[WaitingPush]) -> Sequence[Stored | StoreError]:
         if not batch:

@@ -296,6 +296,24 @@ async def a_resend_is_stored_once(store: StreamStore) -> None:
 
 
 @_with_store
+async def the_last_push_of_a_producer_is_known(store: StreamStore) -> None:
+    """`last_request` returns the highest request id of a producer, and None for one that has stored nothing."""
+    stream, other, producer = await _stream(store), await _stream(store), _producer()
+    demand(await store.last_request(stream, producer) is None, "nothing is known of a producer that stored nothing")
+    for first in (5, 6):
+        await _append(store, _pushes(stream, producer, [b"a", b"b"], first))
+        last = await store.last_request(stream, producer)
+        demand(last == first + 1, f"the last request of a producer is the highest: {first + 1}, not {last}")
+    demand(await store.last_request(stream, _producer()) is None, "each producer has a last request of its own")
+    demand(await store.last_request(other, producer) is None, "a producer has a last request in each stream")
+    try:
+        await store.last_request(_name(), producer)
+    except UnknownStreamError:
+        return
+    raise AssertionError("last_request raises UnknownStreamError for a stream that does not exist")
+
+
+@_with_store
 async def a_refused_push_harms_no_other(store: StreamStore) -> None:
     """A push to an unknown stream or beyond MAX_RECORD gets its own error and is not stored.
 
@@ -534,6 +552,7 @@ CHECKS: tuple[Check, ...] = (
     a_read_ahead_of_the_end_waits_for_its_index,
     a_cancelled_read_takes_nothing,
     a_resend_is_stored_once,
+    the_last_push_of_a_producer_is_known,
     a_refused_push_harms_no_other,
     positions_are_kept_for_a_client_and_a_stream,
     a_stream_belongs_to_its_first_creator,

@@ -4,6 +4,8 @@ import time
 from collections import OrderedDict
 from collections.abc import Sequence
 
+import trio
+
 from trionode.plugins import Push, uuid7_milliseconds
 from trionode_kafka.client import KafkaClient
 
@@ -17,6 +19,8 @@ MAX_PRODUCERS = 50_000
 #: Pushes, over all streams, whose index is kept for a resend: 256 outstanding ones (MAX_PUSHES) of 400 producers.
 MAX_RECENT = 100_000
 
+_MAX_REQUEST = (1 << 64) - 1
+
 
 class DeduplicationIndex:
     """The pushes of one topic. All records from `_since` to below `_end` were read, as of `_as_of` (Unix seconds)."""
@@ -28,9 +32,20 @@ class DeduplicationIndex:
         self._since = 0
         self._end: int | None = None
         self._as_of = 0.0
+        self._updating = trio.Lock()
 
     async def update(self, pushes: Sequence[Push]) -> None:
         """Find out which of these pushes are stored, by reading what was not read of the topic yet."""
+        async with self._updating:
+            await self._update(pushes)
+
+    async def last_request(self, producer: bytes) -> int | None:
+        """Return the highest request id of a producer; None if it has stored nothing, as far as the topic remembers."""
+        await self.update([Push("", producer, _MAX_REQUEST, b"")])
+        last = self._known.last.get((self, producer), -1)
+        return None if last < 0 else last
+
+    async def _update(self, pushes: Sequence[Push]) -> None:
         now = time.time()
         if self._end is None or not 0 <= now - self._as_of <= KNOWN_SECONDS:
             end = await self._client.admin.end_offset(self._topic)

@@ -93,6 +93,10 @@ class KafkaStore:
         """Compare the reader's place with the offsets of the topic, unless the reader is where this hub reads."""
         return await self._reader.lost(stream, index, life)
 
+    async def last_request(self, stream: str, producer: bytes) -> int | None:
+        """Look up the last push of a producer, of which any hub may have stored it."""
+        return await self._writer.last_request(stream, producer)
+
     async def position(self, client_id: str, stream: str) -> int | None:
         """Return the offset that the client's group committed."""
         return await self._client.admin.committed_offset(self._prefix + client_id, self._prefix + stream)

@@ -77,6 +77,12 @@ class Writer:
             await each.answered.wait()
         return [each.answer for each in pending if each.answer is not None]
 
+    async def last_request(self, name: str, producer: bytes) -> int | None:
+        """Return the last request id of a producer in a stream, whichever hub stored it."""
+        queue = self._queue(await self._streams.find(name))
+        queue.index.expire()
+        return await queue.index.last_request(producer)
+
     async def write(self, topic: str, record: OutgoingRecord) -> int:
         """Write one record that is not a push. Returns its offset."""
         try:
@@ -109,10 +115,7 @@ class Writer:
             unsent = _Pending(push, refused)
             unsent.answered.set()
             return unsent
-        queue = self._queues.get(stream)
-        if queue is None:
-            index = DeduplicationIndex(self._client, stream.topic, self._known)
-            queue = self._queues[stream] = _Queue(stream, index)
+        queue = self._queue(stream)
         key = (push.producer, push.request_id)
         pending = queue.pending.get(key)
         if pending is None:
@@ -122,6 +125,13 @@ class Writer:
                 queue.is_storing = True
                 self._nursery.start_soon(self._store, queue)
         return pending
+
+    def _queue(self, stream: Stream) -> _Queue:
+        queue = self._queues.get(stream)
+        if queue is None:
+            index = DeduplicationIndex(self._client, stream.topic, self._known)
+            queue = self._queues[stream] = _Queue(stream, index)
+        return queue
 
     # -- to the producer
 

@@ -197,6 +197,24 @@ class StreamStore(Protocol):
         """
         ...
 
+    async def last_request(self, stream: str, producer: bytes) -> int | None:
+        """Look up the last push of a producer. A hub asks it if the producer may have used another hub meanwhile.
+
+        Args:
+          stream: The name of the stream.
+          producer: The producer.
+
+        Returns:
+          The highest request id of the producer that is stored in the stream, or None if none is.
+
+        Raises:
+          UnknownStreamError: The stream does not exist.
+          StoreError: The store failed.
+
+        If cancelled, nothing has changed.
+        """
+        ...
+
     async def position(self, client_id: str, stream: str) -> int | None:
         """Look up a position.
 

@@ -37,6 +37,8 @@ class _Stream:
     records: list[Record] = attrs.Factory(list)
     #: (producer, request id) -> index
     indexes: dict[tuple[bytes, int], int] = attrs.Factory(dict)
+    #: producer -> its highest request id
+    last_requests: dict[bytes, int] = attrs.Factory(dict)
     arrived: trio.lowlevel.ParkingLot = attrs.Factory(trio.lowlevel.ParkingLot)
 
 
@@ -79,6 +81,7 @@ class MemoryStore:
         index = len(stream.records)
         stream.records.append(Record(index, push.record))
         stream.indexes[key] = index
+        stream.last_requests[push.producer] = max(push.request_id, stream.last_requests.get(push.producer, 0))
         stream.arrived.unpark_all()
         return Stored(index)
 
@@ -108,6 +111,11 @@ class MemoryStore:
             await found.arrived.park()
         end = min(index + max(limit, 1), len(found.records))
         return limit_records((found.records[at] for at in range(index, end)), limit=limit, max_bytes=max_bytes)
+
+    async def last_request(self, stream: str, producer: bytes) -> int | None:
+        """Look up the last push of a producer; see StreamStore."""
+        await trio.lowlevel.checkpoint()
+        return self._find(stream).last_requests.get(producer)
 
     async def position(self, client_id: str, stream: str) -> int | None:
         """Look up a position; see StreamStore."""

@@ -228,6 +228,15 @@ class SQLiteStore:
         with closing(self._sql.execute(query, (stream, index))) as rows:
             return limit_records((Record(at, message) for at, message in rows), limit=limit, max_bytes=max_bytes)
 
+    async def last_request(self, stream: str, producer: bytes) -> int | None:
+        """Look up the last push of a producer; see StreamStore."""
+        return await self._run(self._last_request, self._find(stream).id, producer)
+
+    def _last_request(self, stream: int, producer: bytes) -> int | None:
+        query = "SELECT max(request) FROM records WHERE stream = ? AND producer = ?"
+        (last,) = self._sql.execute(query, (stream, producer)).fetchone()
+        return None if last is None else int.from_bytes(last, "big")
+
     async def position(self, client_id: str, stream: str) -> int | None:
         """Look up a position; see StreamStore."""
         await trio.lowlevel.checkpoint()

@@ -61,6 +61,12 @@ class ForgetfulStore:
         """Find out what a reader has lost; see StreamStore. It knows nothing of what it forgot."""
         return await self._store.lost(stream, index, life)
 
+    async def last_request(self, stream: str, producer: bytes) -> int | None:
+        """Look up the last push of a producer, stored or forgotten; see StreamStore."""
+        forgotten = [request for of, by, request in self._forgotten if (of, by) == (stream, producer)]
+        last = await self._store.last_request(stream, producer)
+        return max([*forgotten, *([] if last is None else [last])], default=None)
+
     async def position(self, client_id: str, stream: str) -> int | None:
         """Look up a position; see StreamStore."""
         return await self._store.position(client_id, stream)
