@@ -47,6 +47,8 @@ MENTIONED = [
     ("kafka.consumer.fetcher", "self.PartitionRecords("),
     ("kafka.cluster", "self._topics = "),
     ("kafka.cluster", "self._manager = "),
+    ("kafka.cluster", "self._coordinators = {}"),
+    ("kafka.admin.client", "self._manager = "),
     ("kafka.net.connection", "self.broker_version_data = "),
     ("kafka.net.transport", "wrap_socket("),
 ]

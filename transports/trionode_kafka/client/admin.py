@@ -20,6 +20,7 @@ from kafka.structs import OffsetAndMetadata, TopicPartition
 from trionode.plugins import StoreError
 from trionode_kafka.client.clients import Clients
 from trionode_kafka.client.errors import BrokerUnavailableError
+from trionode_kafka.client.kafka_internals import forget_coordinators
 from trionode_kafka.client.records import TopicInfo
 from trionode_kafka.client.settings import ADMIN, REQUEST_SECONDS
 from trionode_kafka.client.threads import WorkerThreads, wait_for, wait_for_answer
@@ -215,6 +216,7 @@ class Admin:
                 # A request about a deleted topic must fail at once.
                 if not retriable or isinstance(cause, UnknownTopicOrPartitionError) or trio.current_time() > deadline:
                     raise
+                forget_coordinators(self._client)
             await trio.sleep(RETRY_SECONDS)
 
 

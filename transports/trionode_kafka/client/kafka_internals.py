@@ -186,6 +186,11 @@ def forget_topics(producer: Any, topics: Iterable[str]) -> None:
         metadata._manager.call_soon(metadata._topics.difference_update, set(topics))  # noqa: SLF001
 
 
+def forget_coordinators(admin: Any) -> None:
+    """Let an admin client look up the coordinators of groups again. It would keep those that have moved for ever."""
+    admin._manager.cluster._coordinators.clear()  # noqa: SLF001 - there is no public way
+
+
 class _NoPasswords(logging.Filter):
     """Drops the log records that could contain a password."""
 

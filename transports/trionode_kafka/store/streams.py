@@ -1,5 +1,6 @@
 """The streams that this hub has opened, each a topic: found at their first use, closed with their topic."""
 
+import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from uuid import UUID
 
@@ -14,6 +15,8 @@ from trionode_kafka.client import BrokerUnavailableError, KafkaClient
 OUTAGE_SECONDS = 60
 #: The stream name whose topic would be that of the owners.
 OWNERS = "_owners"
+#: Seconds in which each broker of a cluster learns of a new topic: one may be asked before that.
+KNOWN_TO_ALL_SECONDS = 2.0
 #: Seconds between two tries while the broker is away: the first delay, and the longest.
 RETRY_SECONDS = (0.1, 2.0)
 
@@ -69,6 +72,12 @@ class Streams:
         await self._client.admin.create_topics(
             self._prefix + name, replication_factor=self._replication_factor, settings=_SETTINGS
         )
+        with trio.move_on_after(KNOWN_TO_ALL_SECONDS):
+            while True:
+                with contextlib.suppress(UnknownStreamError):
+                    await self.find(name)
+                    return
+                await trio.sleep(RETRY_SECONDS[0])
         await self.find(name)
 
     async def find(self, name: str) -> Stream:
