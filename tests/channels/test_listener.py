@@ -23,6 +23,8 @@ from trionode.protocol.handshake.noise import Role
 from trionode.protocol.identity.identity import ChangeHistory, create_history, rotate
 from trionode.protocol.identity.keys import KeyKind
 from trionode.protocol.wire.current_codec import CURRENT
+from trionode.protocol.wire.message import Origin
+from trionode.routing.byte_budget import HARD_LIMIT
 from trionode_loopback import Loopback
 
 #: Seconds after which an abandoned handshake is forgotten: its timeout and the time to the next sweep.
@@ -61,6 +63,11 @@ class RawPeer:
         third = exchange.accept()
         assert third is not None
         await self.mailbox.send(answer.return_route, third)
+
+
+async def never_decides(_peer: Peer) -> bool:
+    await trio.sleep_forever()
+    return False
 
 
 @asynccontextmanager
@@ -158,6 +165,22 @@ async def test_peers_that_await_the_trust_decision_are_bounded_and_not_dropped_t
         await trio.testing.wait_all_tasks_blocked()
         assert len(parties.listener.channels) == PENDING_PER_SOURCE
         assert not parties.listener._pending
+
+
+async def test_messages_held_for_the_trust_decision_are_bounded_without_a_wait_threat_18(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async with open_parties(trust=never_decides) as parties, open_raw_peer(parties) as raw_peer:
+        await raw_peer.third(*await raw_peer.half_open())
+        await trio.testing.wait_all_tasks_blocked()
+        (pending,) = parties.listener._pending.values()
+        assert pending.held is not None
+        size = HARD_LIMIT // 8
+        for _ in range(20):  # as a link that drops when full delivers: it never waits
+            parties.bob._router.deliver(Message((pending.address,), (), bytes(size), Origin(link=pending.source)))
+        assert HARD_LIMIT - size <= pending.held.size <= HARD_LIMIT
+        assert parties.bob.counters[DropReason.BEFORE_TRUST_DECISION] > 10
+
 
 
 @pytest.mark.parametrize("way", ["a hub", "streams"])

@@ -533,6 +533,32 @@ async def test_the_responder_follows_the_initiator_to_a_new_link(autojump_clock:
         assert bobs.is_reachable
 
 
+async def test_a_late_message_by_another_way_moves_no_route_threat_7(autojump_clock: trio.testing.MockClock) -> None:
+    tap = Wiretap(Loopback())
+    async with open_parties("a hub", tap=tap) as parties:
+        alices, bobs = await parties.open()
+        assert parties.hub is not None
+        await parties.bob.listen("loopback:also_bob")
+        await parties.hub.connect("loopback:also_bob", name="another way")
+        held: list[bytes] = []
+
+        def overtake(frame: bytes) -> Sequence[bytes]:
+            """Hold the first message; let the second pass, and then the first by another way."""
+            if not held:
+                held.append(frame)
+                return []
+            onward, _, _ = CURRENT.decode(held[0])
+            return [frame, changed(held[0], onward=(local("another way"), *onward[1:]))]
+
+        way = bobs._hops.route
+        tap.accepted = overtake
+        with trio.fail_after(STALL_TIMEOUT):
+            await parties.alice.send(Route(alices, "handler"), b"1")
+            await parties.alice.send(Route(alices, "handler"), b"2")
+            await parties.bob_handler.until(b"1")
+        assert bobs._hops.route == way
+
+
 # -- data behind message 3 ---------------------------------------------------------------------------------------------
 
 

@@ -262,6 +262,9 @@ def test_store_sees_its_records_and_network_sees_kafka() -> None:
     assert found.returns
     assert seen(found, "kafka:127.0.0.1:9092", "store") == "plaintext"
     assert seen(found, "to store kafka:127.0.0.1:9092", "connection") == "plaintext"
+    # The routes in the records too.
+    store = next(each for each in found.observations if each.at == Observer("store", "kafka:127.0.0.1:9092"))
+    assert {"there", "open"} <= set(store.visible.addresses)
 
 
 def test_answer_into_a_stream_without_reader_does_not_come_back() -> None:
