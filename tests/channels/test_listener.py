@@ -65,8 +65,8 @@ class RawPeer:
         await self.mailbox.send(answer.return_route, third)
 
 
-async def never_decides(_peer: Peer) -> bool:
-    await trio.sleep_forever()
+async def decides_late(_peer: Peer) -> bool:
+    await trio.sleep(30)
     return False
 
 
@@ -170,7 +170,7 @@ async def test_peers_that_await_the_trust_decision_are_bounded_and_not_dropped_t
 async def test_messages_held_for_the_trust_decision_are_bounded_without_a_wait_threat_18(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
-    async with open_parties(trust=never_decides) as parties, open_raw_peer(parties) as raw_peer:
+    async with open_parties(trust=decides_late) as parties, open_raw_peer(parties) as raw_peer:
         await raw_peer.third(*await raw_peer.half_open())
         await trio.testing.wait_all_tasks_blocked()
         (pending,) = parties.listener._pending.values()
@@ -180,7 +180,6 @@ async def test_messages_held_for_the_trust_decision_are_bounded_without_a_wait_t
             parties.bob._router.deliver(Message((pending.address,), (), bytes(size), Origin(link=pending.source)))
         assert HARD_LIMIT - size <= pending.held.size <= HARD_LIMIT
         assert parties.bob.counters[DropReason.BEFORE_TRUST_DECISION] > 10
-
 
 
 @pytest.mark.parametrize("way", ["a hub", "streams"])

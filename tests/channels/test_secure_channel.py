@@ -148,6 +148,7 @@ async def test_a_responder_that_refuses_sends_nothing_threat_25(autojump_clock: 
         assert not parties.listener.channels
         assert not parties.listener._pending
         assert not channel.closed.is_set()
+        assert not +parties.alice.counters  # not even a message that does not decrypt
         assert not parties.bob_handler.messages
 
 

@@ -36,6 +36,14 @@ BOUNDS = (
         ("protocol/test_current_codec::test_an_invalid_message_is_refused_by_both_decoders",),
     ),
     Mutation(
+        "cbor-items-bounded",
+        (16,),
+        "protocol/wire/cbor.py",
+        "            if children > end - position or items > MAX_ITEMS:\n",
+        "            if children > end - position:\n",
+        ("protocol/test_cbor::test_the_largest_allowed_number_of_items_is_accepted",),
+    ),
+    Mutation(
         "cbor-string-within-the-input",
         (16,),
         "protocol/wire/cbor.py",
@@ -117,6 +125,43 @@ BOUNDS = (
         "            if len(listed) > MAX_CREDENTIALS:\n",
         "            if len(listed) < 0:\n",
         ("protocol/test_identity::test_a_payload_with_too_many_or_malformed_credentials_is_refused",),
+    ),
+    Mutation(
+        "history-bounded",
+        (
+            16,
+            17,
+        ),
+        "protocol/identity/identity.py",
+        "    if not 0 < len(items) <= MAX_CHANGES:\n",
+        "    if not items:\n",
+        ("protocol/test_identity::test_a_history_with_too_many_changes_is_refused_threat_17",),
+    ),
+    Mutation(
+        "cheap-checks-before-signatures",
+        (17,),
+        "protocol/identity/identity.py",
+        (
+            "        _check_link(number, before, change)\n"
+            "    for number, (before, change) in enumerate(zip((None, *changes), changes, strict=False)):\n"
+            "        if not"
+        ),
+        (
+            "        if not change.signed.verifies(change.key):\n"
+            '            raise IdentityError(f"change {number} is not signed by its own key")\n'
+            "        _check_link(number, before, change)\n"
+            "    for number, (before, change) in enumerate(zip((None, *changes), changes, strict=False)):\n"
+            "        if not"
+        ),
+        ("protocol/test_identity::test_no_signature_of_an_inconsistent_history_is_checked_threat_17",),
+    ),
+    Mutation(
+        "handshake-message-bounded",
+        (16,),
+        "protocol/handshake/noise.py",
+        ("        if len(message) > MAX_MESSAGE:\n            raise HandshakeError(REFUSED)\n"),
+        "",
+        ("protocol/test_noise::test_a_message_beyond_the_largest_is_refused_though_it_fits_threat_16",),
     ),
     Mutation(
         "nonce-far-ahead-refused",
@@ -279,6 +324,17 @@ BOUNDS = (
         ("node/test_mailbox::test_drop_when_full_link_fills_a_mailbox_to_its_hard_limit_then_drops",),
     ),
     Mutation(
+        "items-cost-beside-their-bytes",
+        (
+            16,
+            18,
+        ),
+        "routing/memory_channel.py",
+        ("        cost = size + ITEM_OVERHEAD\n        self._items.append"),
+        ("        cost = size\n        self._items.append"),
+        ("node/test_memory_channel::test_items_without_bytes_fill_a_channel_too_threat_16",),
+    ),
+    Mutation(
         "stream-requests-bounded",
         (18,),
         "stream/service.py",
@@ -303,7 +359,7 @@ BOUNDS = (
     Mutation(
         "pull-answers-bounded",
         (18,),
-        "stream/service.py",
+        "stream/reading.py",
         "limit = max(1, min(request.limit, MAX_PULL_LIMIT))",
         "limit = max(1, request.limit)",
         ("streams/test_stream_service::test_an_answer_has_at_most_65000_bytes_and_at_least_one_record",),

@@ -195,6 +195,14 @@ IDENTITIES = (
         ("protocol/test_identity::test_an_attestation_that_breaks_one_rule_is_refused",),
     ),
     Mutation(
+        "clock-skew-tolerated",
+        (15,),
+        "protocol/identity/attestation.py",
+        "CLOCK_SKEW = 60\n",
+        "CLOCK_SKEW = 0\n",
+        ("protocol/test_identity::test_a_clock_may_be_a_minute_behind_and_no_more",),
+    ),
+    Mutation(
         "credential-of-an-authority",
         (15,),
         "protocol/identity/credential.py",

@@ -20,6 +20,23 @@ ROUTING = (
         ("node/test_loops::test_forwarding_worker_drops_message_with_too_many_hops_for_the_next_node",),
     ),
     Mutation(
+        "local-deliveries-bounded",
+        (19,),
+        "routing/router.py",
+        (
+            "        if not entry.allow(message.origin):\n"
+            "            self.counters[DropReason.ACCESS_DENIED] += 1\n"
+            "            return None\n"
+            "        message.deliveries += 1\n"
+        ),
+        (
+            "        if not entry.allow(message.origin):\n"
+            "            self.counters[DropReason.ACCESS_DENIED] += 1\n"
+            "            return None\n"
+        ),
+        ("node/test_router::test_hops_that_deliver_to_each_other_without_end_are_stopped_threat_19",),
+    ),
+    Mutation(
         "deliveries-count-through-replies",
         (19,),
         "routing/mailbox.py",
@@ -53,6 +70,17 @@ ROUTING = (
         "    return from_local_or_links if forwards else from_local\n",
         "    return from_local_or_links\n",
         ("node/test_node::test_node_without_forwards_passes_no_unauthenticated_message",),
+    ),
+    Mutation(
+        "forwarding-not-for-channels",
+        (
+            19,
+            22,
+        ),
+        "protocol/rules/access.py",
+        "    return origin.identifier is None\n",
+        "    return True\n",
+        ("node/test_access::test_access_rule_admits_exactly_the_origins_it_names",),
     ),
     Mutation(
         "outlet-connections-bounded",

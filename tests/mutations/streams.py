@@ -7,16 +7,16 @@ STREAMS = (
         "pushes-stored-in-order",
         (7,),
         "stream/push_queue.py",
-        "if self._is_allowed(waiting) and self._is_in_order(waiting):",
-        "if self._is_allowed(waiting):",
+        ("        if request_id > next_id:\n            now"),
+        ("        if request_id < 0:\n            now"),
         ("streams/test_stream_service::test_late_pushes_of_a_lost_link_do_not_overtake_resends",),
     ),
     Mutation(
         "a-refused-push-stays-the-next",
         (7,),
         "stream/push_queue.py",
-        "        self._set_next_id(waiting, min(self._next_ids.get(waiting.producer, request_id), request_id))\n",
-        "",
+        "        self._set_next_id(waiting, max(next_id, self._stored_ids.get(waiting.producer, 0)))\n",
+        "        del next_id\n",
         ("streams/test_stream_service::test_later_pushes_do_not_overtake_a_refused_push_of_a_producer_that_resends",),
     ),
     Mutation(
@@ -25,15 +25,19 @@ STREAMS = (
         "protocol/stream/producer.py",
         "(State.PUSHING, Event.REFUSED): (self._rest, State.RESTING),",
         "(State.PUSHING, Event.REFUSED): (self._rest, State.PUSHING),",
-        ("protocol/test_stream::test_after_a_refusal_nothing_is_sent_until_all_is_resent_in_order",),
+        (
+            "protocol/test_stream::test_after_the_hub_could_not_store_a_push_nothing_is_sent_until_all_is_resent_in_order",
+        ),
     ),
     Mutation(
         "unconfirmed-pushes-sent-again",
         (8,),
         "protocol/stream/producer.py",
-        "            (State.PUSHING, Event.OVERDUE): (self._create_again, State.CREATING),\n",
+        "            (State.PUSHING, Event.OVERDUE): (self._resend, State.PUSHING),\n",
         "",
-        ("protocol/test_stream::test_without_answers_a_producer_creates_and_resends_with_growing_timeouts",),
+        (
+            "protocol/test_stream::test_without_answers_a_producer_resends_the_oldest_push_ever_more_rarely_and_then_creates_again",
+        ),
     ),
     Mutation(
         "lost-answer-to-a-pull-asked-again",
@@ -42,9 +46,9 @@ STREAMS = (
             24,
         ),
         "protocol/stream/consumer.py",
-        "            (State.PULLING, Event.OVERDUE): (self._create_again, State.CREATING),\n",
+        "            (State.PULLING, Event.OVERDUE): (self._pull_again, State.PULLING),\n",
         "",
-        ("protocol/test_stream::test_an_unanswered_pull_is_sent_again_with_a_new_id",),
+        ("protocol/test_stream::test_an_unanswered_pull_is_sent_again_ever_more_rarely_with_a_new_id",),
     ),
     Mutation(
         "lost-answer-to-create-asked-again",
@@ -75,6 +79,17 @@ STREAMS = (
         ('        if found is None:\n            raise UnknownStreamError("the stream does not exist")\n'),
         ("        if found is None:\n            return ()\n"),
         ("streams/test_stores::test_the_memory_store_keeps_the_contract",),
+    ),
+    Mutation(
+        "records-in-order-only",
+        (
+            7,
+            23,
+        ),
+        "protocol/stream/consumer.py",
+        "            if self._next <= record.index < bare.MAX_UINT:\n",
+        "            if record.index < bare.MAX_UINT:\n",
+        ("protocol/test_stream::test_records_out_of_order_or_repeated_are_skipped",),
     ),
     Mutation(
         "last-index-refused",
@@ -126,6 +141,14 @@ STREAMS = (
         ("protocol/test_stream::test_a_consumer_with_a_start_does_not_ask_for_its_position",),
     ),
     Mutation(
+        "handled-position-never-goes-back",
+        (23,),
+        "protocol/stream/consumer.py",
+        "self._taken = max(index + 1, self._taken or 0)",
+        "self._taken = index + 1",
+        ("protocol/test_stream::test_saves_are_throttled_and_the_last_one_is_sent_at_the_end",),
+    ),
+    Mutation(
         "answer-to-the-latest-pull-only",
         (24,),
         "protocol/stream/consumer.py",
@@ -153,12 +176,19 @@ STREAMS = (
         "confirmation-of-a-push-under-way",
         (24,),
         "protocol/stream/producer.py",
-        ("        if answer.request_id not in self._pushes:\n            return ()\n"),
         (
-            "        if answer.request_id not in self._pushes:\n"
-            "            answer = PushResponse(self.oldest, answer.ok, answer.index)\n"
-            "        if answer.request_id not in self._pushes:\n"
+            "        push = self._pushes.get(request_id)\n"
+            "        if push is None:\n"
             "            return ()\n"
+            "        if not answer.ok:"
+        ),
+        (
+            "        if request_id not in self._pushes:\n"
+            "            request_id = self.oldest\n"
+            "        push = self._pushes.get(request_id)\n"
+            "        if push is None:\n"
+            "            return ()\n"
+            "        if not answer.ok:"
         ),
         ("protocol/test_stream::test_confirmations_may_be_repeated_unknown_and_out_of_order",),
     ),
@@ -208,5 +238,62 @@ STREAMS = (
         ("            await self.finish()\n            self._is_closing = True\n"),
         "            self._is_closing = True\n",
         ("streams/test_stream_service::test_closing_answers_all_requests_and_accepts_no_more",),
+    ),
+    Mutation(
+        "truncation-reported",
+        (
+            8,
+            9,
+        ),
+        "protocol/stream/consumer.py",
+        "        self._verdicts.append(Truncated(self.stream, self._next, first - 1))\n",
+        "",
+        ("protocol/test_stream_lost_records::test_removed_records_are_reported_and_the_rest_is_read",),
+    ),
+    Mutation(
+        "rollback-reported",
+        (
+            6,
+            9,
+        ),
+        "protocol/stream/consumer.py",
+        "            self._verdicts.append(Rollback(self.stream, self._next, extent.end))\n",
+        "            pass\n",
+        (
+            "protocol/test_stream_lost_records::test_a_stream_that_was_created_again_is_reported_and_read_from_its_start",
+        ),
+    ),
+    Mutation(
+        "another-life-noticed",
+        (
+            6,
+            9,
+        ),
+        "protocol/stream/consumer.py",
+        "        if extent.life != life:\n",
+        "        if extent.life is None:\n",
+        ("protocol/test_stream_lost_records::test_a_hub_that_goes_back_to_an_earlier_life_repeats_nothing",),
+    ),
+    Mutation(
+        "no-repeat-within-a-life",
+        (
+            5,
+            6,
+        ),
+        "protocol/stream/consumer.py",
+        "            self._life, self._read = extent.life, self._lives.get(extent.life, 0)\n",
+        "            self._life, self._read = extent.life, 0\n",
+        ("protocol/test_stream_lost_records::test_a_hub_that_goes_back_to_an_earlier_life_repeats_nothing",),
+    ),
+    Mutation(
+        "records-handled-before-going-back",
+        (
+            6,
+            7,
+        ),
+        "protocol/stream/consumer.py",
+        ("        if not self._batches:\n            self._go_back"),
+        ("        if self._life:\n            self._go_back"),
+        ("protocol/test_stream_lost_records::test_nobody_goes_back_while_records_of_before_are_unhandled",),
     ),
 )

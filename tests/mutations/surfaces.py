@@ -32,6 +32,18 @@ SURFACES = (
         ("channels/test_secure_channel::test_a_responder_that_refuses_sends_nothing_threat_25",),
     ),
     Mutation(
+        "undecryptable-message-gets-silence",
+        (25,),
+        "channel/hops.py",
+        ("            self.refused += 1\n            self._router.counters[DropReason.DECRYPT_FAILED] += 1\n"),
+        (
+            "            self.refused += 1\n"
+            "            self._router.counters[DropReason.DECRYPT_FAILED] += 1\n"
+            '            self._router.answer(message, self.decryptor, b"no")\n'
+        ),
+        ("channels/test_hostile_route::test_a_splice_between_two_channels_is_refused_threat_10",),
+    ),
+    Mutation(
         "refused-registration-gets-silence",
         (25,),
         "relay/service.py",
@@ -41,6 +53,18 @@ SURFACES = (
             '            self._router.answer(message, local("refused"), message.payload)\n'
         ),
         ("relays/test_names::test_undecodable_registrations_are_counted",),
+    ),
+    Mutation(
+        "unknown-address-gets-silence",
+        (25,),
+        "routing/router.py",
+        "        self.counters[DropReason.UNKNOWN_ADDRESS] += 1\n",
+        (
+            "        self.counters[DropReason.UNKNOWN_ADDRESS] += 1\n"
+            "        if message.back:\n"
+            '            self.answer(message, message.onward[0], b"unknown")\n'
+        ),
+        ("node/test_router::test_a_message_for_an_unknown_address_gets_no_answer_threat_25",),
     ),
     Mutation(
         "undecodable-text-does-not-end-the-node",
@@ -91,7 +115,7 @@ SURFACES = (
         "log.py",
         'c if c.isprintable() else c.encode("unicode_escape").decode()',
         "c",
-        ("node/test_node::test_sanitize_escapes_control_characters",),
+        ("test_log::test_control_characters_are_escaped_and_long_text_is_cut_threat_27",),
     ),
     Mutation(
         "peers-texts-cut",
@@ -99,7 +123,7 @@ SURFACES = (
         "log.py",
         "return safe if len(string) <= limit else",
         'return "".join(c for c in string if c.isprintable()) if len(string) > limit else safe if len(string) <= limit else',
-        ("node/test_node::test_sanitize_cuts_long_text",),
+        ("test_log::test_control_characters_are_escaped_and_long_text_is_cut_threat_27",),
     ),
     Mutation(
         "repeated-events-logged-seldom",
@@ -107,7 +131,26 @@ SURFACES = (
         "log.py",
         ("        if now < self._due_at.get(key, now):\n            return False\n"),
         "",
-        ("node/test_on_demand::test_changing_error_texts_do_not_fill_the_log",),
+        ("test_log::test_an_event_is_due_once_a_minute_threat_27",),
+    ),
+    Mutation(
+        "log-throttle-bounded",
+        (
+            18,
+            27,
+        ),
+        "log.py",
+        ("        if len(self._due_at) >= self.MAX_KEYS:\n            self._due_at.clear()\n"),
+        "",
+        ("test_log::test_a_throttle_remembers_a_bounded_number_of_events_threat_18",),
+    ),
+    Mutation(
+        "cipher-key-not-in-reprs",
+        (27,),
+        "protocol/handshake/noise.py",
+        "    key: bytes = attrs.field(repr=False)\n",
+        "    key: bytes\n",
+        ("protocol/test_noise::test_the_key_of_a_cipher_is_not_in_its_repr_threat_27",),
     ),
     Mutation(
         "chaining-key-not-in-reprs",

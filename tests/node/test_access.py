@@ -1,6 +1,13 @@
 import pytest
 
-from trionode.protocol.rules.access import Access, from_anywhere, from_identities, from_local, from_local_or_channels
+from trionode.protocol.rules.access import (
+    Access,
+    from_anywhere,
+    from_identities,
+    from_local,
+    from_local_or_channels,
+    from_local_or_links,
+)
 from trionode.protocol.wire.address import local
 from trionode.protocol.wire.message import LOCAL, Origin
 
@@ -20,6 +27,7 @@ RULES: dict[str, tuple[Access, set[str]]] = {
         from_local_or_channels,
         {"here", "channel over a link", "channel over a stream", "channel within the node"},
     ),
+    "from_local_or_links": (from_local_or_links, {"here", "link", "drop_when_full", "stream"}),
     "from_anywhere": (from_anywhere, set(ORIGINS)),
     "from_identities of Alice": (from_identities(ALICE), {"channel over a link", "channel over a stream"}),
     "from_identities of both": (

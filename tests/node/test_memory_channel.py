@@ -272,3 +272,8 @@ async def test_discard_counts_and_frees_capacity() -> None:
         await wait_all_tasks_blocked()
         assert channel.discard() == 5
     assert channel.size == 0
+
+
+def test_items_without_bytes_fill_a_channel_too_threat_16() -> None:
+    channel: MemoryChannel[int] = MemoryChannel(10 * ITEM_OVERHEAD)
+    assert [channel.put(n, 0) is channel for n in range(12)] == [False] * 10 + [True] * 2

@@ -156,3 +156,19 @@ def test_a_verdict_reaches_those_who_asked_for_those_of_its_address() -> None:
     router.report(A, verdict)
     assert len(got) == 3
     assert not router._verdict_callbacks
+
+
+def test_hops_that_deliver_to_each_other_without_end_are_stopped_threat_19() -> None:
+    router = Router()
+    router.register(A, router.deliver, allow=from_anywhere)
+    assert router.deliver(message(A, origin=AFAR)) is None
+    assert router.counters == {DropReason.DELIVERY_LOOP: 1}
+
+
+def test_a_message_for_an_unknown_address_gets_no_answer_threat_25() -> None:
+    router = Router()
+    answers: list[Message] = []
+    router.register(B, answers.append, allow=from_anywhere)
+    router.deliver(Message((A,), (B,), b"who is there?", AFAR))
+    assert answers == []
+    assert router.counters == {DropReason.UNKNOWN_ADDRESS: 1}

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from tests.support.vectors import wire_vectors
 from trionode.errors import IdentityError, LocalError, WireError
+from trionode.protocol.identity import identity
 from trionode.protocol.identity.attestation import CLOCK_SKEW, PurposeKeyAttestation
 from trionode.protocol.identity.history import Relation, relation, verify_any_history
 from trionode.protocol.identity.identity import (
@@ -336,6 +337,7 @@ def test_a_clock_may_be_a_minute_behind_and_no_more() -> None:
     vault = MemoryVault()
     history = rotated(vault, 1)
     attestation = attest(vault, history, 1, created_at=NOW + 100)
+    assert CLOCK_SKEW == 60  # README promises it
     attestation.verify(history, NOW + 100 - CLOCK_SKEW)
     with pytest.raises(IdentityError, match="future"):
         attestation.verify(history, NOW + 100 - CLOCK_SKEW - 1)
@@ -457,3 +459,26 @@ def test_a_signature_of_the_wrong_size_or_kind_is_refused() -> None:
     for item in items:
         with pytest.raises((IdentityError, WireError)):
             Signature.of(item)
+
+
+def test_a_history_with_too_many_changes_is_refused_threat_17(monkeypatch: pytest.MonkeyPatch) -> None:
+    vault = MemoryVault()
+    history = create_history(vault, key(vault, 1), NOW)
+    for seed in (2, 3):
+        history = rotate(history, vault, vault.keys()[-1], key(vault, seed), NOW + seed)
+    monkeypatch.setattr(identity, "MAX_CHANGES", 3)
+    assert verify_history(history.encoded) == history
+    monkeypatch.setattr(identity, "MAX_CHANGES", 2)
+    with pytest.raises(IdentityError, match="1 to 2 changes"):
+        verify_history(history.encoded)
+
+
+def test_no_signature_of_an_inconsistent_history_is_checked_threat_17(monkeypatch: pytest.MonkeyPatch) -> None:
+    vault = MemoryVault()
+    history = create_history(vault, key(vault, 1), NOW)
+    history = rotate(history, vault, vault.keys()[-1], key(vault, 2), NOW + 2)
+    checked: list[bytes] = []
+    monkeypatch.setattr(PublicKey, "verifies", lambda _, __, message: checked.append(message))
+    with pytest.raises(IdentityError, match="does not name the change before"):
+        verify_history(cbor.encode([history.changes[0].item, history.changes[0].item]))
+    assert checked == []

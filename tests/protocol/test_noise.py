@@ -9,7 +9,15 @@ from hypothesis import strategies as st
 
 from tests.support.vectors import wire_vectors
 from trionode.errors import HandshakeError, LocalError, MessageTooLargeError
-from trionode.protocol.handshake.noise import CLASSIC, MAX_MESSAGE, OCKAM_CURRENT, HandshakeState, Role, SymmetricState
+from trionode.protocol.handshake.noise import (
+    CLASSIC,
+    MAX_MESSAGE,
+    OCKAM_CURRENT,
+    CipherState,
+    HandshakeState,
+    Role,
+    SymmetricState,
+)
 from trionode.protocol.identity.keys import KeyHandle, KeyKind
 from trionode.vault import MemoryVault
 
@@ -247,3 +255,15 @@ def test_no_repr_contains_a_secret() -> None:
         assert "77777777" not in shown
         assert "wwww" not in shown
         assert "chaining_key" not in shown
+
+
+def test_a_message_beyond_the_largest_is_refused_though_it_fits_threat_16() -> None:
+    first = side(Role.INITIATOR).write_message()
+    side(Role.RESPONDER).read_message(first + bytes(MAX_MESSAGE - len(first)))  # message 1 is not encrypted
+    with pytest.raises(HandshakeError):
+        side(Role.RESPONDER).read_message(first + bytes(MAX_MESSAGE - len(first) + 1))
+
+
+def test_the_key_of_a_cipher_is_not_in_its_repr_threat_27() -> None:
+    key = bytes(range(32))
+    assert repr(key) not in repr(CipherState(key))

@@ -12,8 +12,8 @@ import trio
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from trio.testing import MockClock
 
-from tests.support.harness import ANSWER, EVIL, MARKER, RECORDER, Harness, Sighting, names_of, predicted, recording, run
 from tests.mutations.patches import MUTATIONS
+from tests.support.harness import ANSWER, EVIL, MARKER, RECORDER, Harness, Sighting, names_of, predicted, recording, run
 from tests.support.random_topologies import ENDPOINTS, topologies
 from tests.support.stages import STAGES
 from trionode import Identity, Message, Route, open_node, trust_everyone, trust_only
