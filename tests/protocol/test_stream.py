@@ -295,6 +295,7 @@ def test_without_answers_a_producer_resends_the_oldest_push_ever_more_rarely_and
         assert deadline is not None
         assert not producer.tick(deadline - 0.001)
         waits.append(deadline - now)
+        assert len(waits) < 10
         now = deadline
         sent += producer.tick(now)
     assert waits == pytest.approx([0.2, 0.4, 0.8, 1.6, 3.2])
