@@ -19,6 +19,7 @@ from trionode.protocol.stream.messages import MAX_RECORD
 from trionode.protocol.wire import current_codec
 from trionode.protocol.wire.address import local
 from trionode.protocol.wire.current_codec import CURRENT
+from trionode.protocol.wire.message import Message, Origin
 from trionode.routing.byte_budget import HARD_LIMIT
 from trionode_loopback import Loopback, LoopbackLink
 
@@ -492,6 +493,17 @@ async def test_a_message_beyond_the_largest_frame_raises_over_a_link(autojump_cl
             await parties.alice.send(Route(channel, "handler"), bytes(current_codec.MAX_FRAME))
         assert nonces(channel) == before
         assert (await parties.alice.ask(Route(channel, "echoer"), b"next")).payload == b"next"
+
+
+async def test_a_message_that_does_not_decrypt_gets_no_answer_threat_25(autojump_clock: trio.testing.MockClock) -> None:
+    async with open_parties() as parties:
+        _, bobs = await parties.open()
+        answers: list[Message] = []
+        parties.bob._router.register(local("spy"), answers.append, allow=from_anywhere)
+        junk = Message((bobs._hops.decryptor,), (local("spy"),), bytes(40), Origin(link=local("somewhere")))
+        parties.bob._router.deliver(junk)
+        assert bobs.refused == 1
+        assert answers == []
 
 
 # -- a new link --------------------------------------------------------------------------------------------------------

@@ -262,7 +262,7 @@ BOUNDS = (
             "            version = None\n"
         ),
         ("        with trio.CancelScope():\n            await self._stream.handshake()\n            version = None\n"),
-        ("transports/test_tcp::test_connecting_to_another_server_is_connection_lost_with_a_reason",),
+        ("transports/test_tcp::test_silent_connections_time_out_and_are_bounded",),
     ),
     Mutation(
         "link-reader-waits",

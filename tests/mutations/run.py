@@ -22,6 +22,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from queue import SimpleQueue
 from tempfile import TemporaryDirectory
@@ -53,7 +54,7 @@ def check() -> list[str]:
     for mutation in MUTATIONS:
         path = ROOT / mutation.path
         try:
-            compile(mutation.apply(path.read_text()), path, "exec", dont_inherit=True)
+            ast.parse(mutation.apply(path.read_text()))
         except (OSError, ValueError, SyntaxError) as error:
             problems.append(str(error) if mutation.name in str(error) else f"{mutation.name}: {error}")
         if not mutation.tests:
@@ -70,12 +71,13 @@ def _repeated(names: Iterator[str]) -> list[tuple[str, int]]:
 
 def _exists(test: str) -> bool:
     file, _, name = test.partition("::")
-    path = ROOT / file
-    return path.exists() and name.partition("[")[0] in {
-        node.name
-        for node in ast.walk(ast.parse(path.read_text()))
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
-    }
+    return name.partition("[")[0] in _functions(ROOT / file)
+
+
+@cache
+def _functions(path: Path) -> set[str]:
+    nodes = ast.walk(ast.parse(path.read_text())) if path.exists() else ()
+    return {node.name for node in nodes if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)}
 
 
 @contextmanager

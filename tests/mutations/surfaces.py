@@ -41,7 +41,7 @@ SURFACES = (
             "            self._router.counters[DropReason.DECRYPT_FAILED] += 1\n"
             '            self._router.answer(message, self.decryptor, b"no")\n'
         ),
-        ("channels/test_hostile_route::test_a_splice_between_two_channels_is_refused_threat_10",),
+        ("channels/test_secure_channel::test_a_message_that_does_not_decrypt_gets_no_answer_threat_25",),
     ),
     Mutation(
         "refused-registration-gets-silence",
