@@ -50,6 +50,22 @@ class ServiceError(RemoteError):
     """A stream, store or other service answered that it could not fulfil a request."""
 
 
+class Undelivered(RemoteError):
+    """Messages that were accepted have not been acknowledged by their receiver, or confirmed by a hub.
+
+    Some of them may have arrived: only their acknowledgement is missing.
+
+    Args:
+      count: How many.
+      text: What happened, and what to do.
+    """
+
+    def __init__(self, count: int, text: str) -> None:
+        super().__init__(text)
+        #: The number of messages.
+        self.count = count
+
+
 class LocalError(TrionodeError):
     """This program used the interface in a way that is not allowed."""
 

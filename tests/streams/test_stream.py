@@ -9,7 +9,7 @@ import trio.testing
 
 from trionode import Identity, Mailbox, Message, Node, Route, Stream, open_node, trust_only, unique
 from trionode.counters import DropReason
-from trionode.errors import AnswerTimeout, ConnectionLost, LocalError, MessageTooLargeError, ServiceError
+from trionode.errors import AnswerTimeout, ConnectionLost, LocalError, MessageTooLargeError, ServiceError, Undelivered
 from trionode.net.transport import Link
 from trionode.protocol.rules.access import from_anywhere
 from trionode.protocol.stream.messages import (
@@ -194,8 +194,10 @@ async def test_closing_waits_until_pushes_are_confirmed(autojump_clock: trio.tes
     async with open_scene() as (_, store, alice, bob):
         ours, _ = await open_pair(alice, bob)
         await send_all(alice, Route(ours), numbered(400))
+        assert await ours._client.flush(trio.current_time() + 5) == 0
+        await send_all(alice, Route(ours), numbered(400))
         await ours.aclose()
-        assert len(await store.read("to_bob", 399, limit=1, max_bytes=1000)) == 1
+        assert len(await store.read("to_bob", 799, limit=1, max_bytes=1000)) == 1
 
 
 async def test_closing_ends_in_time_without_a_hub(autojump_clock: trio.testing.MockClock) -> None:
@@ -205,8 +207,12 @@ async def test_closing_ends_in_time_without_a_hub(autojump_clock: trio.testing.M
             ours = await alice.open_stream(HUB, sends="to_bob", receives="to_alice")
         await alice.send(Route(ours), b"never confirmed")
         before = trio.current_time()
-        await ours.aclose()
-        assert trio.current_time() - before <= 1.0
+        assert await ours._client.flush(before + 0.5) == 1
+        with pytest.raises(Undelivered, match="not confirmed 1 messages to the stream to_bob") as caught:
+            await ours.aclose()
+        assert caught.value.count == 1
+        assert trio.current_time() - before == pytest.approx(1.5)
+        await ours.aclose()  # a second time does nothing
 
 
 async def test_stream_names_have_one_alphabet(autojump_clock: trio.testing.MockClock) -> None:

@@ -102,6 +102,9 @@ class Stream(Receiver[Message]):
     async def aclose(self) -> None:
         """Wait at most one second for the hub to confirm all pushes; then save the position and leave the streams.
 
+        Raises:
+          Undelivered: The hub has not confirmed all of them. The stream is closed all the same.
+
         If cancelled, pushes may be unconfirmed, and the stream is left all the same.
         """
         await self._client.aclose()

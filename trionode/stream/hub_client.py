@@ -16,6 +16,7 @@ from trionode.errors import (
     MessageTooLargeError,
     RemoteError,
     ServiceError,
+    Undelivered,
     UnknownAddressError,
     WireError,
 )
@@ -149,6 +150,7 @@ class HubClient(Service):
             router.unregister(self._receiving.address)
             self._queued.close()
             self._inbox.close()
+            self._flushed.set()
             self.verdicts.close()
 
     async def wait_ready(self, deadline: float) -> None:
@@ -168,14 +170,37 @@ class HubClient(Service):
         self._is_read = True
         return await self._inbox.receive()
 
-    async def aclose(self) -> None:
-        """Wait up to CLOSE_GRACE seconds until all pushes are confirmed, save the position, and end."""
-        with trio.move_on_after(CLOSE_GRACE):
+    async def flush(self, deadline: float) -> int:
+        """Wait until the hub has confirmed all pushes, up to a time of Trio's clock; return how many it has not.
+
+        If cancelled, the pushes stay, and are sent on.
+        """
+        with trio.CancelScope(deadline=deadline):
             while self._unconfirmed and not self._ended.is_set():
-                self._flushed = trio.Event()
+                if self._flushed.is_set():
+                    self._flushed = trio.Event()
                 await self._flushed.wait()
-        self._send(self._receiving, self.consumer.finish())
-        await super().aclose()
+        return self._unconfirmed
+
+    async def aclose(self) -> None:
+        """Wait up to CLOSE_GRACE seconds until all pushes are confirmed, save the position, and end.
+
+        Undelivered if some are not confirmed then.
+        """
+        if self._ended.is_set():
+            return
+        try:
+            unconfirmed = await self.flush(trio.current_time() + CLOSE_GRACE)
+            self._send(self._receiving, self.consumer.finish())
+        finally:
+            await super().aclose()
+        if unconfirmed:
+            raise Undelivered(
+                unconfirmed,
+                f"the hub {self._hub.name} has not confirmed {unconfirmed} messages to the stream {self.producer.stream} "
+                f"within {CLOSE_GRACE:g} s of closing it, and they are not sent again: open the stream again and send "
+                "what must arrive. Some of them may be stored",
+            )
 
     # The connection to the hub
 
