@@ -278,11 +278,17 @@ def _clock_faults(path: Path) -> dict[str, Fault]:
 
 @asynccontextmanager
 async def open_scenario(
-    folder: Path, messages: int, *, store: str | None = None, hubs: int = 1, broker: KafkaBroker | None = None
+    folder: Path,
+    messages: int,
+    *,
+    store: str | None = None,
+    hubs: int = 1,
+    broker: KafkaBroker | None = None,
+    pause: float = 0.0,
 ) -> AsyncIterator[Scenario]:
     """Run hubs over one store (SQLite in the folder by default), and prepare Alice and Bob, for the length of a block.
 
-    Each of the two reaches the hubs through proxies of its own.
+    Each of the two reaches the hubs through proxies of its own. Alice pauses so many seconds before each number.
     """
     store = store or f"sqlite:{folder / 'hub.db'}"
     clock = folder / "clock"
@@ -298,7 +304,7 @@ async def open_scenario(
                 proxies.append(await stack.enter_async_context(open_proxy(hub.endpoint)))
         at = {name: [proxy.endpoint for proxy in proxies] for name, proxies in ways.items()}
         at["bob"].reverse()  # with two hubs, each begins at another one
-        alice = Program(commands, "alice", [folder, identifiers["bob"], str(messages), *at["alice"]])
+        alice = Program(commands, "alice", [folder, identifiers["bob"], str(messages), str(pause), *at["alice"]])
         bob = Program(commands, "bob", [folder, identifiers["alice"], *at["bob"]])
         faults = _role_faults("alice", alice) | _role_faults("bob", bob) | _clock_faults(clock)
         for number, hub in enumerate(running):

@@ -49,6 +49,8 @@ class Proxy:
         self.delay = 0.0
         #: In how many of the next chunks one bit is flipped.
         self.chunks_to_corrupt = 0
+        #: How many of the next chunks that the target sends are lost.
+        self.answers_to_lose = 0
         #: Connections accepted, bits flipped, bytes passed on, and bytes swallowed.
         self.accepted = self.corrupted = self.passed = self.swallowed = 0
 
@@ -152,7 +154,10 @@ class Proxy:
                 self.swallowed += len(data)
                 continue
             with suppress(trio.BrokenResourceError):  # its reader tells the other side
-                if data:
+                if data and self.answers_to_lose and sink is connection.client:
+                    self.answers_to_lose -= 1
+                    self.swallowed += len(data)
+                elif data:
                     await sink.send_all(self._corrupt(data))
                     self.passed += len(data)
                 else:

@@ -50,7 +50,9 @@ async def test_10_000_numbers_over_two_hubs_and_one_kafka_although_one_is_killed
     tmp_path: Path, fault_seed: int, record: Record, kafka_broker: KafkaBroker
 ) -> None:
     steps = schedule(fault_seed, ["kill hub 0", "kill hub 1"], 20, after=(0, 100), pause=(1.0, 4.0))
-    async with open_scenario(tmp_path, MESSAGES, store=f"kafka:{kafka_broker.bootstrap}", hubs=2) as scenario:
+    async with open_scenario(
+        tmp_path, MESSAGES, store=f"kafka:{kafka_broker.bootstrap}", hubs=2, pause=0.012
+    ) as scenario:
         report = record(await scenario.run(fault_seed, steps, within=SECONDS))
     assert (report.lost, report.disordered, report.invented) == ((), 0, 0), report.text
 

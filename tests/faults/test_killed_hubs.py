@@ -2,6 +2,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Protocol
 
 import attrs
 import pytest
@@ -65,8 +66,15 @@ class Conversation:
         self.heard.append((await mailbox.receive()).payload)
 
 
+class Reachable(Protocol):
+    """A hub, or a proxy before it."""
+
+    @property
+    def endpoint(self) -> str: ...
+
+
 @asynccontextmanager
-async def open_conversation(alices: Sequence[HubProcess], bobs: Sequence[HubProcess]) -> AsyncIterator[Conversation]:
+async def open_conversation(alices: Sequence[Reachable], bobs: Sequence[Reachable]) -> AsyncIterator[Conversation]:
     async with open_node("tcp") as bob, open_node("tcp") as alice:
         bob_id, alice_id = await Identity.create(bob.vault), await Identity.create(alice.vault)
         await bob.start_worker("echoer", echoer)

@@ -136,6 +136,16 @@ async def test_corruption_flips_one_bit_in_as_many_chunks_as_asked() -> None:
         assert proxy.corrupted == 1
 
 
+async def test_a_lost_answer_is_lost_and_the_next_one_comes() -> None:
+    async with proxied() as proxy, await connect(proxy) as stream:
+        proxy.answers_to_lose = 1
+        await stream.send_all(b"lost")
+        assert await is_silent(stream)
+        await stream.send_all(b"comes")
+        assert await receive(stream, 5) == b"comes"
+        assert proxy.swallowed == 4
+
+
 async def test_a_target_that_does_not_run_resets_the_client() -> None:
     (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
     port = listener.socket.getsockname()[1]

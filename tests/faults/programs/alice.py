@@ -1,4 +1,5 @@
-"""Alice: sends the numbers from 1, in order, until Bob has answered all. Arguments: folder, Bob, count, hubs.
+"""Alice: sends the numbers from 1, in order, until Bob has answered all. Arguments: folder, Bob, count, seconds
+between two numbers, hubs.
 
 She keeps at most WINDOW numbers unanswered. When no answer comes for a while, she opens another channel, and sends
 again what was not answered: what a program must do that nothing below it does.
@@ -27,6 +28,7 @@ class Numbers:
 
     log: Log
     last: int
+    pause: float
     following: int = 1
     open: dict[int, None] = attrs.Factory(dict)
 
@@ -59,6 +61,8 @@ async def converse(node: Node, stream: Stream, identity: Identity, bob: str, num
                 number = numbers.following
                 numbers.log.note(INTENT, number)
                 numbers.following += 1
+                if numbers.pause:
+                    await trio.sleep(numbers.pause)
                 await mailbox.send(route, b"%d" % number)
                 numbers.log.note(ACCEPTED, number)
                 numbers.open[number] = None
@@ -77,9 +81,9 @@ async def _hear(mailbox: Mailbox, numbers: Numbers) -> bool:
     return False
 
 
-async def main(folder: Path, bob: str, last: int, hubs: list[str]) -> None:
+async def main(folder: Path, bob: str, last: int, pause: float, hubs: list[str]) -> None:
     """Send all, over as many channels as it takes."""
-    numbers = Numbers(Log(folder / "sent.log"), last)
+    numbers = Numbers(Log(folder / "sent.log"), last, pause)
     numbers.restore(folder / "sent.log")
     async with open_party(folder / "alice.vault") as (node, identity):
         stream = await open_their_stream(node, hubs, sends="alice_to_bob", receives="bob_to_alice", client_id="alice")
@@ -91,4 +95,4 @@ async def main(folder: Path, bob: str, last: int, hubs: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    trio.run(main, Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), sys.argv[4:])
+    trio.run(main, Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), float(sys.argv[4]), sys.argv[5:])
