@@ -20,6 +20,7 @@ from trionode.protocol.stream.messages import (
     PushRequest,
     PushResponse,
     Response,
+    StreamLife,
     decode_response,
     encode,
 )
@@ -188,8 +189,11 @@ class Client:
         await self._mailbox.send(Route(link, to), encode(request))
 
     async def hear(self) -> Response:
+        """Return the next answer; a hub adds the life of a stream to its answers to create."""
         with trio.fail_after(SECONDS):
-            return decode_response((await self._mailbox.receive()).payload)
+            while isinstance(response := decode_response((await self._mailbox.receive()).payload), StreamLife):
+                pass
+            return response
 
     async def hear_confirmed(self, request_ids: Iterable[int]) -> None:
         for request_id in request_ids:
