@@ -231,9 +231,17 @@ class _Run:
             async with run_topology(self._spec, transports=transports, on_listening=self._end_head_start) as topology:
                 self._topology = topology
                 await self._live()
+        except* RemoteError as group:  # the nodes could not deliver everything before they ended, and say so
+            if not self._ended:
+                self._note_error(group)
+            for node in self._programs:
+                self.oracle.report(node, "undelivered at the end")
         except* Exception as group:  # noqa: BLE001  # a run reports what it finds, mistakes of the library included
-            self.oracle.find("error", "".join(traceback.format_exception(group)))
+            self._note_error(group)
         self.oracle.conclude()
+
+    def _note_error(self, group: BaseException) -> None:
+        self.oracle.find("error", "".join(traceback.format_exception(group)))
 
     async def _end_head_start(self, _: RunningNode) -> None:
         """Let the wall clock show a time long after the identities were made: a jump back must not lead to before it."""
