@@ -40,7 +40,7 @@ class CurrentExchange(Exchange):
         },
     }
 
-    _payload: bytes = attrs.field(repr=False)
+    _payload: IdentityPayload = attrs.field(repr=False)
     _own: Identifier = attrs.field(repr=str)
 
     @classmethod
@@ -61,7 +61,7 @@ class CurrentExchange(Exchange):
             raise LocalError("the payload attests another key than `static`: take both from one identity, at one time")
         ephemeral = ephemeral or vault.generate(KeyKind.X25519, ephemeral=True)
         handshake = noise.HandshakeState(role, vault, static, ephemeral, noise.OCKAM_CURRENT)
-        return cls(vault, handshake, (ephemeral,), payload.encode(), payload.history.identifier)
+        return cls(vault, handshake, (ephemeral,), payload, payload.history.identifier)
 
     def cipher(self) -> CurrentCipher:
         """Return a new cipher around the session."""
@@ -76,7 +76,7 @@ class CurrentExchange(Exchange):
             case Action.READ_IDENTITY:
                 self._read_identity(message, now)
             case Action.WRITE_LAST:
-                last = self._noise.write_message(self._payload)
+                last = self._noise.write_message(attrs.evolve(self._payload, delivery=self._terms).encode())
                 self._session = self._make_session(rekey=True)
                 return last
             case Action.ACCEPT:
@@ -93,7 +93,7 @@ class CurrentExchange(Exchange):
     def _answer_first(self, message: bytes) -> bytes:
         attempt = copy.copy(self._noise)
         attempt.read_message(message)
-        answer = attempt.write_message(self._payload)
+        answer = attempt.write_message(self._payload.encode())
         self._noise = attempt
         return answer
 
@@ -104,5 +104,6 @@ class CurrentExchange(Exchange):
         if payload.history.identifier == self._own:
             raise IdentityError("the peer presents our own identity: a reflection, or one identity at both ends")
         self.peer = Peer(payload.history, payload.credentials)
+        self.delivery = payload.delivery
         self._noise = attempt
         self._forget_keys()  # the ephemeral key: all secrets that it agrees on are mixed in by now

@@ -8,6 +8,7 @@ from typing import ClassVar
 import attrs
 
 from trionode.errors import DecryptError, HandshakeError, IdentityError, LocalError, WireError
+from trionode.protocol.delivery.terms import Offer, Terms
 from trionode.protocol.handshake import noise
 from trionode.protocol.identity.credential import Credential, PresentedCredential, newest_credential
 from trionode.protocol.identity.history import History
@@ -124,6 +125,9 @@ class Exchange(ABC):
     _keys: tuple[KeyHandle, ...] = attrs.field(repr=False)
     state: State = attrs.field(init=False, default=State.READY)
     peer: Peer | None = attrs.field(init=False, default=None)
+    #: What the peer says about delivery; None if it has no delivery layer.
+    delivery: Offer | Terms | None = attrs.field(init=False, default=None)
+    _terms: Terms | None = attrs.field(init=False, default=None, repr=False)
     _session: Session | None = attrs.field(init=False, default=None, repr=False)
 
     def begin(self) -> bytes:
@@ -140,8 +144,12 @@ class Exchange(ABC):
         """
         return self._on(Event.RECEIVE, message, now)
 
-    def accept(self) -> bytes | None:
-        """Accept the peer, which is trusted; return the last message, if this side writes it."""
+    def accept(self, terms: Terms | None = None) -> bytes | None:
+        """Accept the peer, which is trusted; return the last message, if this side writes it.
+
+        `terms` go into it, if the peer has offered delivery.
+        """
+        self._terms = terms if isinstance(self.delivery, Offer) else None
         return self._on(Event.ACCEPT)
 
     def refuse(self) -> None:

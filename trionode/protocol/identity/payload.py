@@ -5,6 +5,7 @@ from typing import Self
 import attrs
 
 from trionode.errors import IdentityError, WireError
+from trionode.protocol.delivery.terms import Offer, Terms
 from trionode.protocol.identity.attestation import PurposeKeyAttestation
 from trionode.protocol.identity.credential import PresentedCredential
 from trionode.protocol.identity.identity import ChangeHistory, read_history
@@ -28,6 +29,8 @@ class IdentityPayload:
     history: ChangeHistory
     attestation: PurposeKeyAttestation
     credentials: tuple[PresentedCredential, ...] = ()
+    #: What the peer says about delivery: an item behind the others, which peers without a delivery layer skip.
+    delivery: Offer | Terms | None = None
 
     @classmethod
     def decode(cls, data: bytes) -> Self:
@@ -35,7 +38,7 @@ class IdentityPayload:
         if len(data) > MAX_PAYLOAD:
             raise IdentityError(f"an identity payload has at most {MAX_PAYLOAD} bytes, this one {len(data)}")
         try:
-            history, attestation, credentials = cbor.fields(cbor.decode(data), 3)
+            history, attestation, credentials, delivery = cbor.fields(cbor.decode(data), 3, 1)
             listed = cbor.narrow(credentials, list)
             if len(listed) > MAX_CREDENTIALS:
                 raise IdentityError(
@@ -43,14 +46,15 @@ class IdentityPayload:
                 )
             presented = tuple(map(PresentedCredential.of, listed))
             attested = PurposeKeyAttestation.of(Signed.of(attestation))
-            return cls(read_history(history), attested, presented)
+            return cls(read_history(history), attested, presented, Offer.of(delivery))
         except WireError as error:
             raise IdentityError(f"not an identity payload: {error}") from error
 
     def encode(self) -> bytes:
         """Return the bytes for the handshake message."""
         credentials = [credential.item for credential in self.credentials]
-        return cbor.encode([self.history.item, self.attestation.signed.item, credentials])
+        delivery = () if self.delivery is None else (self.delivery.item(),)
+        return cbor.encode([self.history.item, self.attestation.signed.item, credentials, *delivery])
 
     def verify(self, static_key: bytes, now: int) -> None:
         """IdentityError unless the identity attests, at `now`, the X25519 key that the handshake proved."""

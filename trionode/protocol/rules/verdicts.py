@@ -63,3 +63,85 @@ class Rollback(Verdict):
             f"the stream {self.stream} was deleted, created again or restored: "
             f"it was read up to {self.known}, and now ends at {self.now}"
         )
+
+
+@attrs.frozen
+class Gap(Verdict):
+    """Messages of the peer are missing: later ones have arrived, or the peer says how many it has sent.
+
+    Something on the route dropped them, or holds them back. The peer sends them again; `Repaired` follows when they
+    arrive.
+
+    Attributes:
+      first: The number of the first missing message; the peer numbers its messages from 1.
+      last: The number of the last one.
+    """
+
+    first: int
+    last: int
+
+    def __str__(self) -> str:
+        return f"the messages {self.first} to {self.last} of the peer are missing"
+
+
+@attrs.frozen
+class Repaired(Verdict):
+    """The messages of a `Gap` have arrived after all, and were delivered in order.
+
+    Attributes:
+      first: The number of the first one.
+      last: The number of the last one.
+    """
+
+    first: int
+    last: int
+
+    def __str__(self) -> str:
+        return f"the messages {self.first} to {self.last} of the peer have arrived after all"
+
+
+@attrs.frozen
+class TailSilence(Verdict):
+    """Nothing comes from the peer any more, although it promised a sign of life, or it acknowledges nothing.
+
+    The peer is gone, or something on the route drops its messages.
+
+    Attributes:
+      since: When the last message of the peer arrived, or since when it owes an acknowledgement, by Trio's clock, in
+        seconds.
+    """
+
+    since: float
+
+    def __str__(self) -> str:
+        return f"the peer says or acknowledges nothing since {self.since:.1f} (Trio's clock)"
+
+
+@attrs.frozen
+class Fork(Verdict):
+    """The peer remembers other messages than this side. The channel ends: one side went back to an older state.
+
+    Attributes:
+      number: The number of the message at which both histories differ, at the latest.
+    """
+
+    number: int
+
+    def __str__(self) -> str:
+        return f"the histories of both sides differ at message {self.number} at the latest"
+
+
+@attrs.frozen
+class Restarted(Verdict):
+    """The peer has restarted, and no longer knows what it had received. What it had not handled is sent again.
+
+    Attributes:
+      unconfirmed: The number of messages that are sent again. The peer may have handled some of them before.
+    """
+
+    unconfirmed: int
+
+    def __str__(self) -> str:
+        return (
+            f"the peer has restarted: {self.unconfirmed} messages that it had not confirmed as handled are sent again"
+        )

@@ -1,5 +1,7 @@
 """A message: two routes, a payload, and what this node knows about its origin."""
 
+from abc import ABC, abstractmethod
+
 import attrs
 
 from trionode.errors import ConfigError, UndecodableText, WireError
@@ -21,6 +23,8 @@ class Origin:
         channel.
       drop_when_full: Whether the link is between hubs: its reader never waits, and messages for a full queue are
         dropped.
+      is_held: Whether the message waits for a full queue without end, so it must not be dropped there: messages of a
+        channel with the delivery layer.
       resends: Whether clients of the link's protocol version resend unanswered requests and understand `error`
         (spec §11.6). True for local messages.
     """
@@ -30,6 +34,7 @@ class Origin:
     identifier: bytes | None = None
     drop_when_full: bool = False
     resends: bool = True
+    is_held: bool = False
 
     @property
     def is_local(self) -> bool:
@@ -41,6 +46,20 @@ class Origin:
 LOCAL = Origin()
 
 
+class Receipt(ABC):
+    """Follows one message to its handler."""
+
+    __slots__ = ("is_queued",)
+
+    def __init__(self) -> None:
+        #: Whether something has taken the message that reports when it is handled.
+        self.is_queued = False
+
+    @abstractmethod
+    def done(self) -> None:
+        """Note that the message was handled."""
+
+
 class Message:
     """A message. Treat it as a value: a hop that changes a route makes a new message.
 
@@ -50,23 +69,29 @@ class Message:
       payload: The payload.
       origin: What this node knows about the origin.
       deliveries: The number of local deliveries so far.
+      receipt: Follows the message to its handler; None: nobody waits for that.
+      is_promised: Whether this program was told that it is accepted, so its loss is reported when the node ends.
     """
 
-    __slots__ = ("back", "deliveries", "onward", "origin", "payload")
+    __slots__ = ("back", "deliveries", "is_promised", "onward", "origin", "payload", "receipt")
 
-    def __init__(
+    def __init__(  # noqa: PLR0917 - one call for each message: keywords cost time
         self,
         onward: tuple[Encoded, ...],
         back: tuple[Encoded, ...],
         payload: bytes,
         origin: Origin = LOCAL,
         deliveries: int = 0,
+        receipt: Receipt | None = None,
+        is_promised: bool = False,  # noqa: FBT001, FBT002 - one call for each message: keywords cost time
     ) -> None:
         self.onward = onward
         self.back = back
         self.payload = payload
         self.origin = origin
         self.deliveries = deliveries
+        self.receipt = receipt
+        self.is_promised = is_promised
 
     @property
     def onward_route(self) -> Route:

@@ -1,0 +1,1 @@
+"""The delivery layer: numbered, acknowledged messages inside a secure channel. docs/delivery.md describes it."""
