@@ -12,6 +12,7 @@ from trionode.errors import (
     DecryptError,
     HandshakeError,
     IdentityError,
+    IdentityRefused,
     LocalError,
     MessageTooLargeError,
     RemoteError,
@@ -42,7 +43,16 @@ from trionode.protocol.rules.access import (
     from_local_or_channels,
     from_local_or_links,
 )
-from trionode.protocol.rules.verdicts import Rollback, Truncated, Verdict
+from trionode.protocol.rules.verdicts import (
+    Fork,
+    Gap,
+    Repaired,
+    Restarted,
+    Rollback,
+    TailSilence,
+    Truncated,
+    Verdict,
+)
 from trionode.protocol.wire.address import Address
 from trionode.protocol.wire.message import Message, Origin
 from trionode.protocol.wire.route import Routable, Route, RouteLike
@@ -72,11 +82,14 @@ __all__ = [
     "DeadLetters",
     "DecryptError",
     "DropReason",
+    "Fork",
+    "Gap",
     "HandshakeError",
     "Hub",
     "Identifier",
     "Identity",
     "IdentityError",
+    "IdentityRefused",
     "IdentityVault",
     "Inlet",
     "Link",
@@ -96,6 +109,8 @@ __all__ = [
     "RelayLimits",
     "RelayService",
     "RemoteError",
+    "Repaired",
+    "Restarted",
     "Rollback",
     "Routable",
     "Route",
@@ -108,6 +123,7 @@ __all__ = [
     "StreamLimits",
     "StreamService",
     "StreamStore",
+    "TailSilence",
     "Transport",
     "TrionodeError",
     "Truncated",

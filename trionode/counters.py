@@ -22,6 +22,8 @@ class DropReason(enum.StrEnum):
     REPLY_TOO_LARGE = "reply_too_large"
     #: A forwarded message is larger than its path carries.
     FORWARD_TOO_LARGE = "forward_too_large"
+    #: The message waited in a mailbox whose reader has ended.
+    MAILBOX_CLOSED = "mailbox_closed"
     #: The mailbox drops after its stall timeout, until half of it is empty.
     MAILBOX_STALLED = "mailbox_stalled"
     #: The mailbox is at its hard limit, and the message came by a link that drops when full.

@@ -34,6 +34,10 @@ class HandshakeError(RemoteError):
     """A handshake message or the identity in it is not valid, or the trust policy refused the identity."""
 
 
+class IdentityRefused(HandshakeError):
+    """The peer refuses this side's identity: its trust policy says no."""
+
+
 class IdentityError(RemoteError):
     """A change history, attestation, credential or identifier is not valid, or contradicts a known one."""
 

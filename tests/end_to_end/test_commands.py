@@ -35,7 +35,7 @@ from trionode.cli.commands.alice import ECHO_SECONDS, converse
 from trionode.cli.commands.bob import echo_and_print
 from trionode.cli.commands.hub import MAX_FRAME
 from trionode.cli.terminal import MAX_LINE, Line, Lines, Output
-from trionode.errors import AnswerTimeout, ConnectionLost, LocalError
+from trionode.errors import ConnectionLost, IdentityRefused, LocalError
 from trionode.protocol.identity.classic_identity import verify_classic_history
 from trionode.protocol.wire.address import parse_host_port
 from trionode.stream.store.base import load_store
@@ -532,15 +532,14 @@ async def test_a_late_echo_that_arrives_while_alice_reads_is_not_reported_missin
     assert written.lines() == ["Alice received an echo: late"]
 
 
-async def test_refused_identity_is_reported_as_silence(tmp_path: Path, autojump_clock: MockClock) -> None:
-    written = Written(tmp_path / "out")
-    # An initiator has a channel before the responder has decided.
-    async with pair(forgetful, trust_only(f"I{'0' * 64}")) as p:
-        with pytest.raises(
-            AnswerTimeout, match=f"which looks the same from here: then start Bob with --trust {p.identity.identifier}"
-        ):
-            await converse(p.alice, p.channel, p.identity.identifier, lines_of("one", "two"), written.output)
-    assert written.lines() == []
+async def test_a_refused_identity_is_reported_at_once(autojump_clock: MockClock) -> None:
+    with pytest.RaisesGroup(
+        pytest.RaisesExc(IdentityRefused, match="its trust policy has to name it"),
+        allow_unwrapped=True,
+        flatten_subgroups=True,
+    ):
+        async with pair(forgetful, trust_only(f"I{'0' * 64}")):
+            pass
 
 
 async def test_unexpected_echoes_are_printed_with_a_remark(

@@ -136,6 +136,7 @@ async def test_balance_takes_turns_and_skips_lost_routes(
             return sorted(await lines(capsys, len(names)))
 
         assert await jobs("a", "b", "c", "d") == ["one: a", "one: d", "three: c", "two: b"]
+        await trio.sleep(1)  # until the jobs are acknowledged
         await running.crash("two")
         await trio.testing.wait_all_tasks_blocked()
         assert await jobs("e", "f", "g") == ["one: f", "three: e", "three: g"]

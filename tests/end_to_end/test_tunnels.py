@@ -108,7 +108,8 @@ async def test_outlet_needs_trust_and_refuses_other_peers(tmp_path: Path) -> Non
             outlet = await commands.start("outlet", service, "--listen", "tcp:127.0.0.1:0", "--trust", "I" + "0" * 64)
             at, identifier = await listening(outlet), await outlet.line()
             inlet = await commands.start("inlet", "127.0.0.1:0", "--to", at, "--trust", identifier)
-            await listening_inlet(inlet)
+            assert await inlet.end() == 1
+            assert "refuses this identity" in inlet.complaints
             await outlet.stopped_by(signal.SIGTERM)
             assert "the trust policy says no" in outlet.complaints
 

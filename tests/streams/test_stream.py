@@ -7,6 +7,7 @@ import pytest
 import trio
 import trio.testing
 
+from tests.support.failures import undelivered
 from trionode import Identity, Mailbox, Message, Node, Route, Stream, open_node, trust_only, unique
 from trionode.counters import DropReason
 from trionode.errors import AnswerTimeout, ConnectionLost, LocalError, MessageTooLargeError, ServiceError, Undelivered
@@ -344,16 +345,17 @@ async def test_unconfirmed_pushes_are_resent_under_their_ids(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     network = Network()
-    async with open_scripted(network, good_manners) as hub, open_node(network) as alice:
-        ours = await alice.open_stream(HUB, sends="to_bob", receives="to_alice")
-        await alice.send(Route(ours), b"a")
-        await alice.send(Route(ours), b"b")
-        await trio.sleep(1)
-        # The first one alone: the hub does not know yet that there is none before it.
-        pushes = [request for _, request in hub.heard if isinstance(request, PushRequest)]
-        assert len(pushes) == 3
-        assert {push.request_id for push in pushes} == {0}
-        assert len(set(pushes)) == 1
+    with undelivered(2):
+        async with open_scripted(network, good_manners) as hub, open_node(network) as alice:
+            ours = await alice.open_stream(HUB, sends="to_bob", receives="to_alice")
+            await alice.send(Route(ours), b"a")
+            await alice.send(Route(ours), b"b")
+            await trio.sleep(1)
+            # The first one alone: the hub does not know yet that there is none before it.
+            pushes = [request for _, request in hub.heard if isinstance(request, PushRequest)]
+            assert len(pushes) == 3
+            assert {push.request_id for push in pushes} == {0}
+            assert len(set(pushes)) == 1
 
 
 # -- links that break, hubs that go ------------------------------------------------------------------------------------
@@ -503,17 +505,18 @@ async def test_a_hub_that_does_not_answer_for_long_is_retried_without_growth(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     network = Network()
-    async with open_scripted(network, good_manners) as hub, open_node(network) as alice:
-        ours = await alice.open_stream(HUB, sends="echo", receives="echo")
-        await alice.send(Route(ours), b"x")
-        hub.script = lambda _: ()
-        await trio.sleep(3600)
-        asked = len(hub.times(CreateRequest))
-        assert 100 < asked < 3000
-        assert sum(map(len, alice._router._close_callbacks.values())) <= 1
-        hub.script = good_manners
-        await trio.sleep(30)
-        assert [request for _, request in hub.heard[-10:] if isinstance(request, PushRequest)]
+    with undelivered(1):
+        async with open_scripted(network, good_manners) as hub, open_node(network) as alice:
+            ours = await alice.open_stream(HUB, sends="echo", receives="echo")
+            await alice.send(Route(ours), b"x")
+            hub.script = lambda _: ()
+            await trio.sleep(3600)
+            asked = len(hub.times(CreateRequest))
+            assert 100 < asked < 3000
+            assert sum(map(len, alice._router._close_callbacks.values())) <= 1
+            hub.script = good_manners
+            await trio.sleep(30)
+            assert [request for _, request in hub.heard[-10:] if isinstance(request, PushRequest)]
 
 
 async def test_a_half_open_link_to_the_hub_is_replaced_without_loss(
@@ -536,16 +539,17 @@ async def test_an_unanswered_request_does_not_end_a_link_that_brings_other_messa
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     network = Network()
-    async with open_scripted(network, good_manners) as hub, open_node(network) as alice:
-        await hub.node.start_worker("echoer", echoer, allow=from_anywhere)
-        ours = await alice.open_stream(HUB, sends="echo", receives="echo")
-        (link,) = alice._links._all
-        hub.script = lambda _: ()
-        await alice.send(Route(ours), b"x")
-        for _ in range(60):
-            await trio.sleep(1)
-            await alice.ask(Route(link, "echoer"), b"")
-        assert link.is_open
+    with undelivered(1):
+        async with open_scripted(network, good_manners) as hub, open_node(network) as alice:
+            await hub.node.start_worker("echoer", echoer, allow=from_anywhere)
+            ours = await alice.open_stream(HUB, sends="echo", receives="echo")
+            (link,) = alice._links._all
+            hub.script = lambda _: ()
+            await alice.send(Route(ours), b"x")
+            for _ in range(60):
+                await trio.sleep(1)
+                await alice.ask(Route(link, "echoer"), b"")
+            assert link.is_open
 
 
 async def test_answers_that_do_not_come_from_the_hub_are_counted_and_change_nothing(

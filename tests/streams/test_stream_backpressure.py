@@ -8,6 +8,7 @@ import pytest
 import trio
 import trio.testing
 
+from tests.support.failures import undelivered
 from trionode import Identity, Mailbox, Node, Route, Stream, open_node, trust_only, unique
 from trionode.counters import DropReason
 from trionode.errors import AnswerTimeout, ConnectionLost
@@ -228,20 +229,21 @@ async def test_a_client_that_floods_pushes_and_reads_is_slowed_and_blocks_no_oth
 async def test_a_full_store_refuses_all_pushes_and_nothing_grows(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
-    async with open_scene(MemoryStore(max_bytes=2_000_000)) as scene, watched(scene, slowed):
-        stored = await scene.alice.open_stream(HUB, sends=unique("x"), receives=unique("y"))
-        async with trio.open_nursery() as nursery:
+    with undelivered(2):
+        async with open_scene(MemoryStore(max_bytes=2_000_000)) as scene, watched(scene, slowed):
+            stored = await scene.alice.open_stream(HUB, sends=unique("x"), receives=unique("y"))
+            async with trio.open_nursery() as nursery:
 
-            async def fill() -> None:
-                for _ in range(5000):
-                    await scene.alice.send(Route(stored), bytes(1000))
+                async def fill() -> None:
+                    for _ in range(5000):
+                        await scene.alice.send(Route(stored), bytes(1000))
 
-            nursery.start_soon(fill)
-            await trio.sleep(100)
-            # Both are blocked, the client that filled the store and the other one; nothing has grown.
-            with pytest.raises(AnswerTimeout):
-                await scene.alice.ask(scene.echoes, "x", timeout=30)
-            nursery.cancel_scope.cancel()
+                nursery.start_soon(fill)
+                await trio.sleep(100)
+                # Both are blocked, the client that filled the store and the other one; nothing has grown.
+                with pytest.raises(AnswerTimeout):
+                    await scene.alice.ask(scene.echoes, "x", timeout=30)
+                nursery.cancel_scope.cancel()
 
 
 # -- a worker that asks back -------------------------------------------------------------------------------------------

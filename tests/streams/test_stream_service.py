@@ -881,7 +881,7 @@ async def test_a_channel_that_closes_with_a_pull_outstanding_does_not_end_the_hu
         hub_identity = await Identity.create(scene.node.vault)
         await scene.node.serve_secure_channels("hub", hub_identity, trust=trust_everyone)
         channel = await alice.open_secure_channel(
-            Route("loopback:hub", "hub"), await Identity.create(alice.vault), trust=trust_everyone
+            Route("loopback:hub", "hub"), await Identity.create(alice.vault), trust=trust_everyone, delivery="off"
         )
         answer = await alice.ask(Route(channel, SERVICE), encode(CreateRequest("s")))
         assert decode_response(answer.payload).__class__ is StreamLife  # the answer itself comes after it

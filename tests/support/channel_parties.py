@@ -20,6 +20,7 @@ from trionode import (
     trust_everyone,
     unique,
 )
+from trionode.channel.initiator import DeliveryMode
 from trionode.channel.listener import SecureChannelListener
 from trionode.net.transport import Transport
 from trionode.stream.store.base import StreamStore
@@ -80,13 +81,19 @@ class Parties:
     bobs_stream: Stream | None = None
     #: The protocol version of their channels, and what they are known by in it.
     protocol_version: str = "current"
+    #: Whether their channels have the delivery layer.
+    delivery: DeliveryMode = "off"
     alices_identifier: Identifier = attrs.field(kw_only=True)
     bobs_identifier: Identifier = attrs.field(kw_only=True)
 
     async def open(self, *, trust: TrustPolicy = trust_everyone) -> tuple[SecureChannel, SecureChannel]:
         """A channel that has carried a message in each direction: Alice's side of it, and Bob's."""
         channel = await self.alice.open_secure_channel(
-            self.route, self.alices, trust=trust, protocol_version=self.protocol_version
+            self.route,
+            self.alices,
+            trust=trust,
+            protocol_version=self.protocol_version,
+            delivery=self.delivery,
         )
         assert (await self.alice.ask(Route(channel, "echoer"), b"hello")).payload == b"hello"
         # Bob's side is the one that sends to Alice's decryptor.
@@ -115,10 +122,12 @@ async def open_parties(
     store: StreamStore | None = None,
     protocol_version: str = "current",
     protocol_versions: Sequence[str] = (),
+    delivery: DeliveryMode = "off",
 ) -> AsyncIterator[Parties]:
     """Alice and Bob, joined by "loopback", "tcp", "a hub", "two hubs" or "streams"; `tap` is the transport of the first hub.
 
     Alice's channels are of a protocol version, and Bob's listener answers it alone, unless the test says otherwise.
+    They have no delivery layer by default, so a test sees what the session alone does.
     """
     transport: str | Transport = "tcp" if way == "tcp" else Loopback() if tap is None else tap
     network: str | Transport = getattr(tap, "_inner", transport)
@@ -132,7 +141,7 @@ async def open_parties(
         bobs, bob_handler = await serve(bob)
         alices, alice_handler = await serve(alice)
         listener = await bob.serve_secure_channels(
-            "listener", bobs, trust=trust, protocol_versions=protocol_versions or (protocol_version,)
+            "listener", bobs, trust=trust, protocol_versions=protocol_versions or (protocol_version,), delivery=delivery
         )
         parties = Parties(
             alice,
@@ -144,6 +153,7 @@ async def open_parties(
             alice_handler,
             bob_handler,
             protocol_version=protocol_version,
+            delivery=delivery,
             alices_identifier=await known_as(alices, protocol_version),
             bobs_identifier=await known_as(bobs, protocol_version),
         )

@@ -2,6 +2,10 @@
 
 from collections.abc import Iterator
 
+import pytest
+
+from trionode.errors import Undelivered
+
 
 def failures(error: BaseException) -> Iterator[str]:
     """Yield the kind and text of each error in nested groups."""
@@ -10,3 +14,10 @@ def failures(error: BaseException) -> Iterator[str]:
             yield from failures(inner)
     else:
         yield f"{type(error).__name__}: {error}"
+
+
+def undelivered(count: int) -> "pytest.RaisesGroup[Undelivered]":
+    """Expect that a node's block ends with that many messages that nobody has acknowledged."""
+    return pytest.RaisesGroup(
+        pytest.RaisesExc(Undelivered, check=lambda error: error.count == count), flatten_subgroups=True
+    )

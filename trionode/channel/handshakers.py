@@ -6,6 +6,7 @@ import attrs
 
 from trionode.errors import ConfigError
 from trionode.identity.identity import Identity
+from trionode.protocol.delivery.terms import Offer
 from trionode.protocol.handshake.classic_exchange import ClassicExchange, is_classic
 from trionode.protocol.handshake.current_exchange import CurrentExchange
 from trionode.protocol.handshake.exchange import Exchange
@@ -27,18 +28,24 @@ class Handshaker:
     begins: Callable[[bytes], bool] = attrs.field(repr=False)
 
 
-async def _current(identity: Identity) -> Handshaker:
+async def _current(identity: Identity, *, offers_delivery: bool) -> Handshaker:
     # Read at each handshake: the identity may be rotated, its attestation is renewed, and credentials are added.
+    offer = Offer() if offers_delivery else None
+
+    def respond() -> Exchange:
+        payload = attrs.evolve(identity.payload(), delivery=offer)
+        return CurrentExchange.create(Role.RESPONDER, identity.vault, identity.purpose_key, payload)
+
     return Handshaker(
         "current",
         identity.identifier,
         lambda: CurrentExchange.create(Role.INITIATOR, identity.vault, identity.purpose_key, identity.payload()),
-        lambda: CurrentExchange.create(Role.RESPONDER, identity.vault, identity.purpose_key, identity.payload()),
+        respond,
         lambda first: not is_classic(first),
     )
 
 
-async def _classic(identity: Identity) -> Handshaker:
+async def _classic(identity: Identity, *, offers_delivery: bool) -> Handshaker:  # noqa: ARG001 - classic has none
     classic = await identity.classic()
     return Handshaker(
         "classic",
@@ -53,7 +60,7 @@ async def _classic(identity: Identity) -> Handshaker:
     )
 
 
-_HANDSHAKERS: dict[str, Callable[[Identity], Awaitable[Handshaker]]] = {"current": _current, "classic": _classic}
+_HANDSHAKERS: dict[str, Callable[..., Awaitable[Handshaker]]] = {"current": _current, "classic": _classic}
 
 
 def require_protocol_versions(protocol_versions: Iterable[str]) -> tuple[str, ...]:
@@ -68,7 +75,10 @@ def require_protocol_versions(protocol_versions: Iterable[str]) -> tuple[str, ..
     return names
 
 
-async def handshaker(identity: Identity, protocol_version: str) -> Handshaker:
-    """Return the handshaker for a protocol version; ConfigError if unknown, VaultError as for `Identity.classic`."""
+async def handshaker(identity: Identity, protocol_version: str, *, offers_delivery: bool = False) -> Handshaker:
+    """Return the handshaker for a protocol version; ConfigError if unknown, VaultError as for `Identity.classic`.
+
+    With `offers_delivery` its responders say that they have the delivery layer.
+    """
     (name,) = require_protocol_versions([protocol_version])
-    return await _HANDSHAKERS[name](identity)
+    return await _HANDSHAKERS[name](identity, offers_delivery=offers_delivery)

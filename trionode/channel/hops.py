@@ -19,6 +19,7 @@ from trionode.protocol.wire.message import LOCAL, Message, Origin
 from trionode.protocol.wire.route import MAX_HOPS
 from trionode.routing.byte_budget import ByteBudget
 from trionode.routing.router import Router
+from trionode.routing.verdict_queue import VerdictQueue
 
 #: Bytes of CBOR around a message beside its routes and its payload: three array heads of up to two bytes and a
 #: five-byte length. BARE never needs more.
@@ -42,6 +43,8 @@ class ChannelHops:
         #: Messages that did not decrypt or could not be decoded.
         self.refused = 0
         self.closed = trio.Event()
+        #: What was found out about messages, for the program to take.
+        self.verdicts = VerdictQueue()
         self.encryptor, self.decryptor = addresses
         self.route = route
         self.cipher = cipher
@@ -56,6 +59,7 @@ class ChannelHops:
         self._max_plaintext: int | None = None
         self._measure()
         router.register(self.encryptor, self.encrypt, allow=from_local, limit=self._limit)
+        router.on_verdict(route[0], self.verdicts.put)
         if cipher.warning:
             log.warning("secure channel with %s: %s", peer.identifier, cipher.warning)
 
@@ -169,4 +173,6 @@ class ChannelHops:
             self._router.unregister(self.encryptor)
             self._router.unregister(self.decryptor)
             self._router.forget(self.route[0], self.abort)
+            self._router.ignore_verdicts(self.route[0], self.verdicts.put)
+            self.verdicts.close()
             log.info("secure channel with %s ended: %s", self.peer.identifier, reason)

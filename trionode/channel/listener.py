@@ -1,5 +1,6 @@
 """The listener of secure channels: a bounded number of handshakes with deadlines, and the channels that they open."""
 
+import secrets
 import time
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -8,15 +9,20 @@ from functools import partial
 import attrs
 import trio
 
+from trionode.channel.deliveries import Deliveries
+from trionode.channel.delivering import DeliveringHops, refuse
 from trionode.channel.handshakers import Handshaker
 from trionode.channel.hops import ChannelHops
+from trionode.channel.initiator import DeliveryMode
 from trionode.channel.secure_channel import SecureChannel
 from trionode.counters import DropReason
 from trionode.errors import HandshakeError, VaultError
 from trionode.identity.identity import Identity
 from trionode.identity.trust import TrustPolicy, is_trusted
 from trionode.log import log
-from trionode.protocol.handshake.exchange import Exchange, State
+from trionode.protocol.delivery.delivery import Delivery
+from trionode.protocol.delivery.terms import HASH_SIZE, Terms
+from trionode.protocol.handshake.exchange import Exchange, Peer, State
 from trionode.protocol.rules.access import Access, from_anywhere
 from trionode.protocol.wire.address import Address, Encoded
 from trionode.protocol.wire.message import Message
@@ -72,8 +78,12 @@ class SecureChannelListener(Service):
         handshakers: Sequence[Handshaker],
         *,
         trust: TrustPolicy,
+        delivery: DeliveryMode,
+        deliveries: Deliveries,
     ) -> None:
         super().__init__()
+        self._delivery = delivery
+        self._deliveries = deliveries
         self._encoded = encoded
         self._identity = identity
         self._channels: dict[ChannelHops, SecureChannel] = {}
@@ -206,18 +216,18 @@ class SecureChannelListener(Service):
                 # The vault's file is locked, or its disk is full. As in `_first`, a peer's message must not end the
                 # node.
                 log.error("can't look up a peer: %s", error)
+        terms = exchange.delivery if isinstance(exchange.delivery, Terms) and self._delivery != "off" else None
+        if trusted and terms is None and self._delivery == "required":
+            log.warning("refused %s: it has no delivery layer, and this listener requires it", exchange.peer.identifier)
+            trusted = False
         if not trusted:
+            if terms is not None:
+                exchange.accept()
+                refuse(self._router, exchange.cipher(), pending.back)
             self._drop(pending)
             return
         exchange.accept()
-        channel = ChannelHops(
-            self._router,
-            exchange.cipher(),
-            exchange.peer,
-            addresses=(random_address(), pending.address),
-            route=pending.back,
-            follows=True,
-        )
+        channel = self._open(pending, exchange.peer, terms)
         self._channels[channel] = SecureChannel(channel)
         self._router.on_close(channel.encryptor, partial(self._forget, channel))
         while not channel.closed.is_set() and (message := held.take()) is not None:
@@ -232,6 +242,26 @@ class SecureChannelListener(Service):
         self._router.replace(pending.address, channel.decrypt, allow=from_anywhere)
         self._not_idle.set()
         log.info("secure channel with %s is open", channel.peer.identifier)
+
+    def _open(self, pending: _Pending, peer: Peer, terms: Terms | None) -> ChannelHops:
+        addresses = (random_address(), pending.address)
+        cipher = pending.exchange.cipher()
+        if terms is None:
+            return ChannelHops(self._router, cipher, peer, addresses=addresses, route=pending.back, follows=True)
+        delivery = Delivery(secrets.token_bytes(HASH_SIZE))
+        delivery.respond(terms, trio.current_time())
+        hops = DeliveringHops(
+            self._router,
+            cipher,
+            peer,
+            addresses=addresses,
+            route=pending.back,
+            follows=True,
+            delivery=delivery,
+            deliveries=self._deliveries,
+        )
+        self._deliveries.flush_soon(hops)
+        return hops
 
     def _forget(self, channel: ChannelHops) -> None:
         self._channels.pop(channel, None)

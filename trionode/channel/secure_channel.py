@@ -6,6 +6,7 @@ from time import time
 
 import trio
 
+from trionode.channel.delivering import DeliveringHops
 from trionode.channel.hops import ChannelHops
 from trionode.errors import ClosedError, UnknownAddressError
 from trionode.identity.attributes import authority_history, readable
@@ -14,6 +15,10 @@ from trionode.protocol.handshake.exchange import Peer
 from trionode.protocol.identity.identity import ChangeHistory
 from trionode.protocol.wire.address import Address
 from trionode.protocol.wire.current_codec import RefreshCredentials
+from trionode.routing.verdict_queue import VerdictQueue
+
+#: Seconds that the end of a channel or node waits for acknowledgements.
+GRACE = 5.0
 
 
 class SecureChannel:
@@ -89,20 +94,70 @@ class SecureChannel:
         else:
             await over_budget.wait_or_stall()
 
-    async def aclose(self) -> None:
-        """Close the channel. A second call does nothing.
+    @property
+    def unacknowledged(self) -> int:
+        """The number of messages that the peer has not acknowledged; 0 without the delivery layer."""
+        return self._hops.delivery.outbox.unacknowledged if isinstance(self._hops, DeliveringHops) else 0
+
+    @property
+    def resent(self) -> int:
+        """The number of messages that were sent again; 0 without the delivery layer."""
+        return self._hops.delivery.outbox.resent if isinstance(self._hops, DeliveringHops) else 0
+
+    @property
+    def has_delivery(self) -> bool:
+        """Whether both sides have the delivery layer."""
+        return isinstance(self._hops, DeliveringHops)
+
+    def verdicts(self) -> VerdictQueue:
+        """Return what was found out about the channel's messages, to iterate over or to `receive` from.
+
+        The newest 64 are kept. Each one is received once. The iteration ends with the channel.
+
+        Returns:
+          The verdicts: `Gap`, `Repaired`, `TailSilence`, `Rollback`, `Fork`, `Truncated` and `Restarted`.
+        """
+        return self._hops.verdicts
+
+    async def aclose(self, *, grace: float = GRACE) -> None:
+        """Wait until the peer has acknowledged everything, and close the channel. A second call does nothing.
 
         The peer is notified if the route to it still exists. A classic channel has no message for that.
+
+        Args:
+          grace: Seconds to wait at most.
+
+        Raises:
+          Undelivered: Messages that were sent have not been acknowledged in that time. The channel is closed.
 
         If cancelled, the channel is closed nevertheless.
         """
         hops = self._hops
+        undelivered = None
+        if isinstance(hops, DeliveringHops) and not hops.closed.is_set():
+            try:
+                with trio.move_on_after(grace):
+                    await hops.drain()
+            finally:
+                undelivered = hops.undelivered()
+                self._close()
+                if undelivered is not None:
+                    hops.forgive()
+        else:
+            self._close()
+        await trio.lowlevel.checkpoint()
+        if undelivered is not None:
+            raise undelivered
+
+    def _close(self) -> None:
+        hops = self._hops
         if not hops.closed.is_set():
+            if isinstance(hops, DeliveringHops):
+                hops.say_goodbye(is_leaving=False)
             if hops.cipher.close_plaintext is not None:
                 with suppress(UnknownAddressError, ClosedError):
                     hops.send_control(hops.cipher.close_plaintext)
             hops.end("this side closed it")
-        await trio.lowlevel.checkpoint()
 
     def __repr__(self) -> str:
         return f"<SecureChannel with {self.peer.identifier} at {self.address}>"

@@ -15,9 +15,10 @@ DRAIN_SECONDS = 0.25
 async def close_in_order(node: Node, services: Sequence[StreamService]) -> None:
     """Close without losing anything that a client would not send again (spec §11.6, 7).
 
-    Accept no new connections, answer every pull, then close the links, and store what they still bring.
+    Accept no new connections, wait a moment for acknowledgements, answer every pull, then close the links, and store what they still bring.
     """
     node.stop_listening()
+    await node._drain(DRAIN_SECONDS)
     for service in services:
         await service.finish()
     with trio.move_on_after(DRAIN_SECONDS):

@@ -6,18 +6,20 @@ Longer than 400 lines because of the docstrings of those methods, the public int
 import inspect
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, asynccontextmanager, contextmanager
+from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
 from functools import partial
-from typing import Any, TypeAlias, cast
+from typing import Any, Literal, TypeAlias, cast, get_args
 
 import trio
 
+from trionode.channel.deliveries import Deliveries
+from trionode.channel.delivering import SendReceipt
 from trionode.channel.handshakers import handshaker, require_protocol_versions
-from trionode.channel.initiator import open_secure_channel
+from trionode.channel.initiator import DeliveryMode, open_secure_channel
 from trionode.channel.listener import SecureChannelListener
-from trionode.channel.secure_channel import SecureChannel
+from trionode.channel.secure_channel import GRACE, SecureChannel
 from trionode.counters import Counters
-from trionode.errors import AnswerTimeout, ConfigError
+from trionode.errors import AnswerTimeout, ConfigError, Undelivered
 from trionode.identity.identity import Identity
 from trionode.identity.stored import IdentityVault
 from trionode.identity.trust import TrustPolicy
@@ -42,6 +44,9 @@ from trionode.stream.hub_client import HubClient
 from trionode.stream.service import INDEX_SERVICE, SERVICE, StreamService
 from trionode.stream.store.base import StreamStore
 from trionode.vault.memory import MemoryVault
+
+#: When `send` returns.
+Until: TypeAlias = Literal["accepted", "acknowledged", "handled"]
 
 #: Seconds that `ask` waits for an answer.
 ANSWER_TIMEOUT = 30.0
@@ -74,6 +79,8 @@ class Node:
         self._nursery = nursery
         self._links = Links(self._router, nursery, transports, allow=link_access(forwards=forwards))
         self._sender = Sender(self._router, random_address())
+        self._deliveries = Deliveries()
+        self._streams: set[HubClient] = set()
         #: The messages that workers with `on_error="set_aside"` could not handle. They can be read after the node's end,
         #: too.
         self.dead_letters = DeadLetters()
@@ -234,25 +241,46 @@ class Node:
         with self._registered(mailbox, allow or (from_anywhere if name is None else from_local_or_channels)):
             yield mailbox
 
-    async def send(self, route: RouteLike, body: bytes | str) -> None:
+    async def send(self, route: RouteLike, body: bytes | str, *, until: Until = "accepted") -> None:
         """Send a payload without a return route.
 
-        It waits while the path is over its byte budget.
+        It waits while the path is over its byte budget. Through a secure channel with the delivery layer, an accepted
+        message is sent until the peer acknowledges it, and the end of the node's block waits for that.
 
         Args:
           route: Where it goes.
           body: bytes are sent as they are, a str as a BARE string (spec §5).
+          until: When to return: "accepted" by this node; "acknowledged" by the peer of the secure channel that the
+            route passes first; or "handled" by its worker, which then asks for its next message.
 
         Raises:
+          Undelivered: The channel ended before the peer had acknowledged or handled the message.
           ConnectionLost: The first hop can't be connected.
           UnknownAddressError: This node has no such first hop.
           MessageTooLargeError: A link or stream on this node can't carry it.
-          ConfigError: The route or the body is something else.
+          ConfigError: The route, the body or `until` is something else, or nothing on the route can acknowledge.
 
-        If cancelled, nothing was sent.
+        If cancelled, nothing was sent; while it waits for the peer, the message is sent nevertheless.
         """
         payload = payload_of(body)
-        await self._sender.deliver(Message(await self._links.resolve(route), (), payload))
+        if until not in get_args(Until):
+            raise ConfigError(f"until is one of {', '.join(map(repr, get_args(Until)))}; this is {until!r}")
+        onward = await self._links.resolve(route)
+        if until == "accepted":
+            await self._sender.deliver(Message(onward, (), payload, is_promised=True))
+            return
+        receipt = SendReceipt()
+        await self._sender.deliver(Message(onward, (), payload, receipt=receipt, is_promised=True))
+        if not receipt.is_queued:
+            raise ConfigError(
+                f"until={until!r} needs a route that begins with a secure channel whose peer has the delivery layer, or "
+                f"with a worker of this node; the message was sent, and [{Route.of(route)}] can't acknowledge it"
+            )
+        await (receipt.acknowledged if until == "acknowledged" else receipt.handled).wait()
+        if receipt.is_lost:
+            raise Undelivered(
+                1, "the channel ended before the peer had acknowledged the message: open it again, and send it again"
+            )
 
     async def ask(self, route: RouteLike, body: bytes | str, *, timeout: float = ANSWER_TIMEOUT) -> Message:  # noqa: ASYNC109  # an answer always has a deadline
         """Send a payload and wait for one answer. The answer never waits behind other messages.
@@ -309,6 +337,7 @@ class Node:
         trust: TrustPolicy,
         timeout: float = CHANNEL_TIMEOUT,  # noqa: ASYNC109  # a handshake always has a deadline
         protocol_version: str = "current",
+        delivery: DeliveryMode = "on",
     ) -> SecureChannel:
         """Open a secure channel with the listener at the end of a route (spec §7, §8).
 
@@ -322,23 +351,36 @@ class Node:
           protocol_version: "current"; or "classic" for a peer that speaks nothing else. That peer sees the classic
             identity, may accept replayed messages, and is not notified when the channel closes. There is no fallback
             from one to the other.
+          delivery: Whether messages are numbered and acknowledged, and sent again until then: "on", if the peer has that
+            layer, as nodes of this library have; "required", so the channel does not open without it; or "off".
 
         Returns:
-          The channel, which can stand in a route. It lives until either side closes it, or the node ends.
+          The channel, which can stand in a route. It lives until either side closes it, the peer is gone, or the node
+          ends.
 
         Raises:
-          AnswerTimeout: No handshake was answered. A peer that refuses this identity does not answer either.
-          HandshakeError: `trust` refuses the peer.
+          AnswerTimeout: No handshake was answered. A peer without the delivery layer that refuses this identity does not
+            answer either.
+          IdentityRefused: The peer refuses this identity.
+          HandshakeError: `trust` refuses the peer, or it has no delivery layer and that is required.
           ConnectionLost: The first hop can't be connected.
-          ConfigError: The protocol version is unknown.
+          ConfigError: The protocol version or the delivery mode is unknown.
 
         If cancelled, no channel stays.
         """
+        _require_delivery_mode(delivery)
         speaker = await handshaker(identity, protocol_version)
         deadline = trio.current_time() + timeout
         hops = await self._resolve_by(route, deadline, timeout)
         return await open_secure_channel(
-            self._router, hops, speaker, trust=trust, known_peers=identity.vault.known_peers, deadline=deadline
+            self._router,
+            hops,
+            speaker,
+            trust=trust,
+            known_peers=identity.vault.known_peers,
+            deadline=deadline,
+            delivery=delivery,
+            deliveries=self._deliveries,
         )
 
     async def serve_secure_channels(
@@ -349,6 +391,7 @@ class Node:
         trust: TrustPolicy,
         allow: Access = from_anywhere,
         protocol_versions: Sequence[str] = ("current",),
+        delivery: DeliveryMode = "on",
     ) -> SecureChannelListener:
         """Answer handshakes at an address for as long as the node lives (spec §7, §8).
 
@@ -359,18 +402,31 @@ class Node:
           allow: Which messages reach the listener.
           protocol_versions: Those that are answered, of "current" and "classic". The others get no answer, so no
             attacker can downgrade peers to classic.
+          delivery: As for `open_secure_channel`. With "required", peers without the delivery layer are refused.
 
         Returns:
           The listener.
 
         Raises:
           AddressInUseError: The name is taken.
-          ConfigError: A protocol version is unknown.
+          ConfigError: A protocol version or the delivery mode is unknown.
 
         If cancelled, the node does not listen there.
         """
-        handshakers = [await handshaker(identity, version) for version in require_protocol_versions(protocol_versions)]
-        listener = SecureChannelListener(self._router, local(name), identity, handshakers, trust=trust)
+        _require_delivery_mode(delivery)
+        handshakers = [
+            await handshaker(identity, version, offers_delivery=delivery != "off")
+            for version in require_protocol_versions(protocol_versions)
+        ]
+        listener = SecureChannelListener(
+            self._router,
+            local(name),
+            identity,
+            handshakers,
+            trust=trust,
+            delivery=delivery,
+            deliveries=self._deliveries,
+        )
         await self._start(partial(listener._run, allow=allow))
         return listener
 
@@ -430,6 +486,7 @@ class Node:
             protocol_version=protocol_version,
         )
         await self._start_ready(client.run, client.wait_ready, client.aclose, timeout)
+        self._streams = {each for each in self._streams if not each.is_ended} | {client}
         return Stream(client)
 
     async def serve_streams(
@@ -624,9 +681,44 @@ class Node:
         self._router.register(mailbox.encoded, mailbox._hop, allow=allow)
         try:
             yield
+            mailbox._finish()
         finally:
             self._router.unregister(mailbox.encoded)
             mailbox._close()
+
+    async def _drain(self, grace: float) -> None:
+        """Wait until the peers of channels have acknowledged everything, and report the end of this node to them."""
+        with trio.move_on_after(grace):
+            await self._deliveries.drain()
+        for channel in list(self._deliveries.channels):
+            channel.say_goodbye()
+
+    async def _finish(self, grace: float) -> int:
+        """Wait until accepted messages are acknowledged, report the end to peers, and close streams and links.
+
+        Return the number of messages that are not acknowledged.
+        """
+        deadline = trio.current_time() + grace
+        await self._drain(grace)
+        channels = list(self._deliveries.channels)
+        undelivered = self._deliveries.undelivered + sum(channel.promised for channel in channels)
+        self._router.is_ending = True
+        unconfirmed = 0
+
+        async def close(client: HubClient) -> None:
+            nonlocal unconfirmed
+            if client.is_ended:
+                return
+            unconfirmed += await client.flush(deadline)
+            with suppress(Undelivered):  # counted above
+                await client.aclose()
+
+        async with trio.open_nursery() as nursery:
+            for client in self._streams:
+                nursery.start_soon(close, client)
+        await self.aclose_links()
+        # What passed a stream within a channel is counted by the channel, whose peer acknowledges it.
+        return undelivered if channels else undelivered + unconfirmed
 
     async def _start(self, task: Callable[..., Awaitable[object]]) -> Any:
         """Run a task in the node's nursery, and wait for the value that it reports by `task_status.started`."""
@@ -679,6 +771,11 @@ class Node:
         return open_path
 
 
+def _require_delivery_mode(delivery: DeliveryMode) -> None:
+    if delivery not in get_args(DeliveryMode):
+        raise ConfigError(f"delivery is one of {', '.join(map(repr, get_args(DeliveryMode)))}; this is {delivery!r}")
+
+
 def _path(route: RouteLike) -> Route:
     path = Route.of(route)
     if not path.hops:
@@ -704,7 +801,10 @@ async def _hold_connections(*, task_status: trio.TaskStatus[trio.Nursery]) -> No
 
 @asynccontextmanager
 async def open_node(
-    *transports: str | Transport, vault: IdentityVault | None = None, forwards: bool = False
+    *transports: str | Transport,
+    vault: IdentityVault | None = None,
+    forwards: bool = False,
+    grace: float = GRACE,
 ) -> AsyncIterator[Node]:
     """Open a node for the length of a block.
 
@@ -716,14 +816,16 @@ async def open_node(
       transports: Names of installed transports, or `Transport` objects.
       vault: Holds the keys. By default they live in memory, and are lost when the node ends.
       forwards: Whether messages of unauthenticated peers may pass from link to link, as on a hub.
+      grace: Seconds that the end of the block waits for the peers of secure channels to acknowledge what was sent.
 
     Returns:
       A context manager that gives the node.
 
     Raises:
       ConfigError: A transport is not installed, or Trio does not run.
+      Undelivered: At the end of the block, messages that were sent through secure channels are not acknowledged.
 
-    If cancelled in the block, the links end without being flushed.
+    If cancelled in the block, the links end without being flushed. Nothing is waited for then, nor after an exception.
     """
     if not trio.lowlevel.in_trio_run():
         raise ConfigError(
@@ -734,11 +836,18 @@ async def open_node(
         connections: trio.Nursery = await nursery.start(_hold_connections)
         opened = [transport.open(connections) for transport in found]
         node = Node(nursery, opened, MemoryVault() if vault is None else vault, forwards=forwards)
+        await nursery.start(node._deliveries.run)
+        undelivered = 0
         try:
             yield node
-            node._router.is_ending = True
-            await node.aclose_links()
+            undelivered = await node._finish(grace)
         finally:
             node._links.is_closed = True
             node.dead_letters._close()
         nursery.cancel_scope.cancel()
+    if undelivered:
+        raise Undelivered(
+            undelivered,
+            f"{undelivered} messages were accepted and not acknowledged when the node ended, after {grace:g} s: their "
+            "peers or the routes to them are gone, or slow. Send them again, or open the node with a longer grace",
+        )

@@ -95,7 +95,7 @@ class Mailbox(Receiver[Message]):
         inbox = self._inbox
         # Only a link's reader stops waiting. For a local message or one of a stream, some task waits without end, so it
         # is not dropped.
-        if self._is_stalled and message.origin.link is not None:
+        if self._is_stalled and message.origin.link is not None and not message.origin.is_held:
             if inbox.size > inbox.bound // 2:
                 self._router.counters[DropReason.MAILBOX_STALLED] += 1
                 return None
@@ -103,6 +103,8 @@ class Mailbox(Receiver[Message]):
         if message.origin.drop_when_full and inbox.is_full:
             self._router.counters[DropReason.MAILBOX_FULL] += 1
             return None
+        if message.receipt is not None:
+            message.receipt.is_queued = True
         # The routes count too: a peer can make them 32 KiB long around an empty payload.
         return inbox.put(message, len(message.payload) + sum(map(len, message.onward)) + sum(map(len, message.back)))
 
@@ -127,6 +129,9 @@ class Mailbox(Receiver[Message]):
         if self._turn >= FAIR_BURST:
             self._turn = self._sender.turn = 0
             await trio.lowlevel.checkpoint()
+        current = self._current
+        if current is not None and current.receipt is not None:
+            current.receipt.done()
         message = self._inbox.take()
         while message is None:
             self._current = None
@@ -160,7 +165,7 @@ class Mailbox(Receiver[Message]):
         If cancelled, nothing was sent.
         """
         onward = route.encoded if type(route) is Route else Route.of(route).encoded
-        await self._sender.deliver(Message(onward, self._sender.source, payload_of(body)))
+        await self._sender.deliver(Message(onward, self._sender.source, payload_of(body), is_promised=True))
 
     async def reply(self, message: Message, body: bytes | str) -> None:
         """Answer a message along its return route, exactly as it arrived (spec §4.1).
@@ -223,6 +228,17 @@ class Mailbox(Receiver[Message]):
     def _close(self) -> None:
         """Accept no more messages. The worker's iteration ends when the queue is empty."""
         self._inbox.close()
+
+    def _finish(self) -> None:
+        """Note that the reader has handled its last message and takes no more. What still waits is dropped."""
+        current = self._take_current()
+        for message in (current, *self._inbox.take_all()):
+            if message is None:
+                continue
+            if message is not current:
+                self._router.counters[DropReason.MAILBOX_CLOSED] += 1
+            if message.receipt is not None:
+                message.receipt.done()
 
 
 #: A worker: an async function that gets its mailbox. `Node.start_worker` says what an exception of it leads to.

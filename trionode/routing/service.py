@@ -40,6 +40,11 @@ class Service:
         self._nursery.start_soon(task, *args)
         return True
 
+    @property
+    def is_ended(self) -> bool:
+        """Whether all its tasks have ended."""
+        return self._ended.is_set()
+
     async def aclose(self) -> None:
         """End the service and wait for its tasks; a second time it does nothing.
 

@@ -17,7 +17,14 @@ from trionode.cli.options import Client, client_options
 from trionode.cli.runner import run_async
 from trionode.cli.state import Conversation
 from trionode.cli.terminal import Line, Lines, Output, payload_text, printable, say
-from trionode.errors import AnswerTimeout, ConnectionLost, LocalError, MessageTooLargeError, UnknownAddressError
+from trionode.errors import (
+    AnswerTimeout,
+    ConnectionLost,
+    IdentityRefused,
+    LocalError,
+    MessageTooLargeError,
+    UnknownAddressError,
+)
 from trionode.node.node import CHANNEL_TIMEOUT, Node
 from trionode.protocol.identity.identity import Identifier
 from trionode.protocol.stream.messages import MAX_RECORD
@@ -85,6 +92,8 @@ async def alice(working: trio.CancelScope, *, client: Client, seconds: float) ->
                 )
             except AnswerTimeout as error:
                 raise AnswerTimeout(_no_channel(client, names, own, seconds)) from error
+            except IdentityRefused as error:
+                raise IdentityRefused(f"Bob refuses this identity: start Bob with --trust {own}") from error
             await output.line(
                 f"[✓] End-to-end encrypted secure channel was established with {channel.peer.identifier}."
             )
