@@ -23,11 +23,11 @@ SURFACES = (
         "refused-identity-gets-silence",
         (25,),
         "channel/listener.py",
-        ("        if not trusted:\n            self._drop(pending)\n"),
+        "        if not trusted:\n            if terms is not None:\n",
         (
             "        if not trusted:\n"
             '            self._router.deliver(Message(pending.back, (pending.address,), b"no"))\n'
-            "            self._drop(pending)\n"
+            "            if terms is not None:\n"
         ),
         ("channels/test_secure_channel::test_a_responder_that_refuses_sends_nothing_threat_25",),
     ),
