@@ -14,6 +14,7 @@ from trionode.identity.attributes import PeerOrigin
 from trionode.log import log
 from trionode.protocol.delivery import frame as frames
 from trionode.protocol.delivery.delivery import Delivery, refusal
+from trionode.protocol.delivery.inbox import ACK_DELAY
 from trionode.protocol.delivery.outbox import WINDOW, HistoryError
 from trionode.protocol.handshake.exchange import Peer
 from trionode.protocol.rules.verdicts import Verdict
@@ -265,7 +266,12 @@ class DeliveringHops(ChannelHops):
         self._schedule(now)
 
     def _schedule(self, now: float) -> None:
-        """Wake this channel at its next deadline; not at once again if the deadline can't be met now."""
+        """Wake this channel at its next deadline; not at once again if the deadline can't be met now.
+
+        Most calls end here: a channel that wakes within the delay of an acknowledgement looks at all deadlines then.
+        """
+        if self.scheduled_at <= now + ACK_DELAY:
+            return
         at = min(self.delivery.next_deadline(), self._silent_since + SILENCE_SECONDS)
         if self.delivery.is_silent and self._silent_since == math.inf:
             at = now

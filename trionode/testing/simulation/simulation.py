@@ -353,9 +353,8 @@ class _Run:
 
     async def _take_verdicts(self, node: str, opened: Stream | SecureChannel) -> None:
         """Note the verdicts of a stream or channel."""
-        if isinstance(opened, Stream):
-            async for verdict in opened.verdicts():
-                self.oracle.report(node, type(verdict).__name__)
+        async for verdict in opened.verdicts():
+            self.oracle.report(node, type(verdict).__name__)
 
     # What goes wrong
 
