@@ -15,6 +15,7 @@ from tests.faults.proxy import open_proxy
 from tests.faults.test_killed_hubs import MESSAGES, open_conversation
 from tests.support.processes import HubProcess, open_hub
 from trionode import Node, Route, Stream, open_node, unique
+from trionode.errors import Undelivered
 from trionode.testing import KafkaBroker
 
 #: Seconds for one test, far more than it takes.
@@ -73,7 +74,7 @@ async def test_acknowledged_messages_outlive_a_killed_broker(kafka_broker: Kafka
 
 @pytest.mark.kafka
 async def test_closing_ends_in_time_while_the_broker_is_gone(kafka_broker: KafkaBroker) -> None:
-    with trio.fail_after(SECONDS):
+    with trio.fail_after(SECONDS), pytest.RaisesGroup(Undelivered, allow_unwrapped=True):
         async with open_hub(f"kafka:{kafka_broker.bootstrap}") as hub, open_node("tcp") as node:
             writer = await node.open_stream(Route(hub.endpoint), sends=unique("a"), receives=unique("b"))
             await trio.to_thread.run_sync(kafka_broker.kill)

@@ -257,7 +257,7 @@ async def test_a_client_that_never_reads_is_closed_and_others_are_served(
                 nursery.start_soon(flood)
                 while len(hub._links._all) < 2:
                     await trio.lowlevel.checkpoint()
-                (greedy,) = hub._links._all - {friends}
+                (greedy,) = set(hub._links._all) - {friends}
                 while not greedy.ended.is_set():
                     assert (await friend.ask(Route(link, "service"), "still here?")).text == "still here?"
                 nursery.cancel_scope.cancel()

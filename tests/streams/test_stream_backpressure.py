@@ -184,7 +184,7 @@ async def test_a_client_that_floods_pulls_and_never_reads_is_closed_at_a_bound(
             await others_go_on(scene)
         await trio.sleep(60)
         # 256 KiB that loopback holds, 4 MiB in the outbox: some 70 answers of 60,000 bytes.
-        (closed,) = links - scene.hub._links._all
+        (closed,) = links - set(scene.hub._links._all)
         assert "bytes of answers unread" in closed._reason
         await others_go_on(scene)
 

@@ -287,6 +287,6 @@ class SecureChannelListener(Service):
 
         If cancelled, some channels may still be open, and the listener still answers.
         """
-        for channel in self.channels:
+        for channel in list(self._channels.values()):
             await channel.aclose()
         await super().aclose()

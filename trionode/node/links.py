@@ -34,7 +34,8 @@ class Links:
         self._allow = allow
         self._connected: dict[tuple[str, str | None], NodeLink] = {}
         self._dialing: dict[tuple[str, str | None], trio.Lock] = {}
-        self._all: set[NodeLink] = set()
+        #: The open links, in the order in which they were opened: they are closed in that order, always the same.
+        self._all: dict[NodeLink, None] = {}
         self._listening: set[trio.CancelScope] = set()
 
     def require_open(self) -> None:
@@ -113,7 +114,7 @@ class Links:
             drop_when_full=drop_when_full,
             hang_up=hang_up,
         )
-        self._all.add(node_link)
+        self._all[node_link] = None
         self._nursery.start_soon(self._run, node_link)
         return node_link
 
@@ -121,7 +122,7 @@ class Links:
         try:
             await node_link._run()
         finally:
-            self._all.discard(node_link)
+            self._all.pop(node_link, None)
 
     async def connect(self, peer: str, *, name: str | None = None, drop_when_full: bool = False) -> NodeLink:
         """See `Node.connect`."""

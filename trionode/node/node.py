@@ -80,7 +80,7 @@ class Node:
         self._links = Links(self._router, nursery, transports, allow=link_access(forwards=forwards))
         self._sender = Sender(self._router, random_address())
         self._deliveries = Deliveries()
-        self._streams: set[HubClient] = set()
+        self._streams: list[HubClient] = []
         #: The messages that workers with `on_error="set_aside"` could not handle. They can be read after the node's end,
         #: too.
         self.dead_letters = DeadLetters()
@@ -486,7 +486,7 @@ class Node:
             protocol_version=protocol_version,
         )
         await self._start_ready(client.run, client.wait_ready, client.aclose, timeout)
-        self._streams = {each for each in self._streams if not each.is_ended} | {client}
+        self._streams = [*(each for each in self._streams if not each.is_ended), client]
         return Stream(client)
 
     async def serve_streams(
