@@ -1,10 +1,12 @@
 """Virtual time, and a run of Trio that a seed repeats."""
 
 import gc
+import heapq
 import random
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
+from itertools import count
 from typing import Any, TypeVar
 from unittest.mock import patch
 
@@ -73,16 +75,31 @@ async def _run_inline(sync_fn: Callable[..., T], *args: Any, **_: object) -> T:
     return sync_fn(*args)
 
 
+def _adding_in_order() -> Callable[[_run.Deadlines, float, trio.CancelScope], None]:
+    """Return the method that adds a deadline, so that equal ones pass in the order in which they were set.
+
+    Trio lets the address of the cancel scope in memory decide between them.
+    """
+    order = count()
+
+    def add(deadlines: _run.Deadlines, deadline: float, cancel_scope: trio.CancelScope) -> None:
+        heapq.heappush(deadlines._heap, (deadline, next(order), cancel_scope))
+        deadlines._active += 1
+
+    return add
+
+
 @contextmanager
 def _deterministic(seed: int, clock: VirtualClock) -> Iterator[None]:
     """Make everything deterministic that decides about the order of events.
 
-    That is the order in which Trio runs its tasks (Trio offers this for Hypothesis, in private names), the jitter of
-    delays, the wall clock, threads, and the time of garbage collection. Keys, nonces and addresses stay random.
+    That is the order in which Trio runs its tasks (Trio offers this for Hypothesis, in private names) and lets equal
+    deadlines pass, the jitter of delays, the wall clock, threads, and the time of garbage collection. Keys, nonces and addresses stay random.
     """
     scheduler, jitter, collects = _run._r.getstate(), random.getstate(), gc.isenabled()
     with (
         patch.object(_run, "_ALLOW_DETERMINISTIC_SCHEDULING", True),  # noqa: FBT003  # the value of a flag
+        patch.object(_run.Deadlines, "add", _adding_in_order()),
         patch.object(time, "time", clock.wall),
         patch.object(time, "time_ns", clock.wall_ns),
         patch.object(trio.to_thread, "run_sync", _run_inline),
