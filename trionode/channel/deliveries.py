@@ -42,7 +42,9 @@ class Deliveries:
         self.undelivered = 0
         self._nursery: trio.Nursery | None = None
         self._flushing: dict[DeliveringChannel, None] = {}
-        self._deadlines: list[tuple[float, int, DeliveringChannel]] = []
+        #: Deadlines, and the keys of the channels that they are for: an ended channel is not kept alive by them.
+        self._deadlines: list[tuple[float, int]] = []
+        self._scheduled: dict[int, DeliveringChannel] = {}
         self._order = count()
         self._parked = trio.lowlevel.ParkingLot()
         self._sleep = trio.CancelScope()
@@ -60,9 +62,11 @@ class Deliveries:
                         channel.flush()
                     now = trio.current_time()
                     while self._deadlines and self._deadlines[0][0] <= now:
-                        _, _, channel = heapq.heappop(self._deadlines)
-                        channel.scheduled_at = float("inf")
-                        channel.on_time()
+                        at, key = heapq.heappop(self._deadlines)
+                        channel = self._scheduled.pop(key, None)
+                        if channel is not None and channel.scheduled_at == at:
+                            channel.scheduled_at = float("inf")
+                            channel.on_time()
             finally:
                 self._nursery = None
 
@@ -84,8 +88,23 @@ class Deliveries:
         """Call the channel's `on_time` at that time, or earlier."""
         if at < channel.scheduled_at:
             channel.scheduled_at = at
-            heapq.heappush(self._deadlines, (at, next(self._order), channel))
+            key = next(self._order)
+            self._scheduled[key] = channel
+            heapq.heappush(self._deadlines, (at, key))
             self._sleep.deadline = min(self._sleep.deadline, at)
+
+    def remove(self, channel: DeliveringChannel) -> None:
+        """Forget a channel that has ended, and the deadlines of all ended ones once they are the most."""
+        self.channels.pop(channel, None)
+        self._flushing.pop(channel, None)
+        if len(self._deadlines) > 2 * len(self.channels) + 64:
+            self._deadlines = [
+                (at, key)
+                for at, key in self._deadlines
+                if self._scheduled[key] in self.channels and self._scheduled[key].scheduled_at == at
+            ]
+            self._scheduled = {key: self._scheduled[key] for _, key in self._deadlines}
+            heapq.heapify(self._deadlines)
 
     def start_soon(self, task: Callable[..., Awaitable[object]], *args: object) -> None:
         """Start a task of a channel, unless the node has ended."""

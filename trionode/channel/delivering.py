@@ -381,7 +381,7 @@ class DeliveringHops(ChannelHops):
             return
         super().end(reason)
         outbox, promised = self.delivery.outbox, self.promised
-        self._deliveries.channels.pop(self, None)
+        self._deliveries.remove(self)
         self._deliveries.undelivered += promised
         # The others are answers, and what a part of this program sends that notices the end of the channel.
         self._router.counters[DropReason.REPLY_PATH_GONE] += outbox.unacknowledged - promised
