@@ -63,8 +63,8 @@ class Deliveries:
                     now = trio.current_time()
                     while self._deadlines and self._deadlines[0][0] <= now:
                         at, key = heapq.heappop(self._deadlines)
-                        channel = self._scheduled.pop(key, None)
-                        if channel is not None and channel.scheduled_at == at:
+                        channel = self._scheduled.pop(key)
+                        if channel.scheduled_at == at:
                             channel.scheduled_at = float("inf")
                             channel.on_time()
             finally:
