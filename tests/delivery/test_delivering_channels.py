@@ -323,3 +323,80 @@ async def test_messages_beside_the_frames_are_refused(autojump_clock: trio.testi
         assert bobs.refused == 1
         await parties.alice.send(Route(channel, "handler"), b"with one", until="handled")
         assert parties.bob_handler.payloads == [b"with one"]
+
+
+async def test_a_route_that_comes_back_after_minutes_has_lost_nothing(
+    network: FaultyNetwork, autojump_clock: trio.testing.MockClock
+) -> None:
+    handler = Handler()
+    with trio.fail_after(STALL_TIMEOUT * 10):
+        async with open_node(network.transport("bob")) as bob, open_node(network.transport("alice")) as alice:
+            await bob.start_worker("handler", handler.work)
+            listener = await bob.serve_secure_channels(
+                "listener", await Identity.create(bob.vault), trust=trust_everyone
+            )
+            await bob.listen("loopback:bob")
+            channel = await alice.open_secure_channel(
+                Route("loopback:bob", "listener"), await Identity.create(alice.vault), trust=trust_everyone
+            )
+            (bobs,) = listener.channels
+            network.set_faults(Faults(drop=1.0))
+            for payload in PAYLOADS[:10]:
+                await alice.send(Route(channel, "handler"), payload)
+            await trio.sleep(600)
+            was_reachable = channel.is_reachable or bobs.is_reachable
+            network.clear_faults()
+            await alice.send(Route(channel, "handler"), b"last", until="handled")
+            assert not was_reachable
+            assert channel.is_reachable
+            assert bobs.is_reachable
+            assert listener.channels == {bobs}
+    assert handler.payloads == [*PAYLOADS[:10], b"last"]
+
+
+async def test_a_frame_of_a_channel_under_way_at_the_end_is_no_lost_message(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """The hub ends between the acknowledgement of the last message and the close of the channel."""
+    from trionode_loopback import Loopback
+
+    network, handler = Loopback(), Handler()
+    to_alice, to_bob = unique("to_alice"), unique("to_bob")
+    with trio.fail_after(STALL_TIMEOUT):
+        async with open_node(network) as bob, open_node(network) as alice:
+            async with open_node(network) as hub:
+                await hub.serve_streams(MemoryStore())
+                await hub.listen("loopback:hub")
+                await bob.start_worker("handler", handler.work)
+                await bob.serve_secure_channels("listener", await Identity.create(bob.vault), trust=trust_everyone)
+                await bob.open_stream("loopback:hub", sends=to_alice, receives=to_bob)
+                stream = await alice.open_stream("loopback:hub", sends=to_bob, receives=to_alice)
+                channel = await alice.open_secure_channel(
+                    Route(stream, "listener"), await Identity.create(alice.vault), trust=trust_everyone
+                )
+                await alice.send(Route(channel, "handler"), b"x", until="handled")
+            await channel.aclose()
+    assert handler.payloads == [b"x"]
+
+
+async def test_a_promise_passes_a_channel_without_the_layer_to_the_stream_below(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    from trionode_loopback import Loopback
+
+    network = Loopback()
+    to_alice, to_bob = unique("to_alice"), unique("to_bob")
+    with undelivered(2), trio.fail_after(STALL_TIMEOUT):
+        async with open_node(network) as bob, open_node(network) as alice:
+            async with open_node(network) as hub:
+                await hub.serve_streams(MemoryStore())
+                await hub.listen("loopback:hub")
+                await bob.serve_secure_channels("listener", await Identity.create(bob.vault), trust=trust_everyone)
+                await bob.open_stream("loopback:hub", sends=to_alice, receives=to_bob)
+                stream = await alice.open_stream("loopback:hub", sends=to_bob, receives=to_alice)
+                channel = await alice.open_secure_channel(
+                    Route(stream, "listener"), await Identity.create(alice.vault), trust=trust_everyone, delivery="off"
+                )
+                await trio.sleep(1)
+            for payload in PAYLOADS[:2]:
+                await alice.send(Route(channel, "handler"), payload)

@@ -76,7 +76,7 @@ class _ArrivalReceipt(Receipt):
 class DeliveringHops(ChannelHops):
     """The hops of a channel with the delivery layer.
 
-    Its `delivery` outlives the session: `begin` gives it the keys and the route of a new one.
+    Messages pass `delivery`, which numbers them; what leaves and arrives are its frames.
     """
 
     def __init__(
@@ -101,6 +101,8 @@ class DeliveringHops(ChannelHops):
         self._ready: deque[tuple[int, bytes]] = deque()
         self._is_delivering = False
         self._is_route_full = False
+        #: Whether the last frame was sent: the peer answers no more.
+        self._has_said_goodbye = False
         #: Since when the peer is silent.
         self._silent_since = math.inf
         self._local_deliveries = 0
@@ -118,7 +120,7 @@ class DeliveringHops(ChannelHops):
     @property
     def is_reachable(self) -> bool:
         """Whether the first hop to the peer exists, and the peer is heard."""
-        return not self.closed.is_set() and super().is_reachable and not self.delivery.is_silent
+        return not self.closed.is_set() and self.has_route and not self.delivery.is_silent
 
     def encrypt(self, message: Message) -> ByteBudget | None:
         """Number a message, and send it at once if nothing else is under way; otherwise with others that wait."""
@@ -151,7 +153,7 @@ class DeliveringHops(ChannelHops):
 
     def flush(self) -> None:
         """Send every frame that may be sent now."""
-        if self._is_route_full or not super().is_reachable or self.closed.is_set():
+        if self._is_route_full or not self.has_route or self.closed.is_set():
             return
         now = trio.current_time()
         while (frame := self.delivery.frame(now)) is not None:
@@ -194,14 +196,6 @@ class DeliveringHops(ChannelHops):
             return
         self.flush()
         self._schedule(now)
-
-    def lost(self, reason: str) -> None:
-        """End the channel: there is no route to the peer, or the peer is gone."""
-        self.end(reason)
-
-    def abort(self) -> None:
-        """End this side: the route to the peer is gone."""
-        self.lost("its route is gone")
 
     # Receiving
 
@@ -256,10 +250,10 @@ class DeliveringHops(ChannelHops):
             self._unhandled.popleft()[1].done()
         if not outbox.unacknowledged:
             self._drained.set()
-        if (delivery.is_accepted or delivery.is_refused) and not self.decided.is_set():
+        if delivery.is_accepted or delivery.is_refused:
             self.decided.set()
         if delivery.is_left and not self.closed.is_set():
-            self.lost("the peer's node has ended")
+            self.end("the peer's node has ended")
             return
         if outbox.has_frame or (delivery.inbox.ack_at is not None and delivery.inbox.ack_at <= now):
             self._deliveries.flush_soon(self)
@@ -270,7 +264,7 @@ class DeliveringHops(ChannelHops):
 
         Most calls end here: a channel that wakes within the delay of an acknowledgement looks at all deadlines then.
         """
-        if self.scheduled_at <= now + ACK_DELAY:
+        if self.scheduled_at <= now + ACK_DELAY or self.closed.is_set():
             return
         at = min(self.delivery.next_deadline(), self._silent_since + SILENCE_SECONDS)
         if self.delivery.is_silent and self._silent_since == math.inf:
@@ -339,9 +333,13 @@ class DeliveringHops(ChannelHops):
         self.verdicts.put(verdict)
         log.warning("secure channel with %s: %s", self.peer.identifier, verdict)
 
+    @property
+    def _can_send(self) -> bool:
+        return self.has_route and not self.closed.is_set() and not self._has_said_goodbye
+
     async def drain(self) -> None:
         """Wait until the peer has acknowledged everything, or the channel or its route has ended."""
-        while self.delivery.outbox.unacknowledged and not self.closed.is_set() and super().is_reachable:
+        while self.delivery.outbox.unacknowledged and self._can_send:
             self._drained = trio.Event()
             first, wake = self.route[0], self._drained.set
             self._router.on_close(first, wake)
@@ -372,8 +370,9 @@ class DeliveringHops(ChannelHops):
 
     def say_goodbye(self, *, is_leaving: bool = True) -> None:
         """Send the last acknowledgement, and whether it is this node that ends."""
-        if super().is_reachable and self.delivery.is_accepted and not self.closed.is_set():
+        if self._can_send and self.delivery.is_accepted:
             self._send_frame(self.delivery.last_frame(trio.current_time(), is_leaving=is_leaving))
+            self._has_said_goodbye = True
 
     def end(self, reason: str) -> None:
         """End this side; a second time it does nothing."""
@@ -396,7 +395,6 @@ class DeliveringHops(ChannelHops):
         self._budget.close()
         self._drained.set()
         self.decided.set()
-        self.verdicts.close()
 
 
 def refuse(router: Router, cipher: ChannelCipher, route: tuple[Encoded, ...]) -> None:

@@ -64,9 +64,14 @@ class ChannelHops:
             log.warning("secure channel with %s: %s", peer.identifier, cipher.warning)
 
     @property
-    def is_reachable(self) -> bool:
+    def has_route(self) -> bool:
         """Whether the first hop to the peer still exists."""
         return self.route[0] in self._router
+
+    @property
+    def is_reachable(self) -> bool:
+        """Whether messages can reach the peer, as far as this side knows."""
+        return self.has_route
 
     def _measure(self) -> None:
         limit = self._router.limit(self.route[0])
@@ -92,13 +97,16 @@ class ChannelHops:
             # For example the reply to a message with an empty return route. Classic Rust peers panic on it (spec §8).
             self._router.counters[DropReason.ENDS_AT_CHANNEL] += 1
             return None
-        return self._send(self.cipher.encode(onward, message.back, message.payload), self._back, message.deliveries)
+        plaintext = self.cipher.encode(onward, message.back, message.payload)
+        return self._send(plaintext, self._back, message.deliveries, promised=message.is_promised)
 
     def send_control(self, plaintext: bytes) -> ByteBudget | None:
         """Send a message of the channel itself (spec §7.2)."""
         return self._send(plaintext, (self.encryptor,))
 
-    def _send(self, plaintext: bytes, back: tuple[Encoded, ...], deliveries: int = 0) -> ByteBudget | None:
+    def _send(
+        self, plaintext: bytes, back: tuple[Encoded, ...], deliveries: int = 0, *, promised: bool = False
+    ) -> ByteBudget | None:
         route, limit = self.route, self._max_plaintext
         if limit is not None and len(plaintext) + sum(map(len, back)) > limit:
             raise MessageTooLargeError(
@@ -110,7 +118,9 @@ class ChannelHops:
             raise UnknownAddressError(
                 f"the route to {self.peer.identifier} is gone: its link or stream ended. Open the channel again"
             )
-        return self._router.deliver(Message(route, back, self.cipher.encrypt(plaintext), LOCAL, deliveries))
+        return self._router.deliver(
+            Message(route, back, self.cipher.encrypt(plaintext), LOCAL, deliveries, None, promised)
+        )
 
     def decrypt(self, message: Message) -> ByteBudget | None:
         """Decrypt a message and deliver it. A message that does not verify has no effect (spec §7.3, §7.4)."""

@@ -277,7 +277,7 @@ class SecureChannelListener(Service):
             now = trio.current_time()
             for pending in [each for each in self._pending.values() if each.deadline <= now and each.held is None]:
                 self._drop(pending)
-            gone = {channel for channel in self._channels if not channel.is_reachable}
+            gone = {channel for channel in self._channels if not channel.has_route}
             for channel in suspects & gone:
                 channel.abort()
             suspects = gone

@@ -53,7 +53,7 @@ class SecureChannel:
 
     @property
     def is_reachable(self) -> bool:
-        """Whether the first hop to the peer still exists."""
+        """Whether the first hop to the peer exists and, with the delivery layer, the peer is heard."""
         return self._hops.is_reachable
 
     def peer_attributes(self, authority: ChangeHistory | str) -> Mapping[str, str] | None:

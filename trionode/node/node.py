@@ -6,7 +6,7 @@ Longer than 400 lines because of the docstrings of those methods, the public int
 import inspect
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
+from contextlib import ExitStack, asynccontextmanager, contextmanager
 from functools import partial
 from typing import Any, Literal, TypeAlias, cast, get_args
 
@@ -263,12 +263,12 @@ class Node:
         If cancelled, nothing was sent; while it waits for the peer, the message is sent nevertheless.
         """
         payload = payload_of(body)
+        if until == "accepted":
+            await self._sender.deliver(Message(await self._links.resolve(route), (), payload, is_promised=True))
+            return
         if until not in get_args(Until):
             raise ConfigError(f"until is one of {', '.join(map(repr, get_args(Until)))}; this is {until!r}")
         onward = await self._links.resolve(route)
-        if until == "accepted":
-            await self._sender.deliver(Message(onward, (), payload, is_promised=True))
-            return
         receipt = SendReceipt()
         await self._sender.deliver(Message(onward, (), payload, receipt=receipt, is_promised=True))
         if not receipt.is_queued:
@@ -700,25 +700,24 @@ class Node:
         """
         deadline = trio.current_time() + grace
         await self._drain(grace)
-        channels = list(self._deliveries.channels)
-        undelivered = self._deliveries.undelivered + sum(channel.promised for channel in channels)
+        undelivered = self._deliveries.undelivered + sum(channel.promised for channel in self._deliveries.channels)
         self._router.is_ending = True
-        unconfirmed = 0
 
         async def close(client: HubClient) -> None:
-            nonlocal unconfirmed
+            nonlocal undelivered
             if client.is_ended:
                 return
-            unconfirmed += await client.flush(deadline)
-            with suppress(Undelivered):  # counted above
+            await client.flush(deadline)
+            try:
                 await client.aclose()
+            except Undelivered as error:
+                undelivered += error.count
 
         async with trio.open_nursery() as nursery:
             for client in self._streams:
                 nursery.start_soon(close, client)
         await self.aclose_links()
-        # What passed a stream within a channel is counted by the channel, whose peer acknowledges it.
-        return undelivered if channels else undelivered + unconfirmed
+        return undelivered
 
     async def _start(self, task: Callable[..., Awaitable[object]]) -> Any:
         """Run a task in the node's nursery, and wait for the value that it reports by `task_status.started`."""

@@ -12,7 +12,7 @@ MAX_VERDICTS = 64
 
 
 class VerdictQueue(Receiver[Verdict]):
-    """Keeps the newest MAX_VERDICTS. Each one is received once, whoever iterates."""
+    """Keeps the newest MAX_VERDICTS. Each one is received once, also if several tasks iterate."""
 
     __slots__ = ("_closed", "_receivers", "_verdicts", "dropped")
 

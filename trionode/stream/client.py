@@ -74,7 +74,7 @@ class Stream(Receiver[Message]):
         """Return an iterator of what this stream finds out about records that its hub lost.
 
         Each verdict is also a line in the log, at most one of a kind in a minute. The newest 64 are kept for you. Each
-        comes out once, whoever iterates, and the iteration ends once the stream is closed.
+        comes out once, also if several tasks iterate, and the iteration ends once the stream is closed.
 
         Returns:
           The iterator: `Truncated` if records that were not read are gone, `Rollback` if the stream was deleted,

@@ -123,6 +123,9 @@ class HubClient(Service):
         self._index_service = local(index_service)
         self._origin = Origin(stream=self.address)
         self._queued: MemoryChannel[bytes] = MemoryChannel()
+        #: The request ids of unconfirmed messages that the program was told are accepted. The others are frames of
+        #: channels, which keep their messages themselves.
+        self._promised: set[int] = set()
         self._arrived: MemoryChannel[Sequence[Record]] = MemoryChannel()
         self._inbox: MemoryChannel[Message] = MemoryChannel()
         self._is_read = False
@@ -185,16 +188,16 @@ class HubClient(Service):
     async def aclose(self) -> None:
         """Wait up to CLOSE_GRACE seconds until all pushes are confirmed, save the position, and end.
 
-        Undelivered if some are not confirmed then.
+        Undelivered if messages that the program was told are accepted are not confirmed then.
         """
         if self._ended.is_set():
             return
         try:
-            unconfirmed = await self.flush(trio.current_time() + CLOSE_GRACE)
+            await self.flush(trio.current_time() + CLOSE_GRACE)
             self._send(self._receiving, self.consumer.finish())
         finally:
             await super().aclose()
-        if unconfirmed:
+        if unconfirmed := len(self._promised):
             raise Undelivered(
                 unconfirmed,
                 f"the hub {self._hub.name} has not confirmed {unconfirmed} messages to the stream {self.producer.stream} "
@@ -298,6 +301,8 @@ class HubClient(Service):
                     f"a stream carries messages of at most {MAX_RECORD} bytes with their routes, this one has {len(record)}: "
                     f"send it in parts"
                 )
+            if message.is_promised:
+                self._promised.add(self.producer.next_id + len(self._queued))
             if len(self._queued) or self.producer.full:
                 return self._queued.put(record, len(record))
             self._push(record)
@@ -309,6 +314,8 @@ class HubClient(Service):
             self._send(self._sending, self.producer.created(response, message.back, now))
             self._check_ready()
         elif isinstance(response, PushResponse):
+            if response.ok and response.request_id < self.producer.next_id:
+                self._promised.discard(response.request_id)
             self._send(self._sending, self.producer.confirmed(response, now))
             while not self.producer.full and (queued := self._queued.take()) is not None:
                 self._push(queued)

@@ -100,7 +100,8 @@ class Delivery:
             self._answered(frame, now)
             if not self.is_accepted:
                 return ()
-        self._accepting = None if frame.ack is not None else self._accepting
+        if frame.ack is not None:
+            self._accepting = None  # the initiator has heard that it is accepted
         inbox, outbox = self.inbox, self.outbox
         ready = inbox.receive(frame, now)
         if frame.ack is not None:
@@ -137,15 +138,13 @@ class Delivery:
         entries = self.outbox.take(now)
         inbox = self.inbox
         is_beacon = self._beacon_at is not None and now >= self._beacon_at
-        accepting = self._accepting if self._accepting is not None and now >= self._accept_at else None
-        is_due = inbox.ack_at is not None and now >= inbox.ack_at
-        if not (entries or is_beacon or accepting or is_due or self._sends_end):
+        is_accept_due = self._accepting is not None and now >= self._accept_at
+        is_ack_due = inbox.ack_at is not None and now >= inbox.ack_at
+        if not (entries or is_beacon or is_accept_due or is_ack_due or self._sends_end):
             return None
-        if accepting is not None:
+        if is_accept_due:
             self._accept_at = now + self._accept_timeout.timeout
             self._accept_timeout.backoff()
-        elif self._accepting is not None:
-            accepting = self._accepting  # every frame says it until the peer is heard
         if self._is_active or entries:
             self._delay, self._is_active = BEACON_SECONDS, False
         elif is_beacon:
@@ -165,7 +164,7 @@ class Delivery:
             entries[0].number if entries else 0,
             entries[0].before if entries else b"",
             [entry.item for entry in entries],
-            accepting,
+            self._accepting,  # in every frame, until the peer is heard
         ).encode()
 
     def last_frame(self, now: float, *, is_leaving: bool) -> bytes:

@@ -7,7 +7,7 @@ from typing import Self
 import attrs
 
 from trionode.errors import WireError
-from trionode.protocol.delivery.terms import HASH_SIZE, Position, Terms
+from trionode.protocol.delivery.terms import HASH_SIZE, MAX_NUMBER, Position, Terms
 
 #: The parts of a frame, and its flags, as bits of the first byte.
 _ACK, _END, _MESSAGES, _ACCEPTED, _REFUSED, _LEAVING = (1 << bit for bit in range(6))
@@ -137,6 +137,8 @@ class Frame:
             at += _POSITION.size
         if flags & _ACCEPTED:
             sender_id, base, base_head, known, peer_id, count, head = _TERMS_PART.unpack_from(data, at)
+            if max(base, count) > MAX_NUMBER:
+                raise WireError(f"messages are numbered from 1 to {MAX_NUMBER}")
             accepted = Terms(sender_id, Position(base, base_head), peer_id if known else None, Position(count, head))
             at += _TERMS_PART.size
         first, before = 0, b""
@@ -144,8 +146,8 @@ class Frame:
         if flags & _MESSAGES:
             first, before, number = _FIRST.unpack_from(data, at)
             items, at = _items(data, at + _FIRST.size, number)
-            if first == 0:
-                raise WireError("messages are numbered from 1")
+            if not 0 < first <= MAX_NUMBER - number:
+                raise WireError(f"messages are numbered from 1 to {MAX_NUMBER}")
         if at != len(data):
             raise WireError(f"a delivery frame with {len(data) - at} bytes behind its parts")
         refused, leaving = bool(flags & _REFUSED), bool(flags & _LEAVING)

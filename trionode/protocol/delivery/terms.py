@@ -17,6 +17,11 @@ _VERSION = 1
 HASH_SIZE = 16
 
 
+#: The largest number of a message. No side sends so many; a peer that claims more is refused before its numbers reach an
+#: acknowledgement, whose fields have 64 bits.
+MAX_NUMBER = 2**63
+
+
 def first_head(sender_id: bytes) -> bytes:
     """Return the running hash before the first message of a sender."""
     return hashlib.sha256(sender_id).digest()[:HASH_SIZE]
@@ -87,9 +92,9 @@ def _terms(item: list[object]) -> Terms:
     _, _, sender_id, base_count, base_head, peer_id, count, head = cbor.fields(item, 8)
     return Terms(
         _bytes(sender_id),
-        Position(cbor.uint(base_count), _bytes(base_head)),
+        Position(cbor.uint(base_count, MAX_NUMBER), _bytes(base_head)),
         _bytes(peer_id) if peer_id else None,
-        Position(cbor.uint(count), _bytes(head)),
+        Position(cbor.uint(count, MAX_NUMBER), _bytes(head)),
     )
 
 
