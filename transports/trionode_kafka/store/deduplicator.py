@@ -24,6 +24,12 @@ class Deduplicator:
     def __init__(self) -> None:
         self._last: OrderedDict[bytes, int] = OrderedDict()
 
+    def copy(self) -> "Deduplicator":
+        """Return another one that knows the same."""
+        other = Deduplicator()
+        other._last = self._last.copy()
+        return other
+
     def is_new(self, record: FetchedRecord) -> bool:
         """Whether the record is the first copy of its push. Call it once for every record, in order."""
         producer, request_id = record.producer, record.request_id

@@ -17,6 +17,9 @@ from trionode_kafka.store.streams import RETRY_SECONDS, Stream, Streams
 #: Bytes of records kept at the end of one stream, two pull answers; a reader that falls behind them reads from the
 #: broker again.
 END_BYTES = 128 << 10
+#: Records of a followed topic whose producers are remembered, without their bytes. A reader that falls behind by no more
+#: needs no scan of the topic, which in a long and fast stream would take longer than a reader waits.
+HISTORY_RECORDS = 1024
 #: Bytes of records that were fetched and not read yet, over all streams and readers.
 PREFETCHED_BYTES = 16 << 20
 #: Readers behind the end whose cursor is kept, each with what is known of the producers before it.
@@ -70,7 +73,33 @@ class _FollowedEnd:
     size: int = 0
     readers: int = 0
     error: StoreError | None = None
+    #: The last HISTORY_RECORDS without their values, the offset from which on they are complete, and what was known
+    #: there.
+    history: deque[FetchedRecord] = attrs.field(factory=deque)
+    history_start: int = attrs.field(init=False)
+    known_before: Deduplicator = attrs.field(init=False)
     changed: trio.lowlevel.ParkingLot = attrs.field(factory=trio.lowlevel.ParkingLot)
+
+    def __attrs_post_init__(self) -> None:
+        self.history_start, self.known_before = self.end, self.deduplicator.copy()
+
+    def known_at(self, index: int) -> Deduplicator | None:
+        """Return the deduplicator for a reader at an index; None if that is too long ago."""
+        if not self.history_start <= index <= self.end:
+            return None
+        known = self.known_before.copy()
+        for record in self.history:
+            if record.offset >= index:
+                break
+            known.is_new(record)
+        return known
+
+    def _remember(self, record: FetchedRecord) -> None:
+        self.history.append(attrs.evolve(record, value=b""))
+        if len(self.history) > HISTORY_RECORDS:
+            oldest = self.history.popleft()
+            self.known_before.is_new(oldest)
+            self.history_start = oldest.offset + 1
 
     def on_records(self, records: Sequence[FetchedRecord] | StoreError) -> None:
         """Add the next records, drop the oldest beyond END_BYTES, and wake the readers."""
@@ -78,7 +107,10 @@ class _FollowedEnd:
             self.error = records
         else:
             for record in records:
-                if record.offset >= self.end and self.deduplicator.is_new(record):
+                if record.offset < self.end:
+                    continue
+                self._remember(record)
+                if self.deduplicator.is_new(record):
                     self.records.append(Record(record.offset, record.value))
                     self.size += self.records[-1].size
             self.end = max(self.end, records[-1].offset + 1)
@@ -179,20 +211,33 @@ class Reader:
         if cursor is not None:
             self._prefetched -= cursor.size
         if cursor is None or not cursor.records:
-            cursor = await self._fetch(stream, index, cursor)
-            if cursor is None:
+            try:
+                fetched = await self._fetch(stream, index, cursor)
+            except BaseException:  # whatever it is; mostly a reader that pulls again, and a new cursor costs a scan
+                if cursor is not None:
+                    self._keep(stream, cursor)
+                raise
+            if fetched is None:
                 return ()
+            cursor = fetched
         taken = cursor.take(limit=limit, max_bytes=max_bytes)
         if cursor.records or cursor.deduplicator is not None:
-            self._cursors[stream, cursor.index] = cursor
-            self._prefetched += cursor.size
+            self._keep(stream, cursor)
+        return taken
+
+    def _keep(self, stream: Stream, cursor: _Cursor) -> None:
+        self._cursors[stream, cursor.index] = cursor
+        self._prefetched += cursor.size
         while self._prefetched > PREFETCHED_BYTES or len(self._cursors) > MAX_CURSORS:
             _, oldest = self._cursors.popitem(last=False)
             self._prefetched -= oldest.size
-        return taken
 
     async def _fetch(self, stream: Stream, index: int, cursor: _Cursor | None) -> _Cursor | None:
         """Fetch records for a cursor, or for a new one; returns None at the end, which is followed then."""
+        followed = self._followed.get(stream)
+        if (cursor is None or cursor.deduplicator is None) and followed is not None:
+            known = followed.known_at(index)
+            cursor = cursor if known is None else _Cursor(index, index, known)
         if cursor is None or cursor.deduplicator is None:
             # The end before the first offset: retention may delete records in between.
             end = await self._client.admin.end_offset(stream.topic)
