@@ -211,3 +211,17 @@ def test_a_peer_that_restarted_gets_again_what_it_had_not_handled() -> None:
     pair.run(1)
     assert pair.alice.received == [b"back"]
     assert pair.bob.verdicts == []
+
+
+def test_a_slow_route_is_not_filled_with_copies() -> None:
+    """Acknowledgements that are later than the timeout answer the first copies: what followed them is not lost."""
+    pair = Pair()
+    pair.run(1)
+    pair.send(b"quick, so the timeout is short")
+    pair.run(1)
+    pair.fate = lambda sender, frame: (0.7 + 0.05 * frame.first,) if sender == "alice" else (DELAY,)
+    send_one_by_one(pair, [bytes(50_000) for _ in range(15)])
+    pair.run(5)
+    assert len(pair.bob.received) == 16
+    assert pair.alice.delivery.outbox.resent <= 3  # the oldest one, at each timeout until an acknowledgement came
+    assert pair.bob.verdicts == []

@@ -7,8 +7,8 @@ SESSIONS = (
         "inner-routes-only-inside",
         (1,),
         "channel/hops.py",
-        "return self._send(self.cipher.encode(onward, message.back, message.payload), self._back, message.deliveries)",
-        "return self._send(self.cipher.encode(onward, message.back, message.payload), message.back, message.deliveries)",
+        "return self._send(plaintext, self._back, message.deliveries, promised=message.is_promised)",
+        "return self._send(plaintext, message.back, message.deliveries, promised=message.is_promised)",
         ("channels/test_secure_channel::test_two_identities_of_one_node_have_a_channel",),
     ),
     Mutation(

@@ -180,12 +180,16 @@ class Outbox:
             raise HistoryError(Rollback(None, count, self.count))
         self.limit = max(self.limit, ack.limit)
         under_way = self._under_way
-        newest, is_news = 0.0, False
+        round_trip = (stamp - ack.echo & 0xFFFFFFFF) / 1e6
+        # A copy that was sent later than this can't be the one that is answered (stamps are whole microseconds).
+        latest = now - round_trip + 5e-6
+        newest, is_news = self._newest_sent, False
         while under_way and under_way[0].number <= count:
             entry = under_way.popleft()
             is_news = True
             entry.arrived = True
-            newest = max(newest, entry.sent_at)
+            if newest < entry.sent_at <= latest:
+                newest = entry.sent_at
             self._unhandled.append(entry)
         if is_news or count > self.acknowledged:
             following = under_way[0] if under_way else (self._pending[0] if self._pending else None)
@@ -199,14 +203,15 @@ class Outbox:
                 first, last = next(ranges, (self.count + 1, self.count + 1))
             if entry.number >= first and not entry.arrived:
                 entry.arrived = is_news = True
-                newest = max(newest, entry.sent_at)
+                if newest < entry.sent_at <= latest:
+                    newest = entry.sent_at
         handled = min(ack.handled, self.acknowledged)
         while self._unhandled and self._unhandled[0].number <= handled:
             self.unhandled_cost -= self._unhandled.popleft().cost
         self.handled = max(self.handled, handled)
         if is_news:
-            self.round_trip.sample((stamp - ack.echo & 0xFFFFFFFF) / 1e6)
-            self._newest_sent = max(self._newest_sent, newest)
+            self.round_trip.sample(round_trip)
+            self._newest_sent = newest
             waits = any(not entry.arrived for entry in under_way) if ack.ranges else bool(under_way)
             self.resend_at = now + self.round_trip.timeout if waits or self._pending else None
             self._find_lost(now)
