@@ -229,7 +229,7 @@ async def test_a_client_that_floods_pushes_and_reads_is_slowed_and_blocks_no_oth
 async def test_a_full_store_refuses_all_pushes_and_nothing_grows(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
-    with undelivered(2):
+    with undelivered():
         async with open_scene(MemoryStore(max_bytes=2_000_000)) as scene, watched(scene, slowed):
             stored = await scene.alice.open_stream(HUB, sends=unique("x"), receives=unique("y"))
             async with trio.open_nursery() as nursery:
